@@ -1,0 +1,61 @@
+"""The errors that jaxpart raises on purpose.
+
+Two families, told apart because a caller acts on them differently:
+
+- `InputError`: what was given is wrong (exit code 2 on the command line).
+- `InfeasibleError`: what was given is fine, but has no valid partition (exit code 1).
+
+Every message names the place (file, node, field) and what was expected there.
+"""
+
+
+class JaxpartError(Exception):
+    """Base of every error that jaxpart raises on purpose."""
+
+
+class InputError(JaxpartError, ValueError):
+    """Something that was given cannot be used as it is."""
+
+
+class FileFormatError(InputError):
+    """A file does not follow its format; the message names the file and the place in it."""
+
+
+class GraphError(InputError):
+    """A graph breaks a rule of its own."""
+
+
+class EmptyGraphError(GraphError):
+    """A graph has no nodes."""
+
+
+class DuplicateNameError(GraphError):
+    """Two nodes share a name."""
+
+
+class CostError(GraphError):
+    """A node, tensor or weight has a negative or non-finite cost."""
+
+
+class UnknownNodeError(GraphError):
+    """A tensor or weight names a node that does not exist."""
+
+
+class CycleError(GraphError):
+    """The edges close a cycle."""
+
+
+class OrderError(GraphError):
+    """The nodes are not numbered in a topological order."""
+
+
+class PinError(GraphError):
+    """A pin is no chip number, or contradicts another pin of the same colocation group."""
+
+
+class MCMError(InputError):
+    """The description of a module is inconsistent."""
+
+
+class InfeasibleError(JaxpartError):
+    """No valid partition exists; the message says why."""

@@ -1,0 +1,50 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from jaxpart.errors import InputError
+
+
+def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
+    """Writes `content` to `path`, or leaves what was there untouched.
+
+    The bytes go to a temporary file in the same folder, which is then renamed over `path`; a reader
+    never sees half a file, and a crash leaves the old one.
+
+    Raises:
+      InputError: the folder does not exist or cannot be written.
+    """
+    path = Path(path)
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise InputError(f"{path}: cannot write here ({error.strerror})") from error
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        # mkstemp makes private files; a result is as readable as any other file the user makes.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot write here ({error.strerror})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """Reads a file that the user named.
+
+    Raises:
+      InputError: it does not exist, is a folder, or cannot be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error

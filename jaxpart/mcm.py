@@ -1,0 +1,312 @@
+"""The multi-chip module: chips, links and the rules that a partition must keep.
+
+Definitions: README, "What every figure means".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from jaxpart import errors
+from jaxpart.files import read_bytes
+
+Topology = Literal["chain", "host", "mesh"]
+MemoryModel = Literal["full", "weights"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One chip. All figures are positive and finite."""
+
+    peak_flops: float  # FLOP/s
+    sram_bandwidth: float  # bytes/s
+    sram_bytes: float
+    speed: float = 1.0  # divides every node's time
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, float(getattr(self, field.name)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Constraints:
+    """Which of the hardware's rules hold."""
+
+    acyclic: bool = True  # data flows to the same or a higher chip
+    no_skip: bool = True  # the chips in use are 0..max
+    triangle: bool = True  # no transfer has a longer path between its chips beside it
+    memory: bool = True  # every chip's SRAM holds what it must
+
+
+@dataclasses.dataclass(frozen=True)
+class MCM:
+    """A module of `len(chips)` chips. Immutable, hashable, and checked when made.
+
+    Attributes:
+      name: for tables and file names.
+      topology: `chain` (links c -> c+1), `host` (every transfer through host memory; each chip's own
+        port is the only limit) or `mesh` (chip = row * cols + col; column first, then row).
+      chips: in chip order.
+      link_bandwidth: bytes/s of each link, and of each chip's port.
+      overlap: whether a chip computes, receives and sends at the same time.
+      memory_model: `full`, or `weights` (weights alone count).
+      constraints: which rules hold.
+      element_bytes: what the module computes in; None takes a graph's byte counts as they are.
+      rows, cols: of a mesh; None elsewhere.
+
+    Raises:
+      MCMError: the field, and what was expected.
+    """
+
+    name: str
+    topology: Topology
+    chips: tuple[Chip, ...]
+    link_bandwidth: float
+    overlap: bool = True
+    memory_model: MemoryModel = "full"
+    constraints: Constraints = Constraints()
+    element_bytes: float | None = None
+    rows: int | None = None
+    cols: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "chips", tuple(self.chips))
+        object.__setattr__(self, "link_bandwidth", float(self.link_bandwidth))
+        if self.topology not in ("chain", "host", "mesh"):
+            raise errors.MCMError(
+                f"topology is {self.topology!r}, expected 'chain', 'host' or 'mesh'"
+            )
+        if self.memory_model not in ("full", "weights"):
+            raise errors.MCMError(
+                f"memory_model is {self.memory_model!r}, expected 'full' or 'weights'"
+            )
+        if not self.chips:
+            raise errors.MCMError("the module has no chips, expected at least one")
+        for c, chip in enumerate(self.chips):
+            for field in dataclasses.fields(chip):
+                _check_positive(getattr(chip, field.name), f"chip {c}: {field.name}")
+        _check_positive(self.link_bandwidth, "links: bandwidth")
+        if self.element_bytes is not None:
+            _check_positive(self.element_bytes, "element_bytes")
+        self._check_mesh()
+        rules = self.constraints
+        if not rules.acyclic and (rules.triangle or self.topology == "chain"):
+            needs = "the triangle rule" if rules.triangle else "a chain"
+            raise errors.MCMError(
+                f"constraints: acyclic is false, but {needs} needs it; expected acyclic = true"
+            )
+
+    def _check_mesh(self) -> None:
+        if self.topology != "mesh":
+            if self.rows is not None or self.cols is not None:
+                raise errors.MCMError("rows and cols belong to a mesh, expected none here")
+            return
+        if self.rows is None or self.cols is None:
+            raise errors.MCMError("a mesh needs both rows and cols")
+        if self.rows < 1 or self.cols < 1 or self.rows * self.cols != self.num_chips:
+            raise errors.MCMError(
+                f"rows * cols is {self.rows} * {self.cols}, expected {self.num_chips}, the number "
+                "of chips"
+            )
+
+    @property
+    def num_chips(self) -> int:
+        """C."""
+        return len(self.chips)
+
+    @functools.cached_property
+    def links(self) -> tuple[tuple[int, int], ...]:
+        """The links as (from, to) pairs of chips, ascending; none on the host topology."""
+        if self.topology == "host":
+            return ()
+        if self.topology == "chain":
+            return tuple((c, c + 1) for c in range(self.num_chips - 1))
+        rows, cols = self.rows or 1, self.cols or 1
+        pairs = []
+        for row, col in itertools.product(range(rows), range(cols)):
+            chip = row * cols + col
+            if col + 1 < cols:
+                pairs += [(chip, chip + 1), (chip + 1, chip)]
+            if row + 1 < rows:
+                pairs += [(chip, chip + cols), (chip + cols, chip)]
+        return tuple(sorted(pairs))
+
+    def route(self, source: int, target: int) -> tuple[tuple[int, int], ...]:
+        """The links that a transfer uses, in order; none on the host topology."""
+        if self.topology == "host":
+            return ()
+        if self.topology == "chain":
+            return tuple((c, c + 1) for c in range(source, target))
+        cols = self.cols or 1
+        stops = [source]
+        while stops[-1] % cols != target % cols:
+            stops.append(stops[-1] + (1 if stops[-1] % cols < target % cols else -1))
+        while stops[-1] != target:
+            stops.append(stops[-1] + (cols if stops[-1] < target else -cols))
+        return tuple(itertools.pairwise(stops))
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Hash of everything but the name."""
+        description = {k: v for k, v in self.description().items() if k != "name"}
+        return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+
+    def description(self) -> dict[str, Any]:
+        """The description as in a TOML file, every default written out."""
+        chips = [
+            {"count": len(list(group)), **dataclasses.asdict(chip)}
+            for chip, group in itertools.groupby(self.chips)
+        ]
+        element_bytes = None if self.element_bytes is None else float(self.element_bytes)
+        optional = {"element_bytes": element_bytes, "rows": self.rows, "cols": self.cols}
+        return {
+            "name": self.name,
+            "topology": self.topology,
+            "overlap": self.overlap,
+            "memory_model": self.memory_model,
+            **{key: value for key, value in optional.items() if value is not None},
+            "constraints": dataclasses.asdict(self.constraints),
+            "chips": chips,
+            "links": {"bandwidth": self.link_bandwidth},
+        }
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> MCM:
+        """Reads a module's TOML file.
+
+        Raises:
+          FileFormatError: the file breaks the schema.
+          MCMError: the description is inconsistent; the message begins with the file's name.
+        """
+        content = read_bytes(path)
+        try:
+            file = msgspec.toml.decode(content, type=MCMFile)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise errors.FileFormatError(f"{path}: {error}") from error
+        try:
+            return file.resolve()
+        except errors.MCMError as error:
+            raise errors.MCMError(f"{path}: {error}") from error
+
+
+class _ChipTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    peak_flops: float
+    sram_bandwidth: float
+    sram_bytes: float
+    speed: float = 1.0
+    count: int = 1
+
+
+class _LinksTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    bandwidth: float
+
+
+class _ConstraintsTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    acyclic: bool = True
+    no_skip: bool = True
+    triangle: bool = True
+    memory: bool = True
+
+
+class MCMFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The schema of a module's description, in TOML and inside a result file."""
+
+    name: str
+    topology: Topology
+    overlap: bool
+    chips: tuple[_ChipTable, ...]
+    links: _LinksTable
+    memory_model: MemoryModel = "full"
+    constraints: _ConstraintsTable = _ConstraintsTable()
+    element_bytes: float | None = None
+    rows: int | None = None
+    cols: int | None = None
+
+    def resolve(self) -> MCM:
+        """The module that this describes.
+
+        Raises:
+          MCMError: the description is inconsistent.
+        """
+        chips: list[Chip] = []
+        for position, table in enumerate(self.chips):
+            if table.count < 1:
+                raise errors.MCMError(
+                    f"chips table {position}: count is {table.count}, expected 1 or more"
+                )
+            chip = Chip(table.peak_flops, table.sram_bandwidth, table.sram_bytes, table.speed)
+            chips += [chip] * table.count
+        return MCM(
+            self.name,
+            self.topology,
+            tuple(chips),
+            self.links.bandwidth,
+            self.overlap,
+            self.memory_model,
+            Constraints(**msgspec.structs.asdict(self.constraints)),
+            self.element_bytes,
+            self.rows,
+            self.cols,
+        )
+
+
+# The chip of the presets: 4 TFLOP/s, 32 MiB of SRAM at 200 GB/s; its links carry 8 GB/s.
+_CHIP = Chip(peak_flops=4e12, sram_bandwidth=200e9, sram_bytes=32 * 2**20)
+_BIG_CHIP = dataclasses.replace(_CHIP, sram_bytes=64 * 2**20, speed=2.0)
+_LINK_BANDWIDTH = 8e9
+
+
+def _chain(count: int) -> MCM:
+    return MCM(f"mcm{count}", "chain", (_CHIP,) * count, _LINK_BANDWIDTH, element_bytes=1)
+
+
+def _mesh() -> MCM:
+    chips = (_CHIP,) * 36
+    return MCM("mesh6x6", "mesh", chips, _LINK_BANDWIDTH, element_bytes=1, rows=6, cols=6)
+
+
+def _two_kinds() -> MCM:
+    chips = (_BIG_CHIP,) * 4 + (_CHIP,) * 12
+    return MCM("mixed16", "chain", chips, _LINK_BANDWIDTH, element_bytes=1)
+
+
+PRESETS: dict[str, Callable[[], MCM]] = {
+    "mcm4": lambda: _chain(4),
+    "mcm8": lambda: _chain(8),
+    "mcm36": lambda: _chain(36),
+    "mcm64": lambda: _chain(64),
+    "mesh6x6": _mesh,
+    "mixed16": _two_kinds,
+}
+
+
+def load_mcm(name_or_path: str | os.PathLike[str]) -> MCM:
+    """A preset by its name, or a module from a TOML file.
+
+    Raises:
+      InputError: neither a preset nor a readable file, or the file is wrong.
+    """
+    name = os.fspath(name_or_path)
+    if name in PRESETS:
+        return PRESETS[name]()
+    if not Path(name).exists() and not name.endswith(".toml"):
+        raise errors.InputError(
+            f"{name!r} is neither a module ({', '.join(PRESETS)}) nor a TOML file"
+        )
+    return MCM.load(name)
+
+
+def _check_positive(value: float, where: str) -> None:
+    if not 0 < value < math.inf:
+        raise errors.MCMError(f"{where} is {value}, expected a positive, finite number")
