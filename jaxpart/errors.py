@@ -59,3 +59,7 @@ class MCMError(InputError):
 
 class InfeasibleError(JaxpartError):
     """No valid partition exists; the message says why."""
+
+
+class NothingFoundError(JaxpartError):
+    """The budget ran out before a valid partition was found; one may exist."""

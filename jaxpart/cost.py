@@ -1,0 +1,435 @@
+"""The cost model and the constraints, for a batch of partitions. The one place where both stand.
+
+A batch of assignments is `[N, B]`, batch last, in the smallest integer that holds a chip number: the
+chips of one node over all candidates are one contiguous row. Everything is a loop over tensors,
+weights or nodes whose body works on rows of B candidates; per-chip sums are `[C, B]`.
+
+`evaluate` runs in the dtype of its problem: float32 screens thousands on the device, float64 decides
+(`verify`). Definitions: README, "What every figure means"; Xie et al. (MLSys 2022), section 3.
+"""
+
+from __future__ import annotations
+
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+from jaxpart.device import DeviceProblem, lower, pad_assignments
+from jaxpart.problem import Problem
+
+_WORD = 32  # bits of a word of a chip set
+
+
+@struct.dataclass
+class Costs:
+    """The figures of B candidates on C chips and L links (in the order of `MCM.links`)."""
+
+    bottleneck_s: Float[Array, " B"]
+    compute_s: Float[Array, "C B"]
+    in_s: Float[Array, "C B"]
+    out_s: Float[Array, "C B"]
+    stage_s: Float[Array, "C B"]
+    link_s: Float[Array, "L B"]
+    memory_bytes: Float[Array, "C B"]
+    chips_used: Int[Array, " B"]
+    sent_bytes: Float[Array, " B"]
+    # Verdicts, whether the rule is switched on or not. A candidate whose data flows backward fails
+    # the triangle rule too: the rule is about acyclic chip graphs.
+    acyclic: Bool[Array, " B"]
+    no_skip: Bool[Array, " B"]
+    triangle: Bool[Array, " B"]
+    memory: Bool[Array, " B"]
+    colocation: Bool[Array, " B"]
+    pins: Bool[Array, " B"]
+    valid: Bool[Array, " B"]  # every rule that is on, colocation and pins
+
+
+@jax.jit
+def evaluate(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> Costs:
+    """Costs and verdicts of a batch.
+
+    Args:
+      problem: padded to N nodes.
+      assignment: chips 0..C-1; rows of padding nodes are ignored.
+    """
+    switches = problem.switches
+    rules = switches.constraints
+    traffic = _traffic(problem, assignment)
+    nodes = _sweep_nodes(problem, assignment, traffic.last_local)
+    memory = _weight_bytes(problem, assignment)
+    if switches.memory_model == "full":
+        memory += 2 * (traffic.sent + traffic.received) + nodes.peak
+    in_s = traffic.received / problem.link_bandwidth
+    out_s = traffic.sent / problem.link_bandwidth
+    link_s = traffic.link / problem.link_bandwidth
+    if switches.overlap:
+        stage_s = jnp.maximum(nodes.compute, jnp.maximum(in_s, out_s))
+    else:
+        stage_s = nodes.compute + in_s + out_s
+    bottleneck_s = jnp.max(stage_s, axis=0)
+    if link_s.shape[0]:
+        bottleneck_s = jnp.maximum(bottleneck_s, jnp.max(link_s, axis=0))
+
+    chips_used = jnp.sum(nodes.used, axis=0, dtype=jnp.int32)
+    highest = jnp.max(jnp.where(nodes.used, _chip_column(switches.num_chips), 0), axis=0)
+    no_skip = chips_used == highest + 1
+    memory_ok = jnp.all(memory <= problem.capacity_bytes[:, None], axis=0)
+    triangle = traffic.acyclic & _triangle(problem, assignment, traffic.span)
+    true = jnp.ones_like(no_skip)
+    valid = (
+        nodes.colocation
+        & nodes.pins
+        & (traffic.acyclic if rules.acyclic else true)
+        & (no_skip if rules.no_skip else true)
+        & (triangle if rules.triangle else true)
+        & (memory_ok if rules.memory else true)
+    )
+    return Costs(
+        bottleneck_s=bottleneck_s,
+        compute_s=nodes.compute,
+        in_s=in_s,
+        out_s=out_s,
+        stage_s=stage_s,
+        link_s=link_s,
+        memory_bytes=memory,
+        chips_used=chips_used,
+        sent_bytes=jnp.sum(traffic.sent, axis=0),
+        acyclic=traffic.acyclic,
+        no_skip=no_skip,
+        triangle=triangle,
+        memory=memory_ok,
+        colocation=nodes.colocation,
+        pins=nodes.pins,
+        valid=valid,
+    )
+
+
+def verify(problem: Problem, assignments: np.ndarray) -> Costs:
+    """Exact costs and verdicts on the host, in float64: what decides.
+
+    Args:
+      problem: the host problem.
+      assignments: [N, B] chips 0..C-1 of the real nodes.
+
+    Returns:
+      numpy arrays of shapes [C, B], [L, B] and [B].
+    """
+    with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
+        lowered = _lowered_exactly(problem)
+        padded = pad_assignments(lowered, assignments)
+        return jax.tree.map(np.asarray, evaluate(lowered, jnp.asarray(padded)))
+
+
+@functools.lru_cache(maxsize=4)
+def _lowered_exactly(problem: Problem) -> DeviceProblem:
+    return lower(problem, jnp.float64)
+
+
+@struct.dataclass
+class _Traffic:
+    received: Float[Array, "C B"]  # bytes, each tensor once per chip
+    sent: Float[Array, "C B"]  # bytes, each tensor once
+    link: Float[Array, "L B"]  # bytes, each tensor once per link
+    last_local: Int[Array, "K B"]  # the node after which a tensor is dead on its producer's chip
+    acyclic: Bool[Array, " B"]
+    span: Bool[Array, " B"]  # every edge goes to the same chip or the next
+
+
+def _traffic(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> _Traffic:
+    """Walks the tensors, and the consumers of each, with the set of chips seen so far."""
+    switches = problem.switches
+    chips, batch = switches.num_chips, assignment.shape[1]
+    dtype = problem.tensor_bytes.dtype
+    links = _Links(problem, batch)
+    zeros = jnp.zeros((chips, batch), dtype)
+
+    def visit_tensor(k, carry):
+        received, sent, link, last_local, acyclic, span = carry
+        producer, size = problem.tensor_producer[k], problem.tensor_bytes[k]
+        source = assignment[producer].astype(jnp.int32)
+
+        def visit_edge(e, carry):
+            received, seen, reach, last, acyclic, span = carry
+            consumer = problem.edge_consumer[e]
+            target = assignment[consumer].astype(jnp.int32)
+            bit = _chip_bit(target, chips)
+            is_new = jnp.all((seen & bit) == 0, axis=0) & (target != source)
+            received = _add_at(received, target, jnp.where(is_new, size, 0))
+            return (
+                received,
+                seen | bit,
+                links.extend(reach, source, target),
+                jnp.where(target == source, consumer, last),
+                acyclic & (target >= source),
+                span & (target - source <= 1) & (target >= source),
+            )
+
+        seen = jnp.zeros((-(-chips // _WORD), batch), jnp.uint32)
+        last = jnp.full((batch,), producer, jnp.int32)
+        carry = (received, seen, links.begin(source), last, acyclic, span)
+        received, seen, reach, last, acyclic, span = lax.fori_loop(
+            problem.tensor_edges[k], problem.tensor_edges[k + 1], visit_edge, carry
+        )
+        is_sent = jnp.any(seen & ~_chip_bit(source, chips), axis=0)
+        sent = _add_at(sent, source, jnp.where(is_sent, size, 0))
+        link = links.finish(link, reach, source, size)
+        return received, sent, link, last_local.at[k].set(last), acyclic, span
+
+    true = jnp.ones((batch,), bool)
+    last_local = jnp.zeros((problem.tensor_bytes.shape[0], batch), jnp.int32)
+    carry = (zeros, zeros, links.zeros(), last_local, true, true)
+    received, sent, link, last_local, acyclic, span = lax.fori_loop(
+        0, problem.num_tensors, visit_tensor, carry
+    )
+    return _Traffic(received, sent, links.loads(link), last_local, acyclic, span)
+
+
+class _Links:
+    """What a tensor loads: on a chain the links up to its last chip, on a mesh a tree of routes.
+
+    `begin`, `extend` and `finish` follow one tensor; a backward hop on a chain loads no link.
+    """
+
+    def __init__(self, problem: DeviceProblem, batch: int) -> None:
+        self.switches = problem.switches
+        self.batch = batch
+        self.dtype = problem.tensor_bytes.dtype
+
+    def zeros(self) -> Float[Array, "..."]:
+        s = self.switches
+        shape = {
+            "host": (0, self.batch),
+            "chain": (s.num_chips, self.batch),
+            "mesh": (4, s.rows, s.cols, self.batch),
+        }[s.topology]
+        return jnp.zeros(shape, self.dtype)
+
+    def begin(self, source: Int[Array, " B"]) -> tuple[Array, ...]:
+        s = self.switches
+        if s.topology == "host":
+            return ()
+        if s.topology == "chain":
+            return (source,)
+        row, col = source // s.cols, source % s.cols
+        rows = jnp.broadcast_to(row, (s.cols, self.batch))
+        return col, col, rows, rows
+
+    def extend(
+        self, reach: tuple[Array, ...], source: Int[Array, " B"], target: Int[Array, " B"]
+    ) -> tuple[Array, ...]:
+        s = self.switches
+        if s.topology == "host":
+            return ()
+        if s.topology == "chain":
+            return (jnp.maximum(reach[0], target),)
+        low_col, high_col, low_row, high_row = reach
+        row, col = target // s.cols, target % s.cols
+        here = _chip_column(s.cols) == col
+        return (
+            jnp.minimum(low_col, col),
+            jnp.maximum(high_col, col),
+            jnp.where(here, jnp.minimum(low_row, row), low_row),
+            jnp.where(here, jnp.maximum(high_row, row), high_row),
+        )
+
+    def finish(
+        self, link: Array, reach: tuple[Array, ...], source: Int[Array, " B"], size: Array
+    ) -> Array:
+        s = self.switches
+        if s.topology == "host":
+            return link
+        if s.topology == "chain":
+            # Differences along the chain; `loads` sums them up.
+            moved = jnp.where(reach[0] > source, size, 0)
+            return _add_at(_add_at(link, source, moved), reach[0], -moved)
+        low_col, high_col, low_row, high_row = reach
+        rows = jnp.arange(s.rows)[:, None, None]
+        cols = jnp.arange(s.cols)[None, :, None]
+        row0, col0 = (source // s.cols)[None, None], (source % s.cols)[None, None]
+        # The link between (row, col) and its right or lower neighbour, in either direction.
+        used = jnp.stack(
+            [
+                (rows == row0) & (cols >= col0) & (cols < high_col[None, None]),
+                (rows == row0) & (cols < col0) & (cols >= low_col[None, None]),
+                (rows >= row0) & (rows < high_row[None]),
+                (rows < row0) & (rows >= low_row[None]),
+            ]
+        )
+        return link + jnp.where(used, size, 0)
+
+    def loads(self, link: Array) -> Float[Array, "L B"]:
+        """Bytes per link, in the order of `MCM.links`."""
+        s = self.switches
+        if s.topology == "host":
+            return link
+        if s.topology == "chain":
+            return jnp.cumsum(link, axis=0)[: s.num_chips - 1]
+        position = {}
+        for row in range(s.rows):
+            for col in range(s.cols):
+                chip = row * s.cols + col
+                flat = [plane * s.num_chips + chip for plane in range(4)]
+                if col + 1 < s.cols:
+                    position[chip, chip + 1], position[chip + 1, chip] = flat[0], flat[1]
+                if row + 1 < s.rows:
+                    position[chip, chip + s.cols], position[chip + s.cols, chip] = flat[2], flat[3]
+        order = jnp.array([position[pair] for pair in sorted(position)], jnp.int32)
+        return link.reshape(-1, self.batch)[order]
+
+
+@struct.dataclass
+class _Nodes:
+    compute: Float[Array, "C B"]  # seconds
+    peak: Float[Array, "C B"]  # bytes of live activations
+    used: Bool[Array, "C B"]
+    colocation: Bool[Array, " B"]
+    pins: Bool[Array, " B"]
+
+
+def _sweep_nodes(
+    problem: DeviceProblem, assignment: Int[Array, "N B"], last_local: Int[Array, "K B"]
+) -> _Nodes:
+    """Walks the nodes in number order, the order in which a chip runs them.
+
+    A tensor lives on its producer's chip from its producer to its last consumer there.
+    """
+    switches = problem.switches
+    chips, batch = switches.num_chips, assignment.shape[1]
+    with_peak = switches.memory_model == "full"
+    zeros = jnp.zeros((chips, batch), problem.node_s.dtype)
+
+    def visit(v, carry):
+        compute, live, peak, used, colocation, pins = carry
+        chip = assignment[v].astype(jnp.int32)
+        if problem.node_s.shape[1] == 1:
+            seconds = problem.node_s[v, 0]
+        else:
+            seconds = problem.node_s[v][problem.chip_kind[chip]]
+        compute = _add_at(compute, chip, jnp.broadcast_to(seconds, (batch,)))
+        used = used.at[chip, jnp.arange(batch)].set(True)
+        colocation &= assignment[problem.group_head[v]] == assignment[v]
+        pins &= (problem.pin[v] < 0) | (chip == problem.pin[v])
+        if not with_peak:
+            return compute, live, peak, used, colocation, pins
+
+        def make(k, made_and_dead):
+            made, dead = made_and_dead
+            size = problem.tensor_bytes[k]
+            return made + size, dead + jnp.where(last_local[k] == v, size, 0)
+
+        def consume(e, dead):
+            k = problem.in_edge_tensor[e]
+            return dead + jnp.where(last_local[k] == v, problem.tensor_bytes[k], 0)
+
+        nothing = jnp.zeros((batch,), zeros.dtype)
+        made, dead = lax.fori_loop(
+            problem.node_tensors[v],
+            problem.node_tensors[v + 1],
+            make,
+            (jnp.zeros((), zeros.dtype), nothing),
+        )
+        dead = lax.fori_loop(problem.node_in_edges[v], problem.node_in_edges[v + 1], consume, dead)
+        lane = jnp.arange(batch)
+        now = live[chip, lane] + made
+        peak = peak.at[chip, lane].max(now)
+        live = live.at[chip, lane].set(now - dead)
+        return compute, live, peak, used, colocation, pins
+
+    true = jnp.ones((batch,), bool)
+    unused = jnp.zeros((chips, batch), bool)
+    compute, _, peak, used, colocation, pins = lax.fori_loop(
+        0, problem.num_nodes, visit, (zeros, zeros, zeros, unused, true, true)
+    )
+    return _Nodes(compute, peak, used, colocation, pins)
+
+
+def _weight_bytes(
+    problem: DeviceProblem, assignment: Int[Array, "N B"]
+) -> Float[Array, "C B"]:
+    """Bytes of weights per chip: one copy on every chip with a consumer."""
+    chips, batch = problem.switches.num_chips, assignment.shape[1]
+
+    def visit_weight(w, held):
+        def visit_use(u, carry):
+            held, seen = carry
+            chip = assignment[problem.use_node[u]].astype(jnp.int32)
+            bit = _chip_bit(chip, chips)
+            is_new = jnp.all((seen & bit) == 0, axis=0)
+            return _add_at(held, chip, jnp.where(is_new, problem.weight_bytes[w], 0)), seen | bit
+
+        seen = jnp.zeros((-(-chips // _WORD), batch), jnp.uint32)
+        start, stop = problem.weight_uses[w], problem.weight_uses[w + 1]
+        return lax.fori_loop(start, stop, visit_use, (held, seen))[0]
+
+    zeros = jnp.zeros((chips, batch), problem.weight_bytes.dtype)
+    return lax.fori_loop(0, problem.num_weights, visit_weight, zeros)
+
+
+def _triangle(
+    problem: DeviceProblem, assignment: Int[Array, "N B"], span: Bool[Array, " B"]
+) -> Bool[Array, " B"]:
+    """Whether no edge of the chip graph has a longer path beside it; for acyclic candidates.
+
+    A candidate whose edges all stay or go to the next chip has a path for a chip graph: nothing to
+    check. Only a batch with others in it pays for reachability.
+    """
+    chips, batch = problem.switches.num_chips, assignment.shape[1]
+    words = -(-chips // _WORD)
+    lane = jnp.arange(batch)
+
+    def check(_):
+        def join(e, adjacent):
+            source = assignment[problem.edge_producer[e]].astype(jnp.int32)
+            target = assignment[problem.edge_consumer[e]].astype(jnp.int32)
+            bit = jnp.where(source == target, 0, _chip_bit(target, chips))
+            return adjacent.at[source, :, lane].set(adjacent[source, :, lane] | bit.T)
+
+        adjacent = jnp.zeros((chips, words, batch), jnp.uint32)
+        adjacent = lax.fori_loop(0, problem.num_edges, join, adjacent)
+
+        def close(step, carry):
+            reachable, holds = carry
+            chip = chips - 1 - step
+            direct = adjacent[chip]  # [words, B]
+            number = jnp.arange(chips)
+            is_next = (direct[number // _WORD] >> (number % _WORD).astype(jnp.uint32)[:, None]) & 1
+            beyond = lax.reduce(
+                jnp.where((is_next == 1)[:, None], reachable, jnp.uint32(0)),
+                jnp.uint32(0),
+                lax.bitwise_or,
+                (0,),
+            )
+            holds &= jnp.all((direct & beyond) == 0, axis=0)
+            return reachable.at[chip].set(direct | beyond), holds
+
+        start = (jnp.zeros_like(adjacent), jnp.ones((batch,), bool))
+        return lax.fori_loop(0, chips, close, start)[1]
+
+    return lax.cond(jnp.all(span), lambda _: jnp.ones((batch,), bool), check, None)
+
+
+def _add_at(
+    totals: Float[Array, "C B"], chip: Int[Array, " B"], value: Float[Array, " B"]
+) -> Float[Array, "C B"]:
+    """Adds one value per candidate to the row of its chip."""
+    lane = jnp.arange(totals.shape[1])
+    return totals.at[chip, lane].add(
+        value.astype(totals.dtype), unique_indices=True, mode="promise_in_bounds"
+    )
+
+
+def _chip_bit(chip: Int[Array, " B"], chips: int) -> UInt32[Array, "words B"]:
+    """The set of one chip per candidate, as 32-bit words."""
+    word = _chip_column(-(-chips // _WORD))
+    bit = jnp.uint32(1) << (chip % _WORD).astype(jnp.uint32)
+    return jnp.where(word == chip // _WORD, bit, jnp.uint32(0))
+
+
+def _chip_column(count: int) -> Int[Array, "count 1"]:
+    return jnp.arange(count, dtype=jnp.int32)[:, None]

@@ -1,0 +1,1 @@
+"""Search: the engine with its budget and history, and one file a method."""
