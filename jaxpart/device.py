@@ -35,6 +35,7 @@ class Switches:
     constraints: Constraints
     rows: int
     cols: int
+    shared_weights: bool  # whether any weight has several consumers
 
     @property
     def chip_dtype(self) -> Any:
@@ -64,6 +65,7 @@ class DeviceProblem:
     tensor_bytes: Float[Array, " K"]
     tensor_edges: Int[Array, " K+1"]  # edges of tensor k: tensor_edges[k] to tensor_edges[k + 1]
     node_tensors: Int[Array, " N+1"]  # likewise the tensors that node v makes
+    edge_tensor: Int[Array, " E"]
     edge_producer: Int[Array, " E"]
     edge_consumer: Int[Array, " E"]
     # Edges once more, sorted by consumer.
@@ -71,6 +73,7 @@ class DeviceProblem:
     in_edge_tensor: Int[Array, " E"]
     weight_bytes: Float[Array, " W"]
     weight_uses: Int[Array, " W+1"]
+    use_weight: Int[Array, " U"]
     use_node: Int[Array, " U"]
     switches: Switches = struct.field(pytree_node=False)
 
@@ -124,12 +127,14 @@ def lower(problem: Problem, dtype: Any = jnp.float32) -> DeviceProblem:
         tensor_bytes=_padded(problem.tensor_bytes[by_producer], size, 0, dtype),
         tensor_edges=_offsets(edge_tensor, size),
         node_tensors=_offsets(problem.tensor_producer, size),
+        edge_tensor=_padded(edge_tensor, wide, size - 1),
         edge_producer=_padded(problem.tensor_producer[by_producer][edge_tensor], wide, spare),
         edge_consumer=_padded(edge_consumer, wide, spare),
         node_in_edges=_offsets(edge_consumer, size),
         in_edge_tensor=_padded(edge_tensor[by_consumer], wide, size - 1),
         weight_bytes=_padded(problem.weight_bytes, size, 0, dtype),
         weight_uses=_offsets(problem.use_weight, size),
+        use_weight=_padded(problem.use_weight, wide, size - 1),
         use_node=_padded(problem.use_node, wide, spare),
     )
     switches = Switches(
@@ -140,6 +145,7 @@ def lower(problem: Problem, dtype: Any = jnp.float32) -> DeviceProblem:
         mcm.constraints,
         mcm.rows or 1,
         mcm.cols or 1,
+        u > len(np.unique(problem.use_weight)),
     )
     return DeviceProblem(**jax.device_put(arrays), switches=switches)
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxpart.errors import InputError
+from jaxpart.errors import InfeasibleError, InputError
 from jaxpart.graph import Graph, topological_order
 from jaxpart.mcm import MCM
 
@@ -180,6 +180,39 @@ class Problem:
             pin[b] = self.pin[v] if pin[b] in (-1, self.pin[v]) else -2
         return pin
 
+    @functools.cached_property
+    def contracted(self) -> Problem:
+        """This problem with blocks for nodes (`graph` stays the original, for its name alone).
+
+        Compute, traffic, links and weights of a partition of the blocks are those of the nodes; the
+        peak of live activations is not, since a block's nodes run at several moments.
+
+        Raises:
+          InfeasibleError: the nodes of one block are pinned to different chips.
+        """
+        if self.num_blocks == self.num_nodes:
+            return self
+        if (self.block_pin == -2).any():
+            raise InfeasibleError("nodes that must share a chip are pinned to different chips")
+        node_s = np.zeros((self.num_blocks, self.node_s.shape[1]))
+        np.add.at(node_s, self.block, self.node_s)
+        edges = np.stack([self.edge_tensor, self.block[self.edge_consumer]], axis=1)
+        inner = self.block[self.edge_producer] == edges[:, 1]
+        edges = np.unique(edges[~inner], axis=0).reshape(-1, 2)
+        uses = np.unique(np.stack([self.use_weight, self.block[self.use_node]], axis=1), axis=0)
+        uses = uses.reshape(-1, 2)
+        return dataclasses.replace(
+            self,
+            node_s=node_s,
+            pin=self.block_pin,
+            colocate=np.full(self.num_blocks, -1, np.int64),
+            tensor_producer=self.block[self.tensor_producer],
+            edge_tensor=edges[:, 0],
+            edge_consumer=edges[:, 1],
+            use_weight=uses[:, 0],
+            use_node=uses[:, 1],
+        )
+
     def assignment_of(self, chips: Sequence[int] | IntArray) -> IntArray:
         """[N] chips as an array.
 
@@ -190,7 +223,10 @@ class Problem:
         if f.shape != (self.num_nodes,):
             raise InputError(f"assignment has shape {f.shape}, expected ({self.num_nodes},)")
         if f.min() < 0 or f.max() >= self.num_chips:
-            raise InputError(f"assignment names chip {f.min()} to {f.max()}, expected 0 to {self.num_chips - 1}")
+            raise InputError(
+                f"assignment names chips {f.min()} to {f.max()}, "
+                f"expected 0 to {self.num_chips - 1}"
+            )
         return f
 
 
