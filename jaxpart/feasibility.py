@@ -1,0 +1,101 @@
+"""Simple reasons why no partition can be valid."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jaxpart.problem import Problem
+
+_MIB = 2**20
+
+
+def why_infeasible(problem: Problem) -> str | None:
+    """One sentence that proves that nothing is valid; None where no simple reason was found.
+
+    Looks at pins, at weights that no chip or not all chips can hold, and at pins that would leave
+    chips without a node. Each reason is a proof; finding none proves nothing.
+    """
+    return (
+        _pins_in_a_block(problem)
+        or _pins_against_dataflow(problem)
+        or _pins_beyond_the_nodes(problem)
+        or _too_large(problem)
+    )
+
+
+def _name(problem: Problem, v: int) -> str:
+    return repr(problem.graph.nodes[v].name)
+
+
+def _pins_in_a_block(problem: Problem) -> str | None:
+    for b in np.flatnonzero(problem.block_pin == -2):
+        pinned = np.flatnonzero((problem.block == b) & (problem.pin >= 0))
+        u = pinned[0]
+        v = next(x for x in pinned if problem.pin[x] != problem.pin[u])
+        return (
+            f"{_name(problem, u)} and {_name(problem, v)} must share a chip (colocation groups with "
+            f"dataflow in both directions), but are pinned to chips {problem.pin[u]} and "
+            f"{problem.pin[v]}"
+        )
+    return None
+
+
+def _pins_against_dataflow(problem: Problem) -> str | None:
+    if not problem.mcm.constraints.acyclic:
+        return None
+    blocks = problem.contracted
+    # The ancestor (itself included) with the highest pin, for every block; pairs are in order.
+    source = np.where(blocks.pin >= 0, np.arange(blocks.num_nodes), -1)
+    highest = blocks.pin.copy()
+    for u, v in blocks.node_pairs.tolist():
+        if highest[u] > highest[v]:
+            if blocks.pin[v] >= 0:
+                first, later = (
+                    int(np.flatnonzero((problem.block == b) & (problem.pin >= 0))[0])
+                    for b in (int(source[u]), v)
+                )
+                return (
+                    f"{_name(problem, first)} is pinned to chip {problem.pin[first]}, but feeds "
+                    f"{_name(problem, later)}, which is pinned to chip {problem.pin[later]}: data "
+                    "would flow backward"
+                )
+            highest[v], source[v] = highest[u], source[u]
+    return None
+
+
+def _pins_beyond_the_nodes(problem: Problem) -> str | None:
+    if not problem.mcm.constraints.no_skip:
+        return None
+    v = int(np.argmax(problem.pin))
+    if problem.pin[v] < problem.num_blocks:
+        return None
+    return (
+        f"{_name(problem, v)} is pinned to chip {problem.pin[v]}, but the graph has "
+        f"{problem.num_blocks} groups of nodes to fill the chips before it"
+    )
+
+
+def _too_large(problem: Problem) -> str | None:
+    if not problem.mcm.constraints.memory:
+        return None
+    blocks = problem.contracted
+    held = np.zeros(blocks.num_nodes)
+    np.add.at(held, blocks.use_node, blocks.weight_bytes[blocks.use_weight])
+    room = np.where(blocks.pin >= 0, blocks.capacity_bytes[blocks.pin], blocks.capacity_bytes.max())
+    if (held > room).any():
+        b = int(np.argmax(held - room))
+        members = np.flatnonzero(problem.block == b)
+        others = f" and the {len(members) - 1} nodes colocated with it" if len(members) > 1 else ""
+        where = f"chip {blocks.pin[b]}" if blocks.pin[b] >= 0 else "the largest chip"
+        return (
+            f"the weights of {_name(problem, int(members[0]))}{others} take "
+            f"{held[b] / _MIB:.1f} MiB, {where} has {room[b] / _MIB:.1f} MiB"
+        )
+    used = np.unique(blocks.use_weight)
+    total, capacity = blocks.weight_bytes[used].sum(), blocks.capacity_bytes.sum()
+    if total > capacity:
+        return (
+            f"the weights take {total / _MIB:.1f} MiB, all {problem.num_chips} chips together have "
+            f"{capacity / _MIB:.1f} MiB"
+        )
+    return None

@@ -1,0 +1,213 @@
+"""Down-sets of the graph, and what they prove.
+
+For an acyclic partition f, {v : f(v) <= c} is an ideal (a down-set), so a partition is a chain of
+ideals from the empty one to all nodes. Where ideals are few, a dynamic program over pairs of them is
+exact (Tarnawski et al., NeurIPS 2020; Archer et al., ICML 2024): run without the rules that it sees
+in part, it bounds every valid partition from below; run with the span rule, it finds one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxpart.problem import FloatArray, IntArray, Problem
+
+WORD = 64
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Ideals:
+    """All ideals of a problem of blocks, smallest first. I ideals, in a topological order.
+
+    Per-ideal figures count what crosses its cut: tensors with a producer inside and a consumer
+    outside.
+    """
+
+    members: NDArray[np.uint64]  # [I, words] bit sets of blocks
+    needed: NDArray[np.uint64]  # [I, words] consumers outside of what crosses the cut
+    load_s: FloatArray  # [I, S] seconds of the blocks inside, per kind of chip
+    cut_bytes: FloatArray  # [I]
+    own_weight_bytes: FloatArray  # [I] weights with a single consumer, that one inside
+    first_chip: IntArray  # [I] fewest chips that can hold it: 1 + the highest pin inside
+    last_chip: IntArray  # [I] most chips before the rest: the lowest pin outside
+
+
+def count_ideals(problem: Problem, limit: int) -> int | None:
+    """Number of ideals of the blocks; None where there are more than `limit`."""
+    found = _enumerate(problem.contracted, limit)
+    return None if found is None else len(found)
+
+
+def list_ideals(problem: Problem, limit: int) -> Ideals | None:
+    """All ideals of the blocks; None where there are more than `limit`."""
+    blocks = problem.contracted
+    found = _enumerate(blocks, limit)
+    if found is None:
+        return None
+    count = blocks.num_nodes
+    words = -(-count // WORD)
+    packed = b"".join(ideal.to_bytes(words * 8, "little") for ideal in found)
+    members = np.frombuffer(packed, np.uint64).reshape(len(found), words)
+    inside = np.unpackbits(members.view(np.uint8), axis=1, bitorder="little")[:, :count]
+    inside = inside.astype(bool)
+
+    # A tensor crosses where its producer is inside and the last of its consumers to join is not.
+    consumers = np.bincount(blocks.edge_tensor, minlength=blocks.num_tensors)
+    cut_bytes = np.zeros(len(found))
+    needed = np.zeros((len(found), count), bool)
+    by_tensor = np.split(blocks.edge_consumer, np.cumsum(consumers)[:-1]) if len(consumers) else []
+    for k, targets in enumerate(by_tensor):
+        if len(targets) == 0:
+            continue
+        made = inside[:, blocks.tensor_producer[k]]
+        missing = made[:, None] & ~inside[:, targets]
+        cut_bytes += np.where(missing.any(axis=1), blocks.tensor_bytes[k], 0.0)
+        needed[:, targets] |= missing
+    uses = np.bincount(blocks.use_weight, minlength=len(blocks.weight_bytes))
+    own = np.zeros(count)
+    single = uses[blocks.use_weight] == 1
+    np.add.at(own, blocks.use_node[single], blocks.weight_bytes[blocks.use_weight[single]])
+    chips = problem.num_chips
+    pinned = blocks.pin >= 0
+    first = np.where(inside & pinned, blocks.pin + 1, 0).max(axis=1, initial=0)
+    last = np.where(~inside & pinned, blocks.pin, chips).min(axis=1, initial=chips)
+    padded = np.zeros((len(found), words * WORD), bool)
+    padded[:, :count] = needed
+    return Ideals(
+        members=members,
+        needed=np.packbits(padded, axis=1, bitorder="little").view(np.uint64),
+        load_s=inside.astype(np.float64) @ blocks.node_s,
+        cut_bytes=cut_bytes,
+        own_weight_bytes=inside.astype(np.float64) @ own,
+        first_chip=first,
+        last_chip=last,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class IdealsOutcome:
+    """What the dynamic program gives."""
+
+    bottleneck_s: float  # inf: no chain of ideals
+    assignment: IntArray | None  # [num_nodes of the problem]
+
+
+def solve(
+    problem: Problem, ideals: Ideals, cutoff_s: float, *, span: bool, room: float = 1.0
+) -> IdealsOutcome:
+    """The chain of ideals with the least bottleneck.
+
+    With `span` False this is a relaxation of every valid partition: it counts compute, what must
+    cross the cuts and (a lower bound of) weights. On an overlapping chain of chips that is the whole
+    cost, so the bottleneck is a lower bound of T, exact where the rules left out do not bind. With
+    `span` True every edge goes to the same chip or the next, so that the triangle rule holds.
+
+    Args:
+      cutoff_s: pieces with more compute than this are left out; only a bottleneck at or below it
+        means anything.
+      room: the share of each chip's memory that weights and boundary buffers may take.
+    """
+    mcm = problem.mcm
+    chips = problem.num_chips
+    kinds = problem.chip_kind
+    bandwidth = mcm.link_bandwidth
+    capacity = problem.capacity_bytes * room
+    fastest = ideals.load_s.min(axis=1)
+    order = np.argsort(fastest, kind="stable")
+    sorted_load = fastest[order]
+    cut_s = ideals.cut_bytes / bandwidth
+    # On a chain the whole cut crosses one link. Elsewhere only a piece's own traffic counts, which
+    # is the whole cut under the span rule and at least nothing without it.
+    counts_cut = mcm.topology == "chain" or span
+    best = np.full((len(fastest), chips + 1), np.inf)
+    parent = np.zeros((len(fastest), chips + 1), np.int32)
+    best[0, 0] = 0.0
+    outside = ~ideals.members
+    slack = 1e-9 * max(cutoff_s, 1e-30)
+    # Ideals come smallest first, so that every subset of an ideal is done before it.
+    for i in range(1, len(fastest)):
+        if counts_cut and cut_s[i] > cutoff_s + slack:
+            continue
+        start = np.searchsorted(sorted_load, fastest[i] - cutoff_s - slack)
+        stop = np.searchsorted(sorted_load, fastest[i], side="right")
+        below = order[start:stop]
+        below = below[below < i]
+        below = below[(best[below].min(axis=1) <= cutoff_s + slack)]
+        below = below[~(ideals.members[below] & outside[i]).any(axis=1)]
+        if span:
+            below = below[~(ideals.needed[below] & outside[i]).any(axis=1)]
+        if not len(below):
+            continue
+        compute = ideals.load_s[i] - ideals.load_s[below]  # [P, S]
+        received, sent = cut_s[below], cut_s[i]
+        if not counts_cut:
+            stage = compute
+        elif mcm.overlap or not span:
+            stage = np.maximum(compute, np.maximum(received, sent)[:, None])
+        else:
+            stage = compute + (received + sent)[:, None]
+        stage = stage[:, kinds]  # [P, C]
+        if mcm.constraints.memory:
+            held = ideals.own_weight_bytes[i] - ideals.own_weight_bytes[below]
+            if span and mcm.memory_model == "full":
+                held = held + 2 * (ideals.cut_bytes[below] + ideals.cut_bytes[i])
+            stage = np.where(held[:, None] <= capacity, stage, np.inf)
+        through = np.maximum(best[below, :-1], stage)
+        choice = through.argmin(axis=0)
+        value = through[choice, np.arange(chips)]
+        used = np.arange(1, chips + 1)
+        value[(used < ideals.first_chip[i]) | (used > ideals.last_chip[i])] = np.inf
+        best[i, 1:] = value
+        parent[i, 1:] = below[choice]
+        if not mcm.constraints.no_skip:
+            for c in range(1, chips + 1):
+                fits = ideals.first_chip[i] <= c <= ideals.last_chip[i]
+                if fits and best[i, c - 1] < best[i, c]:
+                    best[i, c], parent[i, c] = best[i, c - 1], i
+    used = int(best[-1].argmin())
+    bottleneck = float(best[-1, used])
+    if not np.isfinite(bottleneck):
+        return IdealsOutcome(np.inf, None)
+    return IdealsOutcome(bottleneck, _chips_of(problem, ideals, parent, used))
+
+
+def _chips_of(problem: Problem, ideals: Ideals, parent: NDArray[np.int32], used: int) -> IntArray:
+    chip = np.zeros(problem.contracted.num_nodes, np.int64)
+    i = len(parent) - 1
+    for c in range(used, 0, -1):
+        before = int(parent[i, c])
+        piece = ideals.members[i] & ~ideals.members[before]
+        bits = np.unpackbits(piece.view(np.uint8), bitorder="little")[: len(chip)]
+        chip[bits.astype(bool)] = c - 1
+        i = before
+    return chip[problem.block]
+
+
+def _enumerate(blocks: Problem, limit: int) -> list[int] | None:
+    """Ideals as integers of bits, by size and then by value."""
+    count = blocks.num_nodes
+    before = [0] * count
+    after: list[list[int]] = [[] for _ in range(count)]
+    for u, v in blocks.node_pairs.tolist():
+        if u != v:
+            before[v] |= 1 << u
+            after[u].append(v)
+    roots = frozenset(v for v in range(count) if before[v] == 0)
+    layer: dict[int, frozenset[int]] = {0: roots}
+    found: list[int] = []
+    while layer:
+        found += sorted(layer)
+        larger: dict[int, frozenset[int]] = {}
+        for ideal, ready in layer.items():
+            for v in ready:
+                grown = ideal | (1 << v)
+                if grown not in larger:
+                    joined = {w for w in after[v] if before[w] & ~grown == 0}
+                    larger[grown] = (ready - {v}) | joined
+                    if len(found) + len(larger) > limit:
+                        return None
+        layer = larger
+    return found
