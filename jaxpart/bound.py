@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxpart.ideals import Ideals, solve
+from jaxpart.ideals import Outcome
 from jaxpart.problem import Problem
 
 # Bounds come from float64 sums; this much is given away so that rounding never lifts one too high.
@@ -61,15 +61,12 @@ def _largest_block(problem: Problem) -> Bound:
     return Bound(float(fastest.max()) * (1 - _SAFETY), "largest node")
 
 
-def ideals_bound(problem: Problem, ideals: Ideals, incumbent_s: float) -> Bound:
-    """The dynamic program over all ideals, relaxed.
+def bound_of(relaxed: Outcome, incumbent_s: float) -> Bound:
+    """The bound that the dynamic program over all ideals proves; `relaxed` is its outcome.
 
     Proof. With acyclic dataflow every partition is a chain of ideals I_0 < I_1 < ...; chip c runs
     I_c - I_{c-1}, and on a chain of chips link (c, c+1) carries every tensor made in I_c and consumed
-    outside. The program takes the best chain by these costs alone, over a superset of what is valid.
-    Pieces beyond `incumbent_s` are left out, so the answer is cut off there.
+    outside. The program takes the best chain by costs that are no higher than the true ones, over a
+    superset of what is valid. Pieces beyond `incumbent_s` are left out, so it says nothing there.
     """
-    if not problem.mcm.constraints.acyclic:
-        return Bound(0.0, "none")
-    outcome = solve(problem, ideals, incumbent_s, span=False)
-    return Bound(min(outcome.bottleneck_s, incumbent_s) * (1 - _SAFETY), "ideals")
+    return Bound(min(relaxed.bottleneck_s, incumbent_s) * (1 - _SAFETY), "ideals")

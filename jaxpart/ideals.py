@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from jaxpart.problem import FloatArray, IntArray, Problem
 
 WORD = 64
+# Entries of the [ideals, tensors] tables beyond which traffic between two cuts is left out.
+_TABLE_ENTRIES = 20_000_000
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,6 +35,9 @@ class Ideals:
     own_weight_bytes: FloatArray  # [I] weights with a single consumer, that one inside
     first_chip: IntArray  # [I] fewest chips that can hold it: 1 + the highest pin inside
     last_chip: IntArray  # [I] most chips before the rest: the lowest pin outside
+    # What a piece between two ideals receives and sends; None where the tables would be too large.
+    made: NDArray[np.bool_] | None  # [I, K] whether the tensor's producer is inside
+    joined: NDArray[np.uint16] | None  # [I, K] how many of its consumers are inside
 
 
 def count_ideals(problem: Problem, limit: int) -> int | None:
@@ -53,6 +58,8 @@ def list_ideals(problem: Problem, limit: int) -> Ideals | None:
     members = np.frombuffer(packed, np.uint64).reshape(len(found), words)
     inside = np.unpackbits(members.view(np.uint8), axis=1, bitorder="little")[:, :count]
     inside = inside.astype(bool)
+    with_tables = len(found) * blocks.num_tensors <= _TABLE_ENTRIES
+    joined = np.zeros((len(found), blocks.num_tensors), np.uint16) if with_tables else None
 
     # A tensor crosses where its producer is inside and the last of its consumers to join is not.
     consumers = np.bincount(blocks.edge_tensor, minlength=blocks.num_tensors)
@@ -63,6 +70,8 @@ def list_ideals(problem: Problem, limit: int) -> Ideals | None:
         if len(targets) == 0:
             continue
         made = inside[:, blocks.tensor_producer[k]]
+        if joined is not None:
+            joined[:, k] = inside[:, targets].sum(axis=1)
         missing = made[:, None] & ~inside[:, targets]
         cut_bytes += np.where(missing.any(axis=1), blocks.tensor_bytes[k], 0.0)
         needed[:, targets] |= missing
@@ -84,11 +93,13 @@ def list_ideals(problem: Problem, limit: int) -> Ideals | None:
         own_weight_bytes=inside.astype(np.float64) @ own,
         first_chip=first,
         last_chip=last,
+        made=inside[:, blocks.tensor_producer] if with_tables else None,
+        joined=joined,
     )
 
 
 @dataclasses.dataclass(frozen=True)
-class IdealsOutcome:
+class Outcome:
     """What the dynamic program gives."""
 
     bottleneck_s: float  # inf: no chain of ideals
@@ -97,13 +108,14 @@ class IdealsOutcome:
 
 def solve(
     problem: Problem, ideals: Ideals, cutoff_s: float, *, span: bool, room: float = 1.0
-) -> IdealsOutcome:
+) -> Outcome:
     """The chain of ideals with the least bottleneck.
 
-    With `span` False this is a relaxation of every valid partition: it counts compute, what must
-    cross the cuts and (a lower bound of) weights. On an overlapping chain of chips that is the whole
-    cost, so the bottleneck is a lower bound of T, exact where the rules left out do not bind. With
-    `span` True every edge goes to the same chip or the next, so that the triangle rule holds.
+    With `span` False this is a relaxation of every valid partition: it counts compute, each chip's
+    traffic (where the tables for it are small enough), what crosses the links of a chain, and (a
+    lower bound of) weights. Left out are the triangle rule, mesh links and the rest of memory, so the
+    bottleneck is a lower bound of T, and exact where those do not bind. With `span` True every edge
+    goes to the same chip or the next, so that the triangle rule holds.
 
     Args:
       cutoff_s: pieces with more compute than this are left out; only a bottleneck at or below it
@@ -119,9 +131,11 @@ def solve(
     order = np.argsort(fastest, kind="stable")
     sorted_load = fastest[order]
     cut_s = ideals.cut_bytes / bandwidth
-    # On a chain the whole cut crosses one link. Elsewhere only a piece's own traffic counts, which
-    # is the whole cut under the span rule and at least nothing without it.
+    # On a chain the whole cut crosses one link; under the span rule it is all that a piece receives.
     counts_cut = mcm.topology == "chain" or span
+    # On an overlapping chain no chip's traffic exceeds that of its links.
+    needs_tables = not span and not (mcm.topology == "chain" and mcm.overlap)
+    traffic = _Traffic(problem, ideals) if needs_tables and ideals.made is not None else None
     best = np.full((len(fastest), chips + 1), np.inf)
     parent = np.zeros((len(fastest), chips + 1), np.int32)
     best[0, 0] = 0.0
@@ -142,13 +156,16 @@ def solve(
         if not len(below):
             continue
         compute = ideals.load_s[i] - ideals.load_s[below]  # [P, S]
-        received, sent = cut_s[below], cut_s[i]
-        if not counts_cut:
-            stage = compute
-        elif mcm.overlap or not span:
-            stage = np.maximum(compute, np.maximum(received, sent)[:, None])
+        if span:
+            received, sent = cut_s[below], cut_s[i]
         else:
-            stage = compute + (received + sent)[:, None]
+            received, sent = (0.0, 0.0) if traffic is None else traffic.between(below, i)
+        if mcm.overlap:
+            stage = np.maximum(compute, _column(np.maximum(received, sent)))
+        else:
+            stage = compute + _column(np.add(received, sent))
+        if counts_cut:
+            stage = np.maximum(stage, np.maximum(cut_s[below], cut_s[i])[:, None])
         stage = stage[:, kinds]  # [P, C]
         if mcm.constraints.memory:
             held = ideals.own_weight_bytes[i] - ideals.own_weight_bytes[below]
@@ -170,8 +187,30 @@ def solve(
     used = int(best[-1].argmin())
     bottleneck = float(best[-1, used])
     if not np.isfinite(bottleneck):
-        return IdealsOutcome(np.inf, None)
-    return IdealsOutcome(bottleneck, _chips_of(problem, ideals, parent, used))
+        return Outcome(np.inf, None)
+    return Outcome(bottleneck, _chips_of(problem, ideals, parent, used))
+
+
+class _Traffic:
+    """Seconds that the piece between two ideals receives and sends."""
+
+    def __init__(self, problem: Problem, ideals: Ideals) -> None:
+        blocks = problem.contracted
+        self.ideals = ideals
+        self.tensor_s = blocks.tensor_bytes / problem.mcm.link_bandwidth
+        self.consumers = np.bincount(blocks.edge_tensor, minlength=blocks.num_tensors)
+
+    def between(self, below: IntArray, i: int) -> tuple[FloatArray, FloatArray]:
+        made, joined = self.ideals.made, self.ideals.joined
+        if made is None or joined is None:
+            raise AssertionError("the tables are too large for this problem")
+        received = (made[below] & (joined[i] > joined[below])) @ self.tensor_s
+        sent = ((made[i] & (joined[i] < self.consumers)) & ~made[below]) @ self.tensor_s
+        return received, sent
+
+
+def _column(values: FloatArray | float) -> FloatArray:
+    return np.asarray(values, np.float64).reshape(-1, 1)
 
 
 def _chips_of(problem: Problem, ideals: Ideals, parent: NDArray[np.int32], used: int) -> IntArray:

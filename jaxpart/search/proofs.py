@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from jaxpart.bound import Bound, ideals_bound
+from jaxpart.bound import Bound, bound_of
 from jaxpart.ideals import list_ideals, solve
 from jaxpart.search.engine import Search
 
@@ -31,7 +31,11 @@ def ideals(search: Search) -> Iterator[None]:
         return
     yield
     cutoff_s = search.best_s if search.best is not None else float(found.load_s[-1].max()) * 4
-    search.raise_bound(ideals_bound(problem, found, cutoff_s))
+    relaxed = solve(problem, found, cutoff_s, span=False)
+    search.samples += 1
+    if relaxed.assignment is not None:
+        search.offer(relaxed.assignment[:, None])
+    search.raise_bound(bound_of(relaxed, cutoff_s))
     yield
     for room in _ROOMS:
         outcome = solve(problem, found, cutoff_s, span=True, room=room)
