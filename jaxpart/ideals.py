@@ -9,6 +9,7 @@ in part, it bounds every valid partition from below; run with the span rule, it 
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,10 @@ from jaxpart.problem import FloatArray, IntArray, Problem
 WORD = 64
 # Entries of the [ideals, tensors] tables beyond which traffic between two cuts is left out.
 _TABLE_ENTRIES = 20_000_000
+# Words of the [ideals, words] bit sets beyond which ideals count as too many.
+_MEMBER_WORDS = 20_000_000
+# Pairs of ideals, times what each costs, beyond which the program is not run: about 20 s.
+_PAIR_WORK = 10_000_000_000
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,53 +54,65 @@ def count_ideals(problem: Problem, limit: int) -> int | None:
 def list_ideals(problem: Problem, limit: int) -> Ideals | None:
     """All ideals of the blocks; None where there are more than `limit`."""
     blocks = problem.contracted
-    found = _enumerate(blocks, limit)
+    words = -(-blocks.num_nodes // WORD)
+    found = _enumerate(blocks, min(limit, _MEMBER_WORDS // words))
     if found is None:
         return None
-    count = blocks.num_nodes
-    words = -(-count // WORD)
-    packed = b"".join(ideal.to_bytes(words * 8, "little") for ideal in found)
-    members = np.frombuffer(packed, np.uint64).reshape(len(found), words)
-    inside = np.unpackbits(members.view(np.uint8), axis=1, bitorder="little")[:, :count]
-    inside = inside.astype(bool)
-    with_tables = len(found) * blocks.num_tensors <= _TABLE_ENTRIES
-    joined = np.zeros((len(found), blocks.num_tensors), np.uint16) if with_tables else None
-
-    # A tensor crosses where its producer is inside and the last of its consumers to join is not.
-    consumers = np.bincount(blocks.edge_tensor, minlength=blocks.num_tensors)
-    cut_bytes = np.zeros(len(found))
-    needed = np.zeros((len(found), count), bool)
-    by_tensor = np.split(blocks.edge_consumer, np.cumsum(consumers)[:-1]) if len(consumers) else []
-    for k, targets in enumerate(by_tensor):
-        if len(targets) == 0:
-            continue
-        made = inside[:, blocks.tensor_producer[k]]
-        if joined is not None:
-            joined[:, k] = inside[:, targets].sum(axis=1)
-        missing = made[:, None] & ~inside[:, targets]
-        cut_bytes += np.where(missing.any(axis=1), blocks.tensor_bytes[k], 0.0)
-        needed[:, targets] |= missing
-    uses = np.bincount(blocks.use_weight, minlength=len(blocks.weight_bytes))
-    own = np.zeros(count)
-    single = uses[blocks.use_weight] == 1
-    np.add.at(own, blocks.use_node[single], blocks.weight_bytes[blocks.use_weight[single]])
-    chips = problem.num_chips
-    pinned = blocks.pin >= 0
-    first = np.where(inside & pinned, blocks.pin + 1, 0).max(axis=1, initial=0)
-    last = np.where(~inside & pinned, blocks.pin, chips).min(axis=1, initial=chips)
-    padded = np.zeros((len(found), words * WORD), bool)
-    padded[:, :count] = needed
+    parent = np.array([ideal.parent for ideal in found])
+    added = np.array([ideal.added for ideal in found])
+    load_s = np.zeros((len(found), blocks.node_s.shape[1]))
+    own = _own_weight_bytes(blocks)
+    own_weight_bytes = np.zeros(len(found))
+    first = np.zeros(len(found), np.int64)
+    for i in range(1, len(found)):
+        p, v = parent[i], added[i]
+        load_s[i] = load_s[p] + blocks.node_s[v]
+        own_weight_bytes[i] = own_weight_bytes[p] + own[v]
+        first[i] = max(first[p], blocks.pin[v] + 1)
+    members = _packed([ideal.members for ideal in found], words)
+    # From the top down: what is outside an ideal is outside each smaller one that it grew from.
+    last = np.full(len(found), problem.num_chips)
+    for v in np.flatnonzero(blocks.pin >= 0):
+        is_outside = (members[:, v // WORD] >> np.uint64(v % WORD)) & np.uint64(1) == 0
+        last[is_outside] = np.minimum(last[is_outside], blocks.pin[v])
+    made, joined = _traffic_tables(blocks, members)
     return Ideals(
         members=members,
-        needed=np.packbits(padded, axis=1, bitorder="little").view(np.uint64),
-        load_s=inside.astype(np.float64) @ blocks.node_s,
-        cut_bytes=cut_bytes,
-        own_weight_bytes=inside.astype(np.float64) @ own,
+        needed=_packed([ideal.needed for ideal in found], words),
+        load_s=load_s,
+        cut_bytes=np.array([ideal.cut_bytes for ideal in found]),
+        own_weight_bytes=own_weight_bytes,
         first_chip=first,
         last_chip=last,
-        made=inside[:, blocks.tensor_producer] if with_tables else None,
+        made=made,
         joined=joined,
     )
+
+
+def _own_weight_bytes(blocks: Problem) -> FloatArray:
+    """Bytes per block of the weights that no other block uses."""
+    uses = np.bincount(blocks.use_weight, minlength=len(blocks.weight_bytes))
+    single = uses[blocks.use_weight] == 1
+    own = np.zeros(blocks.num_nodes)
+    np.add.at(own, blocks.use_node[single], blocks.weight_bytes[blocks.use_weight[single]])
+    return own
+
+
+def _packed(sets: list[int], words: int) -> NDArray[np.uint64]:
+    packed = b"".join(bits.to_bytes(words * 8, "little") for bits in sets)
+    return np.frombuffer(packed, np.uint64).reshape(len(sets), words)
+
+
+def _traffic_tables(
+    blocks: Problem, members: NDArray[np.uint64]
+) -> tuple[NDArray[np.bool_] | None, NDArray[np.uint16] | None]:
+    if len(members) * max(blocks.num_tensors, blocks.num_nodes) > _TABLE_ENTRIES:
+        return None, None
+    inside = np.unpackbits(members.view(np.uint8), axis=1, bitorder="little").astype(bool)
+    joined = np.zeros((len(members), blocks.num_tensors), np.uint16)
+    for k, q in zip(blocks.edge_tensor.tolist(), blocks.edge_consumer.tolist(), strict=True):
+        joined[:, k] += inside[:, q]
+    return inside[:, blocks.tensor_producer], joined
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +125,8 @@ class Outcome:
 
 def solve(
     problem: Problem, ideals: Ideals, cutoff_s: float, *, span: bool, room: float = 1.0
-) -> Outcome:
-    """The chain of ideals with the least bottleneck.
+) -> Outcome | None:
+    """The chain of ideals with the least bottleneck; None where there are too many pairs of them.
 
     With `span` False this is a relaxation of every valid partition: it counts compute, each chip's
     traffic (where the tables for it are small enough), what crosses the links of a chain, and (a
@@ -130,6 +147,10 @@ def solve(
     fastest = ideals.load_s.min(axis=1)
     order = np.argsort(fastest, kind="stable")
     sorted_load = fastest[order]
+    lowest = np.searchsorted(sorted_load, fastest - cutoff_s * (1 + 1e-9))
+    highest = np.searchsorted(sorted_load, fastest, side="right")
+    if float((highest - lowest).sum()) * (ideals.members.shape[1] + chips) > _PAIR_WORK:
+        return None
     cut_s = ideals.cut_bytes / bandwidth
     # On a chain the whole cut crosses one link; under the span rule it is all that a piece receives.
     counts_cut = mcm.topology == "chain" or span
@@ -145,9 +166,7 @@ def solve(
     for i in range(1, len(fastest)):
         if counts_cut and cut_s[i] > cutoff_s + slack:
             continue
-        start = np.searchsorted(sorted_load, fastest[i] - cutoff_s - slack)
-        stop = np.searchsorted(sorted_load, fastest[i], side="right")
-        below = order[start:stop]
+        below = order[lowest[i] : highest[i]]
         below = below[below < i]
         below = below[(best[below].min(axis=1) <= cutoff_s + slack)]
         below = below[~(ideals.members[below] & outside[i]).any(axis=1)]
@@ -225,28 +244,57 @@ def _chips_of(problem: Problem, ideals: Ideals, parent: NDArray[np.int32], used:
     return chip[problem.block]
 
 
-def _enumerate(blocks: Problem, limit: int) -> list[int] | None:
-    """Ideals as integers of bits, by size and then by value."""
+class _Ideal(NamedTuple):
+    members: int  # bits of blocks
+    needed: int  # blocks outside that consume something made inside
+    ready: frozenset[int]  # blocks that may join next
+    cut_bytes: float
+    parent: int  # position of an ideal with one block less
+    added: int  # that block
+
+
+def _enumerate(blocks: Problem, limit: int) -> list[_Ideal] | None:
+    """All ideals, smallest first; None where there are more than `limit`."""
     count = blocks.num_nodes
     before = [0] * count
-    after: list[list[int]] = [[] for _ in range(count)]
+    after = [0] * count
+    followers: list[list[int]] = [[] for _ in range(count)]
     for u, v in blocks.node_pairs.tolist():
-        if u != v:
-            before[v] |= 1 << u
-            after[u].append(v)
+        before[v] |= 1 << u
+        after[u] |= 1 << v
+        followers[u].append(v)
+    consumers = [0] * blocks.num_tensors
+    taken: list[list[int]] = [[] for _ in range(count)]
+    for k, q in zip(blocks.edge_tensor.tolist(), blocks.edge_consumer.tolist(), strict=True):
+        consumers[k] |= 1 << q
+        taken[q].append(k)
+    sizes = blocks.tensor_bytes.tolist()
+    sent = [0.0] * count
+    for k, p in enumerate(blocks.tensor_producer.tolist()):
+        sent[p] += sizes[k] if consumers[k] else 0.0
+
     roots = frozenset(v for v in range(count) if before[v] == 0)
-    layer: dict[int, frozenset[int]] = {0: roots}
-    found: list[int] = []
+    layer = [_Ideal(0, 0, roots, 0.0, 0, 0)]
+    found: list[_Ideal] = []
     while layer:
-        found += sorted(layer)
-        larger: dict[int, frozenset[int]] = {}
-        for ideal, ready in layer.items():
-            for v in ready:
-                grown = ideal | (1 << v)
-                if grown not in larger:
-                    joined = {w for w in after[v] if before[w] & ~grown == 0}
-                    larger[grown] = (ready - {v}) | joined
-                    if len(found) + len(larger) > limit:
-                        return None
-        layer = larger
+        larger: dict[int, _Ideal] = {}
+        for position, ideal in enumerate(layer, len(found)):
+            for v in ideal.ready:
+                members = ideal.members | (1 << v)
+                if members in larger:
+                    continue
+                joined = {w for w in followers[v] if before[w] & ~members == 0}
+                done = sum(sizes[k] for k in taken[v] if consumers[k] & ~members == 0)
+                larger[members] = _Ideal(
+                    members,
+                    (ideal.needed | after[v]) & ~(1 << v),
+                    (ideal.ready - {v}) | joined,
+                    ideal.cut_bytes + sent[v] - done,
+                    position,
+                    v,
+                )
+                if len(found) + len(layer) + len(larger) > limit:
+                    return None
+        found += layer
+        layer = sorted(larger.values())
     return found

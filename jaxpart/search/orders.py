@@ -20,17 +20,18 @@ from jaxpart.device import DeviceProblem, lower
 from jaxpart.search.engine import Search
 from jaxpart.slicing import slice_orders, window_for
 
-# Table entries (orders x nodes x chips) that a batch may hold: about a quarter of a GiB.
-_TABLE_ENTRIES = 2**26
+# Steps of the dynamic program (orders x nodes x window x chips) per batch: a fraction of a second on
+# two cores, so that budgets are kept and the user sees something happen.
+_BATCH_WORK = 2**29
 _MOST_ORDERS = 64
 _PARENTS = 16
 
 
-def batch_size(problem: DeviceProblem) -> int:
+def batch_size(problem: DeviceProblem, window: int) -> int:
     """How many orders are cut per step."""
-    per_order = problem.padded_nodes * (problem.switches.num_chips + 1)
-    size = 1
-    while size < _MOST_ORDERS and 2 * size * per_order <= _TABLE_ENTRIES:
+    per_order = problem.padded_nodes * window * (problem.switches.num_chips + 1)
+    size = 2
+    while size < _MOST_ORDERS and 2 * size * per_order <= _BATCH_WORK:
         size *= 2
     return size
 
@@ -47,16 +48,17 @@ def slice_search(search: Search) -> Iterator[None]:
     start_s = search.best_s if search.best is not None else 4 * problem.mean_load_s
     most = max(start_s, search.bound.seconds)
     window = window_for(problem.contracted, most)
-    size = batch_size(blocks)
+    size = batch_size(blocks, window)
     block_of = np.zeros(search.device_problem.padded_nodes, np.int32)
     block_of[: problem.num_nodes] = problem.block
     block_of = jax.device_put(block_of)
     key = jax.random.key(search.seed)
 
-    keys = jnp.broadcast_to(jnp.arange(blocks.padded_nodes, dtype=jnp.float32), (size, blocks.padded_nodes))
-    keys = keys.at[:, problem.num_blocks :].set(jnp.inf)
-    parents, fitness = keys[:0], np.zeros(0)
+    parents = jnp.arange(blocks.padded_nodes, dtype=jnp.float32)[None]
+    fitness = np.full(1, np.inf)
     step = 0
+    # The program order itself leads the first batch.
+    keys = mutate(key, parents, problem.num_blocks, size).at[0].set(parents[0])
     while True:
         orders = order_by(blocks, keys)
         _, chips = slice_orders(blocks, orders, window)
@@ -130,5 +132,6 @@ def mutate(
     reach = 4 * (count / 4.0) ** jax.random.uniform(width, (size, 1))
     amount = 2 * (count / 8.0 + 1) ** jax.random.uniform(strength, (size, 1))
     amount = jnp.minimum(amount, reach)
+    reach = jnp.where(chosen < count, reach, -1.0)  # padding stays behind
     jitter = jax.random.normal(noise, chosen.shape) * amount
     return chosen + jnp.where(jnp.abs(chosen - centre) <= reach, jitter, 0.0)

@@ -32,6 +32,9 @@ def ideals(search: Search) -> Iterator[None]:
     yield
     cutoff_s = search.best_s if search.best is not None else float(found.load_s[-1].max()) * 4
     relaxed = solve(problem, found, cutoff_s, span=False)
+    if relaxed is None:
+        search.notes.append("too many pairs of ideals: no bound from them")
+        return
     search.samples += 1
     if relaxed.assignment is not None:
         search.offer(relaxed.assignment[:, None])
@@ -40,7 +43,7 @@ def ideals(search: Search) -> Iterator[None]:
     for room in _ROOMS:
         outcome = solve(problem, found, cutoff_s, span=True, room=room)
         search.samples += 1
-        if outcome.assignment is None:
+        if outcome is None or outcome.assignment is None:
             return
         search.offer(outcome.assignment[:, None])
         yield
