@@ -1,13 +1,31 @@
-"""A valid partition with everything that is known about it."""
+"""A valid partition with everything that is known about it, in memory and as a file."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
+import os
+from typing import Any
 
+import jax
 import numpy as np
 
-from jaxpart.cost import Costs
+from jaxpart import report
+from jaxpart.bound import combinatorial_bound
+from jaxpart.cost import Costs, verify
+from jaxpart.errors import InputError
+from jaxpart.files import read_bytes, write_whole
+from jaxpart.graph import Graph
+from jaxpart.greedy import baseline
+from jaxpart.mcm import MCM
+from jaxpart.picture import draw
 from jaxpart.problem import IntArray, Problem
+from jaxpart.result_file import ResultFile, assignment_of, chips_by_name, decode, module_of
+from jaxpart.verdicts import broken_rules
+
+# Relative difference of two float64 sums of the same costs that no user should be told about.
+_SAME = 1e-9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,3 +82,142 @@ class Result:
     def chips_used(self) -> int:
         """Number of chips with a node."""
         return len(np.unique(self.assignment))
+
+    def summary(self) -> str:
+        """A page for a person: the figures, a table of the chips, and what binds."""
+        return report.summary(self)
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Writes a picture of the load, memory and links of every chip.
+
+        The ending of `path` decides the kind: .png, .svg or .pdf.
+
+        Raises:
+          InputError: another ending, or the folder cannot be written.
+        """
+        write_whole(path, draw(self, path))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the result file, whole or not at all.
+
+        Raises:
+          InputError: the folder does not exist or cannot be written.
+        """
+        text = json.dumps(self._file(), indent=1, allow_nan=False, ensure_ascii=False)
+        write_whole(path, text.encode() + b"\n")
+
+    def _file(self) -> dict[str, Any]:
+        costs, graph, mcm = self.costs, self.problem.graph, self.problem.mcm
+        per_chip = {
+            "compute_s": costs.compute_s,
+            "in_s": costs.in_s,
+            "out_s": costs.out_s,
+            "memory_bytes": costs.memory_bytes,
+        }
+        busy = zip(mcm.links, costs.link_s.tolist(), strict=True)
+        return {
+            "format": "jaxpart-result",
+            "version": 1,
+            "graph": graph.name,
+            # Of the graph as it was scored, in the module's element size.
+            "graph_sha256": graph.sha256,
+            "mcm": mcm.description(),
+            "assignment": {
+                node.name: chip
+                for node, chip in zip(graph.nodes, self.assignment.tolist(), strict=True)
+            },
+            "valid": bool(costs.valid),
+            "bottleneck_s": self.bottleneck_s,
+            "throughput_per_s": self.throughput_per_s,
+            "baseline_s": self.baseline_s,
+            "improvement": self.improvement,
+            "lower_bound_s": self.lower_bound_s,
+            "bound_method": self.bound_method,
+            "gap": self.gap,
+            "stages": [
+                {"chip": c, **{key: float(figure[c]) for key, figure in per_chip.items()}}
+                for c in range(mcm.num_chips)
+            ],
+            "links": [{"from": a, "to": b, "busy_s": seconds} for (a, b), seconds in busy],
+            "search": {
+                "method": self.search.method,
+                "samples": self.search.samples,
+                "wall_s": self.search.wall_s,
+                "seed": self.search.seed,
+            },
+        }
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], graph: Graph, mcm: MCM | None = None) -> Result:
+        """Reads a result file and scores its assignment anew: stored figures are not trusted.
+
+        The one thing taken from the file is the lower bound, where graph and module are the ones it
+        was proven for, and a note says so. Loaded against others, the partition is scored on these,
+        with a note.
+
+        Args:
+          graph: must have the node names of the file.
+          mcm: the module to score on; the file's where None.
+
+        Raises:
+          FileFormatError: the file breaks the schema.
+          InputError: the names differ from the graph's, or the partition is not valid here.
+        """
+        file = decode(read_bytes(path), path)
+        stored = module_of(file, path)
+        problem = Problem.build(graph, stored if mcm is None else mcm)
+        assignment = assignment_of(chips_by_name(file.assignment, path), graph, problem.mcm, path)
+        costs = score(problem, assignment)
+        if not costs.valid:
+            reason = broken_rules(problem, assignment, costs)[0]
+            raise InputError(
+                f"{path}: not valid for {graph.name} on {problem.mcm.name} ({reason.rule}: "
+                f"{reason.detail}), expected a valid partition"
+            )
+        is_same_graph = file.graph_sha256 == problem.graph.sha256
+        is_same_mcm = stored.sha256 == problem.mcm.sha256
+        notes = _notes_on_load(file, problem, is_same_graph, is_same_mcm, costs)
+        bottleneck_s = float(costs.bottleneck_s)
+        bound_s, bound_method = combinatorial_bound(problem)
+        if is_same_graph and is_same_mcm and bound_s < file.lower_bound_s <= bottleneck_s:
+            bound_s, bound_method = file.lower_bound_s, file.bound_method
+            notes = (*notes, f"the lower bound ({bound_method}) is the file's, not proven again")
+        search = file.search
+        return cls(
+            problem,
+            assignment,
+            costs,
+            baseline_of(problem),
+            min(bound_s, bottleneck_s),
+            bound_method,
+            SearchInfo(search.method, search.samples, search.wall_s, search.seed),
+            notes,
+        )
+
+
+def score(problem: Problem, assignment: IntArray) -> Costs:
+    """Exact costs and verdicts of one assignment [N]: [C], [L] and scalars, float64."""
+    return jax.tree.map(lambda figure: figure[..., 0], verify(problem, assignment[:, None]))
+
+
+def baseline_of(problem: Problem) -> float | None:
+    """The greedy heuristic's bottleneck in seconds; None where it finds nothing valid."""
+    greedy = baseline(problem)
+    return None if greedy is None else float(score(problem, greedy).bottleneck_s)
+
+
+def _notes_on_load(
+    file: ResultFile, problem: Problem, is_same_graph: bool, is_same_mcm: bool, costs: Costs
+) -> tuple[str, ...]:
+    notes = []
+    if not is_same_graph:
+        notes.append(f"made for another graph ({file.graph}); scored on {problem.graph.name}")
+    if not is_same_mcm:
+        notes.append(f"made for another module ({file.mcm.name}); scored on {problem.mcm.name}")
+    bottleneck_s = float(costs.bottleneck_s)
+    if not notes and not math.isclose(file.bottleneck_s, bottleneck_s, rel_tol=_SAME):
+        notes.append(
+            f"the file says {file.bottleneck_s * 1e6:.6g} us for the bottleneck, it is "
+            f"{bottleneck_s * 1e6:.6g} us"
+        )
+    return tuple(notes)
