@@ -1,0 +1,303 @@
+"""FLOPs and bytes of one jaxpr equation, from shapes alone.
+
+The counting follows XLA's `HloCostAnalysis` where it counts what the hardware must do, so that
+`jax.jit(f).lower(...).cost_analysis()` can check it (`scripts/check_flops.py`):
+
+- `dot_general`: 2 * batch * M * N * K.
+- `conv_general_dilated`: 2 per multiply-add whose input element is real. Padding and the holes of
+  a dilated input (transposed convolution) are not counted; groups divide the input features.
+- reductions: one FLOP per element folded in, (elements in - elements out); `argmax` and `argmin`
+  nine, for they compare, break ties and carry an index.
+- `reduce_window`: (window - 1) per result, padding included. `cumsum` and its kin: one per element
+  beyond the first (XLA counts the quadratic window that it starts from).
+- elementwise: one per result element, transcendental or not, comparisons, selections and casts
+  included. XLA keeps transcendentals in a count of their own, and spells some out (`erfc`: 62).
+- `integer_pow`: the multiplications of repeated squaring.
+- `sort`, `top_k`: elements * ceil(log2 of the sorted length); `fft`: 5 N log2 N (half for real).
+- layout (reshape, transpose, broadcast, slice, pad, concatenate, gather, ...): none.
+- `scan`: length * body. `while`: one trip, condition and body, since the number of trips is not in
+  the program. `cond`: the costliest branch.
+
+Bytes: operands and results, each once; of tables that are indexed (`gather`, `slice`,
+`dynamic_slice`, `dynamic_update_slice`, `scatter`) the bytes touched.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.extend.core
+import numpy as np
+
+Size = Callable[[Any], float]  # an abstract value -> its bytes
+
+_WRAPPERS = (
+    *("pjit", "jit", "closed_call", "core_call", "core_closed_call", "call", "xla_call"),
+    *("named_call", "remat", "remat2", "remat_opt", "checkpoint", "custom_lin", "composite"),
+    *("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr", "custom_vmap_call"),
+)
+_BODY_KEYS = ("jaxpr", "call_jaxpr", "fun_jaxpr", "fwd_jaxpr", "call")
+
+_NO_FLOPS = frozenset(
+    ["after_all", "bitcast_convert_type", "broadcast", "broadcast_in_dim", "broadcast_to", "complex", "concatenate", "copy", "copy_p", "create_token", "device_put", "dynamic_slice", "dynamic_update_slice", "empty", "empty2", "from_edtype", "gather", "imag", "iota", "iota_2x32_shape", "layout_constraint", "name", "optimization_barrier", "pad", "pvary", "random_unwrap", "random_wrap", "real", "reshape", "reshard", "rev", "scatter", "sharding_constraint", "slice", "split", "squeeze", "stack", "stop_gradient", "tie", "tile", "to_edtype", "transpose", "unstack"]
+)
+_ELEMENTWISE = frozenset(
+    ["abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh", "bessel_i0e", "bessel_i1e", "cbrt", "ceil", "clamp", "clz", "conj", "convert_element_type", "cos", "cosh", "digamma", "div", "eq", "eq_to", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "igamma", "igamma_grad_a", "igammac", "is_finite", "le", "le_to", "lgamma", "log", "log1p", "logistic", "lt", "lt_to", "max", "min", "mul", "mulhi", "ne", "neg", "nextafter", "not", "or", "polygamma", "population_count", "pow", "random_bits", "random_clone", "random_fold_in", "random_seed", "random_split", "reduce_precision", "regularized_incomplete_beta", "rem", "rng_bit_generator", "rng_uniform", "round", "rsqrt", "select_n", "shift_left", "shift_right_arithmetic", "shift_right_logical", "sign", "sin", "sinh", "sqrt", "square", "sub", "tan", "tanh", "threefry2x32", "xor", "zeta"]
+)
+_REDUCTIONS = {
+    "argmax": 9,
+    "argmin": 9,
+    "reduce_and": 1,
+    "reduce_max": 1,
+    "reduce_min": 1,
+    "reduce_or": 1,
+    "reduce_prod": 1,
+    "reduce_sum": 1,
+    "reduce_xor": 1,
+}
+_CUMULATIVE = {"cumlogsumexp": 4, "cummax": 1, "cummin": 1, "cumprod": 1, "cumsum": 1}
+_SCATTERS = frozenset(
+    ("scatter", "scatter-add", "scatter-max", "scatter-min", "scatter-mul", "scatter-sub")
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What one equation costs.
+
+    Attributes:
+      flops: FLOP.
+      reads: bytes touched of each operand.
+      writes: bytes written of each result.
+      unknown: names of primitives, here or in a body, that have no rule (one FLOP per result
+        element).
+    """
+
+    flops: float
+    reads: tuple[float, ...]
+    writes: tuple[float, ...]
+    unknown: frozenset[str] = frozenset()
+
+
+def equation_cost(eqn: Any, size: Size) -> Cost:
+    """The cost of one equation (`jax.extend.core.JaxprEqn`); see the module for the rules."""
+    flops, unknown = _work(eqn)
+    reads = [size(v.aval) for v in eqn.invars]
+    writes = [size(v.aval) for v in eqn.outvars]
+    name = eqn.primitive.name
+    if name in ("gather", "slice", "dynamic_slice"):
+        reads[0] = min(reads[0], writes[0])
+    elif name == "dynamic_update_slice":
+        reads[0], writes[0] = 0.0, min(reads[1], writes[0])
+    elif name in _SCATTERS:  # operand, indices, updates: reads and writes where the updates go
+        reads[0] = writes[0] = min(reads[2], writes[0])
+    return Cost(flops, tuple(reads), tuple(writes), unknown)
+
+
+def inlined(eqn: Any) -> Any | None:
+    """The closed jaxpr that a wrapper (pjit, custom_jvp_call, remat, ...) stands for, or None."""
+    if eqn.primitive.name not in _WRAPPERS:
+        return None
+    for key in _BODY_KEYS:
+        body = eqn.params.get(key)
+        if body is None or not (hasattr(body, "eqns") or hasattr(body, "jaxpr")):
+            continue
+        body = _closed(body)
+        if len(body.jaxpr.invars) == len(eqn.invars):
+            return body
+    return None
+
+
+def is_float(aval: Any) -> bool:
+    """Whether elements of `aval` are real or complex floating-point numbers."""
+    return hasattr(aval, "dtype") and jax.dtypes.issubdtype(aval.dtype, np.inexact)
+
+
+def element_bytes(aval: Any) -> int:
+    """Bytes of one element as traced."""
+    return int(aval.dtype.itemsize)
+
+
+def elements(aval: Any) -> int:
+    """Number of elements; 0 for what is no array (a token)."""
+    return math.prod(getattr(aval, "shape", (0,)))
+
+
+def _closed(body: Any) -> Any:
+    """A ClosedJaxpr, from that or from a Jaxpr without constants (remat carries one)."""
+    if hasattr(body, "consts"):
+        return body
+    return jax.extend.core.ClosedJaxpr(body, ())
+
+
+def _work(eqn: Any) -> tuple[float, frozenset[str]]:
+    """FLOPs, and the names of primitives without a rule."""
+    name, params = eqn.primitive.name, eqn.params
+    body = inlined(eqn)
+    if body is not None:
+        return _body_work(body)
+    if name == "scan":
+        flops, unknown = _body_work(params["jaxpr"])
+        return params["length"] * flops, unknown
+    if name == "while":
+        parts = [_body_work(params["cond_jaxpr"]), _body_work(params["body_jaxpr"])]
+        return sum(flops for flops, _ in parts), parts[0][1] | parts[1][1]
+    if name == "cond":
+        parts = [_body_work(branch) for branch in params["branches"]]
+        return max(flops for flops, _ in parts), frozenset().union(
+            *(unknown for _, unknown in parts)
+        )
+    if name == "custom_linear_solve":
+        return _body_work(params["jaxprs"].solve)
+    flops = _flops(eqn)
+    if flops is None:
+        return float(sum(elements(v.aval) for v in eqn.outvars)), frozenset((name,))
+    return float(flops), frozenset()
+
+
+def _body_work(body: Any) -> tuple[float, frozenset[str]]:
+    parts = [_work(eqn) for eqn in _closed(body).jaxpr.eqns]
+    return sum(flops for flops, _ in parts), frozenset().union(*(names for _, names in parts))
+
+
+def _flops(eqn: Any) -> float | None:
+    """FLOPs of a primitive without a body; None where it has no rule."""
+    name, params = eqn.primitive.name, eqn.params
+    if name in _NO_FLOPS:
+        return 0
+    ins = [v.aval for v in eqn.invars]
+    out = eqn.outvars[0].aval if eqn.outvars else None
+    if name in _ELEMENTWISE:
+        return sum(elements(v.aval) for v in eqn.outvars)
+    if name in _REDUCTIONS:
+        return _REDUCTIONS[name] * (elements(ins[0]) - elements(out))
+    if name in _CUMULATIVE:
+        length = ins[0].shape[params["axis"]]
+        return _CUMULATIVE[name] * elements(ins[0]) * (length - 1) / max(length, 1)
+    if name in _SCATTERS:
+        return elements(ins[2])
+    rule = _RULES.get(name)
+    return None if rule is None else rule(params, ins, out)
+
+
+def _dot(params: Any, ins: Any, out: Any) -> float:
+    (contracting, _), _ = params["dimension_numbers"]
+    return 2 * elements(out) * math.prod(ins[0].shape[d] for d in contracting)
+
+
+def _ragged_dot(params: Any, ins: Any, out: Any) -> float:
+    # Each row meets one group's matrix, however many groups there are.
+    dimensions = params["ragged_dot_dimension_numbers"].dot_dimension_numbers
+    return 2 * elements(out) * math.prod(ins[0].shape[d] for d in dimensions[0][0])
+
+
+def _conv(params: Any, ins: Any, out: Any) -> float:
+    lhs, rhs = ins[0].shape, ins[1].shape
+    numbers = params["dimension_numbers"]
+    batch = lhs[numbers.lhs_spec[0]] // params["batch_group_count"]
+    features_out, features_in = (rhs[d] for d in numbers.rhs_spec[:2])  # per group
+    positions = 1
+    for axis in range(len(numbers.lhs_spec) - 2):
+        positions *= _real_positions(
+            lhs[numbers.lhs_spec[2 + axis]],
+            rhs[numbers.rhs_spec[2 + axis]],
+            out.shape[numbers.out_spec[2 + axis]],
+            params["window_strides"][axis],
+            params["padding"][axis][0],
+            params["lhs_dilation"][axis],
+            params["rhs_dilation"][axis],
+        )
+    return 2 * batch * features_out * features_in * positions
+
+
+def _real_positions(
+    length: int, kernel: int, out: int, stride: int, pad: int, lhs_dilation: int, rhs_dilation: int
+) -> int:
+    """Pairs (output, kernel position) on one axis that meet an element of the input."""
+    starts = np.arange(out) * stride - pad
+    count = 0
+    for k in range(kernel):
+        position = starts + k * rhs_dilation
+        inside = (position >= 0) & (position <= (length - 1) * lhs_dilation)
+        count += int(np.count_nonzero(inside & (position % lhs_dilation == 0)))
+    return count
+
+
+def _reduce(params: Any, ins: Any, out: Any) -> float:
+    body, _ = _body_work(params["jaxpr"])
+    return body * (elements(ins[0]) - elements(out))
+
+
+def _reduce_window(params: Any, ins: Any, out: Any) -> float:
+    per_step = _body_work(params["jaxpr"])[0] if "jaxpr" in params else 1
+    return per_step * (math.prod(params["window_dimensions"]) - 1) * elements(out)
+
+
+def _select_and_scatter(params: Any, ins: Any, out: Any) -> float:
+    window = math.prod(params["window_dimensions"])
+    return window * elements(ins[0])  # window - 1 comparisons and one addition per source
+
+
+def _integer_pow(params: Any, ins: Any, out: Any) -> float:
+    power = abs(params["y"])
+    multiplications = max(power.bit_length() - 1, 0) + max(power.bit_count() - 1, 0)
+    return (multiplications + (params["y"] < 0)) * elements(out)
+
+
+def _sort(params: Any, ins: Any, out: Any) -> float:
+    length = ins[0].shape[params["dimension"]]
+    return elements(ins[0]) * math.ceil(math.log2(max(length, 1)))
+
+
+def _top_k(params: Any, ins: Any, out: Any) -> float:
+    length = ins[0].shape[params.get("axis", params.get("dimension", -1))]
+    return elements(ins[0]) * math.ceil(math.log2(max(length, 1)))
+
+
+def _fft(params: Any, ins: Any, out: Any) -> float:
+    larger = max(elements(ins[0]), elements(out))
+    half = 1 if "RFFT" not in str(params["fft_type"]) else 0.5
+    return half * 5 * larger * math.log2(max(math.prod(params["fft_lengths"]), 1))
+
+
+def _triangular_solve(params: Any, ins: Any, out: Any) -> float:
+    return elements(ins[1]) * ins[0].shape[-1]
+
+
+def _cholesky(params: Any, ins: Any, out: Any) -> float:
+    return elements(ins[0]) * ins[0].shape[-1] / 3
+
+
+def _lu(params: Any, ins: Any, out: Any) -> float:
+    rows, columns = ins[0].shape[-2:]
+    small, large = min(rows, columns), max(rows, columns)
+    batch = math.prod(ins[0].shape[:-2])
+    return batch * (small**2 * large - small**3 / 3)
+
+
+_RULES: dict[str, Callable[[Any, Any, Any], float]] = {
+    "approx_top_k": lambda params, ins, out: elements(ins[0]),
+    "cholesky": _cholesky,
+    "conv_general_dilated": _conv,
+    "dot_general": _dot,
+    "fft": _fft,
+    "integer_pow": _integer_pow,
+    "lu": _lu,
+    "ragged_dot": _ragged_dot,
+    "ragged_dot_general": _ragged_dot,
+    "reduce": _reduce,
+    "reduce_window": _reduce_window,
+    "reduce_window_max": _reduce_window,
+    "reduce_window_min": _reduce_window,
+    "reduce_window_sum": _reduce_window,
+    "select_and_gather_add": _reduce_window,
+    "select_and_scatter": _select_and_scatter,
+    "select_and_scatter_add": _select_and_scatter,
+    "sort": _sort,
+    "top_k": _top_k,
+    "triangular_solve": _triangular_solve,
+}
