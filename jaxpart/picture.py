@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 KINDS = (".png", ".svg", ".pdf")
 _MIB = 2**20
-_COLOURS = {"compute": "#3b6fb6", "in": "#e0a030", "out": "#c8553d", "memory": "#7a9e7e"}
+COLOURS = {"compute": "#3b6fb6", "in": "#e0a030", "out": "#c8553d", "memory": "#7a9e7e"}
 
 
 def kind_of(path: str | os.PathLike[str]) -> str:
@@ -80,11 +80,11 @@ def _draw_load(axis: Any, result: Result, chips: np.ndarray) -> None:
     parts = {"compute": costs.compute_s, "in": costs.in_s, "out": costs.out_s}
     if result.problem.mcm.overlap:
         for i, (name, seconds) in enumerate(parts.items()):
-            axis.bar(chips + 0.27 * (i - 1), seconds * 1e6, 0.27, color=_COLOURS[name], label=name)
+            axis.bar(chips + 0.27 * (i - 1), seconds * 1e6, 0.27, color=COLOURS[name], label=name)
     else:
         bottom = np.zeros(len(chips))
         for name, seconds in parts.items():
-            axis.bar(chips, seconds * 1e6, 0.8, bottom, color=_COLOURS[name], label=name)
+            axis.bar(chips, seconds * 1e6, 0.8, bottom, color=COLOURS[name], label=name)
             bottom = bottom + seconds * 1e6
     axis.axhline(
         result.bottleneck_s * 1e6,
@@ -107,7 +107,7 @@ def _draw_load(axis: Any, result: Result, chips: np.ndarray) -> None:
 
 def _draw_memory(axis: Any, result: Result, chips: np.ndarray) -> None:
     capacity = result.problem.capacity_bytes / _MIB
-    axis.bar(chips, result.costs.memory_bytes / _MIB, 0.8, color=_COLOURS["memory"], label="held")
+    axis.bar(chips, result.costs.memory_bytes / _MIB, 0.8, color=COLOURS["memory"], label="held")
     edges = np.arange(len(chips) + 1) - 0.5
     axis.stairs(capacity, edges, color="#222222", linewidth=1.2, label="capacity", baseline=None)
     axis.set_ylabel("memory, MiB")
@@ -120,12 +120,12 @@ def _draw_links(axis: Any, result: Result) -> None:
     mcm = result.problem.mcm
     busy = result.costs.link_s * 1e6
     if mcm.topology == "chain":
-        axis.bar(np.arange(len(busy)) + 0.5, busy, 0.5, color=_COLOURS["out"])
+        axis.bar(np.arange(len(busy)) + 0.5, busy, 0.5, color=COLOURS["out"])
         axis.set_xlim(-0.6, mcm.num_chips - 0.4)
         axis.set_xlabel("link between chips")
     else:
         order = np.argsort(-busy, kind="stable")
-        axis.bar(np.arange(len(busy)), busy[order], 0.8, color=_COLOURS["out"])
+        axis.bar(np.arange(len(busy)), busy[order], 0.8, color=COLOURS["out"])
         axis.set_xlabel("links, busiest first")
     axis.set_ylabel("link busy, us")
     axis.set_ylim(bottom=0)

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxpart.cost import Costs
 from jaxpart.mcm import MCM
 from jaxpart.problem import IntArray, Problem
 from jaxpart.verdicts import verdicts
 
 if TYPE_CHECKING:
+    from jaxpart.cost import Costs
     from jaxpart.result import Result
 
 _MIB = 2**20
@@ -89,7 +89,7 @@ def headline(problem: Problem) -> str:
         f"weights {_significant(graph.weight_bytes / _MIB)} MiB"
     )
     if graph.element_bytes is not None:
-        what += f" at {graph.element_bytes:g} bytes an element"
+        what += f", {graph.element_bytes:g}-byte elements"
     return f"{what}\n{machine_line(problem.mcm)}"
 
 
@@ -160,7 +160,7 @@ def chip_table(problem: Problem, assignment: IntArray, costs: Costs) -> str:
             ]
         )
     unused = np.flatnonzero(counts == 0)
-    tail = [f"no nodes on chips {_spans(unused)}"] if len(unused) else []
+    tail = [f"no nodes on chip{'s' * (len(unused) > 1)} {_spans(unused)}"] if len(unused) else []
     return "\n".join([*_columns([header, units, *rows]), *tail])
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 from typing import Any
 
@@ -15,17 +14,14 @@ from jaxpart import report
 from jaxpart.bound import combinatorial_bound
 from jaxpart.cost import Costs, verify
 from jaxpart.errors import InputError
-from jaxpart.files import read_bytes, write_whole
+from jaxpart.files import write_whole
 from jaxpart.graph import Graph
 from jaxpart.greedy import baseline
 from jaxpart.mcm import MCM
 from jaxpart.picture import draw
 from jaxpart.problem import IntArray, Problem
-from jaxpart.result_file import ResultFile, assignment_of, chips_by_name, decode, module_of
+from jaxpart.result_file import read_result
 from jaxpart.verdicts import broken_rules
-
-# Relative difference of two float64 sums of the same costs that no user should be told about.
-_SAME = 1e-9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,10 +159,9 @@ class Result:
           FileFormatError: the file breaks the schema.
           InputError: the names differ from the graph's, or the partition is not valid here.
         """
-        file = decode(read_bytes(path), path)
-        stored = module_of(file, path)
-        problem = Problem.build(graph, stored if mcm is None else mcm)
-        assignment = assignment_of(chips_by_name(file.assignment, path), graph, problem.mcm, path)
+        stored = read_result(path)
+        problem = Problem.build(graph, mcm or stored.mcm)
+        assignment = stored.on(graph, problem.mcm)
         costs = score(problem, assignment)
         if not costs.valid:
             reason = broken_rules(problem, assignment, costs)[0]
@@ -174,12 +169,11 @@ class Result:
                 f"{path}: not valid for {graph.name} on {problem.mcm.name} ({reason.rule}: "
                 f"{reason.detail}), expected a valid partition"
             )
-        is_same_graph = file.graph_sha256 == problem.graph.sha256
-        is_same_mcm = stored.sha256 == problem.mcm.sha256
-        notes = _notes_on_load(file, problem, is_same_graph, is_same_mcm, costs)
         bottleneck_s = float(costs.bottleneck_s)
+        notes = stored.notes(problem, bottleneck_s)
         bound_s, bound_method = combinatorial_bound(problem)
-        if is_same_graph and is_same_mcm and bound_s < file.lower_bound_s <= bottleneck_s:
+        file = stored.file
+        if stored.is_for(problem) and bound_s < file.lower_bound_s <= bottleneck_s:
             bound_s, bound_method = file.lower_bound_s, file.bound_method
             notes = (*notes, f"the lower bound ({bound_method}) is the file's, not proven again")
         search = file.search
@@ -204,20 +198,3 @@ def baseline_of(problem: Problem) -> float | None:
     """The greedy heuristic's bottleneck in seconds; None where it finds nothing valid."""
     greedy = baseline(problem)
     return None if greedy is None else float(score(problem, greedy).bottleneck_s)
-
-
-def _notes_on_load(
-    file: ResultFile, problem: Problem, is_same_graph: bool, is_same_mcm: bool, costs: Costs
-) -> tuple[str, ...]:
-    notes = []
-    if not is_same_graph:
-        notes.append(f"made for another graph ({file.graph}); scored on {problem.graph.name}")
-    if not is_same_mcm:
-        notes.append(f"made for another module ({file.mcm.name}); scored on {problem.mcm.name}")
-    bottleneck_s = float(costs.bottleneck_s)
-    if not notes and not math.isclose(file.bottleneck_s, bottleneck_s, rel_tol=_SAME):
-        notes.append(
-            f"the file says {file.bottleneck_s * 1e6:.6g} us for the bottleneck, it is "
-            f"{bottleneck_s * 1e6:.6g} us"
-        )
-    return tuple(notes)

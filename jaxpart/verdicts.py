@@ -6,11 +6,14 @@ The verdicts themselves come from `cost`, the only place that decides; here they
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxpart.cost import Costs
 from jaxpart.problem import IntArray, Problem
+
+if TYPE_CHECKING:
+    from jaxpart.cost import Costs
 
 _MIB = 2**20
 
@@ -70,7 +73,7 @@ def _no_skip(problem: Problem, f: IntArray) -> str:
     used = np.unique(f)
     skipped = np.setdiff1d(np.arange(used[-1]), used)
     if not len(skipped):
-        return f"chips 0 to {used[-1]} of {problem.num_chips} are in use"
+        return f"{len(used)} of {problem.num_chips} chips in use, from chip 0 on"
     return f"nothing on {_chips(skipped)}, but something on chip {used[-1]}"
 
 
@@ -97,9 +100,9 @@ def _memory(problem: Problem, costs: Costs) -> str:
     over = np.flatnonzero(held > room)
     c = int(np.argmax(held / room))
     figures = f"chip {c} needs {held[c] / _MIB:.2f} of {room[c] / _MIB:.2f} MiB"
-    return (
-        f"{len(over)} chips are over, most of all {figures}" if len(over) else f"fullest: {figures}"
-    )
+    if not len(over):
+        return f"fullest: {figures}"
+    return figures if len(over) == 1 else f"{len(over)} chips are over, most of all {figures}"
 
 
 def _colocation(problem: Problem, f: IntArray) -> str:
@@ -108,7 +111,7 @@ def _colocation(problem: Problem, f: IntArray) -> str:
         u = first.setdefault(int(problem.colocate[v]), v)
         if f[u] != f[v]:
             return f"{_node(problem, f, u)} and {_node(problem, f, v)} must share a chip"
-    return f"{len(first)} groups, each on one chip" if first else "the graph has no groups"
+    return "each group is on one chip" if first else "the graph has no groups"
 
 
 def _pins(problem: Problem, f: IntArray) -> str:
@@ -117,7 +120,7 @@ def _pins(problem: Problem, f: IntArray) -> str:
     if len(astray):
         v = astray[0]
         return f"{_node(problem, f, v)} is pinned to chip {problem.pin[v]}"
-    return f"{len(pinned)} nodes, each where it must be" if len(pinned) else "the graph has no pins"
+    return "each pinned node is where it must be" if len(pinned) else "the graph has no pins"
 
 
 def _node(problem: Problem, f: IntArray, v: int) -> str:

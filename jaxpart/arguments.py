@@ -1,0 +1,154 @@
+"""What the command line accepts: arguments, their types, and a help page worth reading."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+DEFAULT_MCM = "mcm36"
+DEFAULT_TIME_LIMIT_S = 20.0
+
+_PARTITION_EXAMPLES = """\
+examples:
+  %(prog)s bert-large
+  %(prog)s bert-large --mcm mcm64 --time-limit 60 --seed 1
+  %(prog)s model.onnx --mcm my-module.toml --out best.json --plot best.png
+  %(prog)s bert-large --samples 100000 --out again.json --init best.json
+"""
+_EVALUATE_EXAMPLES = """\
+examples:
+  %(prog)s bert-large bert-large-mcm36.result.json
+  %(prog)s bert-large my-partition.json --mcm my-module.toml
+"""
+_EXIT_CODES = """\
+exit codes:
+  0 a valid partition   1 none: infeasible, none found, or not valid   2 bad input   130 Ctrl-C
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Bad arguments in one line; examples and lists in the help, made only when it is asked for."""
+
+    def __init__(self, **settings: Any) -> None:
+        """Takes the settings of `argparse.ArgumentParser`."""
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+        self.lists: Callable[[], str] | None = None  # makes the last part of the help
+
+    def error(self, message: str) -> NoReturn:
+        """Exits with code 2 and one line."""
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+    def format_help(self) -> str:
+        """The help page."""
+        if self.lists is not None:
+            self.epilog = self.lists()
+        return super().format_help()
+
+
+def add_partition_arguments(parser: Parser) -> None:
+    """`partition GRAPH [...]`."""
+    add = parser.add_argument
+    _add_graph_argument(parser)
+    add("--mcm", metavar="NAME_OR_TOML", help=f"the module (default: {DEFAULT_MCM})")
+    add("--method", default="auto", help="how to search, see below (default: %(default)s)")
+    add(
+        "--time-limit",
+        metavar="SECONDS",
+        type=_positive,
+        help="search time; start-up and compilation come beside it (default: "
+        f"{DEFAULT_TIME_LIMIT_S:g}, or none where --samples is given)",
+    )
+    add(
+        "--samples",
+        metavar="N",
+        type=_count,
+        help="stop after N costs or changes of cost: same seed, same answer (default: no limit)",
+    )
+    add("--seed", metavar="N", type=_seed, default=0, help="of the search (default: 0)")
+    add("--init", metavar="FILE.json", help="start from this partition: a result, or {node: chip}")
+    add(
+        "--gap",
+        metavar="G",
+        type=_fraction,
+        default=1e-4,
+        help="stop when proven this close to the optimum (default: %(default)s)",
+    )
+    add("--out", metavar="FILE.json", help="the result file (default: GRAPH-MCM.result.json)")
+    add(
+        "--plot",
+        metavar="FILE.png",
+        help="the picture; .svg and .pdf work too (default: GRAPH-MCM.png)",
+    )
+    parser.lists = lambda: f"{_PARTITION_EXAMPLES}\n{_lists(with_methods=True)}\n{_EXIT_CODES}"
+
+
+def add_evaluate_arguments(parser: Parser) -> None:
+    """`evaluate GRAPH RESULT [...]`."""
+    _add_graph_argument(parser)
+    parser.add_argument("result", metavar="RESULT", help="a result file, or JSON {node: chip}")
+    parser.add_argument(
+        "--mcm",
+        metavar="NAME_OR_TOML",
+        help=f"the module (default: the result file's; {DEFAULT_MCM} for plain JSON)",
+    )
+    parser.lists = lambda: f"{_EVALUATE_EXAMPLES}\n{_lists(with_methods=False)}\n{_EXIT_CODES}"
+
+
+def _add_graph_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "graph",
+        metavar="GRAPH",
+        help="a shipped graph's name, or a file: jaxpart's own format, ONNX, max-load JSON or a "
+        "PipeDream profile, recognised by its content",
+    )
+
+
+def _lists(*, with_methods: bool) -> str:
+    from jaxpart import dataset
+    from jaxpart.mcm import PRESETS
+
+    lines = ["graphs:", f"  {', '.join(dataset.names())}", "modules:"]
+    from jaxpart.report import machine_line
+
+    lines += [f"  {machine_line(make())}" for make in PRESETS.values()]
+    if with_methods:
+        from jaxpart.search.engine import METHODS
+
+        width = max(map(len, METHODS))
+        lines += ["methods:", *(f"  {name:{width}}  {what}" for name, what in METHODS.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _positive(text: str) -> float:
+    return _number(text, lambda value: 0 < value < math.inf, "a positive number")
+
+
+def _fraction(text: str) -> float:
+    return _number(text, lambda value: 0 <= value < math.inf, "a number, 0 or more")
+
+
+def _number(text: str, is_good: Callable[[float], bool], expected: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not is_good(value):
+        raise argparse.ArgumentTypeError(f"{text!r}, expected {expected}")
+    return value
+
+
+def _count(text: str) -> int:
+    return _integer(text, 1, 10**15, "a whole number, 1 or more")
+
+
+def _seed(text: str) -> int:
+    return _integer(text, 0, 2**31 - 1, "a whole number from 0 to 2147483647")
+
+
+def _integer(text: str, low: int, high: int, expected: str) -> int:
+    if not re.fullmatch(r"\d{1,16}", text) or not low <= int(text) <= high:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected {expected}")
+    return int(text)

@@ -1,0 +1,405 @@
+"""The command line: exit codes, one clear line for bad input, files, interrupts."""
+
+import gzip
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxpart.cli import main
+from jaxpart.graph import Graph, Node, Tensor, Weight
+from jaxpart.result import Result
+
+MIB = 2**20
+MODULE = """\
+name = "pair"
+topology = "chain"
+overlap = true
+element_bytes = 1
+[[chips]]
+count = 2
+peak_flops = 1e12
+sram_bandwidth = 100e9
+sram_bytes = 1048576
+[links]
+bandwidth = 1e9
+"""
+MAX_LOAD = {
+    "maxFPGAs": 2,
+    "maxCPUs": 1,
+    "maxSizePerFPGA": 100.0,
+    "nodes": [
+        {
+            "id": i,
+            "supportedOnFpga": 1,
+            "cpuLatency": 2.0,
+            "fpgaLatency": 1.0,
+            "isBackwardNode": 0,
+            "colorClass": i,
+            "size": 1.0,
+        }
+        for i in range(2)
+    ],
+    "edges": [{"sourceId": 0, "destId": 1, "cost": 0.5}],
+}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch, cache):
+    """Every test runs in a folder of its own; compiled programs stay out of the user's cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pair.toml").write_text(MODULE)
+    return tmp_path
+
+
+def path_graph(count=6, weight_bytes=1e5, **of_first):
+    """A path of `count` nodes of 1e8 FLOP each."""
+    nodes = tuple(
+        Node(f"n{v}", "add", 1e8, 1e3, **(of_first if v == 0 else {})) for v in range(count)
+    )
+    tensors = tuple(Tensor(v, 1e3, (v + 1,)) for v in range(count - 1))
+    weights = tuple(Weight(weight_bytes, (v,)) for v in range(count))
+    return Graph(nodes, tensors, weights, "path", 1)
+
+
+def file_of(**changes):
+    """The text of a small graph file, with some of its keys replaced."""
+    node = {"op": "add", "flops": 1e6, "bytes_accessed": 1e3}
+    content = {
+        "format": "jaxpart-graph",
+        "version": 1,
+        "nodes": [{"name": "a", **node}, {"name": "b", **node}],
+        "tensors": [{"producer": 0, "bytes": 8, "consumers": [1]}],
+        "weights": [],
+    }
+    return json.dumps(content | changes)
+
+
+def nodes_of(*changes):
+    node = {"op": "add", "flops": 1e6, "bytes_accessed": 1e3}
+    return [{"name": f"n{v}", **node, **change} for v, change in enumerate(changes)]
+
+
+def run(command, *more):
+    """The exit code, whether it is returned or raised by the argument parser."""
+    try:
+        return main([*command.split(), *more])
+    except SystemExit as stop:
+        return stop.code
+
+
+def refused(capsys, *argv):
+    """The one line on stderr of a command that ends with exit code 2."""
+    assert run(*argv) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    lines = printed.err.splitlines()
+    assert len(lines) == 1, printed.err
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("", "empty"),
+        (file_of()[:-9], "truncated"),
+        ("not json at all", "bad.json"),
+        (file_of(extra=1), "unknown field `extra`"),
+        (file_of(version=2), "$.version"),
+        (file_of(nodes=[]), "no nodes, expected at least one"),
+        (file_of(nodes=nodes_of({}, {"name": "n0"})), "node 1 ('n0'): another node has this name"),
+        (file_of(nodes=nodes_of({"flops": -1}, {})), "node 0 ('n0'): flops is -1"),
+        (file_of(nodes=nodes_of({"flops": float("nan")}, {})), "bad.json"),
+        (file_of(nodes=nodes_of({"flops": float("inf")}, {})), "bad.json"),
+        (file_of(nodes=nodes_of({}, {"seconds": -1e-3})), "node 1 ('n1'): seconds is -0.001"),
+        (file_of(nodes=nodes_of({"colour": 1}, {})), "$.nodes[0]"),
+        (file_of(weights=[{"bytes": -4, "consumers": [0]}]), "weight 0: bytes is -4"),
+        (
+            file_of(tensors=[{"producer": 0, "bytes": 8, "consumers": [2]}]),
+            "tensor 0: consumer 2 is no node, expected 0 to 1",
+        ),
+        (
+            file_of(
+                tensors=[
+                    {"producer": 0, "bytes": 8, "consumers": [1]},
+                    {"producer": 1, "bytes": 8, "consumers": [0]},
+                ]
+            ),
+            "the edges close a cycle: 'a' -> 'b' -> 'a'",
+        ),
+        (
+            file_of(tensors=[{"producer": 1, "bytes": 8, "consumers": [0]}]),
+            "expected nodes in a topological order",
+        ),
+        (
+            file_of(nodes=nodes_of({"pin": 2}, {})),
+            "node 0 ('n0'): pinned to chip 2, but pair has chips 0 to 1",
+        ),
+        (
+            file_of(nodes=nodes_of({"pin": 0, "colocate": 1}, {"pin": 1, "colocate": 1})),
+            "node 1 ('n1'): pinned to chip 1",
+        ),
+    ],
+)
+def test_a_bad_graph_is_refused_in_one_line_that_names_the_place(place, capsys, content, expected):
+    (place / "bad.json").write_text(content)
+
+    line = refused(capsys, "partition", "bad.json", "--mcm", "pair.toml")
+
+    assert line.startswith("error: bad.json: ")
+    assert expected in line
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("", "name"),
+        ("name = ", "module.toml"),
+        (MODULE.replace("chain", "ring"), "$.topology"),
+        (MODULE + "colour = 1\n", "$.links"),
+        (re.sub(r"\[\[chips\]\].*(?=\[links\])", "", MODULE, flags=re.S), "chips"),
+        (MODULE.replace("[[chips]]\ncount = 2", "[[chips]]\ncount = 0"), "count is 0"),
+        (MODULE.replace("1048576", "-1"), "chip 0: sram_bytes is -1"),
+        (MODULE.replace("1e9", "inf"), "links: bandwidth is inf"),
+        (MODULE.replace("1e12", "nan"), "chip 0: peak_flops is nan"),
+        (MODULE.replace("overlap", "rows = 2\noverlap"), "rows and cols belong to a mesh"),
+        (MODULE + "[constraints]\nacyclic = false\n", "expected acyclic = true"),
+    ],
+)
+def test_a_bad_module_is_refused_in_one_line_that_names_the_place(place, capsys, content, expected):
+    path_graph().save("path.json")
+    (place / "module.toml").write_text(content)
+
+    line = refused(capsys, "partition", "path.json", "--mcm", "module.toml")
+
+    assert line.startswith("error: module.toml: ")
+    assert expected in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["no-such-graph"], "no-such-graph"),
+        (["nowhere.json"], "nowhere.json"),
+        (["path.json", "--mcm", "mcm5"], "'mcm5' is neither a module"),
+        (["path.json", "--mcm", "nowhere.toml"], "nowhere.toml: cannot be read"),
+        (["path.json", "--method", "magic"], "'magic'"),
+        (["path.json", "--time-limit", "0"], "--time-limit: '0', expected a positive number"),
+        (["path.json", "--time-limit", "nan"], "--time-limit: 'nan', expected"),
+        (["path.json", "--samples", "-3"], "--samples: '-3', expected a whole number"),
+        (["path.json", "--samples", "1.5"], "--samples: '1.5', expected a whole number"),
+        (["path.json", "--seed", "99999999999"], "--seed: '99999999999', expected"),
+        (["path.json", "--gap", "-1"], "--gap: '-1', expected a number, 0 or more"),
+        (["path.json", "--colour"], "unrecognized arguments: --colour"),
+        ([], "required: GRAPH"),
+        (["path.json", "--out", "missing/r.json"], "missing/r.json: cannot write here"),
+        (["path.json", "--plot", "missing/p.png"], "missing/p.png: cannot write here"),
+        (["path.json", "--out", "."], ".: is a folder"),
+        (["path.json", "--plot", "p.bmp"], "p.bmp: a picture ends in .png, .svg, .pdf"),
+        (["path.json", "--out", "x.png", "--plot", "x.png"], "x.png: named for both"),
+        (["path.json", "--init", "nowhere.json"], "nowhere.json: cannot be read"),
+        (["path.json", "--init", "path.json"], "path.json: "),
+    ],
+)
+def test_a_bad_argument_is_refused_in_one_line(capsys, arguments, expected):
+    path_graph().save("path.json")
+
+    assert expected in refused(capsys, "partition", *arguments)
+
+
+def test_bad_input_is_found_before_the_search_and_leaves_no_file(place, capsys):
+    path_graph().save("path.json")
+    before = sorted(place.iterdir())
+
+    refused(capsys, "partition", "path.json", "--out", "missing/r.json")
+
+    assert sorted(place.iterdir()) == before
+
+
+def test_a_graph_that_brings_its_machine_takes_no_other(place, capsys):
+    (place / "load.json").write_text(json.dumps(MAX_LOAD))
+
+    line = refused(capsys, "partition", "load.json", "--mcm", "mcm4")
+
+    assert "load.json: " in line
+    assert "expected no --mcm" in line
+
+
+@pytest.mark.parametrize(
+    ("graph", "expected"),
+    [
+        (
+            path_graph(weight_bytes=5e5),
+            "the weights take 2.9 MiB, all 2 chips together have 2.0 MiB",
+        ),
+        (path_graph(weight_bytes=2e6), "the weights of 'n0' take 1.9 MiB"),
+        (
+            Graph(
+                (Node("a", "add", 1, 1, pin=1), Node("b", "add", 1, 1, pin=0)),
+                (Tensor(0, 8, (1,)),),
+            ),
+            "'a' is pinned to chip 1, but feeds 'b', which is pinned to chip 0",
+        ),
+    ],
+)
+def test_an_infeasible_problem_ends_with_code_1_and_the_reason(place, capsys, graph, expected):
+    graph.save("graph.json")
+
+    assert run("partition", "graph.json", "--mcm", "pair.toml") == 1
+    printed = capsys.readouterr()
+    assert expected in printed.err
+    assert printed.err.splitlines()[-1].startswith("infeasible: ")
+    assert not list(place.glob("*.result.json"))
+
+
+def test_a_partition_is_found_written_drawn_and_told(place, capsys):
+    path_graph().save("path.json.gz")
+
+    assert run("partition", "path.json.gz", "--mcm", "pair.toml", "--time-limit", "1") == 0
+
+    printed = capsys.readouterr().out
+    assert "bottleneck   300.00 us, 3,333.33 inferences/s" in printed
+    assert "proven optimal" in printed
+    assert "written: path-pair.result.json and path-pair.png" in printed
+    result = Result.load(place / "path-pair.result.json", path_graph())
+    assert result.assignment.tolist() == [0, 0, 0, 1, 1, 1]
+    assert (place / "path-pair.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_out_and_plot_name_the_files_exactly(place):
+    path_graph().save("path.json")
+    assert run("partition path.json --mcm pair.toml --out r --plot p.svg") == 0
+
+    assert json.loads((place / "r").read_text())["format"] == "jaxpart-result"
+    assert "<svg" in (place / "p.svg").read_text()
+    assert {path.name for path in place.iterdir()} == {"path.json", "pair.toml", "r", "p.svg"}
+
+
+def test_rescaled_bytes_are_said(capsys):
+    graph = path_graph()
+    Graph(graph.nodes, graph.tensors, graph.weights, "path", 4).save("path.json")
+    assert run("partition", "path.json", "--mcm", "pair.toml", "--method", "greedy") == 0
+
+    assert "bytes rescaled from 4 to 1 per element" in capsys.readouterr().out
+
+
+def test_a_search_starts_from_a_partition_of_ones_own(place, capsys):
+    path_graph().save("path.json")
+    (place / "own.json").write_text(json.dumps({f"n{v}": int(v > 2) for v in range(6)}))
+    arguments = "partition path.json --mcm pair.toml --method greedy --init own.json --out r.json"
+    assert run(arguments) == 0
+    # A result is a partition to start from, too.
+    assert run(arguments.replace("own.json", "r.json")) == 0
+
+    (place / "own.json").write_text(json.dumps({f"n{v}": 2 for v in range(6)}))
+    capsys.readouterr()
+    assert "own.json: assignment: 'n0' is on chip 2" in refused(capsys, *arguments.split())
+
+
+def test_evaluate_agrees_with_the_result_and_uses_its_module(place, capsys):
+    path_graph().save("path.json")
+    run("partition path.json --mcm pair.toml --out r.json")
+    capsys.readouterr()
+
+    assert run("evaluate", "path.json", "r.json") == 0
+    printed = capsys.readouterr().out
+    assert "pair: 2 chips" in printed
+    assert "verdict      valid" in printed
+    assert "bottleneck   300.00 us" in printed
+    assert "note" not in printed
+
+
+def test_evaluate_ends_with_code_1_where_a_rule_is_broken(place, capsys):
+    path_graph().save("path.json")
+    (place / "own.json").write_text(json.dumps({f"n{v}": int(v < 3) for v in range(6)}))
+
+    assert run("evaluate path.json own.json --mcm pair.toml") == 1
+    printed = capsys.readouterr().out
+    assert "NOT VALID" in printed
+    assert "BROKEN  1 of 5 edges flow backward, as 'n2' (chip 1) -> 'n3' (chip 0)" in printed
+
+
+def test_evaluate_says_when_graph_or_module_are_others(place, capsys):
+    path_graph().save("path.json")
+    run("partition path.json --mcm pair.toml --out r.json")
+    path_graph(weight_bytes=1e4).save("path.json")
+    (place / "pair.toml").write_text(MODULE.replace("100e9", "50e9"))
+    capsys.readouterr()
+
+    assert run("evaluate path.json r.json --mcm pair.toml") == 0
+    printed = capsys.readouterr().out
+    assert "made for another graph (path)" in printed
+    assert "made for another module (pair)" in printed
+
+
+def test_evaluate_refuses_names_that_are_not_the_graphs(place, capsys):
+    path_graph().save("path.json")
+    (place / "own.json").write_text(json.dumps({"x": 0}))
+
+    line = refused(capsys, "evaluate", "path.json", "own.json")
+
+    assert "own.json: assignment: expected the 6 nodes of path, but 'n0' is missing" in line
+
+
+def test_the_help_lists_graphs_modules_methods_and_exit_codes(capsys):
+    assert run("partition", "--help") == 0
+    text = capsys.readouterr().out
+
+    for part in ("bert-large", "mcm36", "mesh6x6", "slice", "exit codes", "examples:"):
+        assert part in text
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_edgeless_and_single_node_graphs_work(count):
+    graph = Graph(tuple(Node(f"n{v}", "add", 1e8, 1e3) for v in range(count)), name="loose")
+    graph.save("loose.json")
+
+    assert run("partition", "loose.json", "--mcm", "pair.toml", "--time-limit", "1") == 0
+
+
+def test_a_gzip_file_that_is_cut_off_is_refused(place, capsys):
+    (place / "cut.json.gz").write_bytes(gzip.compress(file_of().encode())[:-12])
+
+    assert "cut.json.gz: broken gzip file" in refused(capsys, "partition", "cut.json.gz")
+
+
+def test_an_interrupt_writes_the_best_so_far_and_ends_with_code_130(place):
+    # Never proven at a gap of 0: the search goes on until it is interrupted.
+    path_graph(40).save("path.json")
+    command = "partition path.json --mcm pair.toml --method slice --gap 0 --time-limit 300"
+    code = "import sys; from jaxpart.cli import main; sys.exit(main(sys.argv[1:]))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *command.split(), "--out", "r.json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    try:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "best" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+
+    assert process.returncode == 130, err
+    assert "interrupted: the best so far is in r.json" in err
+    assert "(interrupted)" in out
+    assert "Traceback" not in err
+    assert Result.load(place / "r.json", path_graph(40)).costs.valid
