@@ -1,7 +1,8 @@
 """Traces BERT-large and writes its graph: python scripts/build_bert.py [--out FILE].
 
-The encoder and pooler of Hugging Face's Flax implementation (`pip install jaxpart[trace]`), batch 1,
-384 tokens, float tensors counted as int8. Nothing is downloaded and no weight is materialised.
+The encoder and pooler of Hugging Face's Flax implementation (`pip install jaxpart[trace]`), batch
+1, 384 tokens, float tensors counted as int8. The heads of pre-training are left out: a fine-tuned
+BERT has none. Nothing is downloaded and no weight is materialised.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ from typing import Any
 
 import jax
 import jax.extend.core
+import jax.numpy as jnp
 import numpy as np
 
 Size = Callable[[Any], float]  # an abstract value -> its bytes
@@ -42,12 +43,35 @@ _WRAPPERS = (
 )
 _BODY_KEYS = ("jaxpr", "call_jaxpr", "fun_jaxpr", "fwd_jaxpr", "call")
 
+# fmt: off
 _NO_FLOPS = frozenset(
-    ["after_all", "bitcast_convert_type", "broadcast", "broadcast_in_dim", "broadcast_to", "complex", "concatenate", "copy", "copy_p", "create_token", "device_put", "dynamic_slice", "dynamic_update_slice", "empty", "empty2", "from_edtype", "gather", "imag", "iota", "iota_2x32_shape", "layout_constraint", "name", "optimization_barrier", "pad", "pvary", "random_unwrap", "random_wrap", "real", "reshape", "reshard", "rev", "scatter", "sharding_constraint", "slice", "split", "squeeze", "stack", "stop_gradient", "tie", "tile", "to_edtype", "transpose", "unstack"]
+    [
+        "after_all", "bitcast_convert_type", "broadcast", "broadcast_in_dim", "broadcast_to",
+        "complex", "concatenate", "copy", "copy_p", "create_token", "device_put",
+        "dynamic_slice", "dynamic_update_slice", "empty", "empty2", "from_edtype", "gather",
+        "imag", "iota", "iota_2x32_shape", "layout_constraint", "name", "optimization_barrier",
+        "pad", "pvary", "random_unwrap", "random_wrap", "real", "reshape", "reshard", "rev",
+        "scatter", "sharding_constraint", "slice", "split", "squeeze", "stack", "stop_gradient",
+        "tie", "tile", "to_edtype", "transpose", "unstack",
+    ]
 )
 _ELEMENTWISE = frozenset(
-    ["abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh", "bessel_i0e", "bessel_i1e", "cbrt", "ceil", "clamp", "clz", "conj", "convert_element_type", "cos", "cosh", "digamma", "div", "eq", "eq_to", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "igamma", "igamma_grad_a", "igammac", "is_finite", "le", "le_to", "lgamma", "log", "log1p", "logistic", "lt", "lt_to", "max", "min", "mul", "mulhi", "ne", "neg", "nextafter", "not", "or", "polygamma", "population_count", "pow", "random_bits", "random_clone", "random_fold_in", "random_seed", "random_split", "reduce_precision", "regularized_incomplete_beta", "rem", "rng_bit_generator", "rng_uniform", "round", "rsqrt", "select_n", "shift_left", "shift_right_arithmetic", "shift_right_logical", "sign", "sin", "sinh", "sqrt", "square", "sub", "tan", "tanh", "threefry2x32", "xor", "zeta"]
+    [
+        "abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2",
+        "atanh", "bessel_i0e", "bessel_i1e", "cbrt", "ceil", "clamp", "clz", "conj",
+        "convert_element_type", "cos", "cosh", "digamma", "div", "eq", "eq_to", "erf",
+        "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "igamma",
+        "igamma_grad_a", "igammac", "is_finite", "le", "le_to", "lgamma", "log", "log1p",
+        "logistic", "lt", "lt_to", "max", "min", "mul", "mulhi", "ne", "neg", "nextafter",
+        "not", "or", "polygamma", "population_count", "pow", "random_bits", "random_clone",
+        "random_fold_in", "random_seed", "random_split", "reduce_precision",
+        "regularized_incomplete_beta", "rem", "rng_bit_generator", "rng_uniform", "round",
+        "rsqrt", "select_n", "shift_left", "shift_right_arithmetic", "shift_right_logical",
+        "sign", "sin", "sinh", "sqrt", "square", "sub", "tan", "tanh", "threefry2x32", "xor",
+        "zeta",
+    ]
 )
+# fmt: on
 _REDUCTIONS = {
     "argmax": 9,
     "argmin": 9,
@@ -114,7 +138,7 @@ def inlined(eqn: Any) -> Any | None:
 
 def is_float(aval: Any) -> bool:
     """Whether elements of `aval` are real or complex floating-point numbers."""
-    return hasattr(aval, "dtype") and jax.dtypes.issubdtype(aval.dtype, np.inexact)
+    return hasattr(aval, "dtype") and jnp.issubdtype(aval.dtype, np.inexact)
 
 
 def element_bytes(aval: Any) -> int:
