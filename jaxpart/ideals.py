@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxpart import exact
 from jaxpart.problem import FloatArray, IntArray, Problem
 
 WORD = 64
@@ -23,6 +24,8 @@ _TABLE_ENTRIES = 20_000_000
 _MEMBER_WORDS = 20_000_000
 # Pairs of ideals, times what each costs, beyond which the program is not run: about 20 s.
 _PAIR_WORK = 10_000_000_000
+# Pieces whose memory is weighed exactly in one run: about 5 s of them.
+_MOST_WEIGHINGS = 20_000
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -124,26 +127,25 @@ class Outcome:
 
 
 def solve(
-    problem: Problem, ideals: Ideals, cutoff_s: float, *, span: bool, room: float = 1.0
+    problem: Problem, ideals: Ideals, cutoff_s: float, *, span: bool
 ) -> Outcome | None:
     """The chain of ideals with the least bottleneck; None where there are too many pairs of them.
 
     With `span` False this is a relaxation of every valid partition: it counts compute, each chip's
-    traffic (where the tables for it are small enough), what crosses the links of a chain, and (a
-    lower bound of) weights. Left out are the triangle rule, mesh links and the rest of memory, so the
-    bottleneck is a lower bound of T, and exact where those do not bind. With `span` True every edge
-    goes to the same chip or the next, so that the triangle rule holds.
+    traffic (where the tables for it are small enough), what crosses the links of a chain, and memory.
+    Left out are the triangle rule and mesh links, so the bottleneck is a lower bound of T, and exact
+    where those do not bind. With `span` True every edge goes to the same chip or the next, so that
+    the triangle rule holds.
 
     Args:
       cutoff_s: pieces with more compute than this are left out; only a bottleneck at or below it
         means anything.
-      room: the share of each chip's memory that weights and boundary buffers may take.
     """
     mcm = problem.mcm
     chips = problem.num_chips
     kinds = problem.chip_kind
     bandwidth = mcm.link_bandwidth
-    capacity = problem.capacity_bytes * room
+    memory = _Memory(problem, ideals, count_as_fit=not span) if mcm.constraints.memory else None
     fastest = ideals.load_s.min(axis=1)
     order = np.argsort(fastest, kind="stable")
     sorted_load = fastest[order]
@@ -186,13 +188,12 @@ def solve(
         if counts_cut:
             stage = np.maximum(stage, np.maximum(cut_s[below], cut_s[i])[:, None])
         stage = stage[:, kinds]  # [P, C]
-        if mcm.constraints.memory:
-            held = ideals.own_weight_bytes[i] - ideals.own_weight_bytes[below]
-            if span and mcm.memory_model == "full":
-                held = held + 2 * (ideals.cut_bytes[below] + ideals.cut_bytes[i])
-            stage = np.where(held[:, None] <= capacity, stage, np.inf)
         through = np.maximum(best[below, :-1], stage)
-        choice = through.argmin(axis=0)
+        if memory is None:
+            choice = through.argmin(axis=0)
+        else:
+            known = (received + sent) * bandwidth if span or traffic is not None else 0.0
+            choice = memory.choose(through, below, i, known)
         value = through[choice, np.arange(chips)]
         used = np.arange(1, chips + 1)
         value[(used < ideals.first_chip[i]) | (used > ideals.last_chip[i])] = np.inf
@@ -228,6 +229,69 @@ class _Traffic:
         return received, sent
 
 
+class _Memory:
+    """Whether the chip that runs the piece between two ideals can hold it.
+
+    Memory depends on the piece alone, whatever the rest of the partition. Cheap bounds settle most
+    pieces; the others are weighed exactly, but only those that the program would choose.
+    """
+
+    def __init__(self, problem: Problem, ideals: Ideals, *, count_as_fit: bool) -> None:
+        blocks = problem.contracted
+        self.problem = problem
+        self.ideals = ideals
+        self.is_full = problem.mcm.memory_model == "full"
+        self.shared_bytes = blocks.weight_bytes[np.unique(blocks.use_weight)].sum()
+        self.shared_bytes -= ideals.own_weight_bytes[-1]
+        # No chip has more alive than one chip with everything on it.
+        alone = np.zeros(problem.num_nodes, np.int64)
+        self.most_live = float(exact.peak_bytes(problem, alone)[0][0]) if self.is_full else 0.0
+        self.weighings_left = _MOST_WEIGHINGS
+        self.count_as_fit = count_as_fit  # what is not weighed
+
+    def choose(
+        self, through: FloatArray, below: IntArray, i: int, traffic_bytes: FloatArray | float
+    ) -> IntArray:
+        """[C] the best piece that fits for each chip; `through` [P, C] gets inf where it does not.
+
+        `traffic_bytes` is what is known of received + sent: exact, or 0.
+        """
+        ideals, capacity = self.ideals, self.problem.capacity_bytes
+        least = ideals.own_weight_bytes[i] - ideals.own_weight_bytes[below]
+        most = least + self.shared_bytes
+        if self.is_full:
+            least = least + 2 * traffic_bytes
+            most = most + 2 * (ideals.cut_bytes[below] + ideals.cut_bytes[i]) + self.most_live
+        if most.max() <= capacity.min():
+            return through.argmin(axis=0)
+        through[least[:, None] > capacity] = np.inf
+        columns = np.arange(len(capacity))
+        is_open = most[:, None] > capacity  # neither sure to fit nor sure not to
+        while True:
+            choice = through.argmin(axis=0)
+            doubtful = is_open[choice, columns] & np.isfinite(through[choice, columns])
+            if not doubtful.any():
+                return choice
+            for p in np.unique(choice[doubtful]):
+                if self.weighings_left > 0:
+                    self.weighings_left -= 1
+                    through[p, self._weigh(int(below[p]), i) > capacity] = np.inf
+                elif not self.count_as_fit:
+                    through[p, is_open[p]] = np.inf
+                is_open[p] = False
+
+    def _weigh(self, below: int, i: int) -> float:
+        piece = _unpacked(self.ideals.members[i] & ~self.ideals.members[below])
+        inside = piece[self.problem.block]
+        # On two chips, whatever the module has: the piece and the rest.
+        two = dataclasses.replace(self.problem, chip_kind=np.zeros(2, np.int64))
+        return float(exact.memory_bytes(two, np.where(inside, 0, 1))[0])
+
+
+def _unpacked(members: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    return np.unpackbits(members.view(np.uint8), bitorder="little").astype(bool)
+
+
 def _column(values: FloatArray | float) -> FloatArray:
     return np.asarray(values, np.float64).reshape(-1, 1)
 
@@ -237,9 +301,7 @@ def _chips_of(problem: Problem, ideals: Ideals, parent: NDArray[np.int32], used:
     i = len(parent) - 1
     for c in range(used, 0, -1):
         before = int(parent[i, c])
-        piece = ideals.members[i] & ~ideals.members[before]
-        bits = np.unpackbits(piece.view(np.uint8), bitorder="little")[: len(chip)]
-        chip[bits.astype(bool)] = c - 1
+        chip[_unpacked(ideals.members[i] & ~ideals.members[before])[: len(chip)]] = c - 1
         i = before
     return chip[problem.block]
 

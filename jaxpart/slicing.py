@@ -10,8 +10,10 @@ cut must be consumed before the next (`span`), so a piece receives and sends exa
 cuts carry; without it both depend on both cuts and are accumulated along the window.
 
 Seen exactly: compute, traffic, chain links, weights, boundary buffers, pins, unlike chips. Not seen:
-mesh links without the triangle rule, and all of the live-activation peak but the largest output of a
-single node (a chip runs nodes in number order, whatever order is cut). `cost.evaluate` decides.
+mesh links without the triangle rule, and the peak of live activations, for which the largest of a
+figure per node stands (a chip runs nodes in number order, whatever order is cut). `peak_bounds` has
+one figure that is never too high, so that no valid cuts are missed, and one that is never too low,
+so that what is found fits. `cost.evaluate` decides.
 
 Work per order: N * window * C max-min steps, no memory beyond the [N, C] table.
 """
@@ -29,7 +31,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxpart.device import DeviceProblem, bucket_size
-from jaxpart.problem import Problem
+from jaxpart.problem import FloatArray, Problem
 
 
 @struct.dataclass
@@ -43,7 +45,7 @@ class _Pieces:
     cut_s: Float[Array, " N+1"]  # what crosses the cut, each tensor once
     reach: Int[Array, " N+1"]  # last position that needs something alive across the cut
     weight_bytes: Float[Array, " N+1"]  # prefix sums of weights with one consumer
-    made_bytes: Float[Array, " N"]  # outputs of the node at each position
+    peak_bytes: Float[Array, " N"]  # of the node at each position
     first_chip: Int[Array, " N+1"]  # fewest chips before the cut, for pins before it
     last_chip: Int[Array, " N+1"]  # most chips before the cut, for pins after it
     # Increments of a piece [i, q] when position q joins it, indexed [q, q - i].
@@ -54,20 +56,42 @@ class _Pieces:
 
 @partial(jax.jit, static_argnames="window")
 def slice_orders(
-    problem: DeviceProblem, orders: Int[Array, "B N"], window: int
+    problem: DeviceProblem,
+    orders: Int[Array, "B N"],
+    peak_bytes: Float[Array, "B N"],
+    window: int,
 ) -> tuple[Float[Array, " B"], Int[Array, "N B"]]:
     """The best cuts of each order.
 
     Args:
       problem: of blocks (`Problem.contracted`), padded to N.
       orders: topological orders of the nodes; padding comes last, in any order.
+      peak_bytes: per node, what a piece with it takes for live activations; the largest counts.
       window: the most nodes that a piece may have.
 
     Returns:
       bottleneck in seconds as far as seen here (inf: no cuts found), and assignments, batch last.
     """
-    bottleneck_s, chips = jax.vmap(partial(_slice, problem, window=window))(orders)
+    bottleneck_s, chips = jax.vmap(partial(_slice, problem, window=window))(orders, peak_bytes)
     return bottleneck_s, chips.T.astype(problem.switches.chip_dtype)
+
+
+def peak_bounds(problem: Problem) -> tuple[FloatArray, FloatArray]:
+    """[blocks] twice: what a block's chip has alive at least, and at most whatever else it runs.
+
+    At least the outputs of one of its nodes; at most what would be alive around any of its nodes if
+    one chip ran everything.
+    """
+    output = np.zeros(problem.num_nodes)
+    np.add.at(output, problem.tensor_producer, problem.tensor_bytes)
+    change = np.zeros(problem.num_nodes + 1)
+    np.add.at(change, problem.tensor_producer, problem.tensor_bytes)
+    np.add.at(change, problem.last_consumer + 1, -problem.tensor_bytes)
+    live = np.maximum(np.cumsum(change)[:-1], output)
+    least, most = np.zeros(problem.num_blocks), np.zeros(problem.num_blocks)
+    np.maximum.at(least, problem.block, output)
+    np.maximum.at(most, problem.block, live)
+    return least, most
 
 
 def window_for(problem: Problem, bottleneck_s: float, most: int = 2048) -> int:
@@ -86,12 +110,12 @@ def window_for(problem: Problem, bottleneck_s: float, most: int = 2048) -> int:
 
 
 def _slice(
-    problem: DeviceProblem, order: Int[Array, " N"], *, window: int
+    problem: DeviceProblem, order: Int[Array, " N"], peak_bytes: Float[Array, " N"], *, window: int
 ) -> tuple[Float[Array, ""], Int[Array, " N"]]:
     switches = problem.switches
     size, chips = order.shape[0], switches.num_chips
     rules = switches.constraints
-    pieces = _pieces(problem, order, window)
+    pieces = _pieces(problem, order, peak_bytes, window)
     dtype = problem.node_s.dtype
 
     # Everything over cuts gets `window` entries in front, so that a window never starts below 0.
@@ -126,7 +150,7 @@ def _slice(
             return stage
         held = pieces.weight_bytes[j] - _rows(weights, j, window) + sums.shared_bytes
         if switches.memory_model == "full":
-            held += 2 * (received + sent) * problem.link_bandwidth + sums.made_bytes
+            held += 2 * (received + sent) * problem.link_bandwidth + sums.peak_bytes
         return jnp.where(held[:, None] <= capacity, stage, jnp.inf)
 
     def on_chips(stage: Float[Array, "window S"]) -> Float[Array, "window C"]:
@@ -174,7 +198,7 @@ class _Sums:
     """Of the pieces that end at one cut, earliest start first; zeros where nothing is summed."""
 
     shared_bytes: Float[Array, " W"]
-    made_bytes: Float[Array, " W"]  # largest output of a single node
+    peak_bytes: Float[Array, " W"]
     in_s: Float[Array, " W"]
     out_s: Float[Array, " W"]
 
@@ -191,10 +215,10 @@ class _Sums:
                 return values
             return jnp.roll(values, -1).at[-1].set(0) + increments[q][::-1]
 
-        made = jnp.maximum(jnp.roll(self.made_bytes, -1).at[-1].set(0), pieces.made_bytes[q])
+        peak = jnp.maximum(jnp.roll(self.peak_bytes, -1).at[-1].set(0), pieces.peak_bytes[q])
         return _Sums(
             join(self.shared_bytes, pieces.shared_bytes),
-            made,
+            peak,
             join(self.in_s, pieces.in_s),
             join(self.out_s, pieces.out_s),
         )
@@ -211,11 +235,13 @@ class _Sums:
             terms = _rows(_pad(increments, window, 0), j, window)[::-1][t, d - t]
             return jnp.sum(jnp.where(d >= t, terms, 0), axis=0)[::-1]
 
-        made = lax.cummax(_rows(_pad(pieces.made_bytes, window, 0), j, window), reverse=True)
-        return cls(total(pieces.shared_bytes), made, total(pieces.in_s), total(pieces.out_s))
+        peak = lax.cummax(_rows(_pad(pieces.peak_bytes, window, 0), j, window), reverse=True)
+        return cls(total(pieces.shared_bytes), peak, total(pieces.in_s), total(pieces.out_s))
 
 
-def _pieces(problem: DeviceProblem, order: Int[Array, " N"], window: int) -> _Pieces:
+def _pieces(
+    problem: DeviceProblem, order: Int[Array, " N"], peak_bytes: Float[Array, " N"], window: int
+) -> _Pieces:
     switches = problem.switches
     size, chips = order.shape[0], switches.num_chips
     bandwidth = problem.link_bandwidth
@@ -230,7 +256,6 @@ def _pieces(problem: DeviceProblem, order: Int[Array, " N"], window: int) -> _Pi
     crossing = zeros.at[made_at + 1].add(size_s).at[last_at + 1].add(-size_s)
     reach = jnp.full((size + 1,), -1, order.dtype).at[made_at + 1].max(last_at)
     load = jnp.cumsum(problem.node_s[order], axis=0)
-    output = jnp.zeros((size,), size_s.dtype).at[made_at].add(problem.tensor_bytes)
     pins = problem.pin[order]
     before = lax.cummax(pins)  # the highest pin up to each position; -1 without
     behind = lax.cummin(jnp.where(pins < 0, chips, pins), reverse=True)
@@ -262,7 +287,7 @@ def _pieces(problem: DeviceProblem, order: Int[Array, " N"], window: int) -> _Pi
         cut_s=jnp.maximum(jnp.cumsum(crossing), 0),
         reach=lax.cummax(reach),
         weight_bytes=weight_prefix,
-        made_bytes=output,
+        peak_bytes=peak_bytes[order],
         first_chip=jnp.concatenate([jnp.zeros_like(before[:1]), before + 1]),
         last_chip=jnp.concatenate([behind, jnp.full_like(behind[:1], chips)]),
         shared_bytes=shared,

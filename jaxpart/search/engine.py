@@ -103,6 +103,17 @@ class Search:
         return np.inf if limit is None else limit - self.searched_s
 
     @property
+    def spent(self) -> float:
+        """The share of the budget that is spent, 0 to 1; 0 without a limit."""
+        limits = self.budget
+        shares = [0.0]
+        if limits.samples is not None:
+            shares.append(self.samples / limits.samples)
+        if limits.time_limit_s is not None:
+            shares.append(self.searched_s / limits.time_limit_s)
+        return min(max(shares), 1.0)
+
+    @property
     def is_proven(self) -> bool:
         """Whether the best is within the wanted gap of the lower bound."""
         return self.best_s <= self.bound.seconds * (1 + self.budget.gap)

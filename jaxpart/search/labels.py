@@ -1,2 +1,121 @@
-def random(search): ...
-def anneal(search): ...
+"""Search over chip labels, as in the paper: every candidate is made valid before it is costed.
+
+Xie et al. (MLSys 2022), section 5: random search draws from the uniform distribution through the
+solver's SAMPLE mode; simulated annealing changes labels and sends them through FIX. Here both modes
+run on the device (`sampling`), and what they cannot settle (memory) is sent to SCIP on the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from jaxpart.cost import evaluate
+from jaxpart.device import DeviceProblem, pad_assignments
+from jaxpart.sampling import fix, sample
+from jaxpart.search.engine import Search
+from jaxpart.search.host import Helper
+
+_BATCH = 256
+# Annealing accepts a loss of this share of the bottleneck with probability 1/e, first and last.
+_HOTTEST, _COLDEST = 3e-2, 1e-5
+
+
+def random(search: Search) -> Iterator[None]:
+    """Uniform samples, each through `sample`; SCIP repairs the best of what memory still forbids."""
+    search.enter("random")
+    problem = search.device_problem
+    key = jax.random.key(search.seed)
+    step = 0
+    with Helper(search) as helper:
+        while True:
+            assignments = sample(problem, jax.random.fold_in(key, step), None, _BATCH)
+            costs = evaluate(problem, assignments)
+            search.offer_batch(assignments, costs)
+            helper.repair_promising(assignments, costs)
+            helper.collect()
+            search.start_clock()
+            step += 1
+            yield
+
+
+@struct.dataclass
+class Chains:
+    """Annealing chains, one per column of a batch."""
+
+    assignment: Int[Array, "N B"]
+    bottleneck_s: Float[Array, " B"]  # inf: not valid
+
+
+def anneal(search: Search) -> Iterator[None]:
+    """Simulated annealing: change a few labels, `fix`, and accept by Metropolis.
+
+    Chains start from the best partition known, or from uniform samples where none is. The temperature
+    falls geometrically with the share of the budget that is spent.
+    """
+    search.enter("anneal")
+    problem = search.device_problem
+    key = jax.random.key(search.seed)
+    if search.best is not None:
+        columns = np.repeat(search.best[:, None], _BATCH, axis=1)
+        start = jnp.asarray(pad_assignments(problem, columns))
+    else:
+        start = sample(problem, jax.random.fold_in(key, 0), None, _BATCH)
+    costs = evaluate(problem, start)
+    search.offer_batch(start, costs)
+    chains = Chains(start, jnp.where(costs.valid, costs.bottleneck_s, jnp.inf))
+    step = 1
+    with Helper(search) as helper:
+        while True:
+            change, accept = jax.random.split(jax.random.fold_in(key, step))
+            candidates = fix(problem, relabel(change, problem, chains.assignment))
+            costs = evaluate(problem, candidates)
+            search.offer_batch(candidates, costs)
+            helper.repair_promising(candidates, costs)
+            helper.collect()
+            search.start_clock()
+            temperature = _HOTTEST * (_COLDEST / _HOTTEST) ** search.spent
+            reached = jnp.where(costs.valid, costs.bottleneck_s, jnp.inf)
+            chains = metropolis(accept, chains, candidates, reached, temperature)
+            step += 1
+            yield
+
+
+@jax.jit
+def relabel(
+    key: jax.Array, problem: DeviceProblem, assignment: Int[Array, "N B"]
+) -> Int[Array, "N B"]:
+    """Gives random nodes of each candidate new chips: nearby ones, log-uniformly 1 to N / 8 nodes."""
+    nodes, batch = assignment.shape
+    chips = problem.switches.num_chips
+    which, how_many, where = jax.random.split(key, 3)
+    most = jnp.maximum(problem.num_nodes / 8.0, 1.0)
+    expected = most ** jax.random.uniform(how_many, (1, batch))
+    is_changed = jax.random.uniform(which, (nodes, batch)) < expected / problem.num_nodes
+    step = jax.random.randint(where, (nodes, batch), -1, 2)
+    moved = jnp.clip(assignment.astype(jnp.int32) + step, 0, chips - 1)
+    return jnp.where(is_changed, moved, assignment).astype(assignment.dtype)
+
+
+@partial(jax.jit, donate_argnames="chains")
+def metropolis(
+    key: jax.Array,
+    chains: Chains,
+    candidates: Int[Array, "N B"],
+    bottleneck_s: Float[Array, " B"],
+    temperature: Float[Array, ""],
+) -> Chains:
+    """Accepts a candidate that is better, or worse by chance; the loss counts relative to T."""
+    loss = bottleneck_s / chains.bottleneck_s - 1
+    chance = jax.random.uniform(key, loss.shape)
+    accepted = jnp.isfinite(bottleneck_s) & ~(loss > -temperature * jnp.log(chance))
+    return Chains(
+        jnp.where(accepted, candidates, chains.assignment),
+        jnp.where(accepted, bottleneck_s, chains.bottleneck_s),
+    )

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from jaxpart.cost import evaluate
 from jaxpart.device import DeviceProblem, lower
 from jaxpart.search.engine import Search
-from jaxpart.slicing import slice_orders, window_for
+from jaxpart.slicing import peak_bounds, slice_orders, window_for
 
 # Steps of the dynamic program (orders x nodes x window x chips) per batch: a fraction of a second on
 # two cores, so that budgets are kept and the user sees something happen.
@@ -30,7 +30,7 @@ _PARENTS = 16
 def batch_size(problem: DeviceProblem, window: int) -> int:
     """How many orders are cut per step."""
     per_order = problem.padded_nodes * window * (problem.switches.num_chips + 1)
-    size = 2
+    size = 4
     while size < _MOST_ORDERS and 2 * size * per_order <= _BATCH_WORK:
         size *= 2
     return size
@@ -54,14 +54,19 @@ def slice_search(search: Search) -> Iterator[None]:
     block_of = jax.device_put(block_of)
     key = jax.random.key(search.seed)
 
+    # Half of the orders are cut so that what is found fits, half so that nothing valid is missed.
+    peaks = np.zeros((2, blocks.padded_nodes), np.float32)
+    peaks[1, : problem.num_blocks], peaks[0, : problem.num_blocks] = peak_bounds(problem)
+    peaks = jax.device_put(peaks[np.arange(size) // 2 % 2])
     parents = jnp.arange(blocks.padded_nodes, dtype=jnp.float32)[None]
     fitness = np.full(1, np.inf)
     step = 0
-    # The program order itself leads the first batch.
-    keys = mutate(key, parents, problem.num_blocks, size).at[0].set(parents[0])
+    # The program order itself leads the first batch, cut both ways.
+    keys = mutate(key, parents, problem.num_blocks, size)
+    keys = keys.at[np.array([0, 2 % size])].set(parents[0])
     while True:
         orders = order_by(blocks, keys)
-        _, chips = slice_orders(blocks, orders, window)
+        _, chips = slice_orders(blocks, orders, peaks, window)
         assignments = chips[block_of]
         costs = evaluate(search.device_problem, assignments)
         search.offer_batch(assignments, costs)

@@ -10,8 +10,6 @@ from jaxpart.search.engine import Search
 
 # A graph with more ideals than this is not narrow: listing them is a second, pairs are many.
 MOST_IDEALS = 40_000
-# With memory tight, the program is run again with a smaller share of it for what it sees.
-_ROOMS = (1.0, 0.95, 0.9, 0.8, 0.65, 0.5)
 
 
 def greedy(search: Search) -> Iterator[None]:
@@ -40,15 +38,12 @@ def ideals(search: Search) -> Iterator[None]:
         search.offer(relaxed.assignment[:, None])
     search.raise_bound(bound_of(relaxed, cutoff_s))
     yield
-    for room in _ROOMS:
-        outcome = solve(problem, found, cutoff_s, span=True, room=room)
+    if problem.mcm.constraints.triangle:
+        outcome = solve(problem, found, cutoff_s, span=True)
         search.samples += 1
-        if outcome is None or outcome.assignment is None:
-            return
-        search.offer(outcome.assignment[:, None])
+        if outcome is not None and outcome.assignment is not None:
+            search.offer(outcome.assignment[:, None])
         yield
-        if search.best_s <= outcome.bottleneck_s * (1 + 1e-9):
-            return
 
 
 def exact(search: Search) -> Iterator[None]:
