@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
+from jax import export, lax
 
 from jaxpart.errors import EmptyGraphError, InputError
 from jaxpart.graph import Graph
@@ -331,6 +331,12 @@ def test_a_function_that_cannot_be_traced_is_refused_with_the_reason():
         from_jax(jnp.matmul, array(4, 4), array(5, 5), name="product")
     with pytest.raises(InputError, match="cannot be traced"):
         from_jax(lambda x: 1 if x > 0 else 2, array())
+
+
+def test_symbolic_shapes_are_refused():
+    (batch,) = export.symbolic_shape("batch")
+    with pytest.raises(InputError, match=r"shape \(batch, 3\), expected whole numbers"):
+        from_jax(jnp.tanh, array(batch, 3))
 
 
 def test_a_function_of_parameters_alone_has_no_graph():

@@ -81,6 +81,11 @@ def from_jax(
             f"{name}: cannot be traced ({type(error).__name__}: {lines[0]})"
         ) from error
 
+    for variable in closed.jaxpr.invars:
+        shape = getattr(variable.aval, "shape", ())
+        if not all(isinstance(extent, int) for extent in shape):
+            raise InputError(f"{name}: an argument has shape {shape}, expected whole numbers")
+
     is_param: list[bool] = []
     for position, arg in enumerate(args):
         leaf_count = len(jax.tree.leaves(arg))
