@@ -165,7 +165,7 @@ def test_lookups_by_constant_positions_fold_and_keep_their_table():
 
 
 def test_large_captured_constants_are_weights_and_small_ones_come_from_the_host():
-    large, small = np.ones((32, 32), np.float32), np.ones(32, np.float32)
+    large, small = np.ones((32, 32), np.float32), np.ones((1, 32), np.float32)
     graph = from_jax(lambda x: (x @ large + small) @ large, array(4, 32))
     assert ops(graph) == ["dot_general", "add", "dot_general"]
     assert [(w.bytes, w.consumers) for w in graph.weights] == [(4096, (0, 2))]
@@ -232,7 +232,7 @@ def test_a_mask_does_not_tie_layers_together():
             x = jnp.tanh(x @ w[layer] + bias)
         return x
 
-    graph = from_jax(fn, array(4, 16, 16), array(8, 16), array(16), params=0)
+    graph = from_jax(fn, array(4, 16, 16), array(8, 16), array(1, 16), params=0)
     assert ops(graph) == ["dot_general", "add", "tanh"] * 4
     assert len(edges(graph)) == 11
     # its own addition, and its clone of the mask: comparison, selection, cast
