@@ -378,7 +378,7 @@ def test_a_gzip_file_that_is_cut_off_is_refused(place, capsys):
 
 def test_an_interrupt_writes_the_best_so_far_and_ends_with_code_130(place):
     # Never proven at a gap of 0: the search goes on until it is interrupted.
-    path_graph(40).save("path.json")
+    path_graph(40, weight_bytes=1e4).save("path.json")
     command = "partition path.json --mcm pair.toml --method slice --gap 0 --time-limit 300"
     code = "import sys; from jaxpart.cli import main; sys.exit(main(sys.argv[1:]))"
     process = subprocess.Popen(
@@ -402,4 +402,4 @@ def test_an_interrupt_writes_the_best_so_far_and_ends_with_code_130(place):
     assert "interrupted: the best so far is in r.json" in err
     assert "(interrupted)" in out
     assert "Traceback" not in err
-    assert Result.load(place / "r.json", path_graph(40)).costs.valid
+    assert Result.load(place / "r.json", path_graph(40, weight_bytes=1e4)).costs.valid
