@@ -1,0 +1,1 @@
+"""SCIP and minimum cuts on the host: repair, polish and proof. Nothing here imports JAX."""

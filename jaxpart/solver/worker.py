@@ -1,0 +1,56 @@
+"""What runs in a worker process of the pool: no JAX, no part of the user's program.
+
+Tasks arrive on standard input and outcomes leave on standard output, both as pickles. The end of
+the input is the end of the worker, in the middle of a task too: whatever becomes of the parent,
+nothing of it stays behind.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import queue
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+from jaxpart.problem import Problem
+from jaxpart.solver.polish import polish, solve_exact
+from jaxpart.solver.repair import Outcome, repair
+from jaxpart.solver.scip import Status
+
+TASKS: dict[str, Callable[..., Outcome]] = {
+    "repair": repair,
+    "polish": polish,
+    "exact": solve_exact,
+}
+
+
+def main() -> None:
+    """Reads the problem, then tasks (name, keyword arguments); writes an outcome for each."""
+    outcomes = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints must not end up among the outcomes
+    messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(sys.stdin.buffer, messages), daemon=True).start()
+    problem: Problem = messages.get()
+    while True:
+        name, arguments = messages.get()
+        pickle.dump(_run(problem, name, arguments), outcomes)
+        outcomes.flush()
+
+
+def _listen(source: BinaryIO, messages: queue.SimpleQueue[Any]) -> None:
+    while True:
+        try:
+            messages.put(pickle.load(source))
+        except EOFError:
+            # SCIP may be running on the main thread, without Python's lock.
+            os._exit(0)
+
+
+def _run(problem: Problem, name: str, arguments: dict[str, Any]) -> Outcome:
+    try:
+        return TASKS[name](problem, **arguments)
+    except Exception as error:  # one task's failure is that task's outcome, never the worker's
+        return Outcome(Status.ERROR, message=f"{type(error).__name__}: {error}")
