@@ -54,6 +54,8 @@ class DeviceProblem:
     num_tensors: Int[Array, ""]
     num_edges: Int[Array, ""]
     num_weights: Int[Array, ""]
+    num_blocks: Int[Array, ""]
+    num_pairs: Int[Array, ""]
     node_s: Float[Array, "N S"]  # per kind of chip
     chip_kind: Int[Array, " C"]
     capacity_bytes: Float[Array, " C"]
@@ -75,6 +77,13 @@ class DeviceProblem:
     weight_uses: Int[Array, " W+1"]
     use_weight: Int[Array, " U"]
     use_node: Int[Array, " U"]
+    # Blocks, the nodes that must share a chip, in topological order; distinct pairs of different
+    # blocks joined by an edge, sorted by the first.
+    block: Int[Array, " N"]
+    block_size: Int[Array, " N"]  # nodes; 0 for padding
+    block_pin: Int[Array, " N"]  # chip, -1, or -2 where the pins of its nodes differ
+    pair_from: Int[Array, " E"]
+    pair_to: Int[Array, " E"]
     switches: Switches = struct.field(pytree_node=False)
 
     @property
@@ -94,8 +103,8 @@ def bucket_size(count: int) -> int:
 def lower(problem: Problem, dtype: Any = jnp.float32) -> DeviceProblem:
     """Pads `problem` to its bucket and puts it on the default device.
 
-    Float64 needs `jax.enable_x64`. One size rules all arrays of a graph, so that graphs of about the
-    same size share one compilation.
+    Float64 needs `jax.enable_x64`. One size rules all arrays of a graph, so that graphs of about
+    the same size share one compilation.
     """
     by_producer = np.argsort(problem.tensor_producer, kind="stable")
     rank = np.empty_like(by_producer)
@@ -117,6 +126,8 @@ def lower(problem: Problem, dtype: Any = jnp.float32) -> DeviceProblem:
         num_tensors=np.int32(k),
         num_edges=np.int32(e),
         num_weights=np.int32(w),
+        num_blocks=np.int32(problem.num_blocks),
+        num_pairs=np.int32(len(problem.block_pairs)),
         node_s=_padded(problem.node_s, size, 0, dtype),
         chip_kind=problem.chip_kind.astype(np.int32),
         capacity_bytes=problem.capacity_bytes.astype(dtype),
@@ -136,6 +147,11 @@ def lower(problem: Problem, dtype: Any = jnp.float32) -> DeviceProblem:
         weight_uses=_offsets(problem.use_weight, size),
         use_weight=_padded(problem.use_weight, wide, size - 1),
         use_node=_padded(problem.use_node, wide, spare),
+        block=_padded(problem.block, size, spare),
+        block_size=_padded(np.bincount(problem.block), size, 0),
+        block_pin=_padded(problem.block_pin, size, -1),
+        pair_from=_padded(problem.block_pairs[:, 0], wide, spare),
+        pair_to=_padded(problem.block_pairs[:, 1], wide, spare),
     )
     switches = Switches(
         problem.num_chips,
