@@ -1,0 +1,171 @@
+"""Repair, polish and exact solutions against every partition of tiny problems."""
+
+import dataclasses
+
+import numpy as np
+import oracle
+import pytest
+from strategies import TOPOLOGIES, random_graph, random_mcm
+
+from jaxpart import exact
+from jaxpart.graph import Graph, Node, Tensor, Weight
+from jaxpart.mcm import MCM, PRESETS, Chip, Constraints
+from jaxpart.problem import Problem
+from jaxpart.solver.polish import polish, solve_exact
+from jaxpart.solver.repair import repair
+from jaxpart.solver.scip import Status
+
+# Far beyond what any of these takes: a limit that is met fails the test.
+PATIENCE_S = 60.0
+WEIGHTS = (0.5, 1.0, 3.25)
+
+
+@dataclasses.dataclass
+class Case:
+    problem: Problem
+    seconds: dict[tuple[int, ...], float]  # T of every valid partition
+    y: np.ndarray
+    weights: np.ndarray
+
+    def distance(self, f):
+        return float((self.weights * np.abs(np.array(f) - self.y)).sum())
+
+
+def case(seed, topology):
+    rng = np.random.default_rng(seed)
+    mcm = random_mcm(rng, 3, topology=topology)
+    problem = Problem.build(random_graph(rng, 5, mcm.num_chips), mcm)
+    valid = oracle.all_valid(problem.graph, mcm)
+    seconds = {f: oracle.evaluate(problem.graph, mcm, f).bottleneck_s for f in valid}
+    y = rng.integers(0, mcm.num_chips, problem.num_nodes)
+    return Case(problem, seconds, y, rng.choice(WEIGHTS, problem.num_nodes))
+
+
+CASES = [(seed, topology) for seed in range(30) for topology in TOPOLOGIES]
+
+
+@pytest.mark.parametrize(("seed", "topology"), CASES)
+def test_every_task_agrees_with_trying_all_partitions(seed, topology):
+    c = case(seed, topology)
+    exact_one = solve_exact(c.problem, time_limit_s=PATIENCE_S)
+    nearest = repair(c.problem, c.y, c.weights, time_limit_s=PATIENCE_S, window=None, gap=0)
+    quick = repair(c.problem, c.y, c.weights, time_limit_s=PATIENCE_S, window=1)
+    if not c.seconds:
+        assert {exact_one.status, nearest.status, quick.status} == {Status.INFEASIBLE}
+        return
+    best_s = min(c.seconds.values())
+    assert exact_one.status is Status.OPTIMAL
+    assert c.seconds[tuple(exact_one.assignment)] == pytest.approx(best_s, rel=1e-5)
+    assert exact_one.objective == pytest.approx(best_s, rel=1e-5)
+    assert best_s * (1 - 1e-3) - 1e-4 <= exact_one.bound <= best_s
+
+    least = min(map(c.distance, c.seconds))
+    assert nearest.status is Status.OPTIMAL
+    assert tuple(nearest.assignment) in c.seconds
+    assert c.distance(nearest.assignment) == nearest.objective == pytest.approx(least)
+    assert nearest.bound <= least
+    assert quick.status.has_assignment
+    assert tuple(quick.assignment) in c.seconds
+    assert quick.status is not Status.OPTIMAL or quick.objective == pytest.approx(least)
+
+    start = list(c.seconds)[seed % len(c.seconds)]
+    polished = polish(c.problem, np.array(start), time_limit_s=PATIENCE_S)
+    assert polished.objective == pytest.approx(c.seconds[tuple(polished.assignment)])
+    assert polished.objective <= c.seconds[start] + 1e-12
+    assert polished.status is not Status.OPTIMAL or polished.objective <= best_s * (1 + 1e-3)
+
+
+def parallel_branches(capacity):
+    """Two heavy branches between a source and a sink, on four chips of the chain."""
+    nodes = tuple(Node(name, "op", 0.0, 0.0, seconds=1.0) for name in ("a", "b", "c", "d"))
+    tensors = (Tensor(0, 1.0, (1, 2)), Tensor(1, 1.0, (3,)), Tensor(2, 1.0, (3,)))
+    weights = tuple(Weight(10.0, (v,)) for v in range(4))
+    mcm = MCM("four", "chain", (Chip(1.0, 1.0, capacity),) * 4, 1e3)
+    return Problem.build(Graph(nodes, tensors, weights, element_bytes=None), mcm)
+
+
+def test_parallel_branches_go_to_parallel_chips_where_only_that_fits():
+    """Each node needs a chip of its own: span has no answer, the triangle rule has."""
+    problem = parallel_branches(19.0)
+    repaired = repair(problem, np.array([0, 1, 1, 2]), time_limit_s=PATIENCE_S)
+    assert sorted(repaired.assignment) == [0, 1, 2, 3]
+    assert oracle.evaluate(problem.graph, problem.mcm, repaired.assignment).valid
+
+
+def test_repair_says_that_nothing_fits():
+    weightless = repair(parallel_branches(5.0), np.zeros(4, int), time_limit_s=PATIENCE_S)
+    assert weightless.status is Status.INFEASIBLE
+    traffic = repair(parallel_branches(12.0), np.zeros(4, int), time_limit_s=PATIENCE_S)
+    assert traffic.status is Status.INFEASIBLE
+
+
+def test_repair_that_has_no_time_says_so_and_claims_nothing():
+    problem = parallel_branches(19.0)
+    repaired = repair(problem, np.zeros(4, int), time_limit_s=0.0)
+    assert repaired.status is Status.TIME_LIMIT
+    assert repaired.assignment is None
+
+
+def test_an_exact_solution_that_has_no_time_returns_its_incumbent():
+    problem = parallel_branches(100.0)
+    outcome = solve_exact(problem, incumbent=np.zeros(4, int), time_limit_s=0.0)
+    assert outcome.status is Status.FEASIBLE
+    assert outcome.objective == 4.0
+    np.testing.assert_array_equal(outcome.assignment, np.zeros(4))
+
+
+def test_a_chip_that_is_one_byte_too_small_is_too_small():
+    """The solver's own tolerance, 1e-6 of a capacity of 32 MiB, is 34 bytes."""
+    nodes = tuple(Node(name, "op", 0.0, 0.0, seconds=1.0) for name in ("a", "b", "c"))
+    weights = (Weight(2.0**24, (0,)), Weight(2.0**24, (1,)), Weight(1.0, (2,)))
+    rules = Constraints(no_skip=False)
+    for spare, chips_used in ((1.0, 1), (0.0, 2)):
+        mcm = MCM("two", "host", (Chip(1.0, 1.0, 2.0**25 + spare),) * 2, 1.0, constraints=rules)
+        problem = Problem.build(Graph(nodes, (), weights, element_bytes=None), mcm)
+        y = np.zeros(3, int)
+        repaired = repair(problem, y, time_limit_s=PATIENCE_S, window=None, gap=0)
+        assert repaired.status.has_assignment
+        assert len(set(repaired.assignment)) == chips_used
+        assert oracle.evaluate(problem.graph, mcm, repaired.assignment).valid
+
+
+def deep_graph_with_little_memory():
+    """60 nodes whose weights fill four chips to about 85%."""
+    rng = np.random.default_rng(3)
+    nodes = tuple(Node(f"n{v}", "op", 0.0, 0.0, seconds=1.0) for v in range(60))
+    tensors = tuple(Tensor(v, 1.0, (v + 1,)) for v in range(59))
+    weights = tuple(Weight(float(rng.integers(50, 150)), (v,)) for v in range(60))
+    total = sum(w.bytes for w in weights)
+    chips = (Chip(1.0, 1.0, total / 4 / 0.85),) * 4
+    graph = Graph(nodes, tensors, weights, element_bytes=None)
+    return Problem.build(graph, MCM("tight", "chain", chips, 1e3))
+
+
+def test_repair_moves_what_overflows_to_the_next_chips():
+    problem = deep_graph_with_little_memory()
+    y = np.minimum(np.arange(60) // 12, 3)
+    assert (exact.memory_bytes(problem, y) > problem.capacity_bytes).any()
+    repaired = repair(problem, y, time_limit_s=PATIENCE_S)
+    assert repaired.status is Status.FEASIBLE
+    assert oracle.evaluate(problem.graph, problem.mcm, repaired.assignment).valid
+
+
+def test_polish_evens_out_a_lopsided_partition():
+    problem = deep_graph_with_little_memory()
+    start = repair(problem, np.arange(60) // 18, time_limit_s=PATIENCE_S)
+    polished = polish(problem, start.assignment, time_limit_s=PATIENCE_S)
+    assert polished.objective < start.assignment.tolist().count(0)
+    assert polished.objective <= 16.0
+    assert oracle.evaluate(problem.graph, problem.mcm, polished.assignment).valid
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_presets_of_every_kind_repair_a_chain_of_nodes(name):
+    nodes = tuple(Node(f"n{v}", "op", 1e6, 1e5) for v in range(120))
+    tensors = tuple(Tensor(v, 1e4, (v + 1,)) for v in range(119))
+    weights = tuple(Weight(8.0 * 2**20, (v,)) for v in range(0, 120, 10))
+    mcm = PRESETS[name]()
+    problem = Problem.build(Graph(nodes, tensors, weights, element_bytes=1), mcm)
+    repaired = repair(problem, np.arange(120) // 40, time_limit_s=PATIENCE_S)
+    assert repaired.status.has_assignment
+    assert oracle.evaluate(problem.graph, mcm, repaired.assignment).valid
