@@ -2,7 +2,7 @@
 
 Each thing is built once, from a function that picks a whole number between two bounds; hypothesis
 and numpy only bring that function. Byte counts and FLOPs are multiples of 125 and rates are 1000
-times a power of two, so that bytes and seconds add up exactly in float64 and equal figures are equal.
+times a power of two, so that bytes and seconds add up exactly in float64: equal figures are equal.
 """
 
 from __future__ import annotations
