@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_solver_cut import layered
-from test_solver_repair import deep_graph_with_little_memory
+from test_solver_repair import answer, deep_graph_with_little_memory
 
 from jaxpart.solver.pool import SolverPool
 from jaxpart.solver.repair import repair
@@ -47,11 +47,12 @@ def test_the_pool_answers_as_a_call_does():
         repaired = pool.repair(y, time_limit_s=PATIENCE_S).result()
         expected = repair(problem, y, time_limit_s=PATIENCE_S)
         assert (repaired.status, repaired.objective) == (expected.status, expected.objective)
-        np.testing.assert_array_equal(repaired.assignment, expected.assignment)
-        polished = pool.polish(repaired.assignment, time_limit_s=PATIENCE_S).result()
-        solved = pool.exact(polished.assignment, time_limit_s=PATIENCE_S).result()
+        np.testing.assert_array_equal(answer(repaired)[0], answer(expected)[0])
+        f, _ = answer(repaired)
+        f, polished_s = answer(pool.polish(f, time_limit_s=PATIENCE_S).result())
+        solved = pool.exact(f, time_limit_s=PATIENCE_S).result()
         assert solved.status is Status.OPTIMAL
-        assert solved.objective <= polished.objective
+        assert answer(solved)[1] <= polished_s
         refused = pool.repair(np.zeros(3, int)).result()
         assert refused.status is Status.ERROR
         assert refused.message
