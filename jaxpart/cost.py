@@ -24,6 +24,7 @@ from jaxpart.device import DeviceProblem, lower, pad_assignments
 from jaxpart.problem import Problem
 
 _WORD = 32  # bits of a word of a chip set
+_VERIFIED = 4  # candidates that `verify` looks at in one go at least
 
 
 @struct.dataclass
@@ -120,10 +121,15 @@ def verify(problem: Problem, assignments: np.ndarray) -> Costs:
     Returns:
       numpy arrays of shapes [C, B], [L, B] and [B].
     """
+    batch = assignments.shape[1]
+    size = _VERIFIED  # batches of a few sizes, so that few programs are compiled
+    while size < batch:
+        size *= 4
     with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
         lowered = _lowered_exactly(problem)
-        padded = pad_assignments(lowered, assignments)
-        return jax.tree.map(np.asarray, evaluate(lowered, jnp.asarray(padded)))
+        padded = pad_assignments(lowered, np.pad(assignments, ((0, 0), (0, size - batch))))
+        costs = evaluate(lowered, jnp.asarray(padded))
+        return jax.tree.map(lambda figure: np.asarray(figure)[..., :batch], costs)
 
 
 @functools.lru_cache(maxsize=4)
@@ -217,7 +223,7 @@ class _Links:
         if s.topology == "chain":
             return (source,)
         row, col = source // s.cols, source % s.cols
-        rows = jnp.broadcast_to(row, (s.cols, self.batch))
+        rows = jnp.broadcast_to(row[None], (s.cols, self.batch))
         return col, col, rows, rows
 
     def extend(
@@ -230,12 +236,12 @@ class _Links:
             return (jnp.maximum(reach[0], target),)
         low_col, high_col, low_row, high_row = reach
         row, col = target // s.cols, target % s.cols
-        here = _chip_column(s.cols) == col
+        here = _chip_column(s.cols) == col[None]
         return (
             jnp.minimum(low_col, col),
             jnp.maximum(high_col, col),
-            jnp.where(here, jnp.minimum(low_row, row), low_row),
-            jnp.where(here, jnp.maximum(high_row, row), high_row),
+            jnp.where(here, jnp.minimum(low_row, row[None]), low_row),
+            jnp.where(here, jnp.maximum(high_row, row[None]), high_row),
         )
 
     def finish(
@@ -387,7 +393,7 @@ def _triangle(
         def join(e, adjacent):
             source = assignment[problem.edge_producer[e]].astype(jnp.int32)
             target = assignment[problem.edge_consumer[e]].astype(jnp.int32)
-            bit = jnp.where(source == target, 0, _chip_bit(target, chips))
+            bit = jnp.where((source == target)[None], 0, _chip_bit(target, chips))
             return adjacent.at[source, :, lane].set(adjacent[source, :, lane] | bit.T)
 
         adjacent = jnp.zeros((chips, words, batch), jnp.uint32)
@@ -428,7 +434,7 @@ def _chip_bit(chip: Int[Array, " B"], chips: int) -> UInt32[Array, "words B"]:
     """The set of one chip per candidate, as 32-bit words."""
     word = _chip_column(-(-chips // _WORD))
     bit = jnp.uint32(1) << (chip % _WORD).astype(jnp.uint32)
-    return jnp.where(word == chip // _WORD, bit, jnp.uint32(0))
+    return jnp.where(word == (chip // _WORD)[None], bit[None], jnp.uint32(0))
 
 
 def _chip_column(count: int) -> Int[Array, "count 1"]:

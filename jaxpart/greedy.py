@@ -2,16 +2,20 @@
 
 A fixed procedure (README, "What every figure means"): walk the nodes in number order, close the chip
 when it has done its share or its memory is full, and only where that leaves no tensor alive across
-two cuts; relax or tighten the share until the outcome is valid.
+two cuts; relax or tighten the share until the outcome is valid. Cycles are contracted and capacities
+close chips whatever rules are switched off; these decide only which outcome is valid.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
+import math
 
 import numpy as np
 
+from jaxpart import exact
 from jaxpart.cost import verify
 from jaxpart.problem import IntArray, Problem
 
@@ -22,14 +26,20 @@ _FACTOR = 1.1
 @functools.lru_cache(maxsize=4)
 def baseline(problem: Problem) -> IntArray | None:
     """[N] the first valid walk's assignment; None where no target gives one."""
-    if (problem.block_pin == -2).any():
+    rules = dataclasses.replace(problem.mcm.constraints, acyclic=True)
+    walked = dataclasses.replace(
+        problem, mcm=dataclasses.replace(problem.mcm, constraints=rules)
+    )
+    if (walked.block_pin == -2).any():
         return None
-    walk = _Walk(problem)
-    up = [_FACTOR**i for i in range(_TRIES + 1)]
-    factors = itertools.chain(up, (_FACTOR**-i for i in range(1, _TRIES + 1)))
+    walk = _Walk(walked)
+    first = problem.mean_load_s
+    up = itertools.accumulate(range(_TRIES), lambda t, _: t * _FACTOR, initial=first)
+    down = itertools.accumulate(range(_TRIES - 1), lambda t, _: t / _FACTOR, initial=first / _FACTOR)
+    targets = itertools.chain(up, down)
     size = 1  # most walks are valid at once; then verify in growing batches
-    while batch := list(itertools.islice(factors, size)):
-        outcomes = [walk(problem.mean_load_s * factor) for factor in batch]
+    while batch := list(itertools.islice(targets, size)):
+        outcomes = [walk(target) for target in batch]
         valid = verify(problem, np.stack(outcomes, axis=1)).valid
         if valid.any():
             return outcomes[int(np.argmax(valid))]
@@ -45,7 +55,6 @@ class _Walk:
         self.blocks = problem.contracted
         blocks = self.blocks
         count = blocks.num_nodes
-        self.members = _lists(problem.block, np.arange(problem.num_nodes), count)
         self.made = _lists(blocks.tensor_producer, np.arange(blocks.num_tensors), count)
         self.taken = _lists(blocks.edge_consumer, blocks.edge_tensor, count)
         self.weights = _lists(blocks.use_node, blocks.use_weight, count)
@@ -55,7 +64,6 @@ class _Walk:
         self.bytes = blocks.tensor_bytes.tolist()
         self.producer = blocks.tensor_producer.tolist()
         self.weight_bytes = blocks.weight_bytes.tolist()
-        self.with_memory = problem.mcm.constraints.memory
 
     def __call__(self, target: float) -> IntArray:
         """[N] the outcome of one walk, valid or not."""
@@ -63,22 +71,25 @@ class _Walk:
         kinds, capacity = blocks.chip_kind.tolist(), blocks.capacity_bytes.tolist()
         seconds, pins = blocks.node_s.tolist(), blocks.pin.tolist()
         placed = np.empty(blocks.num_nodes, np.int64)
-        chip, start, compute = 0, 0, 0.0
+        chip, start = 0, 0
+        loads: list[float] = []  # of the blocks on the chip
+        compute = 0.0
         needed = -1  # last consumer of what is alive across the chip's opening cut
         alive_last = -1  # last consumer of anything made so far
         memory = _ChipMemory(self, 0)
         for v in range(blocks.num_nodes):
             can_close = v > start and chip < blocks.num_chips - 1 and needed < v
             if can_close and (
-                compute >= target
+                _reaches(compute, loads, target)
                 or pins[v] > chip
-                or (self.with_memory and memory.with_block(v) > capacity[chip])
+                or memory.with_block(v) > capacity[chip]
             ):
-                chip, start, compute = chip + 1, v, 0.0
+                chip, start, compute, loads = chip + 1, v, 0.0, []
                 needed = alive_last
                 memory = _ChipMemory(self, v)
             placed[v] = chip
-            compute += seconds[v][kinds[chip]]
+            loads.append(seconds[v][kinds[chip]])
+            compute += loads[-1]
             memory.add(v)
             alive_last = max([alive_last, *(self.last[k] for k in self.made[v])])
         return placed[self.problem.block]
@@ -142,22 +153,16 @@ class _ChipMemory:
         return weights + boundary + self._peak(v)
 
     def _peak(self, v: int) -> float:
-        nodes = sorted(u for b in range(self.start, v + 1) for u in self.walk.members[b])
-        return peak_bytes(self.walk.problem, np.array(nodes))
+        block = self.walk.problem.block
+        inside = (block >= self.start) & (block <= v)
+        return float(exact.peak_bytes(self.walk.problem, np.where(inside, 0, 1))[0][0])
 
 
-def peak_bytes(problem: Problem, nodes: IntArray) -> float:
-    """The peak of live activations of a chip that runs `nodes` (ascending) and nothing else."""
-    here = np.zeros(problem.num_nodes, bool)
-    here[nodes] = True
-    made = here[problem.tensor_producer]
-    last = problem.tensor_producer.copy()
-    local = made[problem.edge_tensor] & here[problem.edge_consumer]
-    np.maximum.at(last, problem.edge_tensor[local], problem.edge_consumer[local])
-    change = np.zeros(problem.num_nodes + 1)
-    np.add.at(change, problem.tensor_producer[made], problem.tensor_bytes[made])
-    np.add.at(change, last[made] + 1, -problem.tensor_bytes[made])
-    return float(np.cumsum(change)[nodes].max(initial=0.0))
+def _reaches(total: float, loads: list[float], target: float) -> bool:
+    """Whether the loads sum up to the target; rounding of the running total does not decide."""
+    if abs(total - target) <= 1e-9 * target:
+        return math.fsum(loads) >= target
+    return total >= target
 
 
 def _lists(owner: IntArray, items: IntArray, count: int) -> list[list[int]]:

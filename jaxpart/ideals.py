@@ -161,7 +161,8 @@ def solve(
     traffic = _Traffic(problem, ideals) if needs_tables and ideals.made is not None else None
     best = np.full((len(fastest), chips + 1), np.inf)
     parent = np.zeros((len(fastest), chips + 1), np.int32)
-    best[0, 0] = 0.0
+    # Before the first node no chip is used; where chips may be skipped, any number may be idle.
+    best[0, : 1 if mcm.constraints.no_skip else ideals.last_chip[0] + 1] = 0.0
     outside = ~ideals.members
     slack = 1e-9 * max(cutoff_s, 1e-30)
     # Ideals come smallest first, so that every subset of an ideal is done before it.

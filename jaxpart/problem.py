@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -132,7 +133,8 @@ class Problem:
     @functools.cached_property
     def mean_load_s(self) -> float:
         """Greedy's first target: mean over chips of (all node seconds on that chip) / C."""
-        return float(np.mean(self.node_s.sum(axis=0)[self.chip_kind]) / self.num_chips)
+        total_s = [math.fsum(column) for column in self.node_s.T.tolist()]
+        return math.fsum(total_s[kind] for kind in self.chip_kind) / self.num_chips / self.num_chips
 
     @functools.cached_property
     def block(self) -> IntArray:

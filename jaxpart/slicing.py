@@ -122,7 +122,10 @@ def _slice(
     load, cut = _pad(pieces.load_s, window, 0), _pad(pieces.cut_s, window, 0)
     reach = _pad(pieces.reach, window, size)
     weights = _pad(pieces.weight_bytes, window, 0)
-    best = jnp.full((size + 1 + window, chips + 1), jnp.inf, dtype).at[window, 0].set(0.0)
+    best = jnp.full((size + 1 + window, chips + 1), jnp.inf, dtype)
+    # Before the first node no chip is used; where chips may be skipped, any number may be idle.
+    idle = jnp.arange(chips + 1) <= (0 if rules.no_skip else pieces.last_chip[0])
+    best = best.at[window].set(jnp.where(idle, 0.0, jnp.inf))
 
     kinds = problem.node_s.shape[1]
     capacity = jnp.zeros((kinds,), dtype).at[problem.chip_kind].set(problem.capacity_bytes)
@@ -132,7 +135,7 @@ def _slice(
 
         Infinite where such a piece is forbidden.
         """
-        compute = pieces.load_s[j] - _rows(load, j, window)  # [W, S]
+        compute = pieces.load_s[j][None] - _rows(load, j, window)  # [W, S]
         received, sent = sums.in_s, sums.out_s
         cut_in, cut_out = _rows(cut, j, window), pieces.cut_s[j]
         allowed = jnp.ones((window,), bool)
@@ -151,7 +154,7 @@ def _slice(
         held = pieces.weight_bytes[j] - _rows(weights, j, window) + sums.shared_bytes
         if switches.memory_model == "full":
             held += 2 * (received + sent) * problem.link_bandwidth + sums.peak_bytes
-        return jnp.where(held[:, None] <= capacity, stage, jnp.inf)
+        return jnp.where(held[:, None] <= capacity[None], stage, jnp.inf)
 
     def on_chips(stage: Float[Array, "window S"]) -> Float[Array, "window C"]:
         return stage if kinds == 1 else stage[:, problem.chip_kind]

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from jaxpart.greedy import baseline, peak_bytes
+from jaxpart.greedy import baseline
 from jaxpart.mcm import MCM, Chip, Constraints
 from jaxpart.problem import Problem
 from tests import oracle
@@ -42,19 +42,3 @@ def test_baseline_is_the_oracles():
             assert list(expected) == actual.tolist()
     assert found >= 30
     assert missing >= 10
-
-
-def test_peak_of_a_chip_is_the_oracles():
-    rng = np.random.default_rng(1)
-    module = dataclasses.replace(_FULL, constraints=Constraints(triangle=False, no_skip=False))
-    for _ in range(60):
-        graph = random_graph(rng, max_nodes=8, max_chips=3)
-        problem = Problem.build(graph, module)
-        assignment = np.sort(rng.integers(0, 3, problem.num_nodes))
-        full = oracle.evaluate(graph, module, assignment.tolist())
-        for chip in range(3):
-            nodes = np.flatnonzero(assignment == chip)
-            weights = sum(w.bytes for w in problem.graph.weights if set(w.consumers) & set(nodes))
-            boundary = 2 * module.link_bandwidth * (full.in_s[chip] + full.out_s[chip])
-            expected = full.memory_bytes[chip] - weights - boundary
-            np.testing.assert_allclose(peak_bytes(problem, nodes), expected, atol=1e-6)

@@ -18,6 +18,7 @@ from tests.strategies import random_graph
 _CHIP = Chip(peak_flops=1e3, sram_bandwidth=1e3, sram_bytes=4e3)
 _FAST = dataclasses.replace(_CHIP, speed=2.0, sram_bytes=2e3)
 _WEIGHTS_ONLY = MCM("w", "chain", (_CHIP,) * 3, 1e3, memory_model="weights")
+_WAYS = 256  # at least the ways to cut 7 blocks onto 4 chips
 MODULES = {
     "chain": _WEIGHTS_ONLY,
     "chain, no overlap": dataclasses.replace(_WEIGHTS_ONLY, overlap=False),
@@ -42,6 +43,8 @@ def every_slicing(problem: Problem) -> np.ndarray:
     blocks, chips = problem.num_blocks, problem.num_chips
     ways = itertools.combinations_with_replacement(range(chips), blocks)
     columns = np.array(list(ways)).T  # ascending chips, block by block
+    # Always the same number of candidates, some twice: one program for all graphs.
+    columns = np.resize(columns.T, (_WAYS, blocks)).T
     return columns[problem.block]
 
 
