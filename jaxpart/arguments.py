@@ -115,7 +115,7 @@ def _lists(*, with_methods: bool) -> str:
 
     lines += [f"  {machine_line(make())}" for make in PRESETS.values()]
     if with_methods:
-        from jaxpart.search.engine import METHODS
+        from jaxpart.search import METHODS
 
         width = max(map(len, METHODS))
         lines += ["methods:", *(f"  {name:{width}}  {what}" for name, what in METHODS.items())]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
-    from jaxpart.search.engine import Progress
+    from jaxpart.search.state import Progress
 
 _PLAIN_EVERY_S = 5.0
 

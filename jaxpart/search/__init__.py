@@ -1,1 +1,12 @@
-"""Search: the engine with its budget and history, and one file a method."""
+"""Search: the engine, the state that methods share, and one file a family of methods."""
+
+# What each method is, for `--help`; `engine.IMPLEMENTATIONS` has the code.
+METHODS: dict[str, str] = {
+    "auto": "the default: slicing, ideals and the solver together, stops when proven optimal",
+    "greedy": "the compiler's heuristic that improvements are measured against",
+    "slice": "optimal cuts of node orders, with evolution over the orders",
+    "ideals": "exact dynamic program over the graph's down-sets, where they are few",
+    "exact": "integer program, warm-started by slicing; for small graphs",
+    "random": "the paper's random search: uniform samples made valid",
+    "anneal": "the paper's simulated annealing: changed labels made valid",
+}

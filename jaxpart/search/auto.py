@@ -1,12 +1,36 @@
 """The default: what is best, in the order of what it costs."""
-from collections.abc import Iterator
-from jaxpart.search.engine import Search
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
 from jaxpart.search.orders import slice_search
 from jaxpart.search.proofs import ideals
+from jaxpart.search.state import Search
+from jaxpart.search.workers import Workers
 
-def auto(search: Search) -> Iterator[None]:
+# Beyond this many bits (blocks x chips) the integer program takes longer to state than to be of use.
+_PROVABLE_BITS = 8000
+
+
+def auto(search: Search) -> Generator[None]:
+    """The program order cut optimally, then ideals, then evolution of orders beside the solver.
+
+    Where ideals are few, the second step proves the optimum and the search is over. Elsewhere the
+    device evolves orders while SCIP repairs what memory forbids, polishes the best and, on small
+    graphs, works on a proof.
+    """
     slicing = slice_search(search)
     next(slicing)
     yield
     yield from ideals(search)
-    yield from slicing
+    search.enter("slicing, solver")
+    problem = search.problem
+    with Workers(search) as workers:
+        if problem.num_blocks * problem.num_chips <= _PROVABLE_BITS:
+            workers.prove()
+        for _ in slicing:
+            workers.repair_promising()
+            workers.polish_best()
+            workers.collect()
+            yield

@@ -7,7 +7,7 @@ run on the device (`sampling`), and what they cannot settle (memory) is sent to 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from functools import partial
 
 import jax
@@ -19,27 +19,27 @@ from jaxtyping import Array, Float, Int
 from jaxpart.cost import evaluate
 from jaxpart.device import DeviceProblem, pad_assignments
 from jaxpart.sampling import fix, sample
-from jaxpart.search.engine import Search
-from jaxpart.search.host import Helper
+from jaxpart.search.state import Search
+from jaxpart.search.workers import Workers
 
 _BATCH = 256
 # Annealing accepts a loss of this share of the bottleneck with probability 1/e, first and last.
 _HOTTEST, _COLDEST = 3e-2, 1e-5
 
 
-def random(search: Search) -> Iterator[None]:
+def random(search: Search) -> Generator[None]:
     """Uniform samples, each through `sample`; SCIP repairs the best of what memory still forbids."""
     search.enter("random")
     problem = search.device_problem
     key = jax.random.key(search.seed)
     step = 0
-    with Helper(search) as helper:
+    with Workers(search) as workers:
         while True:
             assignments = sample(problem, jax.random.fold_in(key, step), None, _BATCH)
             costs = evaluate(problem, assignments)
             search.offer_batch(assignments, costs)
-            helper.repair_promising(assignments, costs)
-            helper.collect()
+            workers.repair_promising()
+            workers.collect()
             search.start_clock()
             step += 1
             yield
@@ -53,7 +53,7 @@ class Chains:
     bottleneck_s: Float[Array, " B"]  # inf: not valid
 
 
-def anneal(search: Search) -> Iterator[None]:
+def anneal(search: Search) -> Generator[None]:
     """Simulated annealing: change a few labels, `fix`, and accept by Metropolis.
 
     Chains start from the best partition known, or from uniform samples where none is. The temperature
@@ -71,14 +71,14 @@ def anneal(search: Search) -> Iterator[None]:
     search.offer_batch(start, costs)
     chains = Chains(start, jnp.where(costs.valid, costs.bottleneck_s, jnp.inf))
     step = 1
-    with Helper(search) as helper:
+    with Workers(search) as workers:
         while True:
             change, accept = jax.random.split(jax.random.fold_in(key, step))
             candidates = fix(problem, relabel(change, problem, chains.assignment))
             costs = evaluate(problem, candidates)
             search.offer_batch(candidates, costs)
-            helper.repair_promising(candidates, costs)
-            helper.collect()
+            workers.repair_promising()
+            workers.collect()
             search.start_clock()
             temperature = _HOTTEST * (_COLDEST / _HOTTEST) ** search.spent
             reached = jnp.where(costs.valid, costs.bottleneck_s, jnp.inf)

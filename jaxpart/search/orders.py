@@ -6,7 +6,7 @@ edges, which drags successors behind (or predecessors before) whatever moved.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from functools import partial
 
 import jax
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxpart.cost import evaluate
 from jaxpart.device import DeviceProblem, lower
-from jaxpart.search.engine import Search
+from jaxpart.search.state import Search
 from jaxpart.slicing import peak_bounds, slice_orders, window_for
 
 # Steps of the dynamic program (orders x nodes x window x chips) per batch: a fraction of a second on
@@ -36,7 +36,7 @@ def batch_size(problem: DeviceProblem, window: int) -> int:
     return size
 
 
-def slice_search(search: Search) -> Iterator[None]:
+def slice_search(search: Search) -> Generator[None]:
     """Cuts the program order, then evolves orders until the budget is spent.
 
     The first batch holds the program order unchanged. Later ones change the keys of good orders

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+import time
+from collections.abc import Generator
 
-from jaxpart.bound import Bound, bound_of
+from jaxpart.bound import bound_of
 from jaxpart.ideals import list_ideals, solve
-from jaxpart.search.engine import Search
+from jaxpart.search.orders import slice_search
+from jaxpart.search.state import Search
+from jaxpart.search.workers import Workers
 
 # A graph with more ideals than this is not narrow: listing them is a second, pairs are many.
 MOST_IDEALS = 40_000
+_POLL_S = 0.05
 
 
-def greedy(search: Search) -> Iterator[None]:
+def greedy(search: Search) -> Generator[None]:
     """The baseline alone, which the engine has run already."""
     search.start_clock()
     yield
 
 
-def ideals(search: Search) -> Iterator[None]:
+def ideals(search: Search) -> Generator[None]:
     """Bounds by the dynamic program over ideals, and the best partition within the span rule."""
     search.enter("ideals")
     problem = search.problem
@@ -46,9 +51,15 @@ def ideals(search: Search) -> Iterator[None]:
         yield
 
 
-def exact(search: Search) -> Iterator[None]:
-    raise NotImplementedError
+def exact(search: Search) -> Generator[None]:
+    """The integer program of everything, warm-started by the best cuts of the program order."""
+    yield from itertools.islice(slice_search(search), 1)
+    search.start_clock()
+    search.enter("integer program")
+    with Workers(search) as workers:
+        workers.prove()
+        while workers.is_proving:
+            time.sleep(_POLL_S)
+            yield
+        workers.collect()
     yield
-
-
-_ = Bound

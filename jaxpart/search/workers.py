@@ -1,0 +1,110 @@
+"""SCIP beside the search: repairs, polishes and proofs in worker processes, offered when they end."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from types import TracebackType
+
+import numpy as np
+
+from jaxpart.bound import Bound
+from jaxpart.search.state import Search
+from jaxpart.solver.pool import SolverPool
+from jaxpart.solver.repair import Outcome
+from jaxpart.solver.scip import Status
+
+_REPAIR_S = 2.0
+_POLISH_S = 4.0
+_FOREVER_S = 1e6
+
+
+class Workers:
+    """The solver's tasks of one search: at most one repair or polish, and one proof, at a time.
+
+    The processes start with the first task. Without a time limit the same seed must give the same
+    answer: then `collect` waits for what was asked (proofs are not), so that results arrive at the
+    same point of the search in every run.
+    """
+
+    def __init__(self, search: Search) -> None:
+        self._search = search
+        self._pool: SolverPool | None = None
+        self._task: Future[Outcome] | None = None
+        self._proof: Future[Outcome] | None = None
+        self._polishes = 0
+        self._waits = search.budget.time_limit_s is None
+
+    def repair_promising(self) -> None:
+        """Asks for a repair of the last batch's fastest candidate, where only that it is invalid
+        keeps it from being the best."""
+        if self._task is not None or self._search.promising is None:
+            return
+        assignments, costs = self._search.promising
+        bottleneck = np.where(np.asarray(costs.valid), np.inf, np.asarray(costs.bottleneck_s))
+        b = int(bottleneck.argmin())
+        y = np.asarray(assignments[:, b])[: self._search.problem.num_nodes].astype(np.int64)
+        self._task = self._solver.repair(y, time_limit_s=self._limit(_REPAIR_S))
+
+    def polish_best(self) -> None:
+        """Asks for a better partition around the best one's bottleneck."""
+        best = self._search.best
+        if self._task is None and best is not None:
+            self._polishes += 1
+            self._task = self._solver.polish(
+                best, time_limit_s=self._limit(_POLISH_S), seed=self._polishes
+            )
+
+    def prove(self) -> None:
+        """Asks for the optimum and its proof, from the best so far; for as long as there is."""
+        if self._proof is None:
+            limit_s = self._limit(_FOREVER_S)
+            self._proof = self._solver.exact(self._search.best, time_limit_s=limit_s)
+
+    @property
+    def is_proving(self) -> bool:
+        """Whether a proof is under way."""
+        return self._proof is not None and not self._proof.done()
+
+    def collect(self) -> None:
+        """Offers what has ended."""
+        task = self._task
+        if task is not None and (self._waits or task.done()):
+            self._task = None
+            self._take(task.result())
+        if self._proof is not None and self._proof.done():
+            outcome = self._proof.result()
+            self._take(outcome)
+            if outcome.bound > 0:
+                self._search.raise_bound(Bound(outcome.bound, "integer program"))
+
+    def _take(self, outcome: Outcome) -> None:
+        self._search.samples += 1
+        if outcome.assignment is not None:
+            self._search.offer(outcome.assignment[:, None])
+        elif outcome.status is Status.INFEASIBLE and self._search.best is None:
+            self._search.exhausted = True
+        elif outcome.status is Status.ERROR:
+            note = f"a solver task failed: {outcome.message}"
+            if note not in self._search.notes:
+                self._search.notes.append(note)
+
+    def _limit(self, seconds: float) -> float:
+        return max(0.1, min(seconds, self._search.remaining_s))
+
+    @property
+    def _solver(self) -> SolverPool:
+        if self._pool is None:
+            self._pool = SolverPool(self._search.problem, workers=2)
+        return self._pool
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._pool is not None:
+            self._pool.close()
