@@ -12,7 +12,7 @@ from jaxpart.graph import Graph, Node, Tensor, Weight
 from jaxpart.mcm import MCM, PRESETS, Chip, Constraints
 from jaxpart.problem import Problem
 from jaxpart.solver.polish import polish, solve_exact
-from jaxpart.solver.repair import repair
+from jaxpart.solver.repair import Outcome, repair
 from jaxpart.solver.scip import Status
 
 # Far beyond what any of these takes: a limit that is met fails the test.
@@ -20,9 +20,11 @@ PATIENCE_S = 60.0
 WEIGHTS = (0.5, 1.0, 3.25)
 
 
-def answer(outcome):
+def answer(outcome: Outcome) -> tuple[np.ndarray, float]:
     """Its assignment and objective, which must be there."""
     assert outcome.status.has_assignment
+    assert outcome.assignment is not None
+    assert outcome.objective is not None
     return outcome.assignment, outcome.objective
 
 
