@@ -28,9 +28,10 @@ def combinatorial_bound(problem: Problem) -> Bound:
 def _mean_load(problem: Problem) -> Bound:
     """All the work, spread evenly.
 
-    Proof. Let r be a kind of chip and x_s = max over nodes of tau(v, r) / tau(v, s), how much faster
-    kind s is than r at best. A chip of kind s busy for at most T does work that takes r at most
-    x_s T. All work takes r sum_v tau(v, r), so T >= sum_v tau(v, r) / sum_c x_kind(c). The best r.
+    Proof. Let r be a kind of chip and x_s = max over nodes of tau(v, r) / tau(v, s), how much
+    faster kind s is than r at best. A chip of kind s busy for at most T does work that takes r at
+    most x_s T. All work takes r sum_v tau(v, r), so T >= sum_v tau(v, r) / sum_c x_kind(c). The
+    best r.
     """
     node_s = problem.node_s
     best = 0.0
@@ -65,8 +66,9 @@ def bound_of(relaxed: Outcome, incumbent_s: float) -> Bound:
     """The bound that the dynamic program over all ideals proves; `relaxed` is its outcome.
 
     Proof. With acyclic dataflow every partition is a chain of ideals I_0 < I_1 < ...; chip c runs
-    I_c - I_{c-1}, and on a chain of chips link (c, c+1) carries every tensor made in I_c and consumed
-    outside. The program takes the best chain by costs that are no higher than the true ones, over a
-    superset of what is valid. Pieces beyond `incumbent_s` are left out, so it says nothing there.
+    I_c - I_{c-1}, and on a chain of chips link (c, c+1) carries every tensor made in I_c and
+    consumed outside. The program takes the best chain by costs that are no higher than the true
+    ones, over a superset of what is valid. Pieces beyond `incumbent_s` are left out, so it says
+    nothing there.
     """
     return Bound(min(relaxed.bottleneck_s, incumbent_s) * (1 - _SAFETY), "ideals")

@@ -1,15 +1,15 @@
 """The cost model and the constraints, for a batch of partitions. The one place where both stand.
 
-A batch of assignments is `[N, B]`, batch last, in the smallest integer that holds a chip number: the
-chips of one node over all candidates are one contiguous row. Everything is a loop over tensors,
+A batch of assignments is `[N, B]`, batch last, in the smallest integer that holds a chip number:
+the chips of one node over all candidates are one contiguous row. Everything is a loop over tensors,
 weights or nodes whose body works on rows of B candidates; per-chip sums are `[C, B]`.
 
-`evaluate` runs in the dtype of its problem: float32 screens thousands on the device, float64 decides
-(`verify`). Definitions: README, "What every figure means"; Xie et al. (MLSys 2022), section 3.
+`evaluate` runs in the dtype of its problem: float32 screens thousands on the device, float64
+decides (`verify`). Definitions: README, "What every figure means"; Xie et al. (MLSys 2022), section
+3.
 """
 
 from __future__ import annotations
-
 
 import functools
 
@@ -207,7 +207,7 @@ class _Links:
         self.batch = batch
         self.dtype = problem.tensor_bytes.dtype
 
-    def zeros(self) -> Float[Array, "..."]:
+    def zeros(self) -> Array:
         s = self.switches
         shape = {
             "host": (0, self.batch),
@@ -355,9 +355,7 @@ def _sweep_nodes(
     return _Nodes(compute, peak, used, colocation, pins)
 
 
-def _weight_bytes(
-    problem: DeviceProblem, assignment: Int[Array, "N B"]
-) -> Float[Array, "C B"]:
+def _weight_bytes(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> Float[Array, "C B"]:
     """Bytes of weights per chip: one copy on every chip with a consumer."""
     chips, batch = problem.switches.num_chips, assignment.shape[1]
 

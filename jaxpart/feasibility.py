@@ -28,14 +28,14 @@ def _name(problem: Problem, v: int) -> str:
 
 
 def _pins_in_a_block(problem: Problem) -> str | None:
-    for b in np.flatnonzero(problem.block_pin == -2):
-        pinned = np.flatnonzero((problem.block == b) & (problem.pin >= 0))
+    for b in np.flatnonzero(problem.block_pin == -2).tolist():
+        pinned = np.flatnonzero((problem.block == b) & (problem.pin >= 0)).tolist()
         u = pinned[0]
         v = next(x for x in pinned if problem.pin[x] != problem.pin[u])
         return (
-            f"{_name(problem, u)} and {_name(problem, v)} must share a chip (colocation groups with "
-            f"dataflow in both directions), but are pinned to chips {problem.pin[u]} and "
-            f"{problem.pin[v]}"
+            f"{_name(problem, u)} and {_name(problem, v)} must share a chip (colocation groups "
+            "with dataflow in both directions), but are pinned to chips "
+            f"{problem.pin[u]} and {problem.pin[v]}"
         )
     return None
 

@@ -67,7 +67,8 @@ class Graph:
     Immutable, and checked when made. Consumers are sorted and named once each.
 
     Attributes:
-      nodes: the operations; node v is `nodes[v]`, and every edge runs from a lower to a higher number.
+      nodes: the operations; node v is `nodes[v]`, and every edge runs from a lower to a higher
+        number.
       tensors: what nodes hand to each other.
       weights: parameters; never nodes.
       name: for tables and file names.
@@ -400,5 +401,5 @@ def _without_defaults(
 
 
 def _shortest_number(value: float | None) -> float | None:
-    """Whole numbers without a fraction: files stay short and hashes do not depend on int or float."""
+    """Whole numbers without a fraction: files stay short, and int or float hash alike."""
     return int(value) if value is not None and float(value).is_integer() else value

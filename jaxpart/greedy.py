@@ -1,9 +1,9 @@
 """The compiler's greedy heuristic: the baseline that improvements are measured against.
 
-A fixed procedure (README, "What every figure means"): walk the nodes in number order, close the chip
-when it has done its share or its memory is full, and only where that leaves no tensor alive across
-two cuts; relax or tighten the share until the outcome is valid. Cycles are contracted and capacities
-close chips whatever rules are switched off; these decide only which outcome is valid.
+A fixed procedure (README, "What every figure means"): walk the nodes in number order, close the
+chip when it has done its share or its memory is full, and only where that leaves no tensor alive
+across two cuts; relax or tighten the share until the outcome is valid. Cycles are contracted and
+capacities close chips whatever rules are switched off; these decide only which outcome is valid.
 """
 
 from __future__ import annotations
@@ -27,15 +27,14 @@ _FACTOR = 1.1
 def baseline(problem: Problem) -> IntArray | None:
     """[N] the first valid walk's assignment; None where no target gives one."""
     rules = dataclasses.replace(problem.mcm.constraints, acyclic=True)
-    walked = dataclasses.replace(
-        problem, mcm=dataclasses.replace(problem.mcm, constraints=rules)
-    )
+    walked = dataclasses.replace(problem, mcm=dataclasses.replace(problem.mcm, constraints=rules))
     if (walked.block_pin == -2).any():
         return None
     walk = _Walk(walked)
     first = problem.mean_load_s
     up = itertools.accumulate(range(_TRIES), lambda t, _: t * _FACTOR, initial=first)
-    down = itertools.accumulate(range(_TRIES - 1), lambda t, _: t / _FACTOR, initial=first / _FACTOR)
+    down = itertools.accumulate(range(_TRIES), lambda t, _: t / _FACTOR, initial=first)
+    down = itertools.islice(down, 1, None)
     targets = itertools.chain(up, down)
     size = 1  # most walks are valid at once; then verify in growing batches
     while batch := list(itertools.islice(targets, size)):
@@ -96,7 +95,7 @@ class _Walk:
 
 
 class _ChipMemory:
-    """The memory of a chip that holds the blocks from `start` on, everything later being elsewhere."""
+    """The memory of a chip that holds the blocks from `start` on; all later ones are elsewhere."""
 
     def __init__(self, walk: _Walk, start: int) -> None:
         self.walk = walk
@@ -128,7 +127,7 @@ class _ChipMemory:
         self.stop = v + 1
 
     def with_block(self, v: int) -> float:
-        """M_c with block v added: exact where it could exceed the smallest capacity, else a bound."""
+        """M_c with block v added: exact where it could exceed a capacity, else a bound."""
         walk = self.walk
         weights = self.weight_bytes + sum(
             walk.weight_bytes[w] for w in walk.weights[v] if w not in self.held
@@ -137,9 +136,7 @@ class _ChipMemory:
             return weights
         taken, made = walk.taken[v], walk.made[v]
         received = self.received_bytes + sum(
-            walk.bytes[k]
-            for k in taken
-            if walk.producer[k] < self.start and k not in self.received
+            walk.bytes[k] for k in taken if walk.producer[k] < self.start and k not in self.received
         )
         made_bytes = self.made_bytes + sum(walk.bytes[k] for k in made)
         dead = self.dead_bytes + sum(

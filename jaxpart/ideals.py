@@ -1,9 +1,9 @@
 """Down-sets of the graph, and what they prove.
 
 For an acyclic partition f, {v : f(v) <= c} is an ideal (a down-set), so a partition is a chain of
-ideals from the empty one to all nodes. Where ideals are few, a dynamic program over pairs of them is
-exact (Tarnawski et al., NeurIPS 2020; Archer et al., ICML 2024): run without the rules that it sees
-in part, it bounds every valid partition from below; run with the span rule, it finds one.
+ideals from the empty one to all nodes. Where ideals are few, a dynamic program over pairs of them
+is exact (Tarnawski et al., NeurIPS 2020; Archer et al., ICML 2024): run without the rules that it
+sees in part, it bounds every valid partition from below; run with the span rule, it finds one.
 """
 
 from __future__ import annotations
@@ -126,16 +126,14 @@ class Outcome:
     assignment: IntArray | None  # [num_nodes of the problem]
 
 
-def solve(
-    problem: Problem, ideals: Ideals, cutoff_s: float, *, span: bool
-) -> Outcome | None:
+def solve(problem: Problem, ideals: Ideals, cutoff_s: float, *, span: bool) -> Outcome | None:
     """The chain of ideals with the least bottleneck; None where there are too many pairs of them.
 
     With `span` False this is a relaxation of every valid partition: it counts compute, each chip's
-    traffic (where the tables for it are small enough), what crosses the links of a chain, and memory.
-    Left out are the triangle rule and mesh links, so the bottleneck is a lower bound of T, and exact
-    where those do not bind. With `span` True every edge goes to the same chip or the next, so that
-    the triangle rule holds.
+    traffic (where the tables for it are small enough), what crosses the links of a chain, and
+    memory. Left out are the triangle rule and mesh links, so the bottleneck is a lower bound of T,
+    and exact where those do not bind. With `span` True every edge goes to the same chip or the
+    next, so that the triangle rule holds.
 
     Args:
       cutoff_s: pieces with more compute than this are left out; only a bottleneck at or below it
@@ -154,7 +152,8 @@ def solve(
     if float((highest - lowest).sum()) * (ideals.members.shape[1] + chips) > _PAIR_WORK:
         return None
     cut_s = ideals.cut_bytes / bandwidth
-    # On a chain the whole cut crosses one link; under the span rule it is all that a piece receives.
+    # On a chain the whole cut crosses one link; under the span rule it is all that a piece
+    # receives.
     counts_cut = mcm.topology == "chain" or span
     # On an overlapping chain no chip's traffic exceeds that of its links.
     needs_tables = not span and not (mcm.topology == "chain" and mcm.overlap)

@@ -55,8 +55,8 @@ class MCM:
 
     Attributes:
       name: for tables and file names.
-      topology: `chain` (links c -> c+1), `host` (every transfer through host memory; each chip's own
-        port is the only limit) or `mesh` (chip = row * cols + col; column first, then row).
+      topology: `chain` (links c -> c+1), `host` (every transfer through host memory; each chip's
+        own port is the only limit) or `mesh` (chip = row * cols + col; column first, then row).
       chips: in chip order.
       link_bandwidth: bytes/s of each link, and of each chip's port.
       overlap: whether a chip computes, receives and sends at the same time.

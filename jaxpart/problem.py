@@ -1,7 +1,7 @@
 """A graph on a module, lowered to plain arrays: what every algorithm works on.
 
-`Problem` is host-side and exact (numpy, float64, no JAX), so that solver workers can hold it without
-starting JAX. `cost.lower` makes the padded device copy of it.
+`Problem` is host-side and exact (numpy, float64, no JAX), so that solver workers can hold it
+without starting JAX. `cost.lower` makes the padded device copy of it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ IntArray = NDArray[np.int64]
 class Problem:
     """One graph on one module. N nodes, C chips, S kinds of chips, K tensors, E edges, W weights.
 
-    An edge is a pair of a tensor and one of its consumers; a use is a pair of a weight and one of its
-    consumers. Both are sorted by (tensor or weight, consumer). Make it with `Problem.build`.
+    An edge is a pair of a tensor and one of its consumers; a use is a pair of a weight and one of
+    its consumers. Both are sorted by (tensor or weight, consumer). Make it with `Problem.build`.
     """
 
     graph: Graph  # in the module's element size
@@ -141,10 +141,11 @@ class Problem:
         """[N] the block of each node: nodes that must share a chip whatever the partition.
 
         Colocation groups, and where dataflow is acyclic the cycles that contracting them makes.
-        Blocks are numbered in a topological order of the contracted graph (Kahn, smallest first node
-        first); with dataflow free to be cyclic, by their first node.
+        Blocks are numbered in a topological order of the contracted graph (Kahn, smallest first
+        node first); with dataflow free to be cyclic, by their first node.
         """
-        first = contract(self.num_nodes, self.colocate, self.node_pairs, self.mcm.constraints.acyclic)
+        merge_cycles = self.mcm.constraints.acyclic
+        first = contract(self.num_nodes, self.colocate, self.node_pairs, merge_cycles)
         roots = np.unique(first)  # ascending: block position = rank of its first node
         dense = np.searchsorted(roots, first)
         if not self.mcm.constraints.acyclic:
@@ -226,15 +227,12 @@ class Problem:
             raise InputError(f"assignment has shape {f.shape}, expected ({self.num_nodes},)")
         if f.min() < 0 or f.max() >= self.num_chips:
             raise InputError(
-                f"assignment names chips {f.min()} to {f.max()}, "
-                f"expected 0 to {self.num_chips - 1}"
+                f"assignment names chips {f.min()} to {f.max()}, expected 0 to {self.num_chips - 1}"
             )
         return f
 
 
-def contract(
-    num_nodes: int, group: IntArray, pairs: IntArray, merge_cycles: bool
-) -> IntArray:
+def contract(num_nodes: int, group: IntArray, pairs: IntArray, merge_cycles: bool) -> IntArray:
     """[N] the smallest node of each node's block.
 
     Args:

@@ -66,9 +66,14 @@ def project(
         other_distance = _distance(problem, other, y)
         f = jnp.where(other_distance < distance, other, f)
         distance = jnp.minimum(distance, other_distance)
-    f = close(problem, jnp.minimum(f, y), jnp.zeros(batch, bool))
-    f = -close(problem, -jnp.maximum(f, y), jnp.ones(batch, bool))
-    f, is_filled = contiguous(problem, _from_first_chip(problem, f, y, low), low)
+
+    def return_from(side, f):  # from above y, then from below
+        start = jnp.where(side == 0, jnp.minimum(f, y), -jnp.maximum(f, y))
+        closed = close(problem, start, jnp.full(batch, side == 1))
+        return jnp.where(side == 0, closed, -closed)
+
+    f = lax.fori_loop(0, 2, return_from, f)
+    f, is_filled = contiguous(problem, _from_first_chip(problem, f, y, low), low, high)
     holds = is_filled & jnp.all(low <= high) & jnp.all(problem.block_pin > -2)
     return on_nodes(problem, f), holds
 
@@ -127,44 +132,63 @@ def close(
 
 
 def contiguous(
-    problem: DeviceProblem, f: Int[Array, "N B"], low: Int[Array, "N 1"]
+    problem: DeviceProblem, f: Int[Array, "N B"], low: Int[Array, "N 1"], high: Int[Array, "N 1"]
 ) -> tuple[Int[Array, "N B"], Bool[Array, " B"]]:
     """`f` without unused chips between used ones, where that is a rule, and whether this succeeded.
 
-    The maximum of f - t and the least partition keeps the rules for any t: the smallest t that
-    uses every chip below the highest pin is taken. What is unused above is squeezed out; this keeps
-    dataflow, span, the triangle rule and colocation.
+    What is unused above all pins is squeezed out; this keeps dataflow, span, the triangle rule and
+    colocation. Chips below a pin are filled first: each in turn gets, of the blocks that could be
+    there, the one with the least room above. That finds a way wherever one exists if blocks are
+    free of each other, and mostly where they are not.
 
     Args:
       problem: of N blocks, padded.
       f: within the rules on edges.
-      low: the least partition.
+      low, high: the least and the greatest partition.
     """
     chips = problem.switches.num_chips
     if not problem.switches.constraints.no_skip:
         return f, jnp.ones(f.shape[1], bool)
-    number = jnp.arange(chips)[:, None]
     pinned = jnp.max(problem.block_pin)
+    is_real = (jnp.arange(f.shape[0]) < problem.num_blocks)[:, None]
+    lane = jnp.arange(f.shape[1])
 
-    def is_unfilled(f):
-        return jnp.any(~_used_chips(problem, f) & (number < pinned), axis=0)
+    def is_filled(f):
+        below = jnp.arange(chips)[:, None] < pinned
+        return jnp.all(_used_chips(problem, f) | ~below, axis=0)
 
-    def fill(carry):
-        t, filled, unfilled = carry
-        filled = jnp.where(unfilled, jnp.maximum(low, f - t), filled)
-        return t + 1, filled, is_unfilled(filled)
+    def anchor(chip, bounds):
+        lower, upper = bounds
+        can = is_real & (lower <= chip) & (upper >= chip)
+        block = jnp.argmin(jnp.where(can, upper, chips), axis=0)
+        chosen = jnp.where(can[block, lane], chip, lower[block, lane]).astype(f.dtype)
+        lower = lower.at[block, lane].max(chosen)
+        chosen = jnp.where(can[block, lane], chip, upper[block, lane]).astype(f.dtype)
+        upper = upper.at[block, lane].min(chosen)
+        negated = jnp.arange(2 * f.shape[1]) >= f.shape[1]
+        lower, upper = jnp.split(
+            close(problem, jnp.concatenate([lower, -upper], axis=1), negated), 2, axis=1
+        )
+        return lower, -upper
 
-    start = (jnp.ones((), f.dtype), f, is_unfilled(f))
-    _, f, unfilled = lax.while_loop(lambda c: (c[0] < chips) & jnp.any(c[2]), fill, start)
+    def fill(f):
+        none = jnp.zeros_like(f)
+        lower, upper = lax.fori_loop(0, pinned, anchor, (none + low, none + high))
+        filled = close(problem, jnp.clip(f, lower, upper), jnp.zeros(f.shape[1], bool))
+        return jnp.where(is_filled(f)[None], f, filled)
 
     def squeeze(f):
         rank = jnp.cumsum(_used_chips(problem, f), axis=0, dtype=jnp.int32) - 1
         squeezed = jnp.take_along_axis(rank, f.astype(jnp.int32), axis=0).astype(f.dtype)
-        return jnp.where(unfilled, f, squeezed)
+        return jnp.where(is_filled(f)[None], squeezed, f)
+
+    def mend(f):
+        return squeeze(lax.cond(jnp.all(is_filled(f)), lambda f: f, fill, f))
 
     used = _used_chips(problem, f)
-    has_gap = jnp.any(used[1:] & ~used[:-1]) if chips > 1 else jnp.array(False)
-    return lax.cond(has_gap, squeeze, lambda f: f, f), ~unfilled
+    has_gap = jnp.any(used[1:] & ~used[:-1])
+    f = lax.cond(has_gap, mend, lambda f: f, f)
+    return f, is_filled(f)
 
 
 def on_nodes(problem: DeviceProblem, f: Int[Array, "N B"]) -> Int[Array, "N B"]:
@@ -246,7 +270,7 @@ def _from_first_chip(
     y: Int[Array, "N B"],
     low: Int[Array, "N 1"],
 ) -> Int[Array, "N B"]:
-    """`f`; where it does not use chip 0 and that is nearer than to move all of it, block 0 does."""
+    """`f`; where it leaves out chip 0, block 0 is moved there, unless it is nearer to move all."""
     if not problem.switches.constraints.no_skip:
         return f
     is_real = (jnp.arange(f.shape[0]) < problem.num_blocks)[:, None]
@@ -255,7 +279,8 @@ def _from_first_chip(
     def begin(f):
         lowered = -close(problem, -f.at[0].set(low[0]), jnp.ones(f.shape[1], bool))
         is_nearer = _distance(problem, lowered, y) < _distance(problem, f - first, y)
-        return jnp.where((first[0] > 0) & is_nearer, lowered, f)
+        is_nearer |= jnp.any(problem.block_pin >= 0)  # then not all can be moved
+        return jnp.where((first > 0) & is_nearer[None], lowered, f)
 
     return lax.cond(jnp.any(first > 0), begin, lambda f: f, f)
 

@@ -27,10 +27,11 @@ def sample(
 ) -> Int[Array, "N B"]:
     """SAMPLE: visits the nodes in random order and draws each chip from those still possible.
 
-    The first node is drawn among all chips that its pin leaves, the next among what that leaves,
-    and so on. A round decides as many nodes as all before it together, without looking at each
-    other; where they contradict each other, they move up to the least partition above them in half
-    of the candidates, and down in the other half.
+    The first node is drawn among all chips that pins leave, the next among what that leaves, and so
+    on (one source is put on the first chip before, where none may be skipped). A round decides as
+    many nodes as all before it together, without looking at each other; where they contradict each
+    other, they move up to the least partition above them in half of the candidates, and down in the
+    other half.
 
     Uniform draws spread over the chips (the first node splits the module at a random chip, later
     ones split what is left), where a walk in program order that draws from the one or two chips
@@ -52,10 +53,16 @@ def sample(
     low, high = bounds(problem)
     first_node = jnp.full(low.shape[0], low.shape[0] - 1, jnp.int32)
     first_node = first_node.at[problem.block].min(jnp.arange(low.shape[0], dtype=jnp.int32))
-    # Real blocks come first in the order.
-    priority = jax.random.uniform(order_key, low.shape[:1])
+    # Real blocks come first in the order. Where no chip may be skipped some source is on the first,
+    # so one of them is put there before all.
+    rules = problem.switches.constraints
     is_real = jnp.arange(low.shape[0]) < problem.num_blocks
-    order = jnp.argsort(jnp.where(is_real, priority, 2.0)).astype(jnp.int32)
+    priority = jnp.where(is_real, jax.random.uniform(order_key, low.shape[:1]), 3.0)
+    is_anchored = rules.acyclic and rules.no_skip
+    if is_anchored:
+        is_source = jnp.ones(low.shape[0], bool).at[problem.pair_to].set(False)
+        priority = priority.at[jnp.argmin(jnp.where(is_source, priority, 2.0))].set(-1.0)
+    order = jnp.argsort(priority).astype(jnp.int32)
     position = jnp.argsort(order)
     # Both bounds are held so that `close` raises them: in the candidates that move up these are the
     # least partition and minus the greatest, in the others minus the greatest and the least.
@@ -71,8 +78,10 @@ def sample(
         def draw(i, bound):
             b = order[i]
             ends = bound[b] * sign, -other[b] * sign
+            least, most = jnp.minimum(*ends), jnp.maximum(*ends)
+            most = jnp.where(is_anchored & (i == 0), least, most)
             key = jax.random.fold_in(draw_key, i)
-            chip = _draw(key, log_probs, first_node[b], jnp.minimum(*ends), jnp.maximum(*ends))
+            chip = _draw(key, log_probs, first_node[b], least, most)
             return bound.at[b].set(chip.astype(bound.dtype) * sign)
 
         bound = close(problem, lax.fori_loop(start, stop, draw, bound), down)
@@ -86,7 +95,7 @@ def sample(
 
     start = (jnp.int32(0), jnp.int32(1), bound, other)
     _, _, bound, _ = lax.while_loop(is_open, decide, start)
-    f, _ = contiguous(problem, bound * sign[None], low)
+    f, _ = contiguous(problem, bound * sign[None], low, high)
     return on_nodes(problem, f)
 
 

@@ -1,7 +1,7 @@
 """Cuts an order of the nodes optimally: the best contiguous pieces, by dynamic programming.
 
-For a fixed topological order a partition is a set of cuts. With `best[j, c]` the least bottleneck of
-the first j nodes on the first c chips,
+For a fixed topological order a partition is a set of cuts. With `best[j, c]` the least bottleneck
+of the first j nodes on the first c chips,
 
     best[j, c] = min over i < j of max(best[i, c - 1], stage(i, j, chip c - 1)),
 
@@ -9,11 +9,11 @@ where the piece [i, j) has at most `window` nodes. Under the triangle rule, what
 cut must be consumed before the next (`span`), so a piece receives and sends exactly what its two
 cuts carry; without it both depend on both cuts and are accumulated along the window.
 
-Seen exactly: compute, traffic, chain links, weights, boundary buffers, pins, unlike chips. Not seen:
-mesh links without the triangle rule, and the peak of live activations, for which the largest of a
-figure per node stands (a chip runs nodes in number order, whatever order is cut). `peak_bounds` has
-one figure that is never too high, so that no valid cuts are missed, and one that is never too low,
-so that what is found fits. `cost.evaluate` decides.
+Seen exactly: compute, traffic, chain links, weights, boundary buffers, pins, unlike chips. Not
+seen: mesh links without the triangle rule, and the peak of live activations, for which the largest
+of a figure per node stands (a chip runs nodes in number order, whatever order is cut).
+`peak_bounds` has one figure that is never too high, so that no valid cuts are missed, and one that
+is never too low, so that what is found fits. `cost.evaluate` decides.
 
 Work per order: N * window * C max-min steps, no memory beyond the [N, C] table.
 """
@@ -182,7 +182,8 @@ def _slice(
         j, cuts = carry
         c = chips - 1 - step
         before = _rows(best, j, window)[:, c]
-        choice = jnp.maximum(before, stages(j, _Sums.at(pieces, j, window))[:, problem.chip_kind[c]])
+        stage = stages(j, _Sums.at(pieces, j, window))[:, problem.chip_kind[c]]
+        choice = jnp.maximum(before, stage)
         is_idle = (c >= used) | (best[j + window, c] <= jnp.min(choice))
         j = jnp.where(is_idle, j, j - window + jnp.argmin(choice))
         return j, cuts.at[c].set(j)
@@ -275,7 +276,8 @@ def _pieces(
         edge_s = size_s[problem.edge_tensor]
         previous = _previous(problem.edge_tensor, edge_at, made_at[problem.edge_tensor])
         in_s = _joined(edge_at, previous, edge_s, size, window)
-        # Sent once its producer joins and anything is left to send to; no more with its last consumer.
+        # Sent once its producer joins and anything is left to send to; no more with its last
+        # consumer.
         is_sent = last_at > made_at
         never = jnp.full_like(made_at, -1)
         out_s = _joined(made_at, never, jnp.where(is_sent, size_s, 0), size, window)
@@ -300,7 +302,7 @@ def _pieces(
 
 
 def _previous(owner: Array, at: Array, first: Array) -> Array:
-    """For each entry the position of its owner's entry before it; `first` where it is the earliest."""
+    """For each entry the position of its owner's entry before it; `first` for the earliest."""
     entry = jnp.arange(owner.shape[0], dtype=jnp.int32)
     owners, positions, entries = lax.sort((owner, at, entry), num_keys=2)
     is_same = jnp.concatenate([jnp.zeros((1,), bool), owners[1:] == owners[:-1]])

@@ -29,10 +29,11 @@ def main() -> int:
     parser.add_argument("--json", metavar="FILE", help="also write the rows as JSON")
     arguments = parser.parse_args()
 
+    from jaxpart.dataset import resolve
+
+    from jaxpart.environment import environment
     from jaxpart.files import write_whole
-    from jaxpart.ingest.load import load_input
     from jaxpart.mcm import load_mcm
-    from jaxpart.report import environment
     from jaxpart.search.engine import partition
 
     header = ("graph", "mcm", "nodes", "baseline us", "T us", "x", "bound us", "gap %", "by", "s")
@@ -40,7 +41,7 @@ def main() -> int:
     print(layout.format(*header))
     rows, failed = [], False
     for name in arguments.graphs:
-        graph, machine = load_input(name)
+        graph, machine = resolve(name)
         for mcm in [machine] if machine else [load_mcm(m) for m in arguments.mcm]:
             start_s = time.perf_counter()
             row = {"graph": graph.name, "mcm": mcm.name, "nodes": len(graph.nodes)}

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "jaxpart"
 # Lowest first. A package's name stands for everything in it that has no entry of its own.
 FLOORS = (
     {"errors"},
-    {"files"},
+    {"files", "environment"},
     {"graph", "mcm"},
     {"problem"},
     {"ingest", "device", "exact"},

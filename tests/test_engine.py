@@ -133,7 +133,8 @@ def test_infeasible_problems_say_why(graph, reason):
 def test_a_method_that_finds_nothing_says_so():
     # Two nodes of 3 kB fit on two chips, but the pinned neighbour forces the walk astray.
     graph = heavy(3.5e3, (None, 1))
-    module = dataclasses.replace(_MODULE, chips=(_CHIP, dataclasses.replace(_CHIP, sram_bytes=3501)))
+    small = dataclasses.replace(_CHIP, sram_bytes=3501)
+    module = dataclasses.replace(_MODULE, chips=(_CHIP, small))
     with pytest.raises(NothingFoundError, match="greedy"):
         partition(graph, module, method="greedy")
 
@@ -155,5 +156,5 @@ def test_bad_arguments_are_refused(arguments):
 
 
 def test_a_pin_beyond_the_module_is_refused():
-    with pytest.raises(InputError, match="'n1'.*chip 7"):
+    with pytest.raises(InputError, match=r"'n1'.*chip 7"):
         partition(heavy(1.0, (None, 7)), _MODULE)

@@ -9,7 +9,8 @@ from jaxpart.search.proofs import ideals
 from jaxpart.search.state import Search
 from jaxpart.search.workers import Workers
 
-# Beyond this many bits (blocks x chips) the integer program takes longer to state than to be of use.
+# Beyond this many bits (blocks x chips) the integer program takes longer to state than to be of
+# use.
 _PROVABLE_BITS = 8000
 
 

@@ -8,6 +8,7 @@ from contextlib import closing
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jaxpart.cost import verify
 from jaxpart.errors import InfeasibleError, InputError, NothingFoundError
 from jaxpart.feasibility import why_infeasible
 from jaxpart.graph import Graph
@@ -92,8 +93,10 @@ def partition(
             baseline_s = search.best_s
         if init is not None:
             search.samples += 1
-            if not search.offer(problem.assignment_of(np.asarray(init))[:, None]) and greedy is None:
+            start = problem.assignment_of(np.asarray(init))
+            if not verify(problem, start[:, None]).valid[0]:
                 search.notes.append("the partition to start from is not valid here")
+            search.offer(start[:, None])
         # Closing the method ends its workers, however the loop ends.
         with closing(IMPLEMENTATIONS[method](search)) as steps:
             for _ in steps:

@@ -28,7 +28,7 @@ _HOTTEST, _COLDEST = 3e-2, 1e-5
 
 
 def random(search: Search) -> Generator[None]:
-    """Uniform samples, each through `sample`; SCIP repairs the best of what memory still forbids."""
+    """Uniform samples, each through `sample`; SCIP repairs the best that memory forbids."""
     search.enter("random")
     problem = search.device_problem
     key = jax.random.key(search.seed)
@@ -56,8 +56,8 @@ class Chains:
 def anneal(search: Search) -> Generator[None]:
     """Simulated annealing: change a few labels, `fix`, and accept by Metropolis.
 
-    Chains start from the best partition known, or from uniform samples where none is. The temperature
-    falls geometrically with the share of the budget that is spent.
+    Chains start from the best partition known, or from uniform samples where none is. The
+    temperature falls geometrically with the share of the budget that is spent.
     """
     search.enter("anneal")
     problem = search.device_problem
@@ -91,7 +91,7 @@ def anneal(search: Search) -> Generator[None]:
 def relabel(
     key: jax.Array, problem: DeviceProblem, assignment: Int[Array, "N B"]
 ) -> Int[Array, "N B"]:
-    """Gives random nodes of each candidate new chips: nearby ones, log-uniformly 1 to N / 8 nodes."""
+    """Moves random nodes of each candidate to nearby chips, log-uniformly 1 to N / 8 of them."""
     nodes, batch = assignment.shape
     chips = problem.switches.num_chips
     which, how_many, where = jax.random.split(key, 3)

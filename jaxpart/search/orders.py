@@ -1,7 +1,7 @@
 """Search over node orders: evolution of topological orders, each cut optimally by `slicing`.
 
-An order is a vector of keys, one per block; changed keys are made topological by one sweep along the
-edges, which drags successors behind (or predecessors before) whatever moved.
+An order is a vector of keys, one per block; changed keys are made topological by one sweep along
+the edges, which drags successors behind (or predecessors before) whatever moved.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from jaxpart.device import DeviceProblem, lower
 from jaxpart.search.state import Search
 from jaxpart.slicing import peak_bounds, slice_orders, window_for
 
-# Steps of the dynamic program (orders x nodes x window x chips) per batch: a fraction of a second on
-# two cores, so that budgets are kept and the user sees something happen.
+# Steps of the dynamic program (orders x nodes x window x chips) per batch: a fraction of a second
+# on two cores, so that budgets are kept and the user sees something happen.
 _BATCH_WORK = 2**29
 _MOST_ORDERS = 64
 _PARENTS = 16
@@ -72,7 +72,8 @@ def slice_search(search: Search) -> Generator[None]:
         search.offer_batch(assignments, costs)
         search.start_clock()
         yield
-        # Survivors: the best of parents and children; among equals the newer, so that plateaus drift.
+        # Survivors: the best of parents and children; among equals the newer, so that plateaus
+        # drift.
         children = np.where(np.asarray(costs.valid), np.asarray(costs.bottleneck_s), np.inf)
         pool = np.concatenate([children, fitness])
         kept = np.argsort(pool, kind="stable")[:_PARENTS]

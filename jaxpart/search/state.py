@@ -88,7 +88,7 @@ class Search:
 
     @property
     def searched_s(self) -> float:
-        """Seconds of search time: since the first batch came back, so that compilation is beside."""
+        """Seconds of search time: since the first batch came back; compilation is beside it."""
         since = self._searching_since_s
         return 0.0 if since is None else time.perf_counter() - since
 

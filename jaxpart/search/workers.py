@@ -1,4 +1,5 @@
-"""SCIP beside the search: repairs, polishes and proofs in worker processes, offered when they end."""
+"""SCIP beside the search: repairs, polishes and proofs in worker processes, offered when they
+end."""
 
 from __future__ import annotations
 
