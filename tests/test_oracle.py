@@ -225,6 +225,7 @@ def test_a_chip_may_be_full_to_the_last_byte(capacity, fits):
         ([(0, 2), (1, 3), (2, 4)], (0, 0, 1, 1, 2), True),  # two edges between the same chips
         ([(0, 1), (1, 2)], (0, 1, 0), True),  # a cycle of two chips has no other path
         ([(0, 1), (1, 2), (2, 3)], (0, 1, 2, 0), True),  # nor has a cycle of three
+        ([(0, 1), (1, 2), (2, 3)], (0, 1, 0, 2), True),  # leaving and coming back is no path
         ([(0, 1), (1, 2), (2, 3), (0, 2)], (0, 1, 2, 0), False),  # unless an edge cuts across
     ],
 )
@@ -317,7 +318,8 @@ def test_greedy_closes_a_chip_that_the_next_node_would_overfill():
 
 
 def test_greedy_counts_what_is_not_placed_yet_as_elsewhere():
-    # With node 1 on chip 0 its tensor would be sent: 2 * 100 + 100 live. With node 2 there too: 100.
+    # With node 1 on chip 0 its tensor would be sent: 2 * 100 + 100 live. With node 2 there too:
+    # 100.
     graph = graph_of([1, 1, 1, 9], [(1, 100, (2,))])
 
     assert oracle.baseline(graph, on_chips(2, "full", sram_bytes=300)) == (0, 0, 0, 0)
@@ -325,7 +327,7 @@ def test_greedy_counts_what_is_not_placed_yet_as_elsewhere():
 
 
 def test_greedy_closes_chips_before_a_node_that_is_pinned_further_on():
-    assert oracle.baseline(of_edges(4, [], pin={1: 1}), on_chips(2)) == (0, 1, 1, 1)
+    assert oracle.baseline(of_edges(6, [], pin={1: 1}), on_chips(3)) == (0, 1, 1, 2, 2, 2)
 
 
 def test_greedy_raises_its_target_where_the_first_walk_is_invalid():
@@ -335,9 +337,19 @@ def test_greedy_raises_its_target_where_the_first_walk_is_invalid():
     assert oracle.baseline(graph, on_chips(2, sram_bytes=10)) == (0, 0, 0, 1)
 
 
+def test_greedy_raises_its_target_by_a_tenth():
+    # Target 5 leaves 12 bytes to chip 1; 5.5 takes node 5 to chip 0 and closes it there.
+    graph = graph_of([1] * 10, weights=[(8 if v == 5 else 1, (v,)) for v in range(5, 10)])
+
+    assert oracle.baseline(graph, on_chips(2, sram_bytes=10)) == (0,) * 6 + (1,) * 4
+
+
 def test_greedy_lowers_its_target_where_raising_does_not_help():
     # Node 2 is reached on chip 1 at best, until the target is under 1 (2 / 1.1^8).
     assert oracle.baseline(of_edges(6, [], pin={2: 2}), on_chips(3)) == (0, 1, 2, 2, 2, 2)
+    # Node 7 needs chip 0 closed after 6 nodes: 1.25 < 2 / 1.1^4 <= 1.5.
+    fine = graph_of([0.25] * 24, pin={7: 2})
+    assert oracle.baseline(fine, on_chips(3)) == (0,) * 6 + (1,) + (2,) * 17
 
 
 @pytest.mark.parametrize(
@@ -345,7 +357,11 @@ def test_greedy_lowers_its_target_where_raising_does_not_help():
     [
         (of_edges(2, [(0, 1)], pin={0: 1, 1: 0}), on_chips(2)),
         (graph_of([1], weights=[(11, (0,))]), on_chips(2, sram_bytes=10)),
-        (of_edges(1, [], pin={0: 1}), on_chips(2)),  # chip 0 would be skipped
+        # An empty chip is never closed, not even where chips may be skipped.
+        (
+            of_edges(1, [], pin={0: 1}),
+            dataclasses.replace(on_chips(2), constraints=Constraints(no_skip=False)),
+        ),
     ],
 )
 def test_baseline_is_null_where_no_walk_is_valid(graph, mcm):
