@@ -97,12 +97,27 @@ def add_evaluate_arguments(parser: Parser) -> None:
     parser.lists = lambda: f"{_EVALUATE_EXAMPLES}\n{_lists(with_methods=False)}\n{_EXIT_CODES}"
 
 
+def _dimension(text: str) -> tuple[str, int]:
+    name, _, size = text.rpartition("=")
+    if not name or not size.isdecimal() or int(size) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=SIZE, such as batch=1")
+    return name, int(size)
+
+
 def _add_graph_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "graph",
         metavar="GRAPH",
         help="a shipped graph's name, or a file: jaxpart's own format, ONNX, max-load JSON or a "
         "PipeDream profile, recognised by its content",
+    )
+    parser.add_argument(
+        "--dim",
+        metavar="NAME=SIZE",
+        type=_dimension,
+        action="append",
+        default=[],
+        help="size of a free dimension of an ONNX model; may be repeated",
     )
 
 

@@ -163,7 +163,7 @@ def _graph_and_mcm(arguments: argparse.Namespace, default: MCM | None = None) ->
     named = None if arguments.mcm is None else load_mcm(arguments.mcm)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        graph, brought = dataset.resolve(arguments.graph)
+        graph, brought = dataset.resolve(arguments.graph, dims=dict(arguments.dim))
     told = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
     for message in dict.fromkeys(told):
         _say(f"warning: {' '.join(message.split())}")

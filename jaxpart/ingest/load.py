@@ -1,0 +1,63 @@
+"""Graph files of every format, recognised by their content."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import msgspec
+
+from jaxpart import errors
+from jaxpart.files import read_bytes
+from jaxpart.graph import Graph, decode, uncompressed
+from jaxpart.ingest import max_load, pipedream
+from jaxpart.mcm import MCM
+
+
+def load_graph(
+    path: str | os.PathLike[str], *, dims: Mapping[str, int] | None = None
+) -> tuple[Graph, MCM | None]:
+    """The graph in a file, and the machine where the file brings one (max-load inputs).
+
+    Reads jaxpart's own JSON, gzipped or not, max-load JSON, PipeDream profiles and ONNX.
+
+    Args:
+      path: of the file.
+      dims: sizes of the free dimensions of an ONNX model.
+
+    Raises:
+      InputError: the file cannot be read, is of no known format, or breaks its own; the message
+        names it and the place.
+    """
+    content = uncompressed(read_bytes(path), path)
+    if not content.strip():
+        raise errors.FileFormatError(f"{path}: the file is empty, expected a graph")
+    if content.lstrip()[:1] in (b"{", b"["):
+        return _from_json(content, path)
+    if pipedream.is_profile(content):
+        return pipedream.decode(content, path), None
+    if _is_text(content) and not os.fspath(path).endswith(".onnx"):
+        raise errors.FileFormatError(
+            f"{path}: line 1: expected a graph: JSON (jaxpart or max-load), a PipeDream profile or "
+            "an ONNX model"
+        )
+    from jaxpart.ingest.onnx import from_onnx_bytes  # slow to import
+
+    return from_onnx_bytes(content, path, dims=dims), None
+
+
+def _from_json(content: bytes, path: str | os.PathLike[str]) -> tuple[Graph, MCM | None]:
+    try:
+        keys = msgspec.json.decode(content, type=dict[str, msgspec.Raw]).keys()
+    except msgspec.DecodeError as error:
+        raise errors.FileFormatError(f"{path}: {error}") from error
+    if "format" not in keys and "maxFPGAs" in keys:
+        return max_load.decode(content, path)
+    return decode(content, path), None
+
+
+def _is_text(content: bytes) -> bool:
+    try:
+        return "\x00" not in content[:1000].decode("ascii")
+    except UnicodeDecodeError:
+        return False

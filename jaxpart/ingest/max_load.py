@@ -1,0 +1,124 @@
+"""Max-load inputs of Tarnawski et al. (NeurIPS 2020): a profiled graph and its machine in one JSON.
+
+Read as they are: the accelerators ("FPGAs") behind a host, no overlap, memory for weights alone, no
+triangle rule; the CPUs are left out. Nodes are named by their id; parameter nodes stay nodes. All
+edges out of a node are one tensor, whose bytes are the edges' cost at a bandwidth of 1. Keys beyond
+those read here are left alone: the format is not ours.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+import msgspec
+
+from jaxpart import errors
+from jaxpart.graph import Graph, Node, Tensor, Weight, from_unordered
+from jaxpart.mcm import MCM, Chip, Constraints
+
+
+class _Node(msgspec.Struct, frozen=True):
+    id: int | str
+    fpgaLatency: float  # noqa: N815 (the format's names)
+    size: float
+    supportedOnFpga: int | bool = True  # noqa: N815
+    isBackwardNode: int | bool = False  # noqa: N815
+    colorClass: int | None = None  # noqa: N815
+
+
+class _Edge(msgspec.Struct, frozen=True):
+    sourceId: int | str  # noqa: N815
+    destId: int | str  # noqa: N815
+    cost: float
+
+
+class _File(msgspec.Struct, frozen=True):
+    maxSizePerFPGA: float  # noqa: N815
+    maxFPGAs: int  # noqa: N815
+    nodes: tuple[_Node, ...]
+    edges: tuple[_Edge, ...]
+
+
+def decode(content: bytes, path: str | os.PathLike[str]) -> tuple[Graph, MCM]:
+    """The graph and the machine of a max-load input.
+
+    Warns where the edges out of a node differ in cost: the largest counts.
+
+    Raises:
+      FileFormatError: the schema is broken, or it is a training input.
+      GraphError, MCMError: as `Graph` and `MCM`; the message begins with the path.
+    """
+    try:
+        file = msgspec.json.decode(content, type=_File)
+    except msgspec.DecodeError as error:
+        raise errors.FileFormatError(f"{path}: {error}") from error
+    _refuse_what_is_not_inference(file, path)
+    number: dict[int | str, int] = {}
+    for v, node in enumerate(file.nodes):
+        number.setdefault(node.id, v)
+    name = Path(path).name.split(".")[0]
+    try:
+        graph = from_unordered(
+            [
+                Node(str(n.id), "operator", 0, 0, seconds=n.fpgaLatency, colocate=n.colorClass)
+                for n in file.nodes
+            ],
+            _tensors(file, number, path),
+            [Weight(node.size, (v,)) for v, node in enumerate(file.nodes)],
+            name,
+            None,
+        )
+        if file.maxFPGAs < 1:
+            raise errors.MCMError(f"maxFPGAs is {file.maxFPGAs}, expected 1 or more")
+        mcm = MCM(
+            name,
+            "host",
+            # Every node is profiled: the rates are never used.
+            (Chip(peak_flops=1, sram_bandwidth=1, sram_bytes=file.maxSizePerFPGA),) * file.maxFPGAs,
+            link_bandwidth=1.0,
+            overlap=False,
+            memory_model="weights",
+            constraints=Constraints(triangle=False),
+        )
+    except (errors.GraphError, errors.MCMError) as error:
+        raise type(error)(f"{path}: {error}") from error
+    return graph, mcm
+
+
+def _refuse_what_is_not_inference(file: _File, path: str | os.PathLike[str]) -> None:
+    for v, node in enumerate(file.nodes):
+        if node.isBackwardNode:
+            raise errors.FileFormatError(
+                f"{path}: node {node.id} is a backward node - at `$.nodes[{v}]`: a training input, "
+                "expected inference"
+            )
+        if not node.supportedOnFpga:
+            raise errors.FileFormatError(
+                f"{path}: node {node.id} does not run on an accelerator - at `$.nodes[{v}]`: "
+                "expected supportedOnFpga, since the CPUs are left out"
+            )
+
+
+def _tensors(
+    file: _File, number: dict[int | str, int], path: str | os.PathLike[str]
+) -> list[Tensor]:
+    consumers: dict[int, list[int]] = {}
+    cost: dict[int, float] = {}
+    for e, edge in enumerate(file.edges):
+        for end in (edge.sourceId, edge.destId):
+            if end not in number:
+                raise errors.UnknownNodeError(
+                    f"edge {e} names node {end}, expected an id of one of the nodes"
+                )
+        u = number[edge.sourceId]
+        consumers.setdefault(u, []).append(number[edge.destId])
+        if cost.setdefault(u, edge.cost) != edge.cost:
+            warnings.warn(
+                f"{path}: edges out of node {edge.sourceId} differ in cost; the largest counts",
+                UserWarning,
+                stacklevel=2,
+            )
+            cost[u] = max(cost[u], edge.cost)
+    return [Tensor(u, cost[u], tuple(targets)) for u, targets in consumers.items()]

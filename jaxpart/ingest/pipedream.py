@@ -1,0 +1,90 @@
+"""PipeDream profiles (SOSP 2019, `graph.txt`): layers with measured times and sizes.
+
+A line is a node (`node4 -- Embedding(...) -- forward_compute_time=0.073, ...`) or, indented, an edge
+(`node4 -- node5`). Seconds are the forward time (in ms), the output is one tensor of activation_size
+bytes (a list: its sum), parameter_size is one weight. Input nodes stay nodes; nodes are named by
+their id. Fields beyond those are left alone.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from jaxpart import errors
+from jaxpart.graph import Graph, Node, Tensor, Weight, from_unordered
+
+_NODE = re.compile(r"^(?P<id>\S+) -- (?P<op>.*) -- (?P<fields>[^-].*)$")
+_EDGE = re.compile(r"^\s+(?P<source>\S+) -- (?P<target>\S+)\s*$")
+_FIELD = re.compile(r"(?P<key>\w+)=(?P<value>\[[^\]]*\]|[^,\s]+)")
+
+
+def is_profile(content: bytes) -> bool:
+    """Whether the first line is a node's or an edge's."""
+    first = content.lstrip(b"\r\n").split(b"\n", 1)[0].decode("utf-8", "replace")
+    return bool(_NODE.match(first) or _EDGE.match(first))
+
+
+def decode(content: bytes, path: str | os.PathLike[str]) -> Graph:
+    """The graph of a profile.
+
+    Raises:
+      FileFormatError: a line that is neither a node nor an edge, or lacks a figure.
+      GraphError: as `Graph`; the message begins with the path.
+    """
+    nodes: list[Node] = []
+    sizes: list[float] = []
+    weights: list[Weight] = []
+    number: dict[str, int] = {}
+    edges: list[tuple[int, str, str]] = []
+    for row, line in enumerate(_text(content, path).splitlines(), 1):
+        where = f"{path}: line {row}"
+        if not line.strip():
+            continue
+        if edge := _EDGE.match(line):
+            edges.append((row, edge["source"], edge["target"]))
+            continue
+        node = _NODE.match(line)
+        if node is None:
+            raise errors.FileFormatError(
+                f"{where}: expected 'ID -- layer -- name=value, ...' or an indented 'ID -- ID'"
+            )
+        fields = {field["key"]: field["value"] for field in _FIELD.finditer(node["fields"])}
+        number.setdefault(node["id"], len(nodes))
+        op = re.split(r"\W", node["op"].strip(), maxsplit=1)[0] or "layer"
+        seconds = _figure(fields, "forward_compute_time", where) / 1000
+        weights.append(Weight(_figure(fields, "parameter_size", where), (len(nodes),)))
+        sizes.append(_figure(fields, "activation_size", where))
+        nodes.append(Node(node["id"], op, 0, 0, seconds=seconds))
+    consumers: list[list[int]] = [[] for _ in nodes]
+    for row, source, target in edges:
+        for end in (source, target):
+            if end not in number:
+                raise errors.FileFormatError(
+                    f"{path}: line {row}: {end} is no node of the file, expected one"
+                )
+        consumers[number[source]].append(number[target])
+    tensors = [Tensor(v, size, tuple(consumers[v])) for v, size in enumerate(sizes)]
+    try:
+        return from_unordered(nodes, tensors, weights, Path(path).name.split(".")[0], None)
+    except errors.GraphError as error:
+        raise type(error)(f"{path}: {error}") from error
+
+
+def _text(content: bytes, path: str | os.PathLike[str]) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise errors.FileFormatError(f"{path}: byte {error.start} is no UTF-8 text") from error
+
+
+def _figure(fields: dict[str, str], key: str, where: str) -> float:
+    if key not in fields:
+        raise errors.FileFormatError(f"{where}: {key} is missing")
+    try:
+        return sum(float(part) for part in fields[key].strip("[]").split(";") if part.strip())
+    except ValueError as error:
+        raise errors.FileFormatError(
+            f"{where}: {key} is {fields[key]!r}, expected a number"
+        ) from error
