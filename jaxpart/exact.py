@@ -152,3 +152,34 @@ def triangle_conflicts(problem: Problem, f: IntArray) -> list[list[int]]:
                 path.append(before[path[-1]])
             found.append(path[::-1])
     return found
+
+
+def piece_peak_bytes(problem: Problem, inside: BoolArray) -> float:
+    """The peak of live activations of a chip that runs just the nodes in `inside` [N]."""
+    last = problem.tensor_producer.copy()
+    local = np.flatnonzero(inside[problem.edge_producer] & inside[problem.edge_consumer])
+    np.maximum.at(last, problem.edge_tensor[local], problem.edge_consumer[local])
+    made = np.flatnonzero(inside[problem.tensor_producer])
+    # Between two of its nodes nothing is born, so the peak over all numbers is that over its nodes.
+    size = problem.tensor_bytes[made]
+    change = np.bincount(problem.tensor_producer[made], size, problem.num_nodes + 1)
+    change -= np.bincount(last[made] + 1, size, problem.num_nodes + 1)
+    return float(np.cumsum(change).max(initial=0.0))
+
+
+def peak_bounds(problem: Problem) -> tuple[FloatArray, FloatArray]:
+    """[blocks] twice: what a block's chip has alive at least, and at most whatever else it runs.
+
+    At least the outputs of one of its nodes; at most what would be alive around any of its nodes if
+    one chip ran everything.
+    """
+    output = np.zeros(problem.num_nodes)
+    np.add.at(output, problem.tensor_producer, problem.tensor_bytes)
+    change = np.zeros(problem.num_nodes + 1)
+    np.add.at(change, problem.tensor_producer, problem.tensor_bytes)
+    np.add.at(change, problem.last_consumer + 1, -problem.tensor_bytes)
+    live = np.maximum(np.cumsum(change)[:-1], output)
+    least, most = np.zeros(problem.num_blocks), np.zeros(problem.num_blocks)
+    np.maximum.at(least, problem.block, output)
+    np.maximum.at(most, problem.block, live)
+    return least, most

@@ -152,7 +152,7 @@ class _ChipMemory:
     def _peak(self, v: int) -> float:
         block = self.walk.problem.block
         inside = (block >= self.start) & (block <= v)
-        return float(exact.peak_bytes(self.walk.problem, np.where(inside, 0, 1))[0][0])
+        return exact.piece_peak_bytes(self.walk.problem, inside)
 
 
 def _reaches(total: float, loads: list[float], target: float) -> bool:

@@ -9,6 +9,7 @@ sees in part, it bounds every valid partition from below; run with the span rule
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -126,7 +127,14 @@ class Outcome:
     assignment: IntArray | None  # [num_nodes of the problem]
 
 
-def solve(problem: Problem, ideals: Ideals, cutoff_s: float, *, span: bool) -> Outcome | None:
+def solve(
+    problem: Problem,
+    ideals: Ideals,
+    cutoff_s: float,
+    *,
+    span: bool,
+    give_up: Callable[[], bool] = lambda: False,
+) -> Outcome | None:
     """The chain of ideals with the least bottleneck; None where there are too many pairs of them.
 
     With `span` False this is a relaxation of every valid partition: it counts compute, each chip's
@@ -138,6 +146,7 @@ def solve(problem: Problem, ideals: Ideals, cutoff_s: float, *, span: bool) -> O
     Args:
       cutoff_s: pieces with more compute than this are left out; only a bottleneck at or below it
         means anything.
+      give_up: asked from time to time whether to stop, with None.
     """
     mcm = problem.mcm
     chips = problem.num_chips
@@ -166,6 +175,8 @@ def solve(problem: Problem, ideals: Ideals, cutoff_s: float, *, span: bool) -> O
     slack = 1e-9 * max(cutoff_s, 1e-30)
     # Ideals come smallest first, so that every subset of an ideal is done before it.
     for i in range(1, len(fastest)):
+        if i % 64 == 0 and give_up():
+            return None
         if counts_cut and cut_s[i] > cutoff_s + slack:
             continue
         below = order[lowest[i] : highest[i]]
@@ -192,7 +203,8 @@ def solve(problem: Problem, ideals: Ideals, cutoff_s: float, *, span: bool) -> O
         if memory is None:
             choice = through.argmin(axis=0)
         else:
-            known = (received + sent) * bandwidth if span or traffic is not None else 0.0
+            is_known = span or traffic is not None
+            known = np.asarray(received + sent) * bandwidth if is_known else None
             choice = memory.choose(through, below, i, known)
         value = through[choice, np.arange(chips)]
         used = np.arange(1, chips + 1)
@@ -243,24 +255,24 @@ class _Memory:
         self.is_full = problem.mcm.memory_model == "full"
         self.shared_bytes = blocks.weight_bytes[np.unique(blocks.use_weight)].sum()
         self.shared_bytes -= ideals.own_weight_bytes[-1]
-        # No chip has more alive than one chip with everything on it.
-        alone = np.zeros(problem.num_nodes, np.int64)
-        self.most_live = float(exact.peak_bytes(problem, alone)[0][0]) if self.is_full else 0.0
+        self.live_bytes = exact.peak_bounds(problem)[1]  # [blocks] at most, around each
+        self.most_live = float(self.live_bytes.max())
         self.weighings_left = _MOST_WEIGHINGS
         self.count_as_fit = count_as_fit  # what is not weighed
+        self.traffic = _Traffic(problem, ideals) if ideals.made is not None else None
 
     def choose(
-        self, through: FloatArray, below: IntArray, i: int, traffic_bytes: FloatArray | float
+        self, through: FloatArray, below: IntArray, i: int, traffic_bytes: FloatArray | None
     ) -> IntArray:
         """[C] the best piece that fits for each chip; `through` [P, C] gets inf where it does not.
 
-        `traffic_bytes` is what is known of received + sent: exact, or 0.
+        `traffic_bytes` [P] is received + sent where that is known.
         """
         ideals, capacity = self.ideals, self.problem.capacity_bytes
         least = ideals.own_weight_bytes[i] - ideals.own_weight_bytes[below]
         most = least + self.shared_bytes
         if self.is_full:
-            least = least + 2 * traffic_bytes
+            least = least + (0.0 if traffic_bytes is None else 2 * traffic_bytes)
             most = most + 2 * (ideals.cut_bytes[below] + ideals.cut_bytes[i]) + self.most_live
         if most.max() <= capacity.min():
             return through.argmin(axis=0)
@@ -273,16 +285,27 @@ class _Memory:
             if not doubtful.any():
                 return choice
             for p in np.unique(choice[doubtful]):
+                piece = _unpacked(ideals.members[i] & ~ideals.members[below[p]])
+                if self.is_full:
+                    live = self.live_bytes[piece[: len(self.live_bytes)]].max()
+                    is_open[p] &= most[p] - self.most_live + live > capacity
+                    if not is_open[p].any():
+                        continue
                 if self.weighings_left > 0:
                     self.weighings_left -= 1
-                    through[p, self._weigh(int(below[p]), i) > capacity] = np.inf
+                    held = self._weigh(piece, int(below[p]), i)
+                    through[p, held > capacity] = np.inf
                 elif not self.count_as_fit:
                     through[p, is_open[p]] = np.inf
                 is_open[p] = False
 
-    def _weigh(self, below: int, i: int) -> float:
-        piece = _unpacked(self.ideals.members[i] & ~self.ideals.members[below])
-        inside = piece[self.problem.block]
+    def _weigh(self, piece: NDArray[np.bool_], below: int, i: int) -> float:
+        ideals, inside = self.ideals, piece[self.problem.block]
+        if self.shared_bytes == 0 and self.traffic is not None and self.is_full:
+            received, sent = self.traffic.between(np.array([below]), i)
+            traffic = float(received[0] + sent[0]) * self.problem.mcm.link_bandwidth
+            weights = ideals.own_weight_bytes[i] - ideals.own_weight_bytes[below]
+            return float(weights + 2 * traffic + exact.piece_peak_bytes(self.problem, inside))
         # On two chips, whatever the module has: the piece and the rest.
         two = dataclasses.replace(self.problem, chip_kind=np.zeros(2, np.int64))
         return float(exact.memory_bytes(two, np.where(inside, 0, 1))[0])

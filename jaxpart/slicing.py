@@ -12,8 +12,8 @@ cuts carry; without it both depend on both cuts and are accumulated along the wi
 Seen exactly: compute, traffic, chain links, weights, boundary buffers, pins, unlike chips. Not
 seen: mesh links without the triangle rule, and the peak of live activations, for which the largest
 of a figure per node stands (a chip runs nodes in number order, whatever order is cut).
-`peak_bounds` has one figure that is never too high, so that no valid cuts are missed, and one that
-is never too low, so that what is found fits. `cost.evaluate` decides.
+`exact.peak_bounds` has one figure that is never too high, so that no valid cuts are missed, and one
+that is never too low, so that what is found fits. `cost.evaluate` decides.
 
 Work per order: N * window * C max-min steps, no memory beyond the [N, C] table.
 """
@@ -31,7 +31,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxpart.device import DeviceProblem, bucket_size
-from jaxpart.problem import FloatArray, Problem
+from jaxpart.problem import Problem
 
 
 @struct.dataclass
@@ -74,24 +74,6 @@ def slice_orders(
     """
     bottleneck_s, chips = jax.vmap(partial(_slice, problem, window=window))(orders, peak_bytes)
     return bottleneck_s, chips.T.astype(problem.switches.chip_dtype)
-
-
-def peak_bounds(problem: Problem) -> tuple[FloatArray, FloatArray]:
-    """[blocks] twice: what a block's chip has alive at least, and at most whatever else it runs.
-
-    At least the outputs of one of its nodes; at most what would be alive around any of its nodes if
-    one chip ran everything.
-    """
-    output = np.zeros(problem.num_nodes)
-    np.add.at(output, problem.tensor_producer, problem.tensor_bytes)
-    change = np.zeros(problem.num_nodes + 1)
-    np.add.at(change, problem.tensor_producer, problem.tensor_bytes)
-    np.add.at(change, problem.last_consumer + 1, -problem.tensor_bytes)
-    live = np.maximum(np.cumsum(change)[:-1], output)
-    least, most = np.zeros(problem.num_blocks), np.zeros(problem.num_blocks)
-    np.maximum.at(least, problem.block, output)
-    np.maximum.at(most, problem.block, live)
-    return least, most
 
 
 def window_for(problem: Problem, bottleneck_s: float, most: int = 2048) -> int:

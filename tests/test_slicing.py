@@ -9,9 +9,10 @@ import pytest
 
 from jaxpart.cost import verify
 from jaxpart.device import lower
+from jaxpart.exact import peak_bounds
 from jaxpart.mcm import MCM, Chip, Constraints, load_mcm
 from jaxpart.problem import Problem
-from jaxpart.slicing import peak_bounds, slice_orders, window_for
+from jaxpart.slicing import slice_orders, window_for
 from tests.strategies import random_graph
 
 _CHIP = Chip(peak_flops=1e3, sram_bandwidth=1e3, sram_bytes=4e3)

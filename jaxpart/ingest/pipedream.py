@@ -1,9 +1,9 @@
 """PipeDream profiles (SOSP 2019, `graph.txt`): layers with measured times and sizes.
 
-A line is a node (`node4 -- Embedding(...) -- forward_compute_time=0.073, ...`) or, indented, an edge
-(`node4 -- node5`). Seconds are the forward time (in ms), the output is one tensor of activation_size
-bytes (a list: its sum), parameter_size is one weight. Input nodes stay nodes; nodes are named by
-their id. Fields beyond those are left alone.
+A line is a node (`node4 -- Embedding(...) -- forward_compute_time=0.073, ...`) or, indented, an
+edge (`node4 -- node5`). Seconds are the forward time (in ms), the output is one tensor of
+activation_size bytes (a list: its sum), parameter_size is one weight. Input nodes stay nodes; nodes
+are named by their id. Fields beyond those are left alone.
 """
 
 from __future__ import annotations

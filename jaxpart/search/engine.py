@@ -33,6 +33,8 @@ IMPLEMENTATIONS: dict[str, Method] = {
     "anneal": anneal,
 }
 
+_ENDED = object()
+
 
 def partition(
     graph: Graph,
@@ -99,10 +101,8 @@ def partition(
             search.offer(start[:, None])
         # Closing the method ends its workers, however the loop ends.
         with closing(IMPLEMENTATIONS[method](search)) as steps:
-            for _ in steps:
+            while not search.is_over and next(steps, _ENDED) is not _ENDED:
                 search.report()
-                if search.is_over:
-                    break
     except KeyboardInterrupt:
         if search.best is None:
             raise

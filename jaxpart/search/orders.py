@@ -17,8 +17,9 @@ from jaxtyping import Array, Float, Int
 
 from jaxpart.cost import evaluate
 from jaxpart.device import DeviceProblem, lower
+from jaxpart.exact import peak_bounds
 from jaxpart.search.state import Search
-from jaxpart.slicing import peak_bounds, slice_orders, window_for
+from jaxpart.slicing import slice_orders, window_for
 
 # Steps of the dynamic program (orders x nodes x window x chips) per batch: a fraction of a second
 # on two cores, so that budgets are kept and the user sees something happen.

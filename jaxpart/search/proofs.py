@@ -28,15 +28,19 @@ def ideals(search: Search) -> Generator[None]:
     search.enter("ideals")
     problem = search.problem
     search.start_clock()
+
+    def out_of_time() -> bool:
+        return search.remaining_s <= 0
+
     found = list_ideals(problem, MOST_IDEALS) if problem.mcm.constraints.acyclic else None
     if found is None:
         search.notes.append(f"more than {MOST_IDEALS} ideals: no bound from them")
         return
     yield
     cutoff_s = search.best_s if search.best is not None else float(found.load_s[-1].max()) * 4
-    relaxed = solve(problem, found, cutoff_s, span=False)
+    relaxed = solve(problem, found, cutoff_s, span=False, give_up=out_of_time)
     if relaxed is None:
-        search.notes.append("too many pairs of ideals: no bound from them")
+        search.notes.append("too many pairs of ideals for the time: no bound from them")
         return
     search.samples += 1
     if relaxed.assignment is not None:
@@ -44,7 +48,7 @@ def ideals(search: Search) -> Generator[None]:
     search.raise_bound(bound_of(relaxed, cutoff_s))
     yield
     if problem.mcm.constraints.triangle:
-        outcome = solve(problem, found, cutoff_s, span=True)
+        outcome = solve(problem, found, cutoff_s, span=True, give_up=out_of_time)
         search.samples += 1
         if outcome is not None and outcome.assignment is not None:
             search.offer(outcome.assignment[:, None])
