@@ -72,7 +72,8 @@ def main() -> int:
             rows.append(row)
             print(_line(layout, row), flush=True)
     if arguments.json:
-        document = {"environment": environment(), "arguments": vars(arguments), "rows": rows}
+        settings = {key: getattr(arguments, key) for key in ("method", "time_limit", "seed")}
+        document = {"environment": environment(), "settings": settings, "rows": rows}
         write_whole(arguments.json, json.dumps(document, indent=1).encode())
     return int(failed)
 

@@ -22,7 +22,7 @@ from jaxpart.sampling import fix, sample
 from jaxpart.search.state import Search
 from jaxpart.search.workers import Workers
 
-_BATCH = 256
+_BATCH = 512
 # Annealing accepts a loss of this share of the bottleneck with probability 1/e, first and last.
 _HOTTEST, _COLDEST = 3e-2, 1e-5
 
