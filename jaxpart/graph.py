@@ -10,6 +10,7 @@ import functools
 import gzip
 import hashlib
 import heapq
+import io
 import json
 import math
 import os
@@ -146,7 +147,7 @@ class Graph:
         """Writes the graph file, gzipped where the name ends in `.gz` (same graph, same bytes)."""
         content = _encode(self, with_name=True)
         if os.fspath(path).endswith(".gz"):
-            content = gzip.compress(content, compresslevel=9, mtime=0)
+            content = _gzipped(content)
         write_whole(path, content)
 
     @classmethod
@@ -158,6 +159,14 @@ class Graph:
           GraphError: the graph in it breaks a rule; the message begins with the file's name.
         """
         return decode(uncompressed(read_bytes(path), path), path)
+
+
+def _gzipped(content: bytes) -> bytes:
+    # `gzip.compress` writes headers that differ between releases of Python; this one does not.
+    buffer = io.BytesIO()
+    with gzip.GzipFile("", "wb", compresslevel=9, fileobj=buffer, mtime=0) as file:
+        file.write(content)
+    return buffer.getvalue()
 
 
 def uncompressed(content: bytes, path: str | os.PathLike[str]) -> bytes:
