@@ -199,10 +199,14 @@ class Program:
 
     def _unroll(self, eqn: Any, operands: list[int]) -> list[int]:
         params, body = eqn.params, eqn.params["jaxpr"]
-        length, num_consts, num_carry = params["length"], params["num_consts"], params["num_carry"]
-        constants, carry = operands[:num_consts], operands[num_consts : num_consts + num_carry]
-        stacked = operands[num_consts + num_carry :]
-        slices = body.in_avals[num_consts + num_carry :]
+        length = params["length"]
+        # Told by their ranks, since releases of JAX name the split in different ways: what runs along
+        # the scan has one axis more outside than inside.
+        num_carry = _same_rank(body.out_avals, eqn.outvars)
+        first_stacked = _same_rank(body.in_avals, eqn.invars)
+        num_consts = first_stacked - num_carry
+        constants, carry = operands[:num_consts], operands[num_consts:first_stacked]
+        stacked, slices = operands[first_stacked:], body.in_avals[first_stacked:]
         collected: list[list[int]] = [[] for _ in eqn.outvars[num_carry:]]
         for step in reversed(range(length)) if params["reverse"] else range(length):
             rows = [
@@ -246,3 +250,8 @@ class Program:
         if jaxpr_costs.is_float(aval):
             width = jaxpr_costs.element_bytes(aval) // (2 if aval.dtype.kind == "c" else 1)
             self.float_bytes[width] += jaxpr_costs.elements(aval) * width
+
+
+def _same_rank(inside: Sequence[Any], outside: Sequence[Any]) -> int:
+    """How many values have the same rank inside a scan's body as outside."""
+    return sum(a.ndim == v.aval.ndim for a, v in zip(inside, outside, strict=True))
