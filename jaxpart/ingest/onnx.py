@@ -73,9 +73,9 @@ def from_onnx(
     if isinstance(model, ModelProto):
         where = name or model.graph.name or "model"
         return _graph(model, where, where, dims, element_bytes)
-    return from_onnx_bytes(
-        read_bytes(model), model, dims=dims, element_bytes=element_bytes, name=name
-    )
+    where = os.fspath(model)
+    proto = onnx_model.parse(read_bytes(model), where)
+    return _graph(proto, where, name or _stem(where), dims, element_bytes)
 
 
 def from_onnx_bytes(
@@ -88,8 +88,12 @@ def from_onnx_bytes(
 ) -> Graph:
     """`from_onnx` of a file's bytes; `path` is for messages and the default name."""
     where = os.fspath(path)
-    name = name if name is not None else Path(where).name.split(".")[0]
-    return _graph(onnx_model.parse(content, where), where, name, dims, element_bytes)
+    proto = onnx_model.parse(content, where)
+    return _graph(proto, where, name or _stem(where), dims, element_bytes)
+
+
+def _stem(path: str) -> str:
+    return Path(path).name.split(".")[0]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,6 +25,7 @@ import dataclasses
 
 from onnx import GraphProto
 
+from jaxpart.errors import FileFormatError
 from jaxpart.ingest.onnx_operation import Operation
 from jaxpart.ingest.onnx_rules import flops_of
 from jaxpart.ingest.onnx_shapes import attributes, known_arrays, small_values
@@ -82,7 +83,13 @@ def _work(operation: Operation, where: str) -> tuple[float, frozenset[str]]:
     if node.op_type in ("Loop", "Scan"):
         flops, unknown = _body_work(given["body"].g, operation, where)
         return _trips(operation) * flops, unknown
-    flops = flops_of(operation)
+    try:
+        flops = flops_of(operation)
+    except (ValueError, IndexError, ZeroDivisionError) as error:  # rules trust what they index
+        raise FileFormatError(
+            f"{where}: node {node.name or node.output[0]!r} ({node.op_type}): its attributes do "
+            f"not fit its shapes ({error})"
+        ) from error
     if flops is None:
         return float(operation.out), frozenset((node.op_type,))
     return float(flops), frozenset()

@@ -14,12 +14,12 @@ import onnx
 import onnx.inliner
 import onnx.shape_inference
 from google.protobuf.message import DecodeError, EncodeError
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from jaxpart.errors import CycleError, FileFormatError, InputError
 from jaxpart.graph import find_cycle, topological_order
 from jaxpart.ingest import onnx_shapes
-from jaxpart.ingest.onnx_operation import reads, subgraphs
+from jaxpart.ingest.onnx_operation import label, reads, subgraphs
 from jaxpart.ingest.onnx_shapes import SMALL, Array
 
 T = TypeVar("T")
@@ -74,7 +74,8 @@ def prepare(model: ModelProto, where: str, dims: Mapping[str, int]) -> Model:
       CycleError: the nodes feed each other in a circle.
       FileFormatError: the model is broken.
     """
-    stored = _stored(model.graph, where)
+    _check_fields(model.graph, where)
+    stored = _stored(model.graph)
     light = _without_weights(model, stored, where)
     if light.functions:
         light = _checked(lambda: onnx.inliner.inline_local_functions(light), where)
@@ -117,16 +118,34 @@ def _checked(action: Callable[[], T], where: str) -> T:
         raise FileFormatError(f"{where}: broken ONNX model ({reason[:300]})") from error
 
 
-def _stored(graph: GraphProto, where: str) -> dict[str, tuple[Array, float]]:
+def _check_fields(graph: GraphProto, where: str) -> None:
+    """Refuses what protobuf lets pass: names that are no text, tensors of no type or size."""
+    named = (*graph.input, *graph.output, *graph.value_info, *graph.initializer)
+    texts: list[object] = [graph.name, *(value.name for value in named)]
+    tensors = list(graph.initializer)
+    for node in graph.node:
+        texts += [node.name, node.op_type, node.domain, *node.input, *node.output]
+        texts += [attribute.name for attribute in node.attribute]
+        tensors += [a.t for a in node.attribute if a.type == AttributeProto.TENSOR]
+        for body in subgraphs(node):
+            _check_fields(body, where)
+    for text in texts:
+        if not isinstance(text, str):  # bytes where they are not UTF-8
+            raise FileFormatError(f"{where}: the name {text!r} is no UTF-8 text")
+    for tensor in tensors:
+        array = onnx_shapes.array_of(tensor)
+        if not array.is_proper:
+            raise FileFormatError(
+                f"{where}: tensor {tensor.name!r} has type {array.dtype} and shape {array.shape}, "
+                "expected a type of ONNX and sizes of 0 or more"
+            )
+
+
+def _stored(graph: GraphProto) -> dict[str, tuple[Array, float]]:
     """Type, shape and bytes of the initializers that are not small."""
     stored = {}
     for tensor in graph.initializer:
         array = onnx_shapes.array_of(tensor)
-        if any(extent < 0 for extent in array.shape):
-            raise FileFormatError(
-                f"{where}: initializer {tensor.name!r} has shape {array.shape}, expected sizes "
-                "of 0 or more"
-            )
         external = tensor.data_location == TensorProto.EXTERNAL
         if array.elements > SMALL or external:
             stored[tensor.name] = (array, array.bytes)
@@ -179,6 +198,8 @@ def _set_dims(
             raise FileFormatError(f"{where}: input {value.name!r} is no tensor, expected one")
         if not value.type.tensor_type.HasField("shape"):
             raise InputError(f"{where}: input {value.name!r} has no shape, expected one")
+        if not Array(value.type.tensor_type.elem_type, ()).is_proper:
+            raise FileFormatError(f"{where}: input {value.name!r} has no type of ONNX")
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
             if dim.HasField("dim_value") and dim.dim_value >= 0:
                 continue
@@ -234,7 +255,7 @@ def _sorted(graph: GraphProto, where: str) -> list[NodeProto]:
                 successors[maker[name]].append(v)
             elif name not in given:
                 raise FileFormatError(
-                    f"{where}: node {v} ({node.name or node.op_type!r}) reads {name!r}, expected "
+                    f"{where}: node {v}, {label(node)}, reads {name!r}, expected "
                     "an input, an initializer or the output of a node"
                 )
     for output in graph.output:
@@ -242,7 +263,7 @@ def _sorted(graph: GraphProto, where: str) -> list[NodeProto]:
             raise FileFormatError(f"{where}: nothing makes the output {output.name!r}")
     order = topological_order(successors)
     if order is None:
-        circle = [graph.node[v].name or graph.node[v].op_type for v in find_cycle(successors)]
+        circle = [label(graph.node[v]) for v in find_cycle(successors)]
         shown = " -> ".join([*circle[:5], *(["..."] if len(circle) > 5 else []), circle[0]])
         raise CycleError(f"{where}: the nodes close a cycle: {shown}; expected an acyclic graph")
     return [graph.node[v] for v in order]
@@ -282,13 +303,12 @@ def _with_shapes(model: ModelProto, where: str) -> tuple[ModelProto, dict[str, A
             node, name = unknown[0]
             if onnx_shapes.is_no_tensor(inferred.graph, name):
                 raise FileFormatError(
-                    f"{where}: {name!r}, made by {node.name or 'a node'} ({node.op_type}), is no "
-                    "tensor, expected one"
+                    f"{where}: {name!r}, made by {label(node)}, is no tensor, expected one"
                 )
             _checked(lambda: infer(strict=True), where)  # where it knows a reason, it says so
             raise InputError(
-                f"{where}: the shape of {name!r}, made by {node.name or 'a node'} "
-                f"({node.op_type}), cannot be inferred; expected sizes that are known before the "
+                f"{where}: the shape of {name!r}, made by {label(node)}, "
+                "cannot be inferred; expected sizes that are known before the "
                 "model runs"
             )
         rest = [

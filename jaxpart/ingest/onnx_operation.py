@@ -13,6 +13,11 @@ from jaxpart.ingest.onnx_shapes import Array, array_of, attributes, constant_arr
 Arrays = Sequence[Array | None]  # None: an optional operand or result that is left out
 
 
+def label(node: NodeProto) -> str:
+    """What messages call a node, in one line."""
+    return " ".join(f"{node.name or 'a node'} ({node.op_type})".split())
+
+
 def subgraphs(node: NodeProto) -> list[GraphProto]:
     """The bodies that a node carries (If, Loop, Scan)."""
     found = []

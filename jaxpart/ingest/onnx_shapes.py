@@ -16,6 +16,7 @@ from jaxpart.errors import FileFormatError
 # Contents of constants up to this many elements are read: shapes, axes, trip counts.
 SMALL = 1024
 
+_TYPES = frozenset(TensorProto.DataType.values()) - {TensorProto.UNDEFINED}
 _FLOATS = frozenset(
     value
     for name, value in TensorProto.DataType.items()
@@ -54,6 +55,11 @@ class Array:
         return math.prod(self.shape)
 
     @property
+    def is_proper(self) -> bool:
+        """Whether it is a type of ONNX, and no size is negative."""
+        return self.dtype in _TYPES and all(extent >= 0 for extent in self.shape)
+
+    @property
     def is_float(self) -> bool:
         """Whether elements are real or complex floating-point numbers."""
         return self.dtype in _FLOATS
@@ -90,15 +96,13 @@ def known_arrays(graph: GraphProto) -> dict[str, Array]:
     arrays = {tensor.name: array_of(tensor) for tensor in graph.initializer}
     for value in (*graph.input, *graph.value_info, *graph.output):
         tensor = value.type.tensor_type
-        dims = tensor.shape.dim
-        if (
-            value.type.HasField("tensor_type")
-            and tensor.elem_type != TensorProto.UNDEFINED
-            and tensor.HasField("shape")
-            and all(dim.HasField("dim_value") and dim.dim_value >= 0 for dim in dims)
-        ):
-            shape = tuple(dim.dim_value for dim in dims)
-            arrays.setdefault(value.name, Array(tensor.elem_type, shape))
+        if not value.type.HasField("tensor_type") or not tensor.HasField("shape"):
+            continue
+        if all(dim.HasField("dim_value") for dim in tensor.shape.dim):
+            shape = tuple(dim.dim_value for dim in tensor.shape.dim)
+            array = Array(tensor.elem_type, shape)
+            if array.is_proper:
+                arrays.setdefault(value.name, array)
     return arrays
 
 
