@@ -21,6 +21,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from jaxpart.device import DeviceProblem, lower, pad_assignments
+from jaxpart.links import Links, add_at, chip_column
 from jaxpart.problem import Problem
 
 _WORD = 32  # bits of a word of a chip set
@@ -78,7 +79,7 @@ def evaluate(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> Costs:
         bottleneck_s = jnp.maximum(bottleneck_s, jnp.max(link_s, axis=0))
 
     chips_used = jnp.sum(nodes.used, axis=0, dtype=jnp.int32)
-    highest = jnp.max(jnp.where(nodes.used, _chip_column(switches.num_chips), 0), axis=0)
+    highest = jnp.max(jnp.where(nodes.used, chip_column(switches.num_chips), 0), axis=0)
     no_skip = chips_used == highest + 1
     memory_ok = jnp.all(memory <= problem.capacity_bytes[:, None], axis=0)
     triangle = traffic.acyclic & _triangle(problem, assignment, traffic.span)
@@ -152,7 +153,7 @@ def _traffic(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> _Traffic:
     switches = problem.switches
     chips, batch = switches.num_chips, assignment.shape[1]
     dtype = problem.tensor_bytes.dtype
-    links = _Links(problem, batch)
+    links = Links(problem, batch)
     zeros = jnp.zeros((chips, batch), dtype)
 
     def visit_tensor(k, carry):
@@ -166,7 +167,7 @@ def _traffic(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> _Traffic:
             target = assignment[consumer].astype(jnp.int32)
             bit = _chip_bit(target, chips)
             is_new = jnp.all((seen & bit) == 0, axis=0) & (target != source)
-            received = _add_at(received, target, jnp.where(is_new, size, 0))
+            received = add_at(received, target, jnp.where(is_new, size, 0))
             return (
                 received,
                 seen | bit,
@@ -183,7 +184,7 @@ def _traffic(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> _Traffic:
             problem.tensor_edges[k], problem.tensor_edges[k + 1], visit_edge, carry
         )
         is_sent = jnp.any(seen & ~_chip_bit(source, chips), axis=0)
-        sent = _add_at(sent, source, jnp.where(is_sent, size, 0))
+        sent = add_at(sent, source, jnp.where(is_sent, size, 0))
         link = links.finish(link, reach, source, size)
         return received, sent, link, last_local.at[k].set(last), acyclic, span
 
@@ -194,99 +195,6 @@ def _traffic(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> _Traffic:
         0, problem.num_tensors, visit_tensor, carry
     )
     return _Traffic(received, sent, links.loads(link), last_local, acyclic, span)
-
-
-class _Links:
-    """What a tensor loads: on a chain the links up to its last chip, on a mesh a tree of routes.
-
-    `begin`, `extend` and `finish` follow one tensor; a backward hop on a chain loads no link.
-    """
-
-    def __init__(self, problem: DeviceProblem, batch: int) -> None:
-        self.switches = problem.switches
-        self.batch = batch
-        self.dtype = problem.tensor_bytes.dtype
-
-    def zeros(self) -> Array:
-        s = self.switches
-        shape = {
-            "host": (0, self.batch),
-            "chain": (s.num_chips, self.batch),
-            "mesh": (4, s.rows, s.cols, self.batch),
-        }[s.topology]
-        return jnp.zeros(shape, self.dtype)
-
-    def begin(self, source: Int[Array, " B"]) -> tuple[Array, ...]:
-        s = self.switches
-        if s.topology == "host":
-            return ()
-        if s.topology == "chain":
-            return (source,)
-        row, col = source // s.cols, source % s.cols
-        rows = jnp.broadcast_to(row[None], (s.cols, self.batch))
-        return col, col, rows, rows
-
-    def extend(
-        self, reach: tuple[Array, ...], source: Int[Array, " B"], target: Int[Array, " B"]
-    ) -> tuple[Array, ...]:
-        s = self.switches
-        if s.topology == "host":
-            return ()
-        if s.topology == "chain":
-            return (jnp.maximum(reach[0], target),)
-        low_col, high_col, low_row, high_row = reach
-        row, col = target // s.cols, target % s.cols
-        here = _chip_column(s.cols) == col[None]
-        return (
-            jnp.minimum(low_col, col),
-            jnp.maximum(high_col, col),
-            jnp.where(here, jnp.minimum(low_row, row[None]), low_row),
-            jnp.where(here, jnp.maximum(high_row, row[None]), high_row),
-        )
-
-    def finish(
-        self, link: Array, reach: tuple[Array, ...], source: Int[Array, " B"], size: Array
-    ) -> Array:
-        s = self.switches
-        if s.topology == "host":
-            return link
-        if s.topology == "chain":
-            # Differences along the chain; `loads` sums them up.
-            moved = jnp.where(reach[0] > source, size, 0)
-            return _add_at(_add_at(link, source, moved), reach[0], -moved)
-        low_col, high_col, low_row, high_row = reach
-        rows = jnp.arange(s.rows)[:, None, None]
-        cols = jnp.arange(s.cols)[None, :, None]
-        row0, col0 = (source // s.cols)[None, None], (source % s.cols)[None, None]
-        # The link between (row, col) and its right or lower neighbour, in either direction.
-        used = jnp.stack(
-            [
-                (rows == row0) & (cols >= col0) & (cols < high_col[None, None]),
-                (rows == row0) & (cols < col0) & (cols >= low_col[None, None]),
-                (rows >= row0) & (rows < high_row[None]),
-                (rows < row0) & (rows >= low_row[None]),
-            ]
-        )
-        return link + jnp.where(used, size, 0)
-
-    def loads(self, link: Array) -> Float[Array, "L B"]:
-        """Bytes per link, in the order of `MCM.links`."""
-        s = self.switches
-        if s.topology == "host":
-            return link
-        if s.topology == "chain":
-            return jnp.cumsum(link, axis=0)[: s.num_chips - 1]
-        position = {}
-        for row in range(s.rows):
-            for col in range(s.cols):
-                chip = row * s.cols + col
-                flat = [plane * s.num_chips + chip for plane in range(4)]
-                if col + 1 < s.cols:
-                    position[chip, chip + 1], position[chip + 1, chip] = flat[0], flat[1]
-                if row + 1 < s.rows:
-                    position[chip, chip + s.cols], position[chip + s.cols, chip] = flat[2], flat[3]
-        order = jnp.array([position[pair] for pair in sorted(position)], jnp.int32)
-        return link.reshape(-1, self.batch)[order]
 
 
 @struct.dataclass
@@ -317,7 +225,7 @@ def _sweep_nodes(
             seconds = problem.node_s[v, 0]
         else:
             seconds = problem.node_s[v][problem.chip_kind[chip]]
-        compute = _add_at(compute, chip, jnp.broadcast_to(seconds, (batch,)))
+        compute = add_at(compute, chip, jnp.broadcast_to(seconds, (batch,)))
         used = used.at[chip, jnp.arange(batch)].set(True)
         colocation &= assignment[problem.group_head[v]] == assignment[v]
         pins &= (problem.pin[v] < 0) | (chip == problem.pin[v])
@@ -365,7 +273,7 @@ def _weight_bytes(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> Floa
             chip = assignment[problem.use_node[u]].astype(jnp.int32)
             bit = _chip_bit(chip, chips)
             is_new = jnp.all((seen & bit) == 0, axis=0)
-            return _add_at(held, chip, jnp.where(is_new, problem.weight_bytes[w], 0)), seen | bit
+            return add_at(held, chip, jnp.where(is_new, problem.weight_bytes[w], 0)), seen | bit
 
         seen = jnp.zeros((-(-chips // _WORD), batch), jnp.uint32)
         start, stop = problem.weight_uses[w], problem.weight_uses[w + 1]
@@ -418,22 +326,8 @@ def _triangle(
     return lax.cond(jnp.all(span), lambda _: jnp.ones((batch,), bool), check, None)
 
 
-def _add_at(
-    totals: Float[Array, "C B"], chip: Int[Array, " B"], value: Float[Array, " B"]
-) -> Float[Array, "C B"]:
-    """Adds one value per candidate to the row of its chip."""
-    lane = jnp.arange(totals.shape[1])
-    return totals.at[chip, lane].add(
-        value.astype(totals.dtype), unique_indices=True, mode="promise_in_bounds"
-    )
-
-
 def _chip_bit(chip: Int[Array, " B"], chips: int) -> UInt32[Array, "words B"]:
     """The set of one chip per candidate, as 32-bit words."""
-    word = _chip_column(-(-chips // _WORD))
+    word = chip_column(-(-chips // _WORD))
     bit = jnp.uint32(1) << (chip % _WORD).astype(jnp.uint32)
     return jnp.where(word == (chip // _WORD)[None], bit[None], jnp.uint32(0))
-
-
-def _chip_column(count: int) -> Int[Array, "count 1"]:
-    return jnp.arange(count, dtype=jnp.int32)[:, None]

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxpart.errors import InfeasibleError, InputError
-from jaxpart.graph import Graph, topological_order
+from jaxpart.graph import Graph
 from jaxpart.mcm import MCM
+from jaxpart.topological import topological_order
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]

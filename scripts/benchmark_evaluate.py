@@ -1,4 +1,4 @@
-"""Candidates per second of full evaluation: every figure and verdict, links and peak memory included.
+"""Candidates per second of full evaluation: every figure and verdict, links and peak included.
 
   python scripts/benchmark_evaluate.py --json data/benchmarks/evaluate.json
 

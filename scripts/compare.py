@@ -30,7 +30,6 @@ def main() -> int:
     arguments = parser.parse_args()
 
     from jaxpart.dataset import resolve
-
     from jaxpart.environment import environment
     from jaxpart.files import write_whole
     from jaxpart.mcm import load_mcm

@@ -11,12 +11,12 @@ PACKAGE = Path(__file__).parents[1] / "jaxpart"
 
 # Lowest first. A package's name stands for everything in it that has no entry of its own.
 FLOORS = (
-    {"errors"},
+    {"errors", "topological"},
     {"files", "environment"},
     {"graph", "mcm"},
     {"problem"},
     {"ingest", "device", "exact"},
-    {"dataset"},
+    {"dataset", "links"},
     {"cost", "slicing", "ideals", "greedy", "bound", "feasibility", "projection", "sampling"},
     {"verdicts", "result_file", "solver"},
     {"report"},

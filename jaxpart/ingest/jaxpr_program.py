@@ -200,8 +200,8 @@ class Program:
     def _unroll(self, eqn: Any, operands: list[int]) -> list[int]:
         params, body = eqn.params, eqn.params["jaxpr"]
         length = params["length"]
-        # Told by their ranks, since releases of JAX name the split in different ways: what runs along
-        # the scan has one axis more outside than inside.
+        # Told by their ranks, since releases of JAX name the split in different ways: what runs
+        # along the scan has one axis more outside than inside.
         num_carry = _same_rank(body.out_avals, eqn.outvars)
         first_stacked = _same_rank(body.in_avals, eqn.invars)
         num_consts = first_stacked - num_carry
