@@ -57,7 +57,5 @@ def _from_json(content: bytes, path: str | os.PathLike[str]) -> tuple[Graph, MCM
 
 
 def _is_text(content: bytes) -> bool:
-    try:
-        return "\x00" not in content[:1000].decode("ascii")
-    except UnicodeDecodeError:
-        return False
+    head = content[:1000]
+    return head.isascii() and all(byte >= 32 or byte in b"\t\n\r\f" for byte in head)

@@ -55,11 +55,10 @@ def decode(content: bytes, path: str | os.PathLike[str]) -> tuple[Graph, MCM]:
     except msgspec.DecodeError as error:
         raise errors.FileFormatError(f"{path}: {error}") from error
     _refuse_what_is_not_inference(file, path)
-    number: dict[int | str, int] = {}
-    for v, node in enumerate(file.nodes):
-        number.setdefault(node.id, v)
+    number = {node.id: v for v, node in enumerate(file.nodes)}
     name = Path(path).name.split(".")[0]
     try:
+        _refuse_repeated_ids(file)
         graph = from_unordered(
             [
                 Node(str(n.id), "operator", 0, 0, seconds=n.fpgaLatency, colocate=n.colorClass)
@@ -101,6 +100,16 @@ def _refuse_what_is_not_inference(file: _File, path: str | os.PathLike[str]) -> 
             )
 
 
+def _refuse_repeated_ids(file: _File) -> None:
+    seen: set[str] = set()
+    for v, node in enumerate(file.nodes):
+        if str(node.id) in seen:
+            raise errors.DuplicateNameError(
+                f"node {node.id} is there twice - at `$.nodes[{v}]`: expected unique ids"
+            )
+        seen.add(str(node.id))
+
+
 def _tensors(
     file: _File, number: dict[int | str, int], path: str | os.PathLike[str]
 ) -> list[Tensor]:
@@ -112,6 +121,8 @@ def _tensors(
                 raise errors.UnknownNodeError(
                     f"edge {e} names node {end}, expected an id of one of the nodes"
                 )
+        if not edge.cost >= 0:
+            raise errors.CostError(f"cost of edge {e} is {edge.cost}, expected 0 or more")
         u = number[edge.sourceId]
         consumers.setdefault(u, []).append(number[edge.destId])
         if cost.setdefault(u, edge.cost) != edge.cost:

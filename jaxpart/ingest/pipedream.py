@@ -31,6 +31,7 @@ def decode(content: bytes, path: str | os.PathLike[str]) -> Graph:
 
     Raises:
       FileFormatError: a line that is neither a node nor an edge, or lacks a figure.
+      DuplicateNameError: two nodes have one id.
       GraphError: as `Graph`; the message begins with the path.
     """
     nodes: list[Node] = []
@@ -51,7 +52,11 @@ def decode(content: bytes, path: str | os.PathLike[str]) -> Graph:
                 f"{where}: expected 'ID -- layer -- name=value, ...' or an indented 'ID -- ID'"
             )
         fields = {field["key"]: field["value"] for field in _FIELD.finditer(node["fields"])}
-        number.setdefault(node["id"], len(nodes))
+        if node["id"] in number:
+            raise errors.DuplicateNameError(
+                f"{where}: {node['id']} is there twice, expected unique ids"
+            )
+        number[node["id"]] = len(nodes)
         op = re.split(r"\W", node["op"].strip(), maxsplit=1)[0] or "layer"
         seconds = _figure(fields, "forward_compute_time", where) / 1000
         weights.append(Weight(_figure(fields, "parameter_size", where), (len(nodes),)))
