@@ -223,14 +223,16 @@ class Problem:
         Raises:
           InputError: not one chip of the module for each node.
         """
-        f = np.asarray(chips, np.int64)
+        f = np.asarray(chips)
         if f.shape != (self.num_nodes,):
             raise InputError(f"assignment has shape {f.shape}, expected ({self.num_nodes},)")
+        if f.dtype.kind not in "iu":  # 0.5 is no chip
+            raise InputError(f"assignment is of type {f.dtype}, expected whole numbers")
         if f.min() < 0 or f.max() >= self.num_chips:
             raise InputError(
                 f"assignment names chips {f.min()} to {f.max()}, expected 0 to {self.num_chips - 1}"
             )
-        return f
+        return f.astype(np.int64)
 
 
 def contract(num_nodes: int, group: IntArray, pairs: IntArray, merge_cycles: bool) -> IntArray:

@@ -20,11 +20,11 @@ def value(name, shape, dtype=FLOAT):
     return helper.make_tensor_value_info(name, dtype, shape)
 
 
-def stored(name, *shape, dtype=np.float32):
+def stored(name, *shape, dtype: type = np.float32):
     return numpy_helper.from_array(np.zeros(shape, dtype), name)
 
 
-def numbers(name, values, dtype=np.int64):
+def numbers(name, values, dtype: type = np.int64):
     return numpy_helper.from_array(np.array(values, dtype), name)
 
 
@@ -37,7 +37,7 @@ def model(nodes, inputs, outputs, stored=(), opset=17, **fields):
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
 
 
-def out(name="y", dtype=FLOAT):
+def out(name="y", dtype: int = FLOAT):
     """An output whose shape inference finds."""
     return helper.make_value_info(name, helper.make_tensor_type_proto(dtype, None))
 
@@ -204,7 +204,12 @@ def test_what_is_computed_from_weights_alone_vanishes_and_its_user_holds_the_wei
     folded = [node("Transpose", "w", "t"), node("Mul", "t scale", "u"), node("MatMul", "x u", "y")]
 
     graph = from_onnx(
-        model(folded, [value("x", [3, 4])], [out()], [stored("w", 5, 4), numbers("scale", 2, "f4")])
+        model(
+            folded,
+            [value("x", [3, 4])],
+            [out()],
+            [stored("w", 5, 4), numbers("scale", 2, np.float32)],
+        )
     )
 
     assert [v.op for v in graph.nodes] == ["MatMul"]
@@ -339,7 +344,7 @@ def test_a_mask_of_a_second_input_is_cloned_into_the_layers_that_use_it():
         layers += [node("MatMul", f"{previous} w", f"a{i}"), node("Add", f"a{i} bias", f"h{i}")]
         previous = f"h{i}"
     layers[-1].output[0] = "y"
-    constants = [stored("w", 8, 8), numbers("one", 1, "f4"), numbers("low", -1e4, "f4")]
+    constants = [stored("w", 8, 8), numbers("one", 1, np.float32), numbers("low", -1e4, np.float32)]
 
     graph = from_onnx(
         model(layers, [value("x", [8, 8]), value("mask", [1, 8])], [out()], constants)
@@ -396,7 +401,13 @@ def test_a_model_in_half_precision_says_so():
     weight = stored("w", 4, 4, dtype=np.float16)
 
     graph = from_onnx(
-        model(half, [value("x", [3, 4], TensorProto.FLOAT16)], [out("y", 10)], [weight]), name="h"
+        model(
+            half,
+            [value("x", [3, 4], TensorProto.FLOAT16)],
+            [out("y", TensorProto.FLOAT16)],
+            [weight],
+        ),
+        name="h",
     )
 
     assert (graph.name, graph.element_bytes, graph.weight_bytes) == ("h", 2, 32)
