@@ -441,6 +441,27 @@ def test_a_branch_is_one_node_that_costs_as_much_as_its_costlier_side():
     assert [(w.bytes, w.consumers) for w in graph.weights] == [(64, (1,))]
 
 
+def test_a_branch_that_shapes_decide_is_opened():
+    # As PyTorch exports squeeze: the last dimension goes where it is 1.
+    squeeze = body_of(node("Squeeze", "x axes", "t"), outputs=[out("t")], weights=[])
+    keep = body_of(node("Mul", "x w", "e"), outputs=[out("e")])
+    body = [
+        node("Shape", "x", "shape"),
+        node("Gather", "shape last", "size"),
+        node("Equal", "size one", "is_one"),
+        node("If", "is_one", "b", then_branch=squeeze, else_branch=keep),
+        node("Relu", "b", "y"),
+    ]
+    constants = [numbers("last", 1), numbers("one", 1), numbers("axes", [1]), stored("w", 5)]
+
+    one = from_onnx(model(body, [value("x", [4, 1])], [out()], constants))
+    five = from_onnx(model(body, [value("x", [4, 5])], [out()], constants))
+
+    assert [v.op for v in one.nodes] == ["Squeeze", "Relu"]
+    assert [v.op for v in five.nodes] == ["Mul", "Relu"]
+    assert (one.weight_bytes, five.weight_bytes) == (0, 20)
+
+
 def loop(trips):
     body = body_of(
         node("MatMul", "h u", "next"),

@@ -298,8 +298,7 @@ def _with_shapes(model: ModelProto, where: str) -> tuple[ModelProto, dict[str, A
         ]
         if not unknown:
             return inferred, arrays
-        values = onnx_shapes.fold_shapes(model, arrays, where)
-        if not values:
+        if not _fold(model, arrays, where):
             node, name = unknown[0]
             if onnx_shapes.is_no_tensor(inferred.graph, name):
                 raise FileFormatError(
@@ -307,18 +306,36 @@ def _with_shapes(model: ModelProto, where: str) -> tuple[ModelProto, dict[str, A
                 )
             _checked(lambda: infer(strict=True), where)  # where it knows a reason, it says so
             raise InputError(
-                f"{where}: the shape of {name!r}, made by {label(node)}, "
-                "cannot be inferred; expected sizes that are known before the "
-                "model runs"
+                f"{where}: the shape of {name!r}, made by {label(node)}, cannot be inferred; "
+                "expected sizes that are known before the model runs"
             )
-        rest = [
-            node for node in model.graph.node if not set(filter(None, node.output)) <= values.keys()
-        ]
-        made = {name for node in rest for name in node.output}
-        del model.graph.node[:]
-        model.graph.node.extend(rest)
-        model.graph.initializer.extend(
-            onnx.numpy_helper.from_array(value, name)
-            for name, value in values.items()
-            if name not in made
-        )
+
+
+def _fold(model: ModelProto, arrays: Mapping[str, Array], where: str) -> bool:
+    """Makes initializers of what can be computed now; opens branches that are decided by it."""
+    graph = model.graph
+    values = onnx_shapes.fold_shapes(model, arrays, where)
+    known = {**onnx_shapes.small_values(graph, where), **values}
+    nodes: list[NodeProto] = []
+    opened = False
+    for node in graph.node:
+        if set(filter(None, node.output)) <= values.keys():
+            continue
+        if node.op_type == "If" and node.input[0] in known:
+            opened = True
+            side = "then_branch" if known[node.input[0]].all() else "else_branch"
+            branch = onnx_shapes.attributes(node)[side].g
+            nodes.extend(branch.node)
+            graph.initializer.extend(branch.initializer)
+            graph.value_info.extend(branch.value_info)
+            for inner, outer in zip(branch.output, node.output, strict=True):
+                nodes.append(onnx.helper.make_node("Identity", [inner.name], [outer]))
+        else:
+            nodes.append(node)
+    graph.initializer.extend(
+        onnx.numpy_helper.from_array(value, name) for name, value in values.items() if name
+    )
+    nodes = _live(graph, nodes)  # the side not taken may have been the only reader
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return opened or bool(values)
