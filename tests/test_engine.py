@@ -80,9 +80,10 @@ def test_search_over_orders_beats_the_program_order():
     assert problem.num_nodes == len(later.assignment)
 
 
-def test_same_seed_and_samples_give_the_same_answer():
+@pytest.mark.parametrize("method", ["slice", "auto", "anneal"])
+def test_same_seed_and_samples_give_the_same_answer(method):
     graph = layered(4, 12)
-    arguments = {"method": "slice", "samples": 200, "time_limit_s": None, "gap": 0.0}
+    arguments = {"method": method, "samples": 600, "time_limit_s": None, "gap": 0.0}
     one, two = (partition(graph, _MODULE, seed=7, **arguments) for _ in range(2))
     np.testing.assert_array_equal(one.assignment, two.assignment)
     assert [h[::2] for h in one.search.history] == [h[::2] for h in two.search.history]

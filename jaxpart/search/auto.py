@@ -19,6 +19,8 @@ _PROVABLE_BITS = 8000
 def auto(search: Search) -> Generator[None]:
     """The program order cut optimally, then ideals, then evolution of orders beside the solver.
 
+    Without a time limit the solver only repairs, so that the same seed gives the same answer.
+
     Where ideals are few, the second step proves the optimum and the search is over. Elsewhere the
     device evolves orders while SCIP repairs what memory forbids, polishes the best and, on small
     graphs, works on a proof.

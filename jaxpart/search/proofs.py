@@ -61,7 +61,7 @@ def exact(search: Search) -> Generator[None]:
     search.start_clock()
     search.enter("integer program")
     with Workers(search) as workers:
-        workers.prove()
+        workers.prove(always=True)
         while workers.is_proving:
             time.sleep(_POLL_S)
             yield

@@ -17,14 +17,18 @@ from jaxpart.solver.scip import Status
 _REPAIR_S = 2.0
 _POLISH_S = 4.0
 _FOREVER_S = 1e6
+# Where time must not decide: few nodes, and more time than they take.
+_REPAIR_NODES = 20
+_PATIENCE_S = 60.0
 
 
 class Workers:
     """The solver's tasks of one search: at most one repair or polish, and one proof, at a time.
 
     The processes start with the first task. Without a time limit the same seed must give the same
-    answer: then `collect` waits for what was asked (proofs are not), so that results arrive at the
-    same point of the search in every run.
+    answer: then `collect` waits for repairs, so that they arrive at the same point of the search in
+    every run, and nodes of the search tree limit them; polishes and proofs, whose outcome time
+    decides, are not made.
     """
 
     def __init__(self, search: Search) -> None:
@@ -44,20 +48,26 @@ class Workers:
         bottleneck = np.where(np.asarray(costs.valid), np.inf, np.asarray(costs.bottleneck_s))
         b = int(bottleneck.argmin())
         y = np.asarray(assignments[:, b])[: self._search.problem.num_nodes].astype(np.int64)
-        self._task = self._solver.repair(y, time_limit_s=self._limit(_REPAIR_S))
+        if self._waits:
+            self._task = self._solver.repair(y, time_limit_s=_PATIENCE_S, nodes=_REPAIR_NODES)
+        else:
+            self._task = self._solver.repair(y, time_limit_s=self._limit(_REPAIR_S))
 
     def polish_best(self) -> None:
         """Asks for a better partition around the best one's bottleneck."""
         best = self._search.best
-        if self._task is None and best is not None:
+        if self._task is None and best is not None and not self._waits:
             self._polishes += 1
             self._task = self._solver.polish(
                 best, time_limit_s=self._limit(_POLISH_S), seed=self._polishes
             )
 
-    def prove(self) -> None:
-        """Asks for the optimum and its proof, from the best so far; for as long as there is."""
-        if self._proof is None:
+    def prove(self, *, always: bool = False) -> None:
+        """Asks for the optimum and its proof, from the best so far; for as long as there is.
+
+        Also without a time limit where `always`: for a search that is nothing else.
+        """
+        if self._proof is None and (always or not self._waits):
             limit_s = self._limit(_FOREVER_S)
             self._proof = self._solver.exact(self._search.best, time_limit_s=limit_s)
 

@@ -43,6 +43,7 @@ def repair(
     time_limit_s: float = 1.0,
     window: int | None = 2,
     gap: float = 0.1,
+    nodes: int = -1,
     seed: int = 0,
 ) -> Outcome:
     """A valid partition near `y`, in the weighted distance sum of weight * |f - y|.
@@ -60,6 +61,8 @@ def repair(
       window: chips around what is broken; None frees everything at once, parallel branches on
         parallel chips included, for the nearest valid partition of all.
       gap: relative to the best possible in the window, at which SCIP stops; 0 for the nearest.
+      nodes: of SCIP's search tree in each window, at which it stops; -1: no limit. Unlike time, the
+        same on every run.
       seed: of SCIP.
 
     Returns:
@@ -111,7 +114,7 @@ def repair(
         elif f is not None:
             model.separate(block_chips(problem, f))
         left = deadline - time.monotonic()
-        found = solve(model, Limits(left, gap=gap, seed=seed), starts)
+        found = solve(model, Limits(left, gap=gap, nodes=nodes, seed=seed), starts)
         if is_last:
             bound = found.bound
         if found.assignment is not None:
