@@ -6,23 +6,20 @@ Weights are known by type and shape alone from here on; their contents are never
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
 import onnx.inliner
-import onnx.shape_inference
-from google.protobuf.message import DecodeError, EncodeError
+from google.protobuf.message import DecodeError
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from jaxpart.errors import CycleError, FileFormatError, InputError
 from jaxpart.graph import find_cycle, topological_order
 from jaxpart.ingest import onnx_shapes
+from jaxpart.ingest.onnx_inference import checked, live, with_shapes
 from jaxpart.ingest.onnx_operation import label, reads, subgraphs
 from jaxpart.ingest.onnx_shapes import SMALL, Array
-
-T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +29,6 @@ class Model:
     Attributes:
       nodes: in a topological order, each with a path to an output; local functions inlined.
       arrays: type and shape of every value.
-      inputs: names of what the host feeds.
       outputs: names of what the model gives.
       initializers: names of the stored tensors, with their bytes.
       values: contents of small constants, where known: shapes, axes, trip counts.
@@ -40,7 +36,6 @@ class Model:
 
     nodes: tuple[NodeProto, ...]
     arrays: dict[str, Array]
-    inputs: frozenset[str]
     outputs: tuple[str, ...]
     initializers: dict[str, float]
     values: dict[str, np.ndarray]
@@ -78,17 +73,16 @@ def prepare(model: ModelProto, where: str, dims: Mapping[str, int]) -> Model:
     stored = _stored(model.graph)
     light = _without_weights(model, stored, where)
     if light.functions:
-        light = _checked(lambda: onnx.inliner.inline_local_functions(light), where)
+        light = checked(lambda: onnx.inliner.inline_local_functions(light), where)
     _set_dims(light.graph, frozenset(stored), dims, where)
-    order = _live(light.graph, _sorted(light.graph, where))
+    order = live(light.graph, _sorted(light.graph, where))
     del light.graph.node[:]
     light.graph.node.extend(order)
-    light, arrays = _with_shapes(light, where)
+    light, arrays = with_shapes(light, where)
     arrays.update((name, array) for name, (array, _) in stored.items())
     return Model(
         nodes=tuple(light.graph.node),
         arrays=arrays,
-        inputs=frozenset(v.name for v in light.graph.input) - stored.keys(),
         outputs=tuple(output.name for output in light.graph.output),
         initializers={
             **{
@@ -99,23 +93,6 @@ def prepare(model: ModelProto, where: str, dims: Mapping[str, int]) -> Model:
         },
         values=onnx_shapes.small_values(light.graph, where),
     )
-
-
-def _checked(action: Callable[[], T], where: str) -> T:
-    """The result of a call into the onnx package, its errors in one line of ours."""
-    try:
-        return action()
-    except (
-        onnx.shape_inference.InferenceError,
-        onnx.checker.ValidationError,
-        DecodeError,
-        EncodeError,
-        RuntimeError,
-        ValueError,
-        TypeError,
-    ) as error:
-        reason = " ".join(str(error).split())
-        raise FileFormatError(f"{where}: broken ONNX model ({reason[:300]})") from error
 
 
 def _check_fields(graph: GraphProto, where: str) -> None:
@@ -267,75 +244,3 @@ def _sorted(graph: GraphProto, where: str) -> list[NodeProto]:
         shown = " -> ".join([*circle[:5], *(["..."] if len(circle) > 5 else []), circle[0]])
         raise CycleError(f"{where}: the nodes close a cycle: {shown}; expected an acyclic graph")
     return [graph.node[v] for v in order]
-
-
-def _live(graph: GraphProto, order: Sequence[NodeProto]) -> list[NodeProto]:
-    needed = {output.name for output in graph.output}
-    live = []
-    for node in reversed(order):
-        if not needed.isdisjoint(node.output):
-            needed.update(reads(node))
-            live.append(node)
-    return live[::-1]
-
-
-def _with_shapes(model: ModelProto, where: str) -> tuple[ModelProto, dict[str, Array]]:
-    """The model with all shapes inferred; what only computes shapes becomes initializers."""
-
-    def infer(strict: bool) -> ModelProto:
-        return onnx.shape_inference.infer_shapes(model, strict_mode=strict, data_prop=True)
-
-    while True:
-        inferred = _checked(lambda: infer(strict=False), where)
-        arrays = onnx_shapes.known_arrays(inferred.graph)
-        needed = {output.name for output in model.graph.output}
-        needed.update(name for node in model.graph.node for name in reads(node))
-        unknown = [
-            (node, name)
-            for node in model.graph.node
-            for name in node.output
-            if name in needed and name not in arrays
-        ]
-        if not unknown:
-            return inferred, arrays
-        if not _fold(model, arrays, where):
-            node, name = unknown[0]
-            if onnx_shapes.is_no_tensor(inferred.graph, name):
-                raise FileFormatError(
-                    f"{where}: {name!r}, made by {label(node)}, is no tensor, expected one"
-                )
-            _checked(lambda: infer(strict=True), where)  # where it knows a reason, it says so
-            raise InputError(
-                f"{where}: the shape of {name!r}, made by {label(node)}, cannot be inferred; "
-                "expected sizes that are known before the model runs"
-            )
-
-
-def _fold(model: ModelProto, arrays: Mapping[str, Array], where: str) -> bool:
-    """Makes initializers of what can be computed now; opens branches that are decided by it."""
-    graph = model.graph
-    values = onnx_shapes.fold_shapes(model, arrays, where)
-    known = {**onnx_shapes.small_values(graph, where), **values}
-    nodes: list[NodeProto] = []
-    opened = False
-    for node in graph.node:
-        if set(filter(None, node.output)) <= values.keys():
-            continue
-        if node.op_type == "If" and node.input[0] in known:
-            opened = True
-            side = "then_branch" if known[node.input[0]].all() else "else_branch"
-            branch = onnx_shapes.attributes(node)[side].g
-            nodes.extend(branch.node)
-            graph.initializer.extend(branch.initializer)
-            graph.value_info.extend(branch.value_info)
-            for inner, outer in zip(branch.output, node.output, strict=True):
-                nodes.append(onnx.helper.make_node("Identity", [inner.name], [outer]))
-        else:
-            nodes.append(node)
-    graph.initializer.extend(
-        onnx.numpy_helper.from_array(value, name) for name, value in values.items() if name
-    )
-    nodes = _live(graph, nodes)  # the side not taken may have been the only reader
-    del graph.node[:]
-    graph.node.extend(nodes)
-    return opened or bool(values)
