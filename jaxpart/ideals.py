@@ -23,8 +23,10 @@ WORD = 64
 _TABLE_ENTRIES = 20_000_000
 # Words of the [ideals, words] bit sets beyond which ideals count as too many.
 _MEMBER_WORDS = 20_000_000
-# Pairs of ideals, times what each costs, beyond which the program is not run: about 20 s.
-_PAIR_WORK = 10_000_000_000
+# What a pair of ideals costs beside its words and chips, in the same unit (about 0.65 ns), and the
+# work beyond which the program is not run: about 20 s.
+_PAIR_OVERHEAD = 230
+_MOST_WORK = 30_000_000_000
 # Pieces whose memory is weighed exactly in one run: about 5 s of them.
 _MOST_WEIGHINGS = 20_000
 
@@ -158,7 +160,8 @@ def solve(
     sorted_load = fastest[order]
     lowest = np.searchsorted(sorted_load, fastest - cutoff_s * (1 + 1e-9))
     highest = np.searchsorted(sorted_load, fastest, side="right")
-    if float((highest - lowest).sum()) * (ideals.members.shape[1] + chips) > _PAIR_WORK:
+    per_pair = ideals.members.shape[1] + chips + _PAIR_OVERHEAD
+    if float((highest - lowest).sum()) * per_pair > _MOST_WORK:
         return None
     cut_s = ideals.cut_bytes / bandwidth
     # On a chain the whole cut crosses one link; under the span rule it is all that a piece
