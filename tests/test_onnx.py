@@ -628,3 +628,22 @@ def test_damaged_bytes_never_bring_another_error_than_one_clear_line():
             refused.append(str(error))
     assert len(refused) > 20
     assert all(m.startswith("damaged.onnx: ") and "\n" not in m for m in refused)
+
+
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        (helper.make_node("Gemm", ["x", ""], ["y"]), "has no operand 1"),
+        (helper.make_node("Loop", ["", "", "x"], ["y"]), "has no attribute 'body'"),
+        (helper.make_node("Split", ["x"], ["y", "z"], num_outputs=1), "expected num_outputs, 1"),
+        (helper.make_node("Einsum", ["x"], ["y"], equation=b"\xff"), "expected ASCII"),
+    ],
+)
+def test_a_node_without_what_its_operator_needs_is_refused_before_inference(node, message):
+    values = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, (2, 2)) for name in ("x", "y")
+    ]
+    graph = helper.make_graph([node], "bad", values[:1], values[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+    with pytest.raises(InputError, match=message):
+        from_onnx(model)

@@ -15,11 +15,12 @@ from google.protobuf.message import DecodeError
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from jaxpart.errors import CycleError, FileFormatError, InputError
-from jaxpart.graph import find_cycle, topological_order
 from jaxpart.ingest import onnx_shapes
+from jaxpart.ingest.onnx_check import check_nodes
 from jaxpart.ingest.onnx_inference import checked, live, with_shapes
 from jaxpart.ingest.onnx_operation import label, reads, subgraphs
 from jaxpart.ingest.onnx_shapes import SMALL, Array
+from jaxpart.topological import find_cycle, topological_order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +75,7 @@ def prepare(model: ModelProto, where: str, dims: Mapping[str, int]) -> Model:
     light = _without_weights(model, stored, where)
     if light.functions:
         light = checked(lambda: onnx.inliner.inline_local_functions(light), where)
+    check_nodes(light.graph.node, light, where)
     _set_dims(light.graph, frozenset(stored), dims, where)
     order = live(light.graph, _sorted(light.graph, where))
     del light.graph.node[:]

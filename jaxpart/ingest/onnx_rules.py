@@ -27,9 +27,14 @@ def flops_of(operation: Operation) -> float | None:
 
 def _real_taps(out: int, length: int, kernel: int, stride: int, pad: int, dilation: int) -> int:
     """Pairs (output, kernel position) on one axis that meet an element of the input."""
-    starts = np.arange(out) * stride - pad
-    positions = starts[:, None] + np.arange(kernel) * dilation
-    return int(np.count_nonzero((positions >= 0) & (positions < length)))
+    # Kernel position k of output o meets element o * stride + k * dilation - pad. The outputs that
+    # meet one are counted at once, for signals are long; the two sides may change places.
+    if kernel > out:
+        out, kernel, stride, dilation = kernel, out, dilation, stride
+    shift = np.arange(kernel) * dilation - pad
+    first = np.maximum(-(shift // stride), 0)
+    past = np.minimum((length - 1 - shift) // stride + 1, out)
+    return int(np.maximum(past - first, 0).sum())
 
 
 def _pads(operation: Operation, extents: tuple[list[int], ...]) -> list[int]:
