@@ -23,7 +23,7 @@ OUT = Path(__file__).parents[1] / "data" / "graphs" / "bert-large.json.gz"
 
 def build() -> Graph:
     """BERT-large (Devlin et al., NAACL 2019): 24 layers, width 1024, 16 heads, 30,522 words."""
-    from transformers import BertConfig, FlaxBertModel
+    from transformers import BertConfig, FlaxBertModel  # pyright: ignore[reportMissingImports]
 
     config = BertConfig(
         vocab_size=30522,
