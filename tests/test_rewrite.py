@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import dataclasses
+
 import hypothesis.strategies as st
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given, settings
 
 from jaxpart.errors import CycleError, EmptyGraphError, GraphError, InputError, PinError
 from jaxpart.graph import Graph, Node, Tensor, Weight
-from jaxpart.ingest.rewrite import clone_inputs, contract, drop_dead
+from jaxpart.ingest.rewrite import clone_inputs, contract, contract_to, drop_dead
+from tests import oracle
+from tests.strategies import random_graph, random_mcm
 
 
 @st.composite
@@ -46,7 +51,7 @@ def edges(graph: Graph) -> set[tuple[str, str]]:
 def test_contracting_keeps_flops_and_weights_and_invents_no_transfer(graph, data):
     count = len(graph.nodes)
     cuts = sorted(data.draw(st.lists(st.integers(0, 3), min_size=count, max_size=count)))
-    small = contract(graph, cuts)  # blocks of neighbours in a topological order: acyclic
+    small = contract(graph, cuts).graph  # blocks of neighbours in a topological order: acyclic
     assert small.total_flops == graph.total_flops
     assert small.weight_bytes == graph.weight_bytes
     assert [w.bytes for w in small.weights] == [w.bytes for w in graph.weights]
@@ -69,7 +74,7 @@ def test_contracting_keeps_flops_and_weights_and_invents_no_transfer(graph, data
 @given(graphs())
 @settings(deadline=None)
 def test_contracting_nothing_changes_nothing(graph):
-    same = contract(graph, range(len(graph.nodes)))
+    same = contract(graph, range(len(graph.nodes))).graph
     assert edges(same) == edges(graph)
     assert {node.name: node for node in same.nodes} == {node.name: node for node in graph.nodes}
 
@@ -160,7 +165,7 @@ def test_contracting_joins_colocation_groups_pins_and_seconds():
         Node("c", "add", 1, 1, seconds=3.0, colocate=2),
     )
     graph = Graph(nodes, (Tensor(0, 1, (1,)), Tensor(1, 1, (2,)), Tensor(2, 1, ())))
-    small = contract(graph, [7, 7, 9])
+    small = contract(graph, [7, 7, 9]).graph
     assert small.nodes == (
         Node("a", "fused", 2, 2, seconds=3.0, colocate=1, pin=3),
         Node("c", "add", 1, 1, seconds=3.0, colocate=1),
@@ -181,3 +186,56 @@ def test_contractions_that_make_no_sense_are_refused():
     mixed = Graph((Node("a", "add", 1, 1, seconds=1.0), Node("b", "add", 1, 1)))
     with pytest.raises(GraphError, match="mixes profiled"):
         contract(mixed, [0, 0])
+
+
+@given(st.integers(0, 2**32 - 1), st.data())
+@settings(deadline=None, max_examples=100)
+def test_a_partition_of_a_contracted_graph_expands_to_one_with_the_same_cost_terms(seed, data):
+    rng = np.random.default_rng(seed)
+    graph = random_graph(rng, pins=False)
+    profiled = tuple(msgspec.structs.replace(v, seconds=float(v.flops)) for v in graph.nodes)
+    graph = dataclasses.replace(graph, nodes=profiled)
+    mcm = random_mcm(rng)
+    count = len(graph.nodes)
+    cuts = sorted(data.draw(st.lists(st.integers(0, 4), min_size=count, max_size=count)))
+    small = contract(graph, cuts)
+    chips = st.integers(0, len(mcm.chips) - 1)
+    f = data.draw(st.lists(chips, min_size=len(set(cuts)), max_size=len(set(cuts))))
+    contracted = oracle.evaluate(small.graph, mcm, f)
+    expanded = oracle.evaluate(graph, mcm, small.expand(f))
+    assert expanded.compute_s == pytest.approx(contracted.compute_s, rel=1e-12)
+    assert expanded.in_s == pytest.approx(contracted.in_s, rel=1e-12)
+    assert expanded.out_s == pytest.approx(contracted.out_s, rel=1e-12)
+    assert expanded.busy_s == pytest.approx(contracted.busy_s, rel=1e-12)
+    assert expanded.bottleneck_s == pytest.approx(contracted.bottleneck_s, rel=1e-12)
+    rules = ("acyclic", "no_skip", "triangle", "colocation", "pins")
+    assert all(getattr(expanded, rule) == getattr(contracted, rule) for rule in rules)
+
+
+@given(graphs(), st.integers(1, 12))
+@settings(deadline=None, max_examples=150)
+def test_contracting_to_a_size_reaches_it_and_keeps_flops_and_weights(graph, size):
+    small = contract_to(graph, size)
+    assert len(small.graph.nodes) == min(size, len(graph.nodes))
+    assert small.graph.total_flops == graph.total_flops
+    assert small.graph.weight_bytes == graph.weight_bytes
+    assert set(small.node_of) == set(range(len(small.graph.nodes)))
+
+
+def test_contracting_to_a_size_joins_light_neighbours_and_leaves_pinned_nodes_apart():
+    nodes = (
+        Node("heavy", "dot_general", 90, 1),
+        Node("light", "add", 1, 1),
+        Node("lighter", "mul", 0, 1),
+        Node("pinned", "add", 0, 0, pin=2),
+    )
+    path = (Tensor(0, 4, (1,)), Tensor(1, 4, (2,)), Tensor(2, 4, (3,)), Tensor(3, 4, ()))
+    graph = Graph(nodes, path, (), "path", 1)
+    small = contract_to(graph, 3)
+    assert small.node_of == (0, 1, 1, 2)
+    assert small.expand([5, 6, 7]) == (5, 6, 6, 7)
+    assert contract_to(graph, 1).node_of == (0, 0, 0, 1)
+    with pytest.raises(InputError, match="size is 0, expected 1 or more"):
+        contract_to(graph, 0)
+    with pytest.raises(InputError, match="assignment has 2 entries, expected 3"):
+        small.expand([0, 1])

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import heapq
+import itertools
+import math
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import msgspec
 
 from jaxpart.errors import GraphError, InputError, PinError
 from jaxpart.graph import Graph, Node, Tensor, Weight, from_unordered
+from jaxpart.ingest.blocks import Blocks
 
 # Operations whose work is more than a few FLOPs per element: never recomputed for each consumer.
 # fmt: off
@@ -112,7 +117,36 @@ def drop_dead(graph: Graph) -> Graph:
     return dataclasses.replace(graph, nodes=nodes, tensors=tuple(tensors), weights=tuple(weights))
 
 
-def contract(graph: Graph, block: Sequence[int]) -> Graph:
+class Contraction(NamedTuple):
+    """A smaller graph, and the node of it that stands for each of the original's.
+
+    Attributes:
+      graph: the contracted graph.
+      node_of: [N] for each node of the original, the number of its block's node.
+    """
+
+    graph: Graph
+    node_of: tuple[int, ...]
+
+    def expand(self, assignment: Sequence[int]) -> tuple[int, ...]:
+        """[N] the original's partition that an assignment of the contracted graph stands for.
+
+        Every chip sends, receives and holds the same tensors and weights in both, and every link
+        carries the same. Compute is the same where nodes are profiled, or where all of a block are
+        bound by the same of arithmetic and SRAM, and else no less in the original. The peak of live
+        activations can differ: a block's tensors all live while it runs, and none within it.
+
+        Raises:
+          InputError: not one chip for each node of the contracted graph.
+        """
+        if len(assignment) != len(self.graph.nodes):
+            raise InputError(
+                f"assignment has {len(assignment)} entries, expected {len(self.graph.nodes)}"
+            )
+        return tuple(assignment[b] for b in self.node_of)
+
+
+def contract(graph: Graph, block: Sequence[int]) -> Contraction:
     """Merges the nodes of each block into one.
 
     FLOPs, bytes accessed and profiled seconds of a block are the sums over its nodes; what its
@@ -150,7 +184,60 @@ def contract(graph: Graph, block: Sequence[int]) -> Graph:
             tensors.append(Tensor(b, tensor.bytes, tuple(outside)))
     weights = [Weight(w.bytes, tuple({of_node[q] for q in w.consumers})) for w in graph.weights]
     nodes = [_merged(part, group) for part in members]
-    return from_unordered(nodes, tensors, weights, graph.name, graph.element_bytes)
+    small = from_unordered(nodes, tensors, weights, graph.name, graph.element_bytes)
+    number = {node.name: new for new, node in enumerate(small.nodes)}
+    return Contraction(small, tuple(number[members[b][0].name] for b in of_node))
+
+
+def contract_to(graph: Graph, size: int) -> Contraction:
+    """Merges neighbours until at most `size` nodes are left, those with the least work first.
+
+    Work is a node's share of all FLOPs plus its share of all bytes accessed. A node joins its only
+    producer or its only consumer; where there is no such pair, its neighbour in a topological order.
+    Nodes that are pinned, or profiled, join their like alone, so more than `size` may be left.
+
+    Raises:
+      InputError: size is below 1.
+    """
+    if size < 1:
+        raise InputError(f"size is {size}, expected 1 or more")
+    blocks = Blocks(graph)
+    all_bytes = math.fsum(node.bytes_accessed for node in graph.nodes) or 1.0
+    all_flops = graph.total_flops or 1.0
+    work = [v.flops / all_flops + v.bytes_accessed / all_bytes for v in graph.nodes]
+    kind = [(node.pin, node.seconds is None) for node in graph.nodes]
+    left = len(graph.nodes)
+    heap: list[tuple[float, int, int]] = []
+
+    def push(u: int, v: int) -> None:
+        if kind[u] == kind[v] and blocks.can_join(u, v):
+            heapq.heappush(heap, (work[u] + work[v], u, v))
+
+    def join(u: int, v: int) -> None:
+        blocks.join(v, u)
+        work[u] += work[v]
+        for p in blocks.producers[u]:
+            push(p, u)
+        for q in blocks.consumers[u]:
+            push(u, q)
+
+    for u in range(left):
+        for v in blocks.consumers[u]:
+            push(u, v)
+    while left > size:
+        while heap and left > size:
+            total, u, v = heapq.heappop(heap)
+            is_current = v in blocks.consumers[u] and total == work[u] + work[v]
+            if is_current and blocks.can_join(u, v):
+                join(u, v)
+                left -= 1
+        order = blocks.ordered()
+        pairs = [(u, v) for u, v in itertools.pairwise(order) if kind[u] == kind[v]]
+        if left <= size or not pairs:
+            break
+        join(*min(pairs, key=lambda pair: work[pair[0]] + work[pair[1]]))
+        left -= 1
+    return contract(graph, blocks.of_nodes())
 
 
 def _input_chains(graph: Graph) -> dict[int, frozenset[int]]:
