@@ -1,0 +1,1 @@
+"""The architectures of the data set, and how each is traced."""
