@@ -193,8 +193,8 @@ def contract_to(graph: Graph, size: int) -> Contraction:
     """Merges neighbours until at most `size` nodes are left, those with the least work first.
 
     Work is a node's share of all FLOPs plus its share of all bytes accessed. A node joins its only
-    producer or its only consumer; where there is no such pair, its neighbour in a topological order.
-    Nodes that are pinned, or profiled, join their like alone, so more than `size` may be left.
+    producer or its only consumer; where there is no such pair, its neighbour in a topological
+    order. Nodes that are pinned, or profiled, join their like alone: more than `size` may be left.
 
     Raises:
       InputError: size is below 1.
