@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).parents[1] / "jaxpart"
 FLOORS = (
     {"errors", "topological"},
     {"files", "environment"},
-    {"graph", "mcm"},
-    {"problem"},
+    {"graph", "mcm", "manifest"},
+    {"problem", "structure"},
     {"ingest", "device", "exact"},
     {"dataset", "links"},
     {"cost", "slicing", "ideals", "greedy", "bound", "feasibility", "projection", "sampling"},

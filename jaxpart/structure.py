@@ -1,0 +1,72 @@
+"""The shape of a graph, costs aside: how deep, how wide, and whether two are the same."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+
+from jaxpart.graph import Graph
+
+
+def topology_hash(graph: Graph) -> str:
+    """Hash of nodes and edges alone: the same for graphs that differ in costs or numbering.
+
+    Each node is labelled by all paths into it and all paths out of it; the hash is of the edges'
+    labels. Isomorphic graphs share it. So do, seldom, graphs that are none: the labels tell nodes
+    apart as colour refinement does in two sweeps (Weisfeiler & Leman 1968), not more.
+    """
+    before, after = _neighbours(graph)
+    count = len(before)
+    into, out = [""] * count, [""] * count
+    for v in range(count):
+        into[v] = _digest(sorted(into[u] for u in before[v]))
+    for v in reversed(range(count)):
+        out[v] = _digest(sorted(out[w] for w in after[v]))
+    label = [_digest((into[v], out[v])) for v in range(count)]
+    edges = sorted(label[u] + label[v] for v in range(count) for u in before[v])
+    return _digest((str(count), *sorted(label), *edges))
+
+
+def depth(graph: Graph) -> int:
+    """Nodes on the longest path."""
+    before, _ = _neighbours(graph)
+    length: list[int] = []
+    for predecessors in before:
+        length.append(1 + max((length[u] for u in predecessors), default=0))
+    return max(length)
+
+
+def width(graph: Graph) -> int:
+    """Nodes of the largest antichain: how many can run side by side at most.
+
+    By Dilworth's theorem the fewest paths that cover all nodes, paths of the transitive closure: N
+    less the largest matching of closure edges (Fulkerson 1956).
+    """
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import maximum_bipartite_matching
+
+    before, _ = _neighbours(graph)
+    above = np.zeros((len(before), len(before)), np.bool_)  # [v, u] whether u is an ancestor of v
+    for v, predecessors in enumerate(before):
+        for u in predecessors:
+            above[v] |= above[u]
+            above[v, u] = True
+    matched = maximum_bipartite_matching(csr_array(above), perm_type="column")
+    return len(before) - int(np.count_nonzero(matched >= 0))
+
+
+def _neighbours(graph: Graph) -> tuple[list[set[int]], list[set[int]]]:
+    """For each node its producers and its consumers, each once."""
+    before: list[set[int]] = [set() for _ in graph.nodes]
+    after: list[set[int]] = [set() for _ in graph.nodes]
+    for tensor in graph.tensors:
+        after[tensor.producer].update(tensor.consumers)
+        for q in tensor.consumers:
+            before[q].add(tensor.producer)
+    return before, after
+
+
+def _digest(parts: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
