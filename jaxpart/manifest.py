@@ -11,6 +11,8 @@ import msgspec
 from jaxpart.errors import FileFormatError
 from jaxpart.files import read_bytes, write_whole
 
+FILE = "manifest.json"
+
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One graph of the data set; costs are per inference at batch 1."""
