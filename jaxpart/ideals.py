@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxpart import exact
+from jaxpart import exact, lattice
+from jaxpart.lattice import WORD
 from jaxpart.problem import FloatArray, IntArray, Problem
 
-WORD = 64
 # Entries of the [ideals, tensors] tables beyond which traffic between two cuts is left out.
 _TABLE_ENTRIES = 20_000_000
 # Words of the [ideals, words] bit sets beyond which ideals count as too many.
@@ -53,29 +52,21 @@ class Ideals:
 
 def count_ideals(problem: Problem, limit: int) -> int | None:
     """Number of ideals of the blocks; None where there are more than `limit`."""
-    found = _enumerate(problem.contracted, limit)
-    return None if found is None else len(found)
+    return lattice.count(problem, limit)
 
 
 def list_ideals(problem: Problem, limit: int) -> Ideals | None:
     """All ideals of the blocks; None where there are more than `limit`."""
     blocks = problem.contracted
     words = -(-blocks.num_nodes // WORD)
-    found = _enumerate(blocks, min(limit, _MEMBER_WORDS // words))
+    found = lattice.enumerate_ideals(problem, min(limit, _MEMBER_WORDS // words))
     if found is None:
         return None
-    parent = np.array([ideal.parent for ideal in found])
-    added = np.array([ideal.added for ideal in found])
-    load_s = np.zeros((len(found), blocks.node_s.shape[1]))
-    own = _own_weight_bytes(blocks)
-    own_weight_bytes = np.zeros(len(found))
+    members = found.members
     first = np.zeros(len(found), np.int64)
-    for i in range(1, len(found)):
-        p, v = parent[i], added[i]
-        load_s[i] = load_s[p] + blocks.node_s[v]
-        own_weight_bytes[i] = own_weight_bytes[p] + own[v]
-        first[i] = max(first[p], blocks.pin[v] + 1)
-    members = _packed([ideal.members for ideal in found], words)
+    for v in np.flatnonzero(blocks.pin >= 0):
+        is_inside = (members[:, v // WORD] >> np.uint64(v % WORD)) & np.uint64(1) == 1
+        first[is_inside] = np.maximum(first[is_inside], blocks.pin[v] + 1)
     # From the top down: what is outside an ideal is outside each smaller one that it grew from.
     last = np.full(len(found), problem.num_chips)
     for v in np.flatnonzero(blocks.pin >= 0):
@@ -84,10 +75,10 @@ def list_ideals(problem: Problem, limit: int) -> Ideals | None:
     made, joined = _traffic_tables(blocks, members)
     return Ideals(
         members=members,
-        needed=_packed([ideal.needed for ideal in found], words),
-        load_s=load_s,
-        cut_bytes=np.array([ideal.cut_bytes for ideal in found]),
-        own_weight_bytes=own_weight_bytes,
+        needed=found.needed,
+        load_s=found.sums(blocks.node_s),
+        cut_bytes=found.cut_bytes,
+        own_weight_bytes=found.sums(_own_weight_bytes(blocks)),
         first_chip=first,
         last_chip=last,
         made=made,
@@ -102,11 +93,6 @@ def _own_weight_bytes(blocks: Problem) -> FloatArray:
     own = np.zeros(blocks.num_nodes)
     np.add.at(own, blocks.use_node[single], blocks.weight_bytes[blocks.use_weight[single]])
     return own
-
-
-def _packed(sets: list[int], words: int) -> NDArray[np.uint64]:
-    packed = b"".join(bits.to_bytes(words * 8, "little") for bits in sets)
-    return np.frombuffer(packed, np.uint64).reshape(len(sets), words)
 
 
 def _traffic_tables(
@@ -330,59 +316,3 @@ def _chips_of(problem: Problem, ideals: Ideals, parent: NDArray[np.int32], used:
         chip[_unpacked(ideals.members[i] & ~ideals.members[before])[: len(chip)]] = c - 1
         i = before
     return chip[problem.block]
-
-
-class _Ideal(NamedTuple):
-    members: int  # bits of blocks
-    needed: int  # blocks outside that consume something made inside
-    ready: frozenset[int]  # blocks that may join next
-    cut_bytes: float
-    parent: int  # position of an ideal with one block less
-    added: int  # that block
-
-
-def _enumerate(blocks: Problem, limit: int) -> list[_Ideal] | None:
-    """All ideals, smallest first; None where there are more than `limit`."""
-    count = blocks.num_nodes
-    before = [0] * count
-    after = [0] * count
-    followers: list[list[int]] = [[] for _ in range(count)]
-    for u, v in blocks.node_pairs.tolist():
-        before[v] |= 1 << u
-        after[u] |= 1 << v
-        followers[u].append(v)
-    consumers = [0] * blocks.num_tensors
-    taken: list[list[int]] = [[] for _ in range(count)]
-    for k, q in zip(blocks.edge_tensor.tolist(), blocks.edge_consumer.tolist(), strict=True):
-        consumers[k] |= 1 << q
-        taken[q].append(k)
-    sizes = blocks.tensor_bytes.tolist()
-    sent = [0.0] * count
-    for k, p in enumerate(blocks.tensor_producer.tolist()):
-        sent[p] += sizes[k] if consumers[k] else 0.0
-
-    roots = frozenset(v for v in range(count) if before[v] == 0)
-    layer = [_Ideal(0, 0, roots, 0.0, 0, 0)]
-    found: list[_Ideal] = []
-    while layer:
-        larger: dict[int, _Ideal] = {}
-        for position, ideal in enumerate(layer, len(found)):
-            for v in ideal.ready:
-                members = ideal.members | (1 << v)
-                if members in larger:
-                    continue
-                joined = {w for w in followers[v] if before[w] & ~members == 0}
-                done = sum(sizes[k] for k in taken[v] if consumers[k] & ~members == 0)
-                larger[members] = _Ideal(
-                    members,
-                    (ideal.needed | after[v]) & ~(1 << v),
-                    (ideal.ready - {v}) | joined,
-                    ideal.cut_bytes + sent[v] - done,
-                    position,
-                    v,
-                )
-                if len(found) + len(layer) + len(larger) > limit:
-                    return None
-        found += layer
-        layer = sorted(larger.values())
-    return found
