@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxpart.ideals import Outcome
+from jaxpart.intervals import heaviest_interval
 from jaxpart.problem import Problem
 
 # Bounds come from float64 sums; this much is given away so that rounding never lifts one too high.
@@ -21,8 +22,8 @@ class Bound(NamedTuple):
 
 
 def combinatorial_bound(problem: Problem) -> Bound:
-    """The better of the mean load and the largest block."""
-    return max(_mean_load(problem), _largest_block(problem))
+    """The best of the mean load, the largest block and, by the triangle rule, edges' intervals."""
+    return max(_mean_load(problem), _largest_block(problem), _widest_interval(problem))
 
 
 def _mean_load(problem: Problem) -> Bound:
@@ -60,6 +61,19 @@ def _largest_block(problem: Problem) -> Bound:
     kind = problem.chip_kind[problem.block_pin[pinned]]
     fastest[pinned] = block_s[pinned, kind]
     return Bound(float(fastest.max()) * (1 - _SAFETY), "largest node")
+
+
+def _widest_interval(problem: Problem) -> Bound:
+    """Two chips run all that lies between and at the ends of an edge.
+
+    Proof: `intervals`. One of the two takes at least half of it, on the fastest chips there are.
+    """
+    rules = problem.mcm.constraints
+    if not (rules.triangle and rules.acyclic):
+        return Bound(0.0, "edge interval")
+    found = heaviest_interval(problem, problem.contracted.node_s.min(axis=1))
+    seconds = 0.0 if found is None else found.amount / 2
+    return Bound(seconds * (1 - _SAFETY), "edge interval")
 
 
 def bound_of(relaxed: Outcome, incumbent_s: float) -> Bound:

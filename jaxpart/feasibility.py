@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from jaxpart.intervals import heaviest_interval
 from jaxpart.problem import Problem
 
 _MIB = 2**20
@@ -12,14 +13,16 @@ _MIB = 2**20
 def why_infeasible(problem: Problem) -> str | None:
     """One sentence that proves that nothing is valid; None where no simple reason was found.
 
-    Looks at pins, at weights that no chip or not all chips can hold, and at pins that would leave
-    chips without a node. Each reason is a proof; finding none proves nothing.
+    Looks at pins, at weights that no chip or not all chips can hold, at what the triangle rule
+    leaves to two chips, and at pins that would leave chips without a node. Each reason is a proof;
+    finding none proves nothing.
     """
     return (
         _pins_in_a_block(problem)
         or _pins_against_dataflow(problem)
         or _pins_beyond_the_nodes(problem)
         or _too_large(problem)
+        or _too_large_between(problem)
     )
 
 
@@ -99,3 +102,24 @@ def _too_large(problem: Problem) -> str | None:
             f"{capacity / _MIB:.1f} MiB"
         )
     return None
+
+
+def _too_large_between(problem: Problem) -> str | None:
+    """Two chips hold all that lies between the ends of an edge (`intervals`)."""
+    rules = problem.mcm.constraints
+    if not (rules.memory and rules.triangle and rules.acyclic):
+        return None
+    blocks = problem.contracted
+    uses = np.bincount(blocks.use_weight, minlength=len(blocks.weight_bytes))[blocks.use_weight]
+    held = np.zeros(blocks.num_nodes)
+    np.add.at(held, blocks.use_node[uses == 1], blocks.weight_bytes[blocks.use_weight[uses == 1]])
+    found = heaviest_interval(problem, held)
+    room = 2 * float(blocks.capacity_bytes.max())
+    if found is None or found.amount <= room:
+        return None
+    ends = [int(np.argmax(problem.block == b)) for b in (found.producer, found.consumer)]
+    return (
+        f"{_name(problem, ends[0])} feeds {_name(problem, ends[1])}, so that by the triangle rule "
+        f"two chips must hold the nodes between them: {found.amount / _MIB:.1f} MiB of weights, "
+        f"two chips have {room / _MIB:.1f} MiB"
+    )

@@ -1,0 +1,74 @@
+"""What the triangle rule says of the nodes between the ends of an edge.
+
+Let w lie on a path from u to v beside the edge (u, v). With f(u) = a and f(v) = b, a != b, the chip
+graph has the edge a -> b. Were f(w) another chip x, the nodes of the path would lead from a over x
+to b: a longer path beside a -> b, which the rule forbids. So every node between the ends of an edge
+runs on the chip of the one or of the other: two chips hold the whole interval.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxpart.problem import FloatArray, Problem
+
+# Blocks beyond which bit sets of all ancestors are not made: 2 x 50 MB.
+_MOST_BLOCKS = 20_000
+# Entries of a table of edges and blocks that is unpacked at once.
+_CHUNK_ENTRIES = 8_000_000
+_WORD = 64
+
+
+class Heaviest(NamedTuple):
+    """The interval with the most of something: of the blocks between and at an edge's ends."""
+
+    amount: float
+    producer: int  # block
+    consumer: int  # block
+
+
+def heaviest_interval(problem: Problem, amounts: FloatArray) -> Heaviest | None:
+    """The edge whose ends and what is between hold the most of `amounts` [blocks].
+
+    Any two of them by the same path are counted once. None where no edge has anything between its
+    ends, or there are too many blocks for it.
+    """
+    blocks = problem.contracted
+    if blocks.num_nodes > _MOST_BLOCKS or not len(blocks.node_pairs):
+        return None
+    below, above = _reachable(blocks)
+    producer, consumer = blocks.node_pairs.T
+    best: Heaviest | None = None
+    step = max(1, _CHUNK_ENTRIES // blocks.num_nodes)
+    for start in range(0, len(producer), step):
+        u, v = producer[start : start + step], consumer[start : start + step]
+        between = below[u] & above[v]
+        beside = np.flatnonzero(between.any(axis=1))
+        if not len(beside):
+            continue
+        u, v = u[beside], v[beside]
+        inside = np.unpackbits(between[beside].view(np.uint8), axis=1, bitorder="little")
+        held = inside[:, : blocks.num_nodes] @ amounts + amounts[u] + amounts[v]
+        most = int(held.argmax())
+        if best is None or held[most] > best.amount:
+            best = Heaviest(float(held[most]), int(u[most]), int(v[most]))
+    return best
+
+
+def _reachable(blocks: Problem) -> tuple[np.ndarray, np.ndarray]:
+    """[N, words] bit sets of each block's descendants, and of its ancestors."""
+    count = blocks.num_nodes
+    below = np.zeros((count, -(-count // _WORD)), np.uint64)
+    above = np.zeros_like(below)
+    word = np.arange(count) // _WORD
+    bit = np.uint64(1) << (np.arange(count) % _WORD).astype(np.uint64)
+    pairs = blocks.node_pairs.tolist()
+    for u, v in sorted(pairs, reverse=True):
+        below[u] |= below[v]
+        below[u, word[v]] |= bit[v]
+    for u, v in sorted(pairs, key=lambda pair: pair[1]):
+        above[v] |= above[u]
+        above[v, word[u]] |= bit[u]
+    return below, above
