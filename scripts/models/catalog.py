@@ -14,7 +14,7 @@ Kind = Literal["cnn", "rnn", "transformer", "moe"]
 Split = Literal["train", "valid", "test", "extra"]
 
 # Each has a tuple of models named MODELS, and imports heavy packages in their `build` alone.
-_MODULES = ("keras_cnn", "recurrent", "transformers_flax")
+_MODULES = ("keras_cnn", "cnn", "recurrent", "transformers_flax")
 
 
 @dataclasses.dataclass(frozen=True)

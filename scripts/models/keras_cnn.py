@@ -18,7 +18,6 @@ from .catalog import Model, Split
 _Row = tuple[str, str, str, int, Split]
 _ROWS: tuple[_Row, ...] = (
     ("resnet50", "resnet", "ResNet50", 224, "train"),
-    ("resnet101-v2", "resnet", "ResNet101V2", 224, "train"),
     ("densenet121", "densenet", "DenseNet121", 224, "train"),
     ("nasnet-mobile", "nasnet", "NASNetMobile", 224, "train"),
     ("xception", "xception", "Xception", 299, "train"),
