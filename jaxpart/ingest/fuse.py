@@ -43,7 +43,9 @@ _ELEMENTWISE = frozenset(
 _REDUCTIONS = frozenset(
     [
         "argmax", "argmin", "reduce_and", "reduce_max", "reduce_min", "reduce_or", "reduce_prod",
-        "reduce_sum", "ArgMax", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum",
+        "reduce_sum", "reduce_window", "reduce_window_max", "reduce_window_min",
+        "reduce_window_sum", "ArgMax", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin",
+        "ReduceSum",
     ]
 )
 # fmt: on
