@@ -27,10 +27,13 @@ from jaxpart.problem import FloatArray, IntArray, Problem
 _TRIED = 3
 # The power of sizes that is summed to compare partitions: near the maximum, but it feels the rest.
 _POWER = 8
+# The size of a cluster whose weights fill a chip. Buffers and activations take some of the SRAM.
+_OVERFULL = 1e4
+_FOR_WEIGHTS = 0.95
 
 
 class Weigher:
-    """How large a cluster is: its share of a chip's time or memory, whichever is more.
+    """How large a cluster is: its seconds, unless its weights are more than a chip can hold.
 
     Attributes:
       seconds: [N] of each block on the fastest chip.
@@ -52,12 +55,20 @@ class Weigher:
         self._weight_bytes: list[float] = blocks.weight_bytes.tolist()
         self._target_s = max(target_s, 1e-30)
         has_memory = problem.mcm.constraints.memory
-        self._capacity = float(problem.capacity_bytes.max()) if has_memory else math.inf
+        capacity = float(problem.capacity_bytes.max()) if has_memory else math.inf
+        is_full = problem.mcm.memory_model == "full"
+        alone = max(self._held(*figures) for figures in zip(self.own, self.shared, strict=True))
+        self._capacity = max(capacity * (_FOR_WEIGHTS if is_full else 1.0), alone)
 
     def size(self, seconds: float, own: float, shared: int) -> float:
-        """At most 1 where one chip can run it within the target and hold its weights."""
-        held = own + sum(self._weight_bytes[w] for w in bits(shared))
-        return max(seconds / self._target_s, held / self._capacity)
+        """Seconds in units of the target; more than any such where no chip holds its weights."""
+        held = self._held(own, shared)
+        if held > self._capacity:
+            return _OVERFULL * held / self._capacity
+        return seconds / self._target_s
+
+    def _held(self, own: float, shared: int) -> float:
+        return own + sum(self._weight_bytes[w] for w in bits(shared))
 
 
 class Quotient:

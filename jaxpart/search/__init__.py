@@ -2,9 +2,10 @@
 
 # What each method is, for `--help`; `engine.IMPLEMENTATIONS` has the code.
 METHODS: dict[str, str] = {
-    "auto": "the default: slicing, ideals and the solver together, stops when proven optimal",
+    "auto": "the default: all of slice, clusters, ideals and the solver, until proven optimal",
     "greedy": "the compiler's heuristic that improvements are measured against",
     "slice": "optimal cuts of node orders, with evolution over the orders",
+    "clusters": "groups grown from single nodes, side by side where the graph branches",
     "ideals": "exact dynamic program over the graph's down-sets, where they are few",
     "exact": "integer program, warm-started by slicing; for small graphs",
     "random": "the paper's random search: uniform samples made valid",

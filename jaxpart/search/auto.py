@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator
 
 import numpy as np
 
+from jaxpart.search.clusters import cluster_search
 from jaxpart.search.orders import slice_search
 from jaxpart.search.proofs import ideals
 from jaxpart.search.state import Search
@@ -17,13 +19,13 @@ _PROVABLE_BITS = 8000
 
 
 def auto(search: Search) -> Generator[None]:
-    """The program order cut optimally, then ideals, then evolution of orders beside the solver.
+    """The program order cut optimally, then ideals, then searches in turn beside the solver.
 
     Without a time limit the solver only repairs, so that the same seed gives the same answer.
 
-    Where ideals are few, the second step proves the optimum and the search is over. Elsewhere the
-    device evolves orders while SCIP repairs what memory forbids, polishes the best and, on small
-    graphs, works on a proof.
+    Where ideals are few, the second step proves the optimum and the search is over. Elsewhere
+    orders evolve and clusters grow, whichever has paid more lately, while SCIP repairs what memory
+    forbids, polishes the best and, on small graphs, works on a proof.
     """
     # Fewest chips and nothing sent: the best where transfers cost more than they save.
     search.samples += 1
@@ -33,13 +35,35 @@ def auto(search: Search) -> Generator[None]:
     next(slicing)
     yield
     yield from ideals(search)
-    search.enter("slicing, solver")
     problem = search.problem
     with Workers(search) as workers:
         if problem.num_blocks * problem.num_chips <= _PROVABLE_BITS:
             workers.prove()
-        for _ in slicing:
+        for _ in in_turn(search, {"slicing": slicing, "clusters": cluster_search(search)}):
             workers.repair_promising()
             workers.polish_best()
             workers.collect()
             yield
+
+
+def in_turn(search: Search, methods: dict[str, Generator[None]]) -> Generator[None]:
+    """Steps of several methods: next is always the one that has gone the least time without gain.
+
+    So a method that gains goes on, and those that do not share the time evenly. Without a time
+    limit steps are counted instead of seconds, so that the same seed gives the same answer.
+    """
+    is_timed = search.budget.time_limit_s is not None
+    idle = dict.fromkeys(methods, 0.0)
+    while idle:
+        name = min(idle, key=idle.__getitem__)
+        search.enter(name)
+        start_s, best_s = time.perf_counter(), search.best_s
+        try:
+            next(methods[name])
+        except StopIteration:
+            del idle[name]
+            continue
+        idle[name] += time.perf_counter() - start_s if is_timed else 1.0
+        if search.best_s < best_s:
+            idle[name] = 0.0
+        yield

@@ -18,6 +18,7 @@ from jaxpart.problem import Problem
 from jaxpart.result import Result, SearchInfo
 from jaxpart.search import METHODS
 from jaxpart.search.auto import auto
+from jaxpart.search.clusters import cluster_search
 from jaxpart.search.labels import anneal, random
 from jaxpart.search.orders import slice_search
 from jaxpart.search.proofs import exact, greedy, ideals
@@ -27,6 +28,7 @@ IMPLEMENTATIONS: dict[str, Method] = {
     "auto": auto,
     "greedy": greedy,
     "slice": slice_search,
+    "clusters": cluster_search,
     "ideals": ideals,
     "exact": exact,
     "random": random,

@@ -6,14 +6,19 @@ import itertools
 import time
 from collections.abc import Generator
 
-from jaxpart.bound import bound_of
+from jaxpart.bound import Bound, bound_of
 from jaxpart.ideals import list_ideals, solve
+from jaxpart.lattice import enumerate_ideals
 from jaxpart.search.orders import slice_search
 from jaxpart.search.state import Search
 from jaxpart.search.workers import Workers
+from jaxpart.stages import least_bottleneck
 
 # A graph with more ideals than this is not narrow: listing them is a second, pairs are many.
 MOST_IDEALS = 40_000
+# Listing so many takes two or three seconds, a test of a bottleneck less than one.
+MOST_BISECTED = 300_000
+_LEAST_GAP = 1e-6
 _POLL_S = 0.05
 
 
@@ -34,7 +39,7 @@ def ideals(search: Search) -> Generator[None]:
 
     found = list_ideals(problem, MOST_IDEALS) if problem.mcm.constraints.acyclic else None
     if found is None:
-        search.notes.append(f"more than {MOST_IDEALS} ideals: no bound from them")
+        yield from _least_bottleneck(search)
         return
     yield
     cutoff_s = search.best_s if search.best is not None else float(found.load_s[-1].max()) * 4
@@ -53,6 +58,29 @@ def ideals(search: Search) -> Generator[None]:
         if outcome is not None and outcome.assignment is not None:
             search.offer(outcome.assignment[:, None])
         yield
+
+
+def _least_bottleneck(search: Search) -> Generator[None]:
+    """The bound, and often the optimum, where ideals are too many for pairs of them."""
+    problem, rules = search.problem, search.problem.mcm.constraints
+    lattice = enumerate_ideals(problem, MOST_BISECTED) if rules.acyclic else None
+    if lattice is None:
+        search.notes.append(f"more than {MOST_BISECTED} ideals: no bound from them")
+        return
+    yield
+    outcome = least_bottleneck(
+        problem,
+        lattice,
+        search.bound.seconds,
+        search.best_s if search.best is not None else 4 * problem.mean_load_s,
+        gap=max(search.budget.gap / 2, _LEAST_GAP),
+        give_up=lambda: search.remaining_s <= 0,
+    )
+    search.samples += 1
+    search.raise_bound(Bound(outcome.lower_s, "ideals"))
+    if outcome.assignment is not None:
+        search.offer(outcome.assignment[:, None])
+    yield
 
 
 def exact(search: Search) -> Generator[None]:
