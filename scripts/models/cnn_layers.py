@@ -21,7 +21,7 @@ from .tracing import floats, trace
 Activation = Callable[[Any], Any]
 
 
-class _Network(nn.Module):
+class Network(nn.Module):
     """A function of arrays as a module, so that layers called in it have somewhere to live."""
 
     layers: Callable[..., Any]
@@ -33,7 +33,7 @@ class _Network(nn.Module):
 
 def graph_of(name: str, layers: Callable[..., Any], *shapes: Sequence[int]) -> Graph:
     """The graph of a network on float inputs of these shapes."""
-    return trace(name, _Network(layers), *(floats(*shape) for shape in shapes))
+    return trace(name, Network(layers), *(floats(*shape) for shape in shapes))
 
 
 def conv(
@@ -53,10 +53,9 @@ def conv(
     """
     axes = x.ndim - 2
     window = (kernel,) * axes if isinstance(kernel, int) else kernel
-    if pad is None:
-        padding = [(dilation * (k - 1) // 2,) * 2 for k in window]
-    else:
-        padding = [(pad, pad) if isinstance(pad, int) else pad] * axes
+    half = [dilation * (k - 1) // 2 for k in window]
+    around = (pad, pad) if isinstance(pad, int) else pad
+    padding = [(h, h) for h in half] if around is None else [around] * axes
     return nn.Conv(
         features,
         window,

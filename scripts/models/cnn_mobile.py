@@ -10,7 +10,7 @@ from jaxpart.graph import Graph
 from .cnn_layers import classes, concat, conv_bn, depthwise, excite, graph_of, max_pool, pooled
 
 
-def _shuffled(x, groups: int = 2):
+def shuffled(x, groups: int = 2):
     """Channels of the groups in turn (Zhang et al., CVPR 2018)."""
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height, width, groups, channels // groups)
@@ -29,10 +29,10 @@ def shufflenet_v2(name: str) -> Graph:
         for features, repeats in ((116, 4), (232, 8), (464, 4)):
             half = features // 2
             skip = conv_bn(depthwise(x, 3, 2, act=None), half, 1)
-            x = _shuffled(concat(skip, branch(x, half, 2)))
+            x = shuffled(concat(skip, branch(x, half, 2)))
             for _ in range(repeats - 1):
                 kept, worked = jnp.split(x, 2, -1)
-                x = _shuffled(concat(kept, branch(worked, half, 1)))
+                x = shuffled(concat(kept, branch(worked, half, 1)))
         return classes(conv_bn(x, 1024, 1))
 
     return graph_of(name, layers, (1, 224, 224, 3))

@@ -87,7 +87,7 @@ def darts(name: str) -> Graph:
     return graph_of(name, layers, (1, 224, 224, 3))
 
 
-def _small_world(nodes: int, degree: int, probability: float, seed: int) -> list[list[int]]:
+def small_world(nodes: int, degree: int, probability: float, seed: int) -> list[list[int]]:
     """Inputs of each node of a Watts-Strogatz graph, edges directed from lower to higher."""
     draw = random.Random(seed).random
     neighbours: list[set[int]] = [set() for _ in range(nodes)]
@@ -123,7 +123,7 @@ def randwire(name: str) -> Graph:
     """RandWire-WS(4, 0.75), small regime, 78 channels (Xie et al., ICCV 2019), 224 x 224."""
 
     def stage(x, features: int, seed: int):
-        inputs = _small_world(32, 4, 0.75, seed)
+        inputs = small_world(32, 4, 0.75, seed)
         made = []
         for sources in inputs:
             y = _Mixed()([made[u] for u in sources]) if sources else x

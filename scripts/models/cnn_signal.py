@@ -10,7 +10,7 @@ from jaxpart.graph import Graph
 from .cnn_layers import conv, graph_of, total
 
 
-def _causal(x, features: int, dilation: int):
+def causal(x, features: int, dilation: int):
     """A convolution of two taps that sees no future."""
     return conv(x, features, 2, dilation=dilation, pad=(dilation, 0))
 
@@ -19,10 +19,10 @@ def wavenet(name: str) -> Graph:
     """WaveNet (van den Oord et al. 2016): 3 x 10 layers of 64, skips of 256, 4096 samples."""
 
     def layers(x):
-        x = _causal(x, 64, 1)
+        x = causal(x, 64, 1)
         skips = []
         for layer in range(30):
-            filtered, gate = jnp.split(_causal(x, 128, 2 ** (layer % 10)), 2, -1)
+            filtered, gate = jnp.split(causal(x, 128, 2 ** (layer % 10)), 2, -1)
             y = jnp.tanh(filtered) * nn.sigmoid(gate)
             skips.append(conv(y, 256, 1))
             if layer < 29:
