@@ -28,6 +28,7 @@ class Network(nn.Module):
 
     @nn.compact
     def __call__(self, *inputs: Any) -> Any:
+        """What the function gives."""
         return self.layers(*inputs)
 
 
