@@ -68,6 +68,7 @@ def _candidates(search: Search, rng: np.random.Generator) -> Iterator[tuple[IntA
     pairs = blocks.node_pairs.tolist()
     weigher = Weigher(problem, search.bound.seconds)
     single = Quotient([[v] for v in range(blocks.num_nodes)], pairs, weigher)
+    is_turn_of_best = True  # every other time; first comes what was grown
     while True:
         best: tuple[_Merit, IntArray] | None = None
         for _ in range(_FRESH):
@@ -81,7 +82,8 @@ def _candidates(search: Search, rng: np.random.Generator) -> Iterator[tuple[IntA
             yield labels, merit
             if best is None or merit < best[0]:
                 best = merit, labels
-        if search.best is not None and (best is None or search.best_s < best[0].bottleneck_s):
+        is_turn_of_best = not is_turn_of_best
+        if is_turn_of_best and search.best is not None:
             first = np.zeros(blocks.num_nodes, np.int64)
             first[problem.block] = search.best
             best = merit_of(problem, first), first
