@@ -197,12 +197,10 @@ def _check_writable(path: Path) -> None:
 def _start_jax() -> None:
     """Compiled programs are kept between runs; warns of a slow GPU release."""
     import jax
-    import platformdirs
 
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", platformdirs.user_cache_dir("jaxpart"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    from jaxpart.environment import keep_compiled
+
+    keep_compiled()
     jaxlib = version("jaxlib")
     release = tuple(int(part) for part in re.findall(r"\d+", jaxlib)[:3])
     if (0, 10, 2) <= release <= (0, 11, 0) and jax.default_backend() == "gpu":

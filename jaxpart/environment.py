@@ -21,3 +21,14 @@ def environment() -> dict[str, object]:
         "python": platform.python_version(),
         **{package: metadata.version(package) for package in _PACKAGES},
     }
+
+
+def keep_compiled() -> None:
+    """Compiled programs are kept between runs, in the user's cache unless JAX is told elsewhere."""
+    import jax
+    import platformdirs
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", platformdirs.user_cache_dir("jaxpart"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

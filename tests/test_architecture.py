@@ -24,7 +24,7 @@ FLOORS = (
     {"report"},
     {"picture"},
     {"result"},
-    {"search"},
+    {"policy", "search"},
     {"progress", "arguments"},
     {"cli"},
     {"__init__"},

@@ -1,0 +1,158 @@
+"""The network: attention over the graph's edges in both directions, and heads for two decoders.
+
+Everything is per node, per edge or per (node, chip); no weight depends on the number of nodes or
+chips, so that one set of weights serves any graph on any module. Chips enter by where they stand,
+(c + 1/2) / C, and what they are.
+
+The heads start at zero. With fresh weights the policy is then its prior: it shifts the last
+placement (at first: labels by the load before each node, priorities by program order) along fixed
+directions and adds noise (`rollout`). What is learned is the difference.
+
+Graph attention: Velickovic et al. (ICLR 2018), with the dynamic scores of Brody et al. (ICLR 2022).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import jax.numpy as jnp
+import jraph
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from jaxpart.policy.features import BASIS, Features
+
+PLACEMENT = 8  # columns of what the network is told of the last placement
+_WAVES = 4
+_SPREAD = 1.5  # the most that a head may scale noise, as a power of e
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """What fixes the shapes of the weights."""
+
+    width: int = 64
+    layers: int = 3
+    heads: int = 4
+    rank: int = 4  # learned directions that a whole sample shares
+
+
+@struct.dataclass
+class Moves:
+    """How one decoder changes the last placement, per block; z is drawn once per sample.
+
+    A sample's move is shift + directions z + spread * noise, in units of the sample's step.
+    """
+
+    shift: Float[Array, " N"]
+    directions: Float[Array, "N R"]
+    log_spread: Float[Array, " N"]
+
+
+@struct.dataclass
+class Proposal:
+    """What the network says: moves of node priorities, moves of labels, and scores of chips."""
+
+    orders: Moves
+    labels: Moves
+    scores: Float[Array, "N C"]
+
+
+class Policy(nn.Module):
+    """The policy network."""
+
+    sizes: Sizes = Sizes()
+
+    @nn.compact
+    def __call__(self, features: Features, placement: Float[Array, "N 8"]) -> Proposal:
+        """Proposes moves away from a placement.
+
+        Args:
+          features: of the graph on the module.
+          placement: per block, of the placement to improve (`rollout.State.seen`).
+        """
+        width, rank = self.sizes.width, self.sizes.rank
+        rows, chips = features.node.shape[0], features.chip.shape[0]
+        h = nn.Dense(width)(jnp.concatenate([features.node, placement], axis=1))
+        h = h + nn.Dense(width)(features.module)[None]
+        gap = (placement[features.pair_to, 0] - placement[features.pair_from, 0])[:, None]
+        graph = jraph.GraphsTuple(
+            nodes=nn.gelu(h),
+            edges=jnp.concatenate([features.pair, gap], axis=1),
+            senders=features.pair_from,
+            receivers=features.pair_to,
+            globals=None,
+            n_node=jnp.array([rows]),
+            n_edge=jnp.array([features.pair_from.shape[0]]),
+        )
+        real = features.is_real[:, None]
+        for _ in range(self.sizes.layers):
+            graph = graph._replace(nodes=Layer(self.sizes)(graph, real))
+        h = nn.LayerNorm()(graph.nodes)
+
+        zero = nn.initializers.zeros
+        parts = nn.Dense(2 * (2 + rank + BASIS), kernel_init=zero)(h)
+        orders, labels = jnp.split(parts, 2, axis=1)
+        chip = nn.gelu(nn.Dense(width)(_chip_inputs(features.chip)))
+        keys = nn.Dense(width)(chip)  # [C, width]
+        scores = nn.Dense(width, kernel_init=zero)(h) @ keys.T
+        assert scores.shape == (rows, chips)
+        return Proposal(
+            orders=_moves(orders, features.order_basis),
+            labels=_moves(labels, features.label_basis),
+            scores=scores,
+        )
+
+
+class Layer(nn.Module):
+    """Attention along the edges, attention against them, a view of all; then a dense block."""
+
+    sizes: Sizes
+
+    @nn.compact
+    def __call__(self, graph: jraph.GraphsTuple, real: Float[Array, "N 1"]) -> Float[Array, "N W"]:
+        """The new node embeddings; those of padding mean nothing and reach no other."""
+        width = self.sizes.width
+        h = graph.nodes
+        x = nn.LayerNorm()(h)
+        ahead = _attend(self.sizes, x, graph.edges, graph.senders, graph.receivers)
+        back = _attend(self.sizes, x, graph.edges, graph.receivers, graph.senders)
+        everywhere = jnp.sum(x * real, axis=0, keepdims=True) / jnp.maximum(jnp.sum(real), 1.0)
+        seen = jnp.concatenate([x, ahead, back], axis=1)
+        h = h + nn.gelu(nn.Dense(width)(seen) + nn.Dense(width)(everywhere))
+        return h + nn.Dense(width)(nn.gelu(nn.Dense(width)(nn.LayerNorm()(h))))
+
+
+def _attend(
+    sizes: Sizes,
+    x: Float[Array, "N W"],
+    edges: Float[Array, "P D"],
+    sources: Int[Array, " P"],
+    targets: Int[Array, " P"],
+) -> Float[Array, "N W"]:
+    """Each node's mean over its neighbours on one side, weighted by attention; 0 without any."""
+    rows, pairs = x.shape[0], sources.shape[0]
+    value = nn.Dense(sizes.width)(x)
+    seen = value[sources] + nn.Dense(sizes.width)(edges)
+    asked = nn.leaky_relu(seen + nn.Dense(sizes.width)(x)[targets], 0.2)
+    logits = nn.Dense(sizes.heads, use_bias=False)(asked)
+    weights = jraph.segment_softmax(logits, targets, num_segments=rows)
+    by_head = seen.reshape(pairs, sizes.heads, -1) * weights[:, :, None]
+    return jraph.segment_sum(by_head.reshape(pairs, sizes.width), targets, num_segments=rows)
+
+
+def _moves(parts: Float[Array, "N M"], basis: Float[Array, "N R"]) -> Moves:
+    """The learned part on top of the fixed directions; each of these is scaled node by node."""
+    shift, spread = parts[:, 0], parts[:, 1]
+    scale, learned = parts[:, 2 : 2 + BASIS], parts[:, 2 + BASIS :]
+    fixed = basis * jnp.exp(_SPREAD * jnp.tanh(scale)) / BASIS**0.5
+    return Moves(shift, jnp.concatenate([fixed, learned], axis=1), _SPREAD * jnp.tanh(spread))
+
+
+def _chip_inputs(chip: Float[Array, "C H"]) -> Float[Array, "C K"]:
+    """What a chip is, and waves of where it stands."""
+    count = chip.shape[0]
+    at = ((jnp.arange(count) + 0.5) / count)[:, None]
+    turns = jnp.pi * at * 2.0 ** jnp.arange(_WAVES)[None]
+    return jnp.concatenate([chip, at, jnp.sin(turns), jnp.cos(turns)], axis=1)

@@ -1,0 +1,93 @@
+"""Pretrains the policy over the training graphs on modules of 4 to 64 chips.
+
+  python scripts/pretrain.py runs/policy --minutes 45
+  python scripts/pretrain.py runs/policy --minutes 45          again: goes on where it was
+  python scripts/pretrain.py runs/small --train a.json.gz b.json.gz --valid c.json.gz --steps 200
+
+The folder gets training.csv (a row per task of a step), validation.csv (geometric mean of
+T_baseline / T after 256 samples on chip labels; step 0 is fresh weights), checkpoints, and
+pretrained.policy: the weights that were best on the validation graphs. Same seed, same device,
+same steps: same weights, interrupted or not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from jaxpart.errors import InputError, JaxpartError
+
+
+def main() -> int:
+    """Trains; exit code 1 where training broke down, 2 for bad input, 130 for Ctrl-C."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("folder", type=Path, help="of the run; goes on where it holds one")
+    add("--steps", type=int, default=100_000, help="of training (default: %(default)s)")
+    add("--minutes", type=float, help="stop after so long, with a checkpoint")
+    add("--seed", type=int, default=0)
+    add("--modules", type=int, default=2, help="per training graph (default: %(default)s)")
+    add("--train", nargs="+", default=[], metavar="GRAPH", help="default: the training split")
+    add("--valid", nargs="+", default=[], metavar="GRAPH", help="default: the validation split")
+    arguments = parser.parse_args()
+    for name in ("steps", "minutes", "modules"):
+        value = getattr(arguments, name)
+        if value is not None and value <= 0:
+            parser.error(f"--{name} is {value}, expected more than 0")
+    try:
+        return _train(arguments)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except JaxpartError as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from jaxpart.environment import keep_compiled
+    from jaxpart.policy import pretraining
+    from jaxpart.policy.training import Plan
+
+    keep_compiled()
+    plan = Plan(seed=arguments.seed)
+    train = pretraining.load_graphs(arguments.train, "train")
+    valid = pretraining.load_graphs(arguments.valid, "valid")
+    run = pretraining.Run(
+        arguments.folder,
+        arguments.steps,
+        arguments.minutes,
+        modules=arguments.modules,
+        command=" ".join(["python", *sys.argv]),
+    )
+    train_pairs = pretraining.pairs(train, run.modules, plan.seed)
+    valid_pairs = pretraining.pairs(valid, run.modules, plan.seed + 1)
+    columns = (
+        TextColumn("step {task.completed}/{task.total}"),
+        BarColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+    )
+    print(f"{len(train_pairs)} pairs to train on, {len(valid_pairs)} to select on", flush=True)
+    with Progress(*columns) as progress:
+        bar = progress.add_task("building", total=run.steps)
+
+        def report(step, rows, best):
+            said = f"{rows[-1].task}: best {rows[-1].best:.3f}; validation {best:.4f}"
+            progress.update(bar, completed=step, description=said.replace("[", r"\["))
+
+        path = pretraining.pretrain(train_pairs, valid_pairs, plan, run, report)
+    print(f"written: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
