@@ -6,16 +6,9 @@ on the same side of the split.
 
 from __future__ import annotations
 
-import functools
-import importlib
+from .rows import Row, models_of
 
-from jaxpart.graph import Graph
-
-from .catalog import Model, Split
-
-# Name, family, module and function that trace it, configuration.
-_Row = tuple[str, str, str, str]
-_TRAIN: tuple[_Row, ...] = (
+_TRAIN: tuple[Row, ...] = (
     ("alexnet", "alexnet", "classic.alexnet", "2 columns, 227 x 227 x 3"),
     ("squeezenet", "squeezenet", "classic.squeezenet", "version 1.1, 224 x 224 x 3"),
     ("two-stream", "two-stream", "classic.two_stream", "CNN-M-2048, 10 flow fields, 101 classes"),
@@ -36,10 +29,10 @@ _TRAIN: tuple[_Row, ...] = (
     ("openpose", "openpose", "detection.openpose", "VGG-19, 6 stages, 368 x 368 x 3"),
     ("wavenet", "wavenet", "signal.wavenet", "3 x 10 layers, 64 and 256 channels, 4096 samples"),
 )
-_VALID: tuple[_Row, ...] = (
+_VALID: tuple[Row, ...] = (
     ("resnext50", "resnext", "branches.resnext50", "8 x 14d, paths apart, 224 x 224 x 3"),
 )
-_TEST: tuple[_Row, ...] = (
+_TEST: tuple[Row, ...] = (
     ("hrnet-w18-small", "hrnet", "aggregation.hrnet_w18_small", "224 x 224 x 3"),
     ("darts", "darts", "search.darts", "second order, 14 cells, C = 48, 224 x 224 x 3"),
 )
@@ -48,39 +41,4 @@ _RAW = (
     *("unet-plus-plus", "yolo-v3", "openpose", "wavenet"),
 )
 
-
-def _build(function: str, name: str) -> Graph:
-    module, function = function.split(".")
-    return getattr(importlib.import_module(f"{__package__}.cnn_{module}"), function)(name)
-
-
-def _model(row: _Row, split: Split, *, fused: bool) -> Model:
-    name, family, function, config = row
-    name = name if fused else f"{name}-raw"
-    return Model(
-        name=name,
-        family=family,
-        kind="cnn",
-        source="flax",
-        license="Apache-2.0",
-        config=config,
-        split=split,
-        build=functools.partial(_build, function, name),
-        fused=fused,
-    )
-
-
-def _models() -> tuple[Model, ...]:
-    sides: tuple[tuple[Split, tuple[_Row, ...]], ...] = (
-        ("train", _TRAIN),
-        ("valid", _VALID),
-        ("test", _TEST),
-    )
-    fused, raw = [], []
-    for split, rows in sides:
-        fused += [_model(row, split, fused=True) for row in rows]
-        raw += [_model(row, split, fused=False) for row in rows if row[0] in _RAW]
-    return (*fused, *raw)
-
-
-MODELS = _models()
+MODELS = models_of("cnn", {"train": _TRAIN, "valid": _VALID, "test": _TEST}, _RAW, "cnn")
