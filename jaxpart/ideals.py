@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxpart import exact, lattice
-from jaxpart.lattice import WORD
+from jaxpart.lattice import WORD, Lattice
 from jaxpart.problem import FloatArray, IntArray, Problem
 
 # Entries of the [ideals, tensors] tables beyond which traffic between two cuts is left out.
@@ -60,9 +60,16 @@ def list_ideals(problem: Problem, limit: int) -> Ideals | None:
     blocks = problem.contracted
     words = -(-blocks.num_nodes // WORD)
     found = lattice.enumerate_ideals(problem, min(limit, _MEMBER_WORDS // words))
-    if found is None:
-        return None
-    members = found.members
+    return None if found is None else _with_figures(problem, found)
+
+
+def list_prefixes(problem: Problem) -> Ideals:
+    """The ideals that the program order runs through; `solve` then cuts that order optimally."""
+    return _with_figures(problem, lattice.prefixes(problem))
+
+
+def _with_figures(problem: Problem, found: Lattice) -> Ideals:
+    blocks, members = problem.contracted, found.members
     first = np.zeros(len(found), np.int64)
     for v in np.flatnonzero(blocks.pin >= 0):
         is_inside = (members[:, v // WORD] >> np.uint64(v % WORD)) & np.uint64(1) == 1

@@ -87,6 +87,33 @@ def enumerate_ideals(problem: Problem, limit: int) -> Lattice | None:
     )
 
 
+def prefixes(problem: Problem) -> Lattice:
+    """The part of the lattice that the program order runs through: its first 0, 1, ... blocks.
+
+    Optimal chains within it are the optimal cuts of the program order.
+    """
+    blocks = _Blocks(problem.contracted)
+    count = len(blocks.before)
+    layer = _bottom(blocks)
+    layers = [layer]
+    for v in range(count):
+        layer = _joined_by(blocks, layer, np.array([v]), np.array([0]))
+        layers.append(layer)
+    steps = np.arange(count, dtype=np.int32)
+    return Lattice(
+        members=np.concatenate([layer.members for layer in layers]),
+        needed=np.concatenate([layer.needed for layer in layers]),
+        cut_bytes=np.concatenate([layer.cut_bytes for layer in layers]),
+        layer_start=np.arange(count + 2),
+        cover_start=np.minimum(np.arange(count + 2), count),
+        parent=np.concatenate([steps[:1], steps]),
+        last=np.concatenate([np.full(1, -1, np.int32), steps]),
+        below=steps,
+        above=steps + 1,
+        added=steps,
+    )
+
+
 def _joined(parts: list[NDArray[np.int64]]) -> NDArray[np.int32]:
     return np.concatenate([*parts, np.zeros(0, np.int64)], dtype=np.int32)
 
@@ -163,6 +190,11 @@ def _grown(blocks: _Blocks, layer: _Layer) -> _Layer:
     """The ideals with one block more."""
     is_ready = np.unpackbits(layer.ready.view(np.uint8), axis=1, bitorder="little")
     added, below = np.nonzero(is_ready.T)  # sorted by the block that joins
+    return _joined_by(blocks, layer, added, below)
+
+
+def _joined_by(blocks: _Blocks, layer: _Layer, added: IntArray, below: IntArray) -> _Layer:
+    """The ideals that block `added` [R] makes of ideal `below` [R] of the layer."""
     hashes, first, above = np.unique(
         layer.hashes[below] ^ blocks.salt[added], return_index=True, return_inverse=True
     )

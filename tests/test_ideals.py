@@ -1,13 +1,14 @@
 """Ideals against brute force: their number, the bound, and what the program finds."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
 
 from jaxpart.bound import bound_of, combinatorial_bound
 from jaxpart.cost import verify
-from jaxpart.ideals import count_ideals, list_ideals, solve
+from jaxpart.ideals import count_ideals, list_ideals, list_prefixes, solve
 from jaxpart.problem import Problem
 from tests.oracle import all_valid, best
 from tests.strategies import random_graph, random_mcm
@@ -148,3 +149,29 @@ def test_with_the_span_rule_the_program_finds_the_best_such_partition():
         expected = verify(problem, candidates).bottleneck_s.min()
         np.testing.assert_allclose(found.bottleneck_s[0], expected, rtol=1e-12)
     assert solved >= 10
+
+
+@pytest.mark.parametrize("name", ["chain", "chain, no overlap", "unlike chips"])
+def test_prefixes_give_the_optimal_cuts_of_the_program_order(name):
+    module = MODULES[name]
+    rng = np.random.default_rng(6)
+    solved = 0
+    for _ in range(40):
+        graph = random_graph(rng, max_nodes=6, max_chips=3)
+        problem = Problem.build(graph, module)
+        ways = itertools.combinations_with_replacement(range(module.num_chips), problem.num_blocks)
+        candidates = np.array(list(ways)).T[problem.block]
+        step = candidates[problem.edge_consumer] - candidates[problem.edge_producer]
+        candidates = candidates[:, (step <= 1).all(axis=0)]
+        expected = verify(problem, candidates)
+        if not expected.valid.any():
+            continue
+        solved += 1
+        outcome = solve(problem, list_prefixes(problem), np.inf, span=True)
+        assert outcome is not None
+        assert outcome.assignment is not None
+        found = verify(problem, outcome.assignment[:, None])
+        assert found.valid[0]
+        optimum = expected.bottleneck_s[expected.valid].min()
+        np.testing.assert_allclose(found.bottleneck_s[0], optimum, rtol=1e-12)
+    assert solved >= 15
