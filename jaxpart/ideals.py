@@ -49,6 +49,11 @@ class Ideals:
     made: NDArray[np.bool_] | None  # [I, K] whether the tensor's producer is inside
     joined: NDArray[np.uint16] | None  # [I, K] how many of its consumers are inside
 
+    @property
+    def is_total_order(self) -> bool:
+        """Whether the blocks can run in one order only."""
+        return len(self.members) == int(np.bitwise_count(self.members[-1]).sum()) + 1
+
 
 def count_ideals(problem: Problem, limit: int) -> int | None:
     """Number of ideals of the blocks; None where there are more than `limit`."""
@@ -128,6 +133,7 @@ def solve(
     cutoff_s: float,
     *,
     span: bool,
+    is_bound: bool | None = None,
     give_up: Callable[[], bool] = lambda: False,
 ) -> Outcome | None:
     """The chain of ideals with the least bottleneck; None where there are too many pairs of them.
@@ -141,13 +147,16 @@ def solve(
     Args:
       cutoff_s: pieces with more compute than this are left out; only a bottleneck at or below it
         means anything.
+      is_bound: pieces whose memory there is no time to weigh count as fitting, so that the
+        bottleneck is never too high; otherwise (the default with `span`) as not fitting.
       give_up: asked from time to time whether to stop, with None.
     """
     mcm = problem.mcm
     chips = problem.num_chips
     kinds = problem.chip_kind
     bandwidth = mcm.link_bandwidth
-    memory = _Memory(problem, ideals, count_as_fit=not span) if mcm.constraints.memory else None
+    is_bound = not span if is_bound is None else is_bound
+    memory = _Memory(problem, ideals, count_as_fit=is_bound) if mcm.constraints.memory else None
     fastest = ideals.load_s.min(axis=1)
     order = np.argsort(fastest, kind="stable")
     sorted_load = fastest[order]

@@ -8,6 +8,7 @@ import pytest
 
 from jaxpart.bound import bound_of, combinatorial_bound
 from jaxpart.cost import verify
+from jaxpart.graph import Graph, Node, Tensor, Weight
 from jaxpart.ideals import count_ideals, list_ideals, list_prefixes, solve
 from jaxpart.problem import Problem
 from tests.oracle import all_valid, best
@@ -175,3 +176,36 @@ def test_prefixes_give_the_optimal_cuts_of_the_program_order(name):
         optimum = expected.bottleneck_s[expected.valid].min()
         np.testing.assert_allclose(found.bottleneck_s[0], optimum, rtol=1e-12)
     assert solved >= 15
+
+
+def test_on_a_total_order_the_program_with_the_span_rule_is_exact():
+    rng = np.random.default_rng(7)
+    solved = 0
+    for name in ("chain", "chain, no overlap", "unlike chips"):
+        module = MODULES[name]
+        for _ in range(15):
+            count = int(rng.integers(2, 7))
+            graph = total_order(rng, count)
+            optimum = best(graph, module)
+            problem = Problem.build(graph, module)
+            ideals = list_ideals(problem, 1000)
+            assert ideals is not None
+            assert ideals.is_total_order
+            if optimum is None:
+                continue
+            solved += 1
+            outcome = solve(problem, ideals, 2 * optimum[0], span=True, is_bound=True)
+            assert outcome is not None
+            np.testing.assert_allclose(outcome.bottleneck_s, optimum[0], rtol=1e-12)
+    assert solved >= 20
+
+
+def total_order(rng: np.random.Generator, count: int) -> Graph:
+    """Each node feeds the next, and some feed later ones."""
+    nodes = [Node(f"n{v}", "op", float(rng.integers(1, 9)) * 100, 0.0) for v in range(count)]
+    tensors = []
+    for v in range(count - 1):
+        later = [w for w in range(v + 2, count) if rng.random() < 0.3]
+        tensors.append(Tensor(v, float(rng.integers(1, 9)) * 100, (v + 1, *later)))
+    weights = [Weight(float(rng.integers(0, 3)) * 500, (v,)) for v in range(count)]
+    return Graph(tuple(nodes), tuple(tensors), tuple(weights))
