@@ -76,6 +76,11 @@ def add_partition_arguments(parser: Parser) -> None:
         default=1e-4,
         help="stop when proven this close to the optimum (default: %(default)s)",
     )
+    add(
+        "--policy",
+        metavar="NAME_OR_FILE",
+        help="weights of --method policy: a checkpoint, or none for fresh ones (default: shipped)",
+    )
     add("--out", metavar="FILE.json", help="the result file (default: GRAPH-MCM.result.json)")
     add(
         "--plot",

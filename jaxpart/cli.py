@@ -7,7 +7,6 @@ Exit codes: 0 a valid partition, 1 none (infeasible, none found, or the checked 
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 import tempfile
@@ -98,6 +97,7 @@ def _partition(arguments: argparse.Namespace) -> int:
             seed=arguments.seed,
             init=init,
             gap=arguments.gap,
+            policy=arguments.policy,
             progress=callback,
         )
     result.save(out)

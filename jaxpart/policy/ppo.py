@@ -27,7 +27,7 @@ from jaxpart.policy.rollout import Params, State
 class Settings:
     """How to learn."""
 
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-4
     epochs: int = 2  # passes over one step's samples
     clip: float = 0.2
     entropy: float = 1e-3

@@ -169,6 +169,16 @@ def play(
     return Batch(actions, log_prob, assignments, costs, after)
 
 
+def advanced(task: Task, state: State, assignments: Int[Array, "V B"], costs: Costs) -> State:
+    """The state with the best of partitions that others made, where it is better."""
+    chips = assignments[task.first_node]
+    # Lower chips first, in program order on each: an order that can be cut into these pieces.
+    last = task.device.switches.num_chips  # padding stays behind
+    chip = jnp.where(task.features.is_real[:, None] > 0, chips.astype(jnp.int32), last)
+    order = ranks_of(jnp.argsort(chip, axis=0, stable=True).T.astype(jnp.int32)).T
+    return _advance(state, chips, order, costs, task.device, task.features.is_real)
+
+
 @struct.dataclass
 class _Drawn:
     actions: Actions

@@ -9,5 +9,6 @@ METHODS: dict[str, str] = {
     "ideals": "exact dynamic program over the graph's down-sets, where they are few",
     "exact": "integer program, warm-started by slicing; for small graphs",
     "random": "the paper's random search: uniform samples made valid",
+    "policy": "the pretrained network: zero-shot samples, then fine-tuning on the graph",
     "anneal": "the paper's simulated annealing: changed labels made valid",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import closing
 
@@ -21,6 +22,7 @@ from jaxpart.search.auto import auto
 from jaxpart.search.clusters import cluster_search
 from jaxpart.search.labels import anneal, random
 from jaxpart.search.orders import slice_search
+from jaxpart.search.policy import by_policy
 from jaxpart.search.proofs import exact, greedy, ideals
 from jaxpart.search.state import Budget, Method, Progress, Search
 
@@ -33,6 +35,7 @@ IMPLEMENTATIONS: dict[str, Method] = {
     "exact": exact,
     "random": random,
     "anneal": anneal,
+    "policy": by_policy,
 }
 
 _ENDED = object()
@@ -48,6 +51,7 @@ def partition(
     seed: int = 0,
     init: ArrayLike | None = None,
     gap: float = 1e-4,
+    policy: str | os.PathLike[str] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Result:
     """Finds a partition of `graph` on `mcm` with a small bottleneck, and a bound on how small.
@@ -61,6 +65,8 @@ def partition(
       seed: same seed and samples, same answer, on the same device and versions.
       init: [N] a partition to start from, valid or not.
       gap: stop when the best is proven this close to the optimum (relative).
+      policy: the weights of `method="policy"`: a shipped policy's name or a checkpoint; None: the
+        shipped one, "none": fresh weights.
       progress: called with the state of the search whenever it changes.
 
     Raises:
@@ -81,7 +87,7 @@ def partition(
     reason = why_infeasible(problem)
     if reason is not None:
         raise InfeasibleError(reason)
-    search = Search(problem, Budget(time_limit_s, samples, gap), seed, progress)
+    search = Search(problem, Budget(time_limit_s, samples, gap), seed, progress, policy)
     if problem.graph is not graph:
         search.notes.append(
             f"bytes rescaled from {graph.element_bytes:g} to {mcm.element_bytes:g} per element"

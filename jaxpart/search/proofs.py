@@ -16,8 +16,10 @@ from jaxpart.stages import least_bottleneck
 
 # A graph with more ideals than this is not narrow: listing them is a second, pairs are many.
 MOST_IDEALS = 40_000
-# Listing so many takes two or three seconds, a test of a bottleneck less than one.
-MOST_BISECTED = 300_000
+# Listing so many takes about ten seconds, a test of a bottleneck about two; and the share of the
+# time that listing may take.
+MOST_BISECTED = 1_000_000
+_SHARE_TO_LIST = 0.25
 _LEAST_GAP = 1e-6
 _POLL_S = 0.05
 
@@ -68,9 +70,14 @@ def ideals(search: Search) -> Generator[None]:
 def _least_bottleneck(search: Search) -> Generator[None]:
     """The bound, and often the optimum, where ideals are too many for pairs of them."""
     problem, rules = search.problem, search.problem.mcm.constraints
-    lattice = enumerate_ideals(problem, MOST_BISECTED) if rules.acyclic else None
+    until_s = search.searched_s + _SHARE_TO_LIST * max(search.remaining_s, 0.0)
+
+    def is_too_long() -> bool:
+        return search.searched_s > until_s
+
+    lattice = enumerate_ideals(problem, MOST_BISECTED, is_too_long) if rules.acyclic else None
     if lattice is None:
-        search.notes.append(f"more than {MOST_BISECTED} ideals: no bound from them")
+        search.notes.append(f"over {MOST_BISECTED} ideals, or too many for the time: no bound")
         return
     yield
     outcome = least_bottleneck(

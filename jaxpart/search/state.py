@@ -6,6 +6,7 @@ Nothing enters the archive that was not verified in float64, so no result is eve
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Generator
 
@@ -50,8 +51,10 @@ class Search:
         budget: Budget,
         seed: int,
         progress: Callable[[Progress], None] | None = None,
+        policy: str | os.PathLike[str] | None = None,
     ) -> None:
         self.problem = problem
+        self.policy = policy  # weights, for methods that use some
         self.budget = budget
         self.seed = seed
         self.samples = 0

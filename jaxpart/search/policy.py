@@ -1,0 +1,119 @@
+"""Search by the policy: zero-shot samples first, then fine-tuning on the graph at hand.
+
+Xie et al. (MLSys 2022), section 5.3. Every round proposes changes to the best partition known,
+whoever found it: a sample, the solver's repair of one, or the partition to start from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Generator
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxpart.cost import evaluate
+from jaxpart.device import pad_assignments
+from jaxpart.policy import checkpoint, ppo
+from jaxpart.policy.actions import Decoder
+from jaxpart.policy.checkpoint import Trained
+from jaxpart.policy.network import Sizes
+from jaxpart.policy.rollout import Mode, State, Task, advanced, initial_params, play
+from jaxpart.search.state import Method, Search
+from jaxpart.search.workers import Workers
+
+# One batch of this many samples a round; the first rounds do not learn.
+BATCH = 64
+ZERO_SHOT = 1024  # samples
+
+
+@dataclasses.dataclass(frozen=True)
+class Use:
+    """How the policy is used in a search."""
+
+    decoder: Decoder | Literal["both"] = "labels"
+    mode: Mode = "fix"
+    learn_after: int | None = ZERO_SHOT  # samples without learning first; None: never learn
+    settings: ppo.Settings = dataclasses.field(default_factory=ppo.Settings)
+    solver: bool = True  # whether SCIP repairs what memory forbids
+
+
+NO_POLICY = "none"
+
+
+def by_policy(search: Search) -> Generator[None]:
+    """The method `policy` with the weights that the search names.
+
+    Raises:
+      InputError: no such policy, or a damaged one.
+    """
+    name = search.policy
+    if name is None and checkpoint.SHIPPED not in checkpoint.shipped_policies():
+        name = NO_POLICY
+        search.notes.append("no policy is shipped: fresh weights")
+    trained = None
+    if name != NO_POLICY:
+        trained = checkpoint.load(checkpoint.resolve(name or checkpoint.SHIPPED))
+    return with_policy(trained, Use())(search)
+
+
+def with_policy(trained: Trained | None, use: Use) -> Method:
+    """The search method with these weights; fresh ones, drawn by the search's seed, if None."""
+
+    def method(search: Search) -> Generator[None]:
+        search.enter("policy")
+        task = Task.build(search.problem)
+        if trained is None:
+            sizes = Sizes()
+            params: Any = initial_params(sizes, task, search.seed)
+        else:
+            sizes, params = trained.sizes, trained.params
+        opt_state = ppo.optimizer(use.settings).init(params)
+        state, key, step, own = task.start, jax.random.key(search.seed), 0, 0
+        with Workers(search) as workers:
+            while True:
+                decoder = _decoder(use, step)
+                made = play(
+                    params, sizes, task, state, jax.random.fold_in(key, step),
+                    batch=BATCH, decoder=decoder, mode=use.mode,
+                )  # fmt: skip
+                search.offer_batch(made.assignments, made.costs)
+                if use.solver:
+                    workers.repair_promising()
+                    workers.collect()
+                search.start_clock()
+                own += BATCH
+                if use.learn_after is not None and own > use.learn_after:
+                    reward = task.reference_s / made.costs.bottleneck_s
+                    worth = ppo.advantages(reward, made.costs.valid)
+                    transition = ppo.Transition(
+                        task.features, state, made.actions, made.log_prob, worth
+                    )
+                    for _ in range(use.settings.epochs):
+                        gradient, _ = ppo.gradient(params, transition, sizes, use.settings, decoder)
+                        params, opt_state = ppo.apply_gradients(
+                            params, opt_state, [gradient], use.settings
+                        )
+                state = _joined(search, task, made.after)
+                step += 1
+                yield
+
+    return method
+
+
+def _decoder(use: Use, step: int) -> Decoder:
+    """With both, one round in eight cuts orders: they cost more and help elsewhere."""
+    if use.decoder != "both":
+        return use.decoder
+    return "orders" if step % 8 == 7 else "labels"
+
+
+def _joined(search: Search, task: Task, state: State) -> State:
+    """The state, or the search's best where somebody else found a better one."""
+    if search.best is None or search.best_s >= float(state.bottleneck_s) * (1 - 1e-5):
+        return state
+    columns = np.repeat(search.best[:, None], BATCH, axis=1)
+    assignments = jnp.asarray(pad_assignments(task.device, columns))
+    return advanced(task, state, assignments, evaluate(task.device, assignments))
