@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxpart.ideals import Outcome
-from jaxpart.intervals import heaviest_interval
+from jaxpart.intervals import heaviest_interval, sums
 from jaxpart.problem import Problem
 
 # Bounds come from float64 sums; this much is given away so that rounding never lifts one too high.
@@ -71,7 +71,7 @@ def _widest_interval(problem: Problem) -> Bound:
     rules = problem.mcm.constraints
     if not (rules.triangle and rules.acyclic):
         return Bound(0.0, "edge interval")
-    found = heaviest_interval(problem, problem.contracted.node_s.min(axis=1))
+    found = heaviest_interval(problem, sums(problem.contracted.node_s.min(axis=1)))
     seconds = 0.0 if found is None else found.amount / 2
     return Bound(seconds * (1 - _SAFETY), "edge interval")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxpart.intervals import heaviest_interval
+from jaxpart.intervals import distinct_weight_bytes, heaviest_interval
 from jaxpart.problem import Problem
 
 _MIB = 2**20
@@ -110,10 +110,7 @@ def _too_large_between(problem: Problem) -> str | None:
     if not (rules.memory and rules.triangle and rules.acyclic):
         return None
     blocks = problem.contracted
-    uses = np.bincount(blocks.use_weight, minlength=len(blocks.weight_bytes))[blocks.use_weight]
-    held = np.zeros(blocks.num_nodes)
-    np.add.at(held, blocks.use_node[uses == 1], blocks.weight_bytes[blocks.use_weight[uses == 1]])
-    found = heaviest_interval(problem, held)
+    found = heaviest_interval(problem, distinct_weight_bytes(problem))
     room = 2 * float(blocks.capacity_bytes.max())
     if found is None or found.amount <= room:
         return None

@@ -8,12 +8,15 @@ runs on the chip of the one or of the other: two chips hold the whole interval.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jaxpart.problem import FloatArray, Problem
 
+BoolArray = NDArray[np.bool_]
 # Blocks beyond which bit sets of all ancestors are not made: 2 x 50 MB.
 _MOST_BLOCKS = 20_000
 # Entries of a table of edges and blocks that is unpacked at once.
@@ -29,11 +32,17 @@ class Heaviest(NamedTuple):
     consumer: int  # block
 
 
-def heaviest_interval(problem: Problem, amounts: FloatArray) -> Heaviest | None:
-    """The edge whose ends and what is between hold the most of `amounts` [blocks].
+def heaviest_interval(
+    problem: Problem, amounts_of: Callable[[BoolArray], FloatArray]
+) -> Heaviest | None:
+    """The edge whose ends and what is between hold the most of something.
 
-    Any two of them by the same path are counted once. None where no edge has anything between its
-    ends, or there are too many blocks for it.
+    Args:
+      problem: contracted for this.
+      amounts_of: takes sets of blocks, bool [sets, blocks], to how much each holds, [sets].
+
+    Returns:
+      None where no edge has anything between its ends, or there are too many blocks.
     """
     blocks = problem.contracted
     if blocks.num_nodes > _MOST_BLOCKS or not len(blocks.node_pairs):
@@ -50,11 +59,27 @@ def heaviest_interval(problem: Problem, amounts: FloatArray) -> Heaviest | None:
             continue
         u, v = u[beside], v[beside]
         inside = np.unpackbits(between[beside].view(np.uint8), axis=1, bitorder="little")
-        held = inside[:, : blocks.num_nodes] @ amounts + amounts[u] + amounts[v]
+        inside = inside[:, : blocks.num_nodes].astype(bool)
+        rows = np.arange(len(beside))
+        inside[rows, u] = inside[rows, v] = True
+        held = amounts_of(inside)
         most = int(held.argmax())
         if best is None or held[most] > best.amount:
             best = Heaviest(float(held[most]), int(u[most]), int(v[most]))
     return best
+
+
+def sums(amounts: FloatArray) -> Callable[[BoolArray], FloatArray]:
+    """For `heaviest_interval`: the sum of `amounts` [blocks]."""
+    return lambda inside: inside @ amounts
+
+
+def distinct_weight_bytes(problem: Problem) -> Callable[[BoolArray], FloatArray]:
+    """For `heaviest_interval`: bytes of the weights in use, each once."""
+    blocks = problem.contracted
+    uses = np.zeros((blocks.num_nodes, len(blocks.weight_bytes)), np.float32)
+    uses[blocks.use_node, blocks.use_weight] = 1
+    return lambda inside: (inside.astype(np.float32) @ uses > 0) @ blocks.weight_bytes
 
 
 def _reachable(blocks: Problem) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,14 +59,19 @@ def count(problem: Problem, limit: int) -> int | None:
     return total
 
 
-def enumerate_ideals(problem: Problem, limit: int) -> Lattice | None:
-    """The lattice of the blocks; None where there are more than `limit` ideals."""
+def enumerate_ideals(
+    problem: Problem, limit: int, give_up: Callable[[], bool] = lambda: False
+) -> Lattice | None:
+    """The lattice of the blocks; None where there are more than `limit` ideals.
+
+    `give_up` is asked from layer to layer whether to stop, with None.
+    """
     layers: list[_Layer] = []
     total = 0
     for layer in _layers(problem.contracted, limit):
         layers.append(layer)
         total += len(layer.members)
-        if total > limit:
+        if total > limit or give_up():
             return None
     layer_start = np.cumsum([0, *(len(layer.members) for layer in layers)])
     cover_start = np.cumsum([0, *(len(layer.below) for layer in layers[1:]), 0])

@@ -8,7 +8,7 @@ import pytest
 from jaxpart.bound import combinatorial_bound
 from jaxpart.feasibility import why_infeasible
 from jaxpart.graph import Graph, Node, Tensor, Weight
-from jaxpart.intervals import heaviest_interval
+from jaxpart.intervals import heaviest_interval, sums
 from jaxpart.mcm import MCM, Chip
 from jaxpart.problem import Problem
 from tests.oracle import all_valid, best
@@ -42,7 +42,7 @@ def test_the_interval_of_an_edge_is_on_its_two_chips_in_every_valid_partition():
                 between = set(_between(problem, u, v))
                 seen += len(between)
                 assert {f[w] for w in between} <= {f[u], f[v]}
-        found = heaviest_interval(problem, rank)
+        found = heaviest_interval(problem, sums(rank))
         held = [
             rank[[u, v, *between]].sum()
             for u, v in problem.node_pairs.tolist()
