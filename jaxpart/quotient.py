@@ -27,8 +27,9 @@ from jaxpart.problem import FloatArray, IntArray, Problem
 _TRIED = 3
 # The power of sizes that is summed to compare partitions: near the maximum, but it feels the rest.
 _POWER = 8
-# The size of a cluster whose weights fill a chip. Buffers and activations take some of the SRAM.
-_OVERFULL = 1e4
+# The size of a cluster whose weights fill a chip: its power is above those of sizes in seconds, and
+# not so much that they are lost in rounding. Buffers and activations take some of the SRAM.
+_OVERFULL = 100.0
 _FOR_WEIGHTS = 0.95
 
 
@@ -213,18 +214,29 @@ class Quotient:
             key=lambda m: self.above[m].bit_count() + 2 * noise[m],
         )
         between = self._ordered(between)
-        front, back = self.size[a], self.size[b] + sum(self.size[m] for m in between)
-        split, least = 0, max(front, back)
-        for position, m in enumerate(between, 1):
-            front, back = front + self.size[m], back - self.size[m]
-            if max(front, back) < least or (max(front, back) == least and rng.random() < 0.5):
-                split, least = position, max(front, back)
+        fronts = self._sizes_with(a, between)
+        backs = self._sizes_with(b, between[::-1])[::-1]
+        split, least = 0, math.inf
+        for position, larger in enumerate(map(max, fronts, backs)):
+            if larger < least or (larger == least and rng.random() < 0.5):
+                split, least = position, larger
         for m in between[:split]:
             self.merge(a, m)
             home[m] = a
         for m in reversed(between[split:]):
             self.merge(b, m)
             home[m] = b
+
+    def _sizes_with(self, a: int, others: list[int]) -> list[float]:
+        """The size of cluster a with the first 0, 1, ... of the others."""
+        seconds, own, shared = self.seconds[a], self.own[a], self.shared[a]
+        sizes = [self.size[a]]
+        for m in others:
+            seconds += self.seconds[m]
+            own += self.own[m]
+            shared |= self.shared[m]
+            sizes.append(self.weigher.size(seconds, own, shared))
+        return sizes
 
     def _ordered(self, clusters: list[int]) -> list[int]:
         """The same clusters with producers first, changed no more than that takes."""

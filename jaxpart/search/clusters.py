@@ -23,6 +23,9 @@ from jaxpart.search.state import Search
 # fresh one is grown again.
 _FRESH = 8
 _PATIENCE = 150
+# The power of stages that is summed to tell how even a partition is; the gain in it that counts.
+_POWER = 4
+_CLEARLY = 0.999
 # Beyond this many blocks a step takes seconds.
 MOST_BLOCKS = 2500
 # Candidates are offered, and the engine asked, about so often.
@@ -61,6 +64,12 @@ class _Merit:
     bottleneck_s: float
     unevenness: float
 
+    def is_clearly_below(self, other: _Merit) -> bool:
+        """Whether a search that gains so much is not stuck."""
+        if (self.overfull, self.bottleneck_s) != (other.overfull, other.bottleneck_s):
+            return self < other
+        return self.unevenness < other.unevenness * _CLEARLY
+
 
 def _candidates(search: Search, rng: np.random.Generator) -> Iterator[tuple[IntArray, _Merit]]:
     """Labels [blocks] and their merit, one after the other, without end."""
@@ -97,7 +106,7 @@ def _candidates(search: Search, rng: np.random.Generator) -> Iterator[tuple[IntA
             merit = merit_of(problem, labels)
             yield labels, merit
             if merit <= best[0]:
-                stale = 0 if merit < best[0] else stale
+                stale = 0 if merit.is_clearly_below(best[0]) else stale
                 best = merit, labels
 
 
@@ -108,19 +117,24 @@ def _packed(quotient: Quotient, problem: Problem, rng: np.random.Generator) -> I
 
 def merit_of(problem: Problem, labels: IntArray) -> _Merit:
     """Merit of the partition of blocks `labels` [blocks], by the rules that growing leaves open."""
-    mcm, blocks = problem.mcm, problem.contracted
-    load = exact.loads(blocks, labels)
+    load = exact.loads(problem.contracted, labels)
     stage_s = _stage_s(problem, load)
-    bottleneck_s = max(stage_s.max(), load.link_bytes.max(initial=0.0) / mcm.link_bandwidth)
-    overfull = 0.0
-    if mcm.constraints.memory:
-        held = load.weight_bytes
-        if mcm.memory_model == "full":
-            held = held + 2 * (load.in_bytes + load.out_bytes)
-            held = held + exact.peak_bytes(blocks, labels)[0]
-        overfull = float(np.maximum(held - problem.capacity_bytes, 0.0).sum())
-    uneven = float(((stage_s / max(bottleneck_s, 1e-30)) ** 4).sum()) * bottleneck_s**4
-    return _Merit(overfull, float(bottleneck_s), uneven)
+    links_s = load.link_bytes / problem.mcm.link_bandwidth
+    bottleneck_s = max(float(stage_s.max()), float(links_s.max(initial=0.0)))
+    share = stage_s / max(bottleneck_s, 1e-30)
+    uneven = float((share**_POWER).sum()) * bottleneck_s
+    return _Merit(float(_overfull(problem, labels, load).sum()), bottleneck_s, uneven)
+
+
+def _overfull(problem: Problem, labels: IntArray, load: exact.Loads) -> FloatArray:
+    """[C] bytes beyond each chip's capacity."""
+    if not problem.mcm.constraints.memory:
+        return np.zeros(problem.num_chips)
+    held = load.weight_bytes
+    if problem.mcm.memory_model == "full":
+        held = held + 2 * (load.in_bytes + load.out_bytes)
+        held = held + exact.peak_bytes(problem.contracted, labels)[0]
+    return np.maximum(held - problem.capacity_bytes, 0.0)
 
 
 def _stage_s(problem: Problem, load: exact.Loads) -> FloatArray:
@@ -140,8 +154,10 @@ def _region(
     """The quotient with the clusters of one place dissolved into their blocks, and reduced."""
     groups = groups_of(labels)
     whole = Quotient(groups, pairs, weigher)
-    stage_s = _stage_s(problem, exact.loads(problem.contracted, labels))[: len(groups)]
-    centre = int(stage_s.argmax()) if rng.random() < 0.7 else int(rng.integers(len(groups)))
+    load = exact.loads(problem.contracted, labels)
+    overfull, stage_s = _overfull(problem, labels, load), _stage_s(problem, load)
+    worst = int(overfull.argmax() if overfull.any() else stage_s.argmax())
+    centre = worst if rng.random() < 0.7 else int(rng.integers(len(groups)))
     near = [*bits(whole.after[centre]), *bits(whole.before[centre])]
     rng.shuffle(near)
     region = {centre, *near[: rng.integers(1, 4)]}
