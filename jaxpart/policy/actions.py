@@ -1,8 +1,8 @@
 """The two action spaces, and the probability of what was done, node by node.
 
-A sample is drawn in two stages. What all its nodes share comes first: how far to step, where the
-stretch of nodes is that may move at all, and how far along each direction (z). That stage has no
-learned parameters. Then every node moves on its own, given the first stage. Shared draws make
+A sample is drawn in two stages. What all its nodes share comes first: how far to step, how far
+along each direction (z), and which stretch of nodes may move at all. Of this only the centre of the
+stretch is learned. Then every node moves on its own, given the first stage. Shared draws make
 correlated moves, which independent noise per node never finds; and conditional on them, the
 probability of a sample is a product over nodes, so that the policy gradient is exact and a ratio
 can be clipped node by node.
@@ -25,6 +25,7 @@ Decoder = Literal["orders", "labels"]
 _SMALLEST_STRETCH = 4.0  # nodes
 _RAGGED = (0.08, 0.6)  # spread of labels about their mean, in chips
 _SMALLEST_STEP = 2.0  # of an order, in places
+_NEVER = -1e9  # finite, for the sake of gradients
 _LARGEST_SHARE = 8.0  # a step goes over one part in so many of the graph or the module
 
 
@@ -36,6 +37,8 @@ class Shared:
     step: Float[Array, " B"]  # places of an order, or chips
     ragged: Float[Array, " B"]  # spread of single labels, chips
     moves: Bool[Array, "N B"]  # the nodes that may move
+    centre: Int[Array, " B"]  # the block in the middle of these
+    is_centred: Bool[Array, " B"]  # or else all may move, or none
 
 
 @struct.dataclass
@@ -46,36 +49,47 @@ class Actions:
     taken: Float[Array, "N B"]  # orders: the move in steps; labels: the chip
 
 
-@partial(jax.jit, static_argnames=("batch", "rank", "decoder"))
+@struct.dataclass
+class LogProbs:
+    """Of what each node did, and of the centre of each stretch; 0 where nothing was drawn."""
+
+    node: Float[Array, "N B"]
+    centre: Float[Array, " B"]
+
+
+@partial(jax.jit, static_argnames=("batch", "decoder"))
 def draw_shared(
     key: jax.Array,
     base: Float[Array, " N"],
+    moves: Moves,
     count: Int[Array, ""],
     chips: int,
     *,
     batch: int,
-    rank: int,
     decoder: Decoder,
 ) -> Shared:
     """The first stage. One sample in four may move all nodes, the others a stretch of the base.
 
     Args:
-      base: where each block stands now: its place in the order, or its position in the module.
+      base: the place of each block in the order.
+      moves: what the network proposes.
       count: real blocks.
       chips: C.
-      rank: R.
     """
-    keys = jax.random.split(key, 6)
-    places = jnp.argsort(jnp.argsort(base))[:, None]
+    keys = jax.random.split(key, 5)
+    places = jnp.argsort(jnp.argsort(base))
     real = (jnp.arange(base.shape[0]) < count)[:, None]
+    chance = jnp.cumsum(jnp.exp(_focus(moves, real[:, 0])))
+    threshold = jax.random.uniform(keys[0], (batch,)) * chance[-1]
+    centre = jnp.clip(jnp.searchsorted(chance, threshold, side="right"), 0, count - 1)
     count = count.astype(jnp.float32)
-    centre = jax.random.uniform(keys[0], (1, batch)) * count
     growth = jnp.maximum(count / _SMALLEST_STRETCH, 1.0)
     reach = _SMALLEST_STRETCH * growth ** jax.random.uniform(keys[1], (1, batch))
     everywhere = (jnp.arange(batch) % 4 == 1)[None]
-    moves = real & (everywhere | (jnp.abs(places - centre) <= reach))
+    is_near = jnp.abs(places[:, None] - places[centre][None]) <= reach
     # The first sample keeps the base as it is.
-    moves &= (jnp.arange(batch) > 0)[None]
+    is_first = (jnp.arange(batch) == 0)[None]
+    may_move = real & (everywhere | is_near) & ~is_first
     exponent = jax.random.uniform(keys[2], (batch,))
     if decoder == "orders":
         largest = jnp.maximum(count / _LARGEST_SHARE, 2 * _SMALLEST_STEP)
@@ -86,7 +100,13 @@ def draw_shared(
         step = 0.1 * (largest / 0.1) ** exponent
     low, high = _RAGGED
     ragged = low * (high / low) ** jax.random.uniform(keys[3], (batch,))
-    return Shared(jax.random.normal(keys[4], (rank, batch)), step, ragged, moves)
+    z = jax.random.normal(keys[4], (moves.directions.shape[1], batch))
+    return Shared(z, step, ragged, may_move, centre, ~(everywhere | is_first)[0])
+
+
+def _focus(moves: Moves, real: Bool[Array, " N"]) -> Float[Array, " N"]:
+    """Log-probability of each block to be a centre."""
+    return jax.nn.log_softmax(jnp.where(real, moves.focus, _NEVER))
 
 
 def _mean(moves: Moves, shared: Shared) -> Float[Array, "N B"]:
@@ -145,8 +165,9 @@ def log_probs(
     moves: Moves,
     scores: Float[Array, "N C"],
     actions: Actions,
-) -> tuple[Float[Array, "N B"], Float[Array, ""]]:
-    """Of what each node did (0 where it may not move); and the mean entropy of those that may."""
+    real: Bool[Array, " N"],
+) -> tuple[LogProbs, Float[Array, ""]]:
+    """Of what was done; and the mean entropy of the nodes that may move plus that of the centre."""
     shared = actions.shared
     allowed = shared.moves
     if decoder == "orders":
@@ -160,4 +181,7 @@ def log_probs(
         log_prob = jnp.take_along_axis(log_prob_of, chip[:, None], axis=1)[:, 0]
         entropy = -jnp.sum(jnp.exp(log_prob_of) * log_prob_of, axis=1)
     share = jnp.where(allowed, entropy, 0.0).sum() / jnp.maximum(allowed.sum(), 1)
-    return jnp.where(allowed, log_prob, 0.0), share
+    focus = _focus(moves, real)
+    spread = -jnp.sum(jnp.where(real, jnp.exp(focus) * focus, 0.0))
+    centre = jnp.where(shared.is_centred, focus[shared.centre], 0.0)
+    return LogProbs(jnp.where(allowed, log_prob, 0.0), centre), share + spread

@@ -48,6 +48,7 @@ class Moves:
     shift: Float[Array, " N"]
     directions: Float[Array, "N R"]
     log_spread: Float[Array, " N"]
+    focus: Float[Array, " N"]  # log-weight of each block to be the centre of what may move
 
 
 @struct.dataclass
@@ -92,7 +93,7 @@ class Policy(nn.Module):
         h = nn.LayerNorm()(graph.nodes)
 
         zero = nn.initializers.zeros
-        parts = nn.Dense(2 * (2 + rank + BASIS), kernel_init=zero)(h)
+        parts = nn.Dense(2 * (3 + rank + BASIS), kernel_init=zero)(h)
         orders, labels = jnp.split(parts, 2, axis=1)
         chip = nn.gelu(nn.Dense(width)(_chip_inputs(features.chip)))
         keys = nn.Dense(width)(chip)  # [C, width]
@@ -144,10 +145,12 @@ def _attend(
 
 def _moves(parts: Float[Array, "N M"], basis: Float[Array, "N R"]) -> Moves:
     """The learned part on top of the fixed directions; each of these is scaled node by node."""
-    shift, spread = parts[:, 0], parts[:, 1]
-    scale, learned = parts[:, 2 : 2 + BASIS], parts[:, 2 + BASIS :]
+    shift, spread, focus = parts[:, 0], parts[:, 1], parts[:, 2]
+    scale, learned = parts[:, 3 : 3 + BASIS], parts[:, 3 + BASIS :]
     fixed = basis * jnp.exp(_SPREAD * jnp.tanh(scale)) / BASIS**0.5
-    return Moves(shift, jnp.concatenate([fixed, learned], axis=1), _SPREAD * jnp.tanh(spread))
+    return Moves(
+        shift, jnp.concatenate([fixed, learned], axis=1), _SPREAD * jnp.tanh(spread), focus
+    )
 
 
 def _chip_inputs(chip: Float[Array, "C H"]) -> Float[Array, "C K"]:

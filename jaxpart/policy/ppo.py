@@ -17,7 +17,7 @@ import optax
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
-from jaxpart.policy.actions import Actions, Decoder, log_probs
+from jaxpart.policy.actions import Actions, Decoder, LogProbs, log_probs
 from jaxpart.policy.features import Features
 from jaxpart.policy.network import Policy, Proposal, Sizes
 from jaxpart.policy.rollout import Params, State
@@ -41,7 +41,7 @@ class Transition:
     features: Features
     state: State
     actions: Actions
-    log_prob: Float[Array, "N B"]  # under the weights that drew them
+    log_prob: LogProbs  # under the weights that drew them
     advantage: Float[Array, " B"]
 
 
@@ -93,24 +93,32 @@ def ppo_loss(
     is_order = decoder == "orders"
     moves = proposal.orders if is_order else proposal.labels
     base = transition.state.order if is_order else transition.state.position
-    log_prob, entropy = log_probs(decoder, base, moves, proposal.scores, transition.actions)
-    allowed = transition.actions.shared.moves
-    difference = jnp.where(allowed, log_prob - transition.log_prob, 0.0)
-    ratio = jnp.exp(jnp.clip(difference, -5.0, 5.0))
-    bounded = jnp.clip(ratio, 1 - settings.clip, 1 + settings.clip)
-    advantage = transition.advantage[None]
-    gain = jnp.where(allowed, jnp.minimum(ratio * advantage, bounded * advantage), 0.0)
+    real = transition.features.is_real > 0
+    now, entropy = log_probs(decoder, base, moves, proposal.scores, transition.actions, real)
+    shared, was = transition.actions.shared, transition.log_prob
+    allowed = shared.moves
+    gain, ratio = _surrogate(now.node - was.node, transition.advantage[None], settings.clip)
+    difference = now.node - was.node
     size = jnp.maximum(jnp.sum(allowed, axis=0), 1)
-    surrogate = jnp.mean(jnp.sum(gain, axis=0) / size)
+    surrogate = jnp.mean(jnp.sum(jnp.where(allowed, gain, 0.0), axis=0) / size)
+    gain, _ = _surrogate(now.centre - was.centre, transition.advantage, settings.clip)
+    surrogate += jnp.mean(jnp.where(shared.is_centred, gain, 0.0))
     loss = -surrogate - settings.entropy * entropy
     count = jnp.maximum(jnp.sum(allowed), 1)
     report = Report(
         loss,
         entropy,
         jnp.sum(jnp.where(allowed, ratio - 1 - difference, 0.0)) / count,
-        jnp.sum(allowed & (bounded != ratio)) / count,
+        jnp.sum(allowed & (jnp.abs(ratio - 1) > settings.clip)) / count,
     )
     return loss, report
+
+
+def _surrogate(difference: Array, advantage: Array, clip: float) -> tuple[Array, Array]:
+    """The clipped objective of log-probabilities that changed by `difference`, and the ratio."""
+    ratio = jnp.exp(jnp.clip(difference, -5.0, 5.0))
+    bounded = jnp.clip(ratio, 1 - clip, 1 + clip)
+    return jnp.minimum(ratio * advantage, bounded * advantage), ratio
 
 
 @partial(jax.jit, static_argnames=("sizes", "settings", "decoder"))

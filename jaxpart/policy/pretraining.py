@@ -138,10 +138,10 @@ class _Held:
         return {
             "params": self.learner.params,
             "opt_state": self.learner.opt_state,
-            "step": np.int64(self.learner.step),
+            "step": np.array(self.learner.step),
             "best_params": self.best_params,
-            "best_score": np.float64(self.best_score),
-            "seconds": np.float64(self.seconds),
+            "best_score": np.array(self.best_score),
+            "seconds": np.array(self.seconds),
         }
 
 

@@ -27,6 +27,7 @@ from jaxpart.greedy import baseline
 from jaxpart.policy.actions import (
     Actions,
     Decoder,
+    LogProbs,
     draw_labels,
     draw_orders,
     draw_shared,
@@ -34,7 +35,7 @@ from jaxpart.policy.actions import (
     log_probs,
     order_keys,
 )
-from jaxpart.policy.features import BASIS, Features, features
+from jaxpart.policy.features import Features, features
 from jaxpart.policy.network import PLACEMENT, Policy, Proposal, Sizes
 from jaxpart.problem import Problem
 from jaxpart.sampling import fix, sample
@@ -121,7 +122,7 @@ class Batch:
     """One round's samples, decoded and costed."""
 
     actions: Actions
-    log_prob: Float[Array, "N B"]
+    log_prob: LogProbs
     assignments: Int[Array, "V B"]  # of nodes
     costs: Costs
     after: State
@@ -182,7 +183,7 @@ def advanced(task: Task, state: State, assignments: Int[Array, "V B"], costs: Co
 @struct.dataclass
 class _Drawn:
     actions: Actions
-    log_prob: Float[Array, "N B"]
+    log_prob: LogProbs
     scores: Float[Array, "N C B"] | None  # log-probabilities, for `sample`
 
 
@@ -205,8 +206,8 @@ def act(
     base = state.order if decoder == "orders" else state.position
     shared_key, node_key = jax.random.split(key)
     shared = draw_shared(
-        shared_key, state.order, count, features.chip.shape[0],
-        batch=batch, rank=BASIS + sizes.rank, decoder=decoder,
+        shared_key, state.order, moves, count, features.chip.shape[0],
+        batch=batch, decoder=decoder,
     )  # fmt: skip
     if decoder == "orders":
         actions, scores = draw_orders(node_key, moves, shared), None
@@ -216,7 +217,8 @@ def act(
         chip = jnp.arange(scores.shape[1])[None, :, None]
         kept = jnp.where(chip == actions.taken[:, None], 0.0, _NEVER)
         scores = jnp.where(shared.moves[:, None], scores, kept)
-    log_prob, _ = log_probs(decoder, base, moves, proposal.scores, actions)
+    real = features.is_real > 0
+    log_prob, _ = log_probs(decoder, base, moves, proposal.scores, actions, real)
     return _Drawn(actions, log_prob, scores)
 
 

@@ -162,7 +162,7 @@ def _transition(task: Task, state: State, batch: Batch) -> ppo.Transition:
 
 def _check(step: int, reports: Sequence[tuple[str, ppo.Report]], gradients: list[Params]) -> None:
     for (name, report), gradient in zip(reports, gradients, strict=True):
-        finite = np.isfinite(report.loss) and math.isfinite(optax.global_norm(gradient))
+        finite = np.isfinite(report.loss) and math.isfinite(optax.tree.norm(gradient))
         if not finite:
             raise TrainingError(
                 f"step {step}, {name}: loss {float(report.loss):g} or its gradient is not finite; "
