@@ -27,8 +27,9 @@ from jaxpart.policy.rollout import Params, State
 class Settings:
     """How to learn."""
 
-    learning_rate: float = 3e-4
-    epochs: int = 2  # passes over one step's samples
+    learning_rate: float = 1e-3
+    epochs: int = 2  # passes over one step's batches
+    minibatch: int = 3  # batches per step of the optimiser
     clip: float = 0.2
     entropy: float = 1e-3
     most_gradient: float = 1.0  # norm

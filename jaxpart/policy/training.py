@@ -7,7 +7,6 @@ been.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,7 +34,7 @@ class Plan:
     seed: int = 0
     tasks: int = 3  # pairs of graph and module per step
     rounds: int = 8  # of refinement, per pair
-    learned: int = 3  # of these, drawn at random
+    learned: int = 4  # of these, drawn at random
     batch: int = 64
     order_share: float = 0.2  # of tasks that decode by orders; they cost more
     sizes: Sizes = dataclasses.field(default_factory=Sizes)
@@ -99,18 +98,22 @@ def advance(
         transitions += [(name, decoder, transition) for transition in made]
         rows.append({"step": learner.step, "task": name, "decoder": decoder, **row})
     params, opt_state = learner.params, learner.opt_state
-    reports: list[tuple[str, ppo.Report]] = []
+    reports: dict[int, ppo.Report] = {}
     for _ in range(plan.settings.epochs):
-        gradients = []
-        reports = []
-        for name, decoder, transition in transitions:
-            gradient, report = ppo.gradient(params, transition, plan.sizes, plan.settings, decoder)
-            gradients.append(gradient)
-            reports.append((name, report))
-        _check(learner.step, reports, gradients)
-        params, opt_state = ppo.apply_gradients(params, opt_state, gradients, plan.settings)
+        shuffled = rng.permutation(len(transitions)).tolist()
+        for start in range(0, len(shuffled), plan.settings.minibatch):
+            gradients = []
+            for index in shuffled[start : start + plan.settings.minibatch]:
+                name, decoder, transition = transitions[index]
+                gradient, report = ppo.gradient(
+                    params, transition, plan.sizes, plan.settings, decoder
+                )
+                _check(learner.step, name, report, gradient)
+                gradients.append(gradient)
+                reports[index] = report
+            params, opt_state = ppo.apply_gradients(params, opt_state, gradients, plan.settings)
     for number, row in enumerate(rows):
-        own = [r for _, r in reports[number * plan.learned : (number + 1) * plan.learned]]
+        own = [reports[number * plan.learned + k] for k in range(plan.learned)]
         fields = [f.name for f in dataclasses.fields(ppo.Report)]
         row |= {field: float(np.mean([getattr(r, field) for r in own])) for field in fields}
     return Learner(params, opt_state, learner.step + 1), [Row(**row) for row in rows]
@@ -160,14 +163,12 @@ def _transition(task: Task, state: State, batch: Batch) -> ppo.Transition:
     )
 
 
-def _check(step: int, reports: Sequence[tuple[str, ppo.Report]], gradients: list[Params]) -> None:
-    for (name, report), gradient in zip(reports, gradients, strict=True):
-        finite = np.isfinite(report.loss) and math.isfinite(optax.tree.norm(gradient))
-        if not finite:
-            raise TrainingError(
-                f"step {step}, {name}: loss {float(report.loss):g} or its gradient is not finite; "
-                "the last checkpoint is good"
-            )
+def _check(step: int, name: str, report: ppo.Report, gradient: Params) -> None:
+    if not (np.isfinite(report.loss) and np.isfinite(optax.tree.norm(gradient))):
+        raise TrainingError(
+            f"step {step}, {name}: loss {float(report.loss):g} or its gradient is not finite; "
+            "the last checkpoint is good"
+        )
 
 
 def zero_shot(

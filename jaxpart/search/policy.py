@@ -7,7 +7,8 @@ whoever found it: a sample, the solver's repair of one, or the partition to star
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator
+import os
+from collections.abc import Callable, Generator
 from typing import Any, Literal
 
 import jax
@@ -49,18 +50,33 @@ def by_policy(search: Search) -> Generator[None]:
     Raises:
       InputError: no such policy, or a damaged one.
     """
-    name = search.policy
-    if name is None and checkpoint.SHIPPED not in checkpoint.shipped_policies():
-        name = NO_POLICY
-        search.notes.append("no policy is shipped: fresh weights")
-    trained = None
-    if name != NO_POLICY:
-        trained = checkpoint.load(checkpoint.resolve(name or checkpoint.SHIPPED))
+    trained, note = named(search.policy)
+    if note:
+        search.notes.append(note)
     return with_policy(trained, Use())(search)
 
 
-def with_policy(trained: Trained | None, use: Use) -> Method:
-    """The search method with these weights; fresh ones, drawn by the search's seed, if None."""
+def named(name: str | os.PathLike[str] | None) -> tuple[Trained | None, str]:
+    """The weights that are named (None: the shipped ones), or None for fresh ones; and a note.
+
+    Raises:
+      InputError: no such policy, or a damaged one.
+    """
+    if name == NO_POLICY:
+        return None, ""
+    if name is None and checkpoint.SHIPPED not in checkpoint.shipped_policies():
+        return None, "no policy is shipped: fresh weights"
+    return checkpoint.load(checkpoint.resolve(name or checkpoint.SHIPPED)), ""
+
+
+def with_policy(
+    trained: Trained | None, use: Use, keep: Callable[[Trained], None] = lambda trained: None
+) -> Method:
+    """The search method with these weights; fresh ones, drawn by the search's seed, if None.
+
+    Args:
+      keep: called with the weights after every round.
+    """
 
     def method(search: Search) -> Generator[None]:
         search.enter("policy")
@@ -98,6 +114,7 @@ def with_policy(trained: Trained | None, use: Use) -> Method:
                         )
                 state = _joined(search, task, made.after)
                 step += 1
+                keep(Trained(params, sizes, {}))
                 yield
 
     return method

@@ -1,0 +1,247 @@
+"""Does the policy transfer? Every method on the test graphs, with equal samples and one decoder.
+
+  python scripts/transfer_study.py                       16 test graphs and bert-large; hours
+  python scripts/transfer_study.py --quick               4 graphs, one seed; minutes
+  python scripts/transfer_study.py --graphs gnmt --mcm mcm36 mesh6x6 --samples 8192
+  python scripts/transfer_study.py --graphs lstm-autoencoder wavernn --out valid.json   to tune on
+
+Methods: random; annealing (of orders: evolution); fresh (the network with fresh weights, which is
+its prior); scratch (fresh, learning from the first batch); zero-shot; fine-tuned. All start from
+the greedy baseline. On labels every sample is made valid by the same procedures and SCIP repairs
+what memory forbids; on orders every sample is an order cut optimally. A study that was stopped goes
+on. Pairs without a baseline have no improvement and are left out, and named as such in the file.
+
+Tables are geometric means of T_baseline / T after so many samples: over all pairs, and over those
+with headroom (program order cut optimally / lower bound) above 1.02.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from jaxpart.errors import InputError, JaxpartError
+
+METHODS = ("random", "annealing", "fresh", "scratch", "zero-shot", "fine-tuned")
+CHECKPOINTS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+HEADROOM = 1.02
+QUICK = ("rnnsearch", "tree-lstm", "gnmt", "inception-v3")
+
+
+def main() -> int:
+    """Runs what is missing and prints the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--graphs", nargs="+", metavar="GRAPH", help="default: the test split and bert-large")
+    add("--mcm", nargs="+", metavar="NAME_OR_TOML", help="default: mcm8 mcm36 mcm64 mesh6x6")
+    add("--decoders", nargs="+", choices=("labels", "orders"), default=["labels", "orders"])
+    add("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    add("--policy", default=None, metavar="NAME_OR_FILE", help="default: the shipped one")
+    add("--samples", type=int, help="per run (default: 10240 labels, 2048 orders)")
+    add("--seeds", type=int, default=3)
+    add("--quick", action="store_true")
+    add("--out", type=Path, help="default: data/benchmarks/transfer.json, or transfer-quick.json")
+    arguments = parser.parse_args()
+    try:
+        return _study(arguments)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _study(arguments: argparse.Namespace) -> int:
+    from jaxpart import dataset
+    from jaxpart.environment import environment, keep_compiled
+    from jaxpart.files import write_whole
+    from jaxpart.mcm import load_mcm
+    from jaxpart.problem import Problem
+    from jaxpart.search.policy import named
+
+    keep_compiled()
+    quick = arguments.quick
+    graphs = arguments.graphs or (list(QUICK) if quick else [*dataset.split("test"), "bert-large"])
+    modules = arguments.mcm or (
+        ["mcm8", "mcm36"] if quick else ["mcm8", "mcm36", "mcm64", "mesh6x6"]
+    )
+    samples = {
+        "labels": arguments.samples or (2048 if quick else 10240),
+        "orders": arguments.samples or (512 if quick else 2048),
+    }
+    trained, note = named(arguments.policy)
+    if note and {"zero-shot", "fine-tuned"} & {*arguments.methods}:
+        raise InputError(f"{note}: name a checkpoint with --policy, or leave out what needs one")
+    name = "transfer-quick.json" if quick else "transfer.json"
+    out = arguments.out or Path(__file__).parents[1] / "data" / "benchmarks" / name
+    settings = {"samples": samples, "policy": None if trained is None else trained.made}
+    document = _begin(out, settings, environment())
+    pairs: dict[str, Any] = document["pairs"]
+    for graph_name, mcm_name in itertools.product(graphs, modules):
+        graph, machine = dataset.resolve(graph_name)
+        problem = Problem.build(graph, machine or load_mcm(mcm_name))
+        pair = f"{graph.name}/{problem.mcm.name}"
+        if pair not in pairs:
+            pairs[pair] = _about(problem)
+        if pairs[pair]["baseline_s"] is None:
+            continue
+        seeds = 1 if quick else arguments.seeds
+        for decoder, method, seed in itertools.product(
+            arguments.decoders, arguments.methods, range(seeds)
+        ):
+            key = f"{decoder}/{method}/{seed}"
+            if key in pairs[pair]["runs"]:
+                continue
+            run = _run(problem, _method(decoder, method, trained), samples[decoder], seed)
+            pairs[pair]["runs"][key] = run
+            print(f"{pair:<32} {key:<24} {run['final']:.4f} {run['seconds']:6.1f} s", flush=True)
+            write_whole(out, json.dumps(document, indent=1).encode())
+    for decoder in arguments.decoders:
+        print("\n".join(_tables(document, decoder)))
+    return 0
+
+
+def _begin(out: Path, settings: dict[str, Any], environment: dict[str, Any]) -> dict[str, Any]:
+    """What is there already under the same settings, or an empty document."""
+    if out.exists():
+        document = json.loads(out.read_text())
+        if document["settings"] != json.loads(json.dumps(settings)):
+            raise InputError(f"{out}: holds a study with other settings; name another with --out")
+        return document
+    return {"settings": settings, "environment": environment, "pairs": {}}
+
+
+def _about(problem: Any) -> dict[str, Any]:
+    """Baseline, headroom and the bound that it is measured against."""
+    from jaxpart.bound import combinatorial_bound
+    from jaxpart.feasibility import why_infeasible
+    from jaxpart.ideals import list_prefixes, solve
+    from jaxpart.result import baseline_of
+
+    about: dict[str, Any] = {"baseline_s": None, "headroom": None, "runs": {}}
+    if why_infeasible(problem) is not None:
+        return about
+    baseline_s = baseline_of(problem)
+    bound = combinatorial_bound(problem)
+    outcome = None
+    if baseline_s is not None:
+        outcome = solve(problem, list_prefixes(problem), baseline_s, span=True)
+    order_s = None
+    if outcome is not None and outcome.assignment is not None:
+        order_s = min(outcome.bottleneck_s, baseline_s or float("inf"))
+    about |= {"baseline_s": baseline_s, "bound_s": bound.seconds, "bound": bound.method}
+    order_s = order_s or baseline_s
+    about["headroom"] = order_s / bound.seconds if order_s and bound.seconds else None
+    return about
+
+
+def _method(decoder: str, method: str, trained: Any) -> Callable[[Any], Iterable[None]]:
+    from jaxpart.search.labels import anneal, random
+    from jaxpart.search.orders import slice_search
+    from jaxpart.search.policy import Use, with_policy
+
+    if method == "random":
+        return random if decoder == "labels" else _random_orders
+    if method == "annealing":
+        return anneal if decoder == "labels" else slice_search
+    learn_after = {"scratch": 0, "fine-tuned": 1024 if decoder == "labels" else 256}.get(method)
+    use = Use(decoder, learn_after=learn_after, solver=decoder == "labels")  # pyright: ignore
+    return with_policy(trained if method in ("zero-shot", "fine-tuned") else None, use)
+
+
+def _random_orders(search: Any) -> Generator[None]:
+    """Program order with random changes of random strength, each cut optimally: no memory."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxpart.cost import evaluate
+    from jaxpart.policy.rollout import Task
+    from jaxpart.search.orders import mutate, order_by
+    from jaxpart.slicing import slice_orders
+
+    task, size = Task.build(search.problem), 64
+    program = jnp.arange(task.blocks.padded_nodes, dtype=jnp.float32)
+    peaks = jnp.broadcast_to(task.peak_bytes, (size, task.peak_bytes.shape[0]))
+    for step in itertools.count():
+        key = jax.random.fold_in(jax.random.key(search.seed), step)
+        keys = mutate(key, program[None], task.blocks.num_nodes, size)
+        orders = order_by(task.blocks, keys.at[0].set(program))
+        assignments = slice_orders(task.blocks, orders, peaks, task.window)[1][task.block_of]
+        search.offer_batch(assignments, evaluate(task.device, assignments))
+        search.start_clock()
+        yield
+
+
+def _run(problem: Any, method: Any, samples: int, seed: int) -> dict[str, Any]:
+    """One search from the baseline; improvement after so many samples, and what it took."""
+    from jaxpart.greedy import baseline
+    from jaxpart.search.state import Budget, Search
+
+    start_s = time.perf_counter()
+    search = Search(problem, Budget(None, samples, 0.0), seed)
+    greedy = baseline(problem)
+    search.offer(greedy[:, None])
+    baseline_s = search.best_s
+    try:
+        with closing(method(search)) as steps:
+            for _ in steps:
+                if search.is_over:
+                    break
+    except JaxpartError as error:
+        search.notes.append(str(error))
+    reached = {}
+    for count in CHECKPOINTS:
+        if count > samples:
+            break
+        best = [t for n, _, t in search.history if n <= count]
+        reached[str(count)] = baseline_s / min(best, default=baseline_s)
+    return {
+        "final": baseline_s / search.best_s,
+        "samples": search.samples,
+        "search_s": search.searched_s,
+        "seconds": time.perf_counter() - start_s,
+        "reached": reached,
+        "history": [[n, round(s, 3), baseline_s / t] for n, s, t in search.history],
+        "notes": search.notes,
+    }
+
+
+def _tables(document: dict[str, Any], decoder: str) -> list[str]:
+    """Improvement against samples, over all pairs and over those with headroom."""
+    pairs = {k: v for k, v in document["pairs"].items() if v["runs"]}
+    wide = {k: v for k, v in pairs.items() if (v["headroom"] or 9) > HEADROOM}
+    lines = []
+    for title, chosen in (("all pairs", pairs), (f"headroom > {HEADROOM}", wide)):
+        lines += ["", f"{decoder}, {title} ({len(chosen)}): T_baseline / T after so many samples"]
+        counts = [c for c in CHECKPOINTS if c <= document["settings"]["samples"][decoder]]
+        head = "".join(f"{count:>9}" for count in counts)
+        lines.append(f"{'method':<12}{head}{'final':>9}{'spread':>8}")
+        for method in METHODS:
+            runs = [
+                [run for key, run in pair["runs"].items() if key.startswith(f"{decoder}/{method}/")]
+                for pair in chosen.values()
+            ]
+            runs = [of_pair for of_pair in runs if of_pair]
+            if not runs:
+                continue
+            every = [run for of_pair in runs for run in of_pair]
+            mean = statistics.geometric_mean
+            cells = "".join(f"{mean(r['reached'][str(c)] for r in every):>9.4f}" for c in counts)
+            by_seed = [mean(r["final"] for r in of_seed) for of_seed in zip(*runs, strict=False)]
+            spread = statistics.pstdev(by_seed)
+            lines.append(
+                f"{method:<12}{cells}{mean(r['final'] for r in every):>9.4f}{spread:>8.4f}"
+            )
+    return lines
+
+
+if __name__ == "__main__":
+    sys.exit(main())
