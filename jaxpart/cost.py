@@ -82,7 +82,9 @@ def evaluate(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> Costs:
     highest = jnp.max(jnp.where(nodes.used, chip_column(switches.num_chips), 0), axis=0)
     no_skip = chips_used == highest + 1
     memory_ok = jnp.all(memory <= problem.capacity_bytes[:, None], axis=0)
-    triangle = traffic.acyclic & _triangle(problem, assignment, traffic.span)
+    # Where data flows backward the verdict stands already: nothing is left to check.
+    is_settled = traffic.span | ~traffic.acyclic
+    triangle = traffic.acyclic & _triangle(problem, assignment, is_settled)
     true = jnp.ones_like(no_skip)
     valid = (
         nodes.colocation
@@ -284,7 +286,7 @@ def _weight_bytes(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> Floa
 
 
 def _triangle(
-    problem: DeviceProblem, assignment: Int[Array, "N B"], span: Bool[Array, " B"]
+    problem: DeviceProblem, assignment: Int[Array, "N B"], is_settled: Bool[Array, " B"]
 ) -> Bool[Array, " B"]:
     """Whether no edge of the chip graph has a longer path beside it; for acyclic candidates.
 
@@ -323,7 +325,7 @@ def _triangle(
         start = (jnp.zeros_like(adjacent), jnp.ones((batch,), bool))
         return lax.fori_loop(0, chips, close, start)[1]
 
-    return lax.cond(jnp.all(span), lambda _: jnp.ones((batch,), bool), check, None)
+    return lax.cond(jnp.all(is_settled), lambda _: jnp.ones((batch,), bool), check, None)
 
 
 def _chip_bit(chip: Int[Array, " B"], chips: int) -> UInt32[Array, "words B"]:
