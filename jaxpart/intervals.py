@@ -8,12 +8,14 @@ runs on the chip of the one or of the other: two chips hold the whole interval.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxpart.mcm import MCM
 from jaxpart.problem import FloatArray, Problem
 
 BoolArray = NDArray[np.bool_]
@@ -67,6 +69,47 @@ def heaviest_interval(
         if best is None or held[most] > best.amount:
             best = Heaviest(float(held[most]), int(u[most]), int(v[most]))
     return best
+
+
+def two_chips(problem: Problem, interval: Heaviest) -> Problem:
+    """What two chips must do for the interval of an edge, and nothing else.
+
+    Every valid partition of `problem` gives a valid one of this with a bottleneck no higher: its
+    blocks run on two chips of the fastest kind with the largest memory, transfers are free, and of
+    memory only weights count. So a lower bound here is one there, and where nothing is valid here,
+    nothing is there.
+    """
+    blocks = problem.contracted
+    below, above = _reachable(blocks)
+    ends = [interval.producer, interval.consumer]
+    between = np.unpackbits(
+        (below[ends[0]] & above[ends[1]]).view(np.uint8), bitorder="little"
+    ).astype(bool)[: blocks.num_nodes]
+    between[ends] = True
+    number = np.cumsum(between) - 1  # of the blocks that stay
+    count = int(between.sum())
+    pairs = number[blocks.node_pairs[between[blocks.node_pairs].all(axis=1)]]
+    uses = between[blocks.use_node]
+    mcm = problem.mcm
+    chip = max(mcm.chips, key=lambda chip: chip.sram_bytes)
+    rules = dataclasses.replace(mcm.constraints, no_skip=False, triangle=False)
+    module = MCM("two chips", "chain", (chip,) * 2, 1.0, memory_model="weights", constraints=rules)
+    return dataclasses.replace(
+        problem,
+        mcm=module,
+        node_s=blocks.node_s[between].min(axis=1, keepdims=True),
+        chip_kind=np.zeros(2, np.int64),
+        capacity_bytes=np.full(2, chip.sram_bytes, np.float64),
+        pin=np.full(count, -1, np.int64),
+        colocate=np.full(count, -1, np.int64),
+        # One tensor without bytes for each edge.
+        tensor_producer=pairs[:, 0],
+        tensor_bytes=np.zeros(len(pairs)),
+        edge_tensor=np.arange(len(pairs)),
+        edge_consumer=pairs[:, 1],
+        use_weight=blocks.use_weight[uses],
+        use_node=number[blocks.use_node[uses]],
+    )
 
 
 def sums(amounts: FloatArray) -> Callable[[BoolArray], FloatArray]:

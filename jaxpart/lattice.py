@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jaxpart.problem import FloatArray, IntArray, Problem
+from jaxpart.structure import largest_antichain
 
 WORD = 64
 Words = NDArray[np.uint64]
@@ -51,12 +53,19 @@ class Lattice:
 
 def count(problem: Problem, limit: int) -> int | None:
     """Number of ideals of the blocks; None where there are more than `limit`."""
+    if _is_beyond(problem, limit):
+        return None
     total = 0
     for layer in _layers(problem.contracted, limit):
         total += len(layer.members)
         if total > limit:
             return None
     return total
+
+
+def _is_beyond(problem: Problem, limit: int) -> bool:
+    """Whether there are sure to be more ideals: each subset of an antichain is the top of one."""
+    return largest_antichain(problem.num_blocks, problem.contracted.node_pairs) > math.log2(limit)
 
 
 def enumerate_ideals(
@@ -66,6 +75,8 @@ def enumerate_ideals(
 
     `give_up` is asked from layer to layer whether to stop, with None.
     """
+    if _is_beyond(problem, limit):
+        return None
     layers: list[_Layer] = []
     total = 0
     for layer in _layers(problem.contracted, limit):

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jaxpart.graph import Graph
 
@@ -39,7 +40,14 @@ def depth(graph: Graph) -> int:
 
 
 def width(graph: Graph) -> int:
-    """Nodes of the largest antichain: how many can run side by side at most.
+    """Nodes of the largest antichain: how many can run side by side at most."""
+    before, _ = _neighbours(graph)
+    pairs = [(u, v) for v, predecessors in enumerate(before) for u in predecessors]
+    return largest_antichain(len(before), np.array(pairs, np.int64).reshape(-1, 2))
+
+
+def largest_antichain(count: int, pairs: NDArray[np.int64]) -> int:
+    """Size of the largest set of `count` nodes of which no two are joined by a path of `pairs`.
 
     By Dilworth's theorem the fewest paths that cover all nodes, where paths may share nodes: N
     less the largest matching of each node with one that comes after it (Fulkerson 1956), found as
@@ -48,15 +56,13 @@ def width(graph: Graph) -> int:
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import maximum_flow
 
-    before, _ = _neighbours(graph)
-    count = len(before)
     node = np.arange(count)
     enter, leave, source, sink = node, count + node, 2 * count, 2 * count + 1
-    u = np.array([u for predecessors in before for u in predecessors], np.int64)
-    v = np.repeat(node, [len(predecessors) for predecessors in before])
-    tail = np.concatenate([np.full(count, source), enter, enter, leave[u]])
-    head = np.concatenate([leave, np.full(count, sink), leave, enter[v]])
-    capacity = np.repeat(np.array([1, 1, count, count], np.int32), [count, count, count, len(u)])
+    tail = np.concatenate([np.full(count, source), enter, enter, leave[pairs[:, 0]]])
+    head = np.concatenate([leave, np.full(count, sink), leave, enter[pairs[:, 1]]])
+    capacity = np.repeat(
+        np.array([1, 1, count, count], np.int32), [count, count, count, len(pairs)]
+    )
     network = coo_array((capacity, (tail, head)), shape=(2 * count + 2,) * 2).tocsr()
     return count - int(maximum_flow(network, source, sink).flow_value)
 

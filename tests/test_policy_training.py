@@ -23,7 +23,7 @@ from jaxpart.policy.rollout import Task, initial_params, play
 from jaxpart.policy.training import Plan, TrainingError
 from jaxpart.problem import Problem
 
-PLAN = Plan(seed=1, tasks=2, rounds=2, learned=1, batch=8, order_share=0.5, sizes=SIZES)
+PLAN = Plan(seed=1, tasks=2, rounds=2, learned=1, batch=8, order_share=0.0, sizes=SIZES)
 
 
 @functools.cache

@@ -8,8 +8,9 @@ from collections.abc import Generator
 import numpy as np
 
 from jaxpart.search.clusters import cluster_search
+from jaxpart.search.interval_proofs import IntervalProofs
 from jaxpart.search.orders import slice_search
-from jaxpart.search.proofs import ideals
+from jaxpart.search.proofs import ideals, program_order
 from jaxpart.search.state import Search
 from jaxpart.search.workers import Workers
 
@@ -21,7 +22,7 @@ _HEAD_START_S = 2.0
 
 
 def auto(search: Search) -> Generator[None]:
-    """A few grown partitions, then ideals, then searches in turn beside the solver.
+    """The program order cut optimally, ideals, then searches in turn beside the solver.
 
     Without a time limit the solver only repairs, so that the same seed gives the same answer.
 
@@ -33,20 +34,22 @@ def auto(search: Search) -> Generator[None]:
     search.samples += 1
     search.offer(np.zeros((search.problem.num_nodes, 1), np.int64))
     yield
-    # Needs nothing compiled, and finds on wide graphs what cut orders cannot.
+    yield from program_order(search)
+    # Needs nothing compiled either, and finds on wide graphs what cut orders cannot.
     clusters = cluster_search(search)
     next(clusters, None)
     yield
-    yield from ideals(search)
     problem = search.problem
     slicing = slice_search(search)
-    with Workers(search) as workers:
+    with IntervalProofs(search) as proofs, Workers(search) as workers:
+        yield from ideals(search)
         if problem.num_blocks * problem.num_chips <= _PROVABLE_BITS:
             workers.prove()
         for _ in in_turn(search, {"clusters": clusters, "slicing": slicing}):
             workers.repair_promising()
             workers.polish_best()
             workers.collect()
+            proofs.collect()
             yield
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Generator
 
 from jaxpart.bound import Bound, bound_of
-from jaxpart.ideals import list_ideals, solve
+from jaxpart.ideals import list_ideals, list_prefixes, solve
 from jaxpart.lattice import enumerate_ideals
 from jaxpart.search.orders import slice_search
 from jaxpart.search.state import Search
@@ -16,9 +17,12 @@ from jaxpart.stages import least_bottleneck
 
 # A graph with more ideals than this is not narrow: listing them is a second, pairs are many.
 MOST_IDEALS = 40_000
-# Listing so many takes about ten seconds, a test of a bottleneck about two; and the share of the
-# time that listing may take.
+# Cutting the program order weighs pairs of nodes: a few seconds for so many.
+MOST_BLOCKS = 4000
+# Listing so many takes about ten seconds, a test of a bottleneck about two: where there are so many
+# seconds, otherwise a quarter; and the share of the time that listing may take.
 MOST_BISECTED = 1_000_000
+_LONG_S = 40.0
 _SHARE_TO_LIST = 0.25
 _LEAST_GAP = 1e-6
 _POLL_S = 0.05
@@ -27,6 +31,30 @@ _POLL_S = 0.05
 def greedy(search: Search) -> Generator[None]:
     """The baseline alone, which the engine has run already."""
     search.start_clock()
+    yield
+
+
+def program_order(search: Search) -> Generator[None]:
+    """The program order cut optimally, with nothing to compile."""
+    problem = search.problem
+    if not problem.mcm.constraints.acyclic or problem.num_blocks > MOST_BLOCKS:
+        return
+    search.enter("program order")
+    search.start_clock()
+    cutoff_s = search.best_s if search.best is not None else math.inf
+    found = list_prefixes(problem)
+    has_triangle = problem.mcm.constraints.triangle
+    outcome = solve(
+        problem,
+        found,
+        cutoff_s,
+        span=has_triangle,
+        is_bound=False,
+        give_up=lambda: search.remaining_s <= 0,
+    )
+    search.samples += 1
+    if outcome is not None and outcome.assignment is not None:
+        search.offer(outcome.assignment[:, None])
     yield
 
 
@@ -75,9 +103,10 @@ def _least_bottleneck(search: Search) -> Generator[None]:
     def is_too_long() -> bool:
         return search.searched_s > until_s
 
-    lattice = enumerate_ideals(problem, MOST_BISECTED, is_too_long) if rules.acyclic else None
+    most = MOST_BISECTED if search.remaining_s > _LONG_S else MOST_BISECTED // 4
+    lattice = enumerate_ideals(problem, most, is_too_long) if rules.acyclic else None
     if lattice is None:
-        search.notes.append(f"over {MOST_BISECTED} ideals, or too many for the time: no bound")
+        search.notes.append(f"over {most} ideals, or too many for the time: no bound")
         return
     yield
     outcome = least_bottleneck(
