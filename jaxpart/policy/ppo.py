@@ -27,11 +27,11 @@ from jaxpart.policy.rollout import Params, State
 class Settings:
     """How to learn."""
 
-    learning_rate: float = 1e-3
+    learning_rate: float = 5e-4
     epochs: int = 2  # passes over one step's batches
     minibatch: int = 3  # batches per step of the optimiser
     clip: float = 0.2
-    entropy: float = 1e-3
+    entropy: float = 1e-2
     most_gradient: float = 1.0  # norm
 
 

@@ -38,7 +38,7 @@ class Run:
     steps: int
     minutes: float | None = None  # stop after so long, this time; going on needs the same seed
     save_every: int = 25  # steps
-    validate_every: int = 50  # a multiple of `save_every`
+    validate_every: int = 100  # a multiple of `save_every`
     modules: int = 2  # per graph
     command: str = ""
 

@@ -184,11 +184,15 @@ def zero_shot(
 
 
 def score(
-    params: Params, plan: Plan, tasks: Sequence[Task], *, rounds: int = 4, seed: int = 12345
+    params: Params, plan: Plan, tasks: Sequence[Task], *, rounds: int = 4, seeds: int = 3
 ) -> float:
-    """Geometric mean over the tasks of `zero_shot` on labels: what selects a checkpoint.
+    """Geometric mean over tasks and seeds of `zero_shot` on labels: what selects a checkpoint.
 
     Where nothing valid is found, a sample is worth a tenth of the baseline.
     """
-    found = [zero_shot(params, plan, t, "labels", rounds=rounds, seed=seed) for t in tasks]
+    found = [
+        zero_shot(params, plan, task, "labels", rounds=rounds, seed=seed)
+        for task in tasks
+        for seed in range(seeds)
+    ]
     return float(np.exp(np.mean(np.log(np.maximum(found, 0.1)))))
