@@ -188,6 +188,7 @@ def _run(problem: Any, method: Any, samples: int, seed: int) -> dict[str, Any]:
     start_s = time.perf_counter()
     search = Search(problem, Budget(None, samples, 0.0), seed)
     greedy = baseline(problem)
+    assert greedy is not None  # pairs without one have no runs
     search.offer(greedy[:, None])
     baseline_s = search.best_s
     try:

@@ -13,6 +13,7 @@ from jaxpart.errors import InputError
 from jaxpart.graph import Graph, Node, Tensor
 from jaxpart.mcm import load_mcm
 from jaxpart.policy import features as feature_set
+from jaxpart.policy import network
 from jaxpart.policy.actions import (
     Shared,
     draw_labels,
@@ -52,12 +53,12 @@ def weights(seed=3):
 
 
 def propose(inputs, placement):
-    return Policy(SIZES).apply(weights(), inputs, placement)
+    return network.propose(weights(), SIZES, inputs, placement)
 
 
 def placement_of(rows, count, seed=0):
     drawn = np.random.default_rng(seed).random((count, PLACEMENT)).astype(np.float32)
-    return np.pad(drawn, ((0, rows - count), (0, 0)))
+    return jnp.asarray(np.pad(drawn, ((0, rows - count), (0, 0))))
 
 
 def test_nodes_in_another_order_get_the_same_proposal_in_that_order():
@@ -122,7 +123,7 @@ def test_fresh_heads_propose_no_shift_and_no_preference_for_a_chip():
     inputs = features(Problem.build(ladder(), load_mcm("mcm8")), 16, 16)
     params = Policy(SIZES).init(jax.random.key(0), inputs, jnp.zeros((16, PLACEMENT)))
 
-    proposal = Policy(SIZES).apply(params, inputs, placement_of(16, 9))
+    proposal = network.propose(params, SIZES, inputs, placement_of(16, 9))
 
     for figure in (proposal.orders.shift, proposal.labels.shift, proposal.scores):
         assert not np.any(figure)

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import functools
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from jaxpart.graph import Graph, Node, Tensor
 from jaxpart.mcm import load_mcm
 from jaxpart.policy import checkpoint, ppo, pretraining, training
 from jaxpart.policy.actions import LogProbs, log_probs
-from jaxpart.policy.network import Policy
+from jaxpart.policy.network import propose
 from jaxpart.policy.pretraining import LOG, VALIDATION, Run, pairs, pretrain
 from jaxpart.policy.rollout import Task, initial_params, play
 from jaxpart.policy.training import Plan, TrainingError
@@ -36,7 +37,7 @@ def params():
     return initial_params(SIZES, task(), 0)
 
 
-def round_of(decoder, mode="fix", state=None, key=0, batch=16):
+def round_of(decoder: Any, mode: Any = "fix", state=None, key=0, batch=16):
     start = task().start if state is None else state
     return play(
         params(), SIZES, task(), start, jax.random.key(key), batch=batch, decoder=decoder, mode=mode
@@ -236,7 +237,7 @@ def test_a_policy_that_is_no_file_is_refused_with_what_is_shipped():
 
 def test_entropy_of_labels_is_that_of_their_distribution():
     made = round_of("labels")
-    proposal = Policy(SIZES).apply(params(), task().features, task().start.seen)
+    proposal = propose(params(), SIZES, task().features, task().start.seen)
     real = task().features.is_real > 0
     log_prob, entropy = log_probs(
         "labels", task().start.position, proposal.labels, proposal.scores, made.actions, real

@@ -9,6 +9,7 @@ problem.
 from __future__ import annotations
 
 import zlib
+from typing import Any
 
 import numpy as np
 from flax import struct
@@ -23,6 +24,7 @@ BASIS = 10  # columns of `Features.order_basis` and `Features.label_basis`
 _WAVES = 4
 MOST_BLOCKS = 6000  # the largest bucket is 6,144 rows
 _MCM_OF = ("chain", "host", "mesh")
+_MODULE_FIGURES = 16
 # A ratio of times or bytes beyond this is as good as infinite.
 _MOST = 1e6
 
@@ -116,8 +118,8 @@ def features(problem: Problem, rows: int, pairs: int) -> Features:
         pair=_padded(_log(pair_bytes / blocks.mcm.link_bandwidth / chip_s)[:, None], pairs),
         pair_from=_padded(ends[:, 0], pairs, rows - 1),
         pair_to=_padded(ends[:, 1], pairs, rows - 1),
-        module=_module(blocks, chip_s).astype(np.float32),
-        chip=_chips(blocks).astype(np.float32),
+        module=_padded(_module(blocks, chip_s), _MODULE_FIGURES),
+        chip=_padded(_chips(blocks), blocks.num_chips),
         position=_padded(position, rows),
         order_basis=_padded(_unit(np.stack([*lags, *rules], axis=1)), rows),
         label_basis=_padded(_unit(np.stack([*lags, *waves], axis=1)), rows),
@@ -189,7 +191,8 @@ def _load_shares(count: int, ends: np.ndarray, share: FloatArray) -> tuple[Float
     for u, v in ends.tolist():
         above[v] |= above[u]
     reached = above.astype(np.float32)
-    return reached @ share.astype(np.float32), share.astype(np.float32) @ reached
+    before, after = reached @ share.astype(np.float32), share.astype(np.float32) @ reached
+    return before.astype(np.float64), after.astype(np.float64)
 
 
 def _ranks(level: FloatArray, program: np.ndarray) -> FloatArray:
@@ -212,7 +215,7 @@ def _unit(columns: FloatArray) -> FloatArray:
     return centred / np.maximum(centred.std(axis=0), 1e-6)
 
 
-def _padded(values: np.ndarray, size: int, fill: int = 0) -> np.ndarray:
+def _padded(values: np.ndarray, size: int, fill: int = 0) -> Any:  # numpy until it is on the device
     dtype = np.int32 if values.dtype.kind in "iu" else np.float32
     out = np.full((size, *values.shape[1:]), fill, dtype)
     out[: len(values)] = values

@@ -14,6 +14,7 @@ Graph attention: Velickovic et al. (ICLR 2018), with the dynamic scores of Brody
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -106,6 +107,15 @@ class Policy(nn.Module):
         )
 
 
+def propose(
+    params: Any, sizes: Sizes, features: Features, placement: Float[Array, "N 8"]
+) -> Proposal:
+    """What the network with these weights says."""
+    proposal = Policy(sizes).apply(params, features, placement)
+    assert isinstance(proposal, Proposal)
+    return proposal
+
+
 class Layer(nn.Module):
     """Attention along the edges, attention against them, a view of all; then a dense block."""
 
@@ -115,10 +125,14 @@ class Layer(nn.Module):
     def __call__(self, graph: jraph.GraphsTuple, real: Float[Array, "N 1"]) -> Float[Array, "N W"]:
         """The new node embeddings; those of padding mean nothing and reach no other."""
         width = self.sizes.width
-        h = graph.nodes
-        x = nn.LayerNorm()(h)
-        ahead = _attend(self.sizes, x, graph.edges, graph.senders, graph.receivers)
-        back = _attend(self.sizes, x, graph.edges, graph.receivers, graph.senders)
+        # jraph's annotations allow more than what `Policy` puts there.
+        h: Any = graph.nodes
+        edges: Any = graph.edges
+        senders: Any = graph.senders
+        receivers: Any = graph.receivers
+        x: Any = nn.LayerNorm()(h)
+        ahead = _attend(self.sizes, x, edges, senders, receivers)
+        back = _attend(self.sizes, x, edges, receivers, senders)
         everywhere = jnp.sum(x * real, axis=0, keepdims=True) / jnp.maximum(jnp.sum(real), 1.0)
         seen = jnp.concatenate([x, ahead, back], axis=1)
         h = h + nn.gelu(nn.Dense(width)(seen) + nn.Dense(width)(everywhere))
@@ -138,7 +152,7 @@ def _attend(
     seen = value[sources] + nn.Dense(sizes.width)(edges)
     asked = nn.leaky_relu(seen + nn.Dense(sizes.width)(x)[targets], 0.2)
     logits = nn.Dense(sizes.heads, use_bias=False)(asked)
-    weights = jraph.segment_softmax(logits, targets, num_segments=rows)
+    weights: Any = jraph.segment_softmax(logits, targets, num_segments=rows)
     by_head = seen.reshape(pairs, sizes.heads, -1) * weights[:, :, None]
     return jraph.segment_sum(by_head.reshape(pairs, sizes.width), targets, num_segments=rows)
 

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxpart.policy.actions import Actions, Decoder, LogProbs, log_probs
 from jaxpart.policy.features import Features
-from jaxpart.policy.network import Policy, Proposal, Sizes
+from jaxpart.policy.network import Sizes, propose
 from jaxpart.policy.rollout import Params, State
 
 
@@ -89,8 +89,7 @@ def ppo_loss(
 
     The mean is over a sample's nodes first: each sample counts once, whether it moved four or all.
     """
-    proposal = Policy(sizes).apply(params, transition.features, transition.state.seen)
-    assert isinstance(proposal, Proposal)
+    proposal = propose(params, sizes, transition.features, transition.state.seen)
     is_order = decoder == "orders"
     moves = proposal.orders if is_order else proposal.labels
     base = transition.state.order if is_order else transition.state.position

@@ -36,7 +36,7 @@ from jaxpart.policy.actions import (
     order_keys,
 )
 from jaxpart.policy.features import Features, features
-from jaxpart.policy.network import PLACEMENT, Policy, Proposal, Sizes
+from jaxpart.policy.network import PLACEMENT, Policy, Sizes, propose
 from jaxpart.problem import Problem
 from jaxpart.sampling import fix, sample
 from jaxpart.search.orders import order_by, ranks_of
@@ -200,8 +200,7 @@ def act(
     decoder: Decoder,
 ) -> _Drawn:
     """Draws actions of a batch and says how probable each node's was."""
-    proposal = Policy(sizes).apply(params, features, state.seen)
-    assert isinstance(proposal, Proposal)
+    proposal = propose(params, sizes, features, state.seen)
     moves = proposal.orders if decoder == "orders" else proposal.labels
     base = state.order if decoder == "orders" else state.position
     shared_key, node_key = jax.random.split(key)

@@ -95,7 +95,8 @@ def advance(
         decoder = decoder_of(task, plan, rng)
         key = jax.random.fold_in(jax.random.key(plan.seed), learner.step * plan.tasks + number)
         made, row = _episode(learner, plan, task, decoder, key, rng)
-        transitions += [(name, decoder, transition) for transition in made]
+        for transition in made:
+            transitions.append((name, decoder, transition))
         rows.append({"step": learner.step, "task": name, "decoder": decoder, **row})
     params, opt_state = learner.params, learner.opt_state
     reports: dict[int, ppo.Report] = {}
