@@ -180,6 +180,6 @@ def _own_weights(blocks: Problem) -> FloatArray:
     """[N] bytes of the weights that no other block uses."""
     uses = np.bincount(blocks.use_weight, minlength=len(blocks.weight_bytes))
     single = uses[blocks.use_weight] == 1
-    return np.bincount(
-        blocks.use_node[single], blocks.weight_bytes[blocks.use_weight[single]], blocks.num_nodes
-    )
+    own = np.zeros(blocks.num_nodes)
+    np.add.at(own, blocks.use_node[single], blocks.weight_bytes[blocks.use_weight[single]])
+    return own
