@@ -16,6 +16,7 @@ import concurrent.futures
 import hashlib
 import importlib.metadata
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -188,8 +189,10 @@ def _in_own_process(name: str, folder: Path) -> manifest.Entry | str:
         check=False,
     )
     if done.returncode:
-        lines = done.stderr.strip().splitlines()
-        return lines[-1] if lines else f"its process ended with {done.returncode}"
+        errors = [
+            line for line in done.stderr.splitlines() if re.match(r"\w*(Error|Exception)", line)
+        ]
+        return errors[-1] if errors else f"its process ended with {done.returncode}"
     return msgspec.json.decode(done.stdout.splitlines()[-1], type=manifest.Entry)
 
 
