@@ -77,6 +77,12 @@ class SolverPool:
         """As `polish.solve_exact`."""
         return self._submit("exact", time_limit_s, incumbent=incumbent, **options)
 
+    def prove(
+        self, incumbent: IntArray | None = None, *, time_limit_s: float, **options: Any
+    ) -> Future[Outcome]:
+        """As `prove.prove`."""
+        return self._submit("prove", time_limit_s, incumbent=incumbent, **options)
+
     @property
     def worker_ids(self) -> list[int]:
         """Process numbers of the workers that run now."""

@@ -17,6 +17,7 @@ Proofs. Let T be the bottleneck of a valid partition f, T < cut-off.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +31,16 @@ _MOST_BLOCKS = 3000
 _BISECTIONS = 14
 
 
+class Tables(NamedTuple):
+    """Intervals of a problem of N blocks, whatever the cut-off."""
+
+    reach: FloatArray  # [N, N] 1.0 where a path leads from u to v, and on the diagonal
+    work_s: FloatArray  # [N] on the fastest chip
+    work_between_s: FloatArray  # [N, N] of u, v and the blocks on paths between them
+    weights: FloatArray  # [N] bytes of the weights that no other block uses
+    weights_between: FloatArray  # [N, N]
+
+
 class Reduced(NamedTuple):
     """What is left of a problem below a cut-off."""
 
@@ -38,11 +49,16 @@ class Reduced(NamedTuple):
     high: IntArray  # [blocks] highest chip
 
 
-def reduce_below(problem: Problem, cutoff_s: float) -> Reduced | None:
+def reduce_below(
+    problem: Problem, cutoff_s: float, tables: dict[int, Tables] | None = None
+) -> Reduced | None:
     """Merges blocks and narrows their chips to what a bottleneck below `cutoff_s` leaves.
 
     Every valid partition of `problem` with a bottleneck below `cutoff_s` is a valid partition of
     the reduced problem within its bounds.
+
+    Args:
+      tables: what calls for the same problem with other cut-offs share.
 
     Returns:
       None where there is no such partition.
@@ -56,11 +72,16 @@ def reduce_below(problem: Problem, cutoff_s: float) -> Reduced | None:
     blocks = problem.contracted
     if (blocks.node_s.min(axis=1) > limit_s).any():
         return None
-    low, high = _chips(problem, limit_s)
+    low, high = _chips(problem, limit_s, {} if tables is None else tables)
     return None if (low > high).any() else Reduced(problem, low, high)
 
 
-def destructive_bound(problem: Problem, low_s: float, high_s: float) -> float:
+def destructive_bound(
+    problem: Problem,
+    low_s: float,
+    high_s: float,
+    give_up: Callable[[], bool] = lambda: False,
+) -> float:
     """The largest cut-off found below which `reduce_below` leaves nothing, by bisection.
 
     A lower bound on every valid partition's bottleneck, at least `low_s`, which is one already.
@@ -68,14 +89,18 @@ def destructive_bound(problem: Problem, low_s: float, high_s: float) -> float:
     Args:
       low_s: a lower bound, above 0.
       high_s: where to stop: a valid partition's bottleneck.
+      give_up: asked from time to time whether to stop, with the bound so far.
     """
     if not 0 < low_s < high_s or not np.isfinite(high_s):
         return low_s
-    if reduce_below(problem, high_s) is None:
+    tables: dict[int, Tables] = {}
+    if reduce_below(problem, high_s, tables) is None:
         return high_s
     for _ in range(_BISECTIONS):
+        if give_up():
+            break
         middle_s = (low_s * high_s) ** 0.5
-        if reduce_below(problem, middle_s) is None:
+        if reduce_below(problem, middle_s, tables) is None:
             low_s = middle_s
         else:
             high_s = middle_s
@@ -128,26 +153,28 @@ def _components(count: int, pairs: IntArray) -> IntArray:
     return connected_components(graph, directed=False)[1].astype(np.int64)
 
 
-def _chips(problem: Problem, limit_s: float) -> tuple[IntArray, IntArray]:
+def _chips(
+    problem: Problem, limit_s: float, tables: dict[int, Tables]
+) -> tuple[IntArray, IntArray]:
     """[blocks], [blocks] the lowest and highest chip of each block."""
     blocks, rules = problem.contracted, problem.mcm.constraints
     count, chips = blocks.num_nodes, problem.num_chips
     low = np.where(blocks.pin >= 0, blocks.pin, 0)
     high = np.where(blocks.pin >= 0, blocks.pin, chips - 1)
-    if not rules.acyclic:
+    if not rules.acyclic or count > _MOST_BLOCKS:
         return low, high
-    if count > _MOST_BLOCKS:
-        return low, high
-    reach = _reach(blocks)
-    # Shares of what one chip can do, and can hold.
-    amounts = [blocks.node_s.min(axis=1) / limit_s]
+    # A lower cut-off merges what a higher one does, and more: as many blocks are the same blocks.
+    if count not in tables:
+        tables[count] = _tables(blocks)
+    reach, work_s, work_between_s, weights, weights_between = tables[count]
+    shares = [(work_s / limit_s, work_between_s / limit_s)]
     if rules.memory:
-        amounts.append(_own_weights(blocks) / (problem.capacity_bytes.max() * (1 + _SAFETY)))
+        capacity = problem.capacity_bytes.max() * (1 + _SAFETY)
+        shares.append((weights / capacity, weights_between / capacity))
     step = np.zeros((count, count), np.int64)
     before, after = np.zeros(count, np.int64), np.zeros(count, np.int64)
-    for share in amounts:
-        between = (reach * share) @ reach
-        step = np.maximum(step, _chips_for(between, reach))
+    for share, between in shares:
+        step = np.maximum(step, _chips_for(between))
         large = (share > 0.5 * (1 + _SAFETY)).astype(float)  # no two of these share a chip
         for load in (share, large):
             before = np.maximum(before, _chips_for(load @ reach))
@@ -161,10 +188,15 @@ def _chips(problem: Problem, limit_s: float) -> tuple[IntArray, IntArray]:
     return low, high
 
 
-def _chips_for(shares: FloatArray, where: FloatArray | None = None) -> IntArray:
-    """One less than the chips that the shares take; 0 outside `where`."""
-    chips = np.maximum(np.ceil(shares.astype(np.float64) - 1e-6), 1).astype(np.int64) - 1
-    return chips if where is None else np.where(where > 0, chips, 0)
+def _tables(blocks: Problem) -> Tables:
+    reach = _reach(blocks)
+    work_s, weights = blocks.node_s.min(axis=1), _own_weights(blocks)
+    return Tables(reach, work_s, (reach * work_s) @ reach, weights, (reach * weights) @ reach)
+
+
+def _chips_for(shares: FloatArray) -> IntArray:
+    """One less than the chips that the shares take."""
+    return np.maximum(np.ceil(shares - 1e-6), 1).astype(np.int64) - 1
 
 
 def _reach(blocks: Problem) -> FloatArray:

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 from jaxpart.problem import Problem
 from jaxpart.solver.polish import polish, solve_exact
+from jaxpart.solver.prove import prove
 from jaxpart.solver.repair import Outcome, repair
 from jaxpart.solver.scip import Status
 
@@ -24,6 +25,7 @@ TASKS: dict[str, Callable[..., Outcome]] = {
     "repair": repair,
     "polish": polish,
     "exact": solve_exact,
+    "prove": prove,
 }
 
 
@@ -45,7 +47,7 @@ def _listen(source: BinaryIO, messages: queue.SimpleQueue[Any]) -> None:
         try:
             messages.put(pickle.load(source))
         except EOFError:
-            # SCIP may be running on the main thread, without Python's lock.
+            # A solver may be running on the main thread, without Python's lock.
             os._exit(0)
 
 
