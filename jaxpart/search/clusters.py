@@ -22,7 +22,7 @@ from jaxpart.search.state import Search
 # Fresh partitions that are grown before the best is improved, and steps without gain after which a
 # fresh one is grown again.
 _FRESH = 8
-_PATIENCE = 150
+_PATIENCE = 80
 # The power of stages that is summed to tell how even a partition is; the gain in it that counts.
 _POWER = 4
 _CLEARLY = 0.999
