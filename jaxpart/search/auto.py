@@ -11,12 +11,10 @@ from jaxpart.search.clusters import cluster_search
 from jaxpart.search.interval_proofs import IntervalProofs
 from jaxpart.search.orders import slice_search
 from jaxpart.search.proofs import ideals, program_order
+from jaxpart.search.prover import Prover
 from jaxpart.search.state import Search
 from jaxpart.search.workers import Workers
 
-# Beyond this many bits (blocks x chips) the integer program takes longer to state than to be of
-# use.
-_PROVABLE_BITS = 8000
 # By how much each method that shares the time is ahead of the next.
 _HEAD_START_S = 2.0
 
@@ -28,7 +26,7 @@ def auto(search: Search) -> Generator[None]:
 
     Where ideals are few, the second step proves the optimum and the search is over. Elsewhere
     orders evolve and clusters grow, whichever has paid more lately, while SCIP repairs what memory
-    forbids, polishes the best and, on small graphs, works on a proof.
+    forbids and polishes the best, and CP-SAT works on what could still be better: a proof.
     """
     # Fewest chips and nothing sent: the best where transfers cost more than they save.
     search.samples += 1
@@ -39,17 +37,22 @@ def auto(search: Search) -> Generator[None]:
     clusters = cluster_search(search)
     next(clusters, None)
     yield
-    problem = search.problem
     slicing = slice_search(search)
-    with IntervalProofs(search) as proofs, Workers(search) as workers:
-        yield from ideals(search)
-        if problem.num_blocks * problem.num_chips <= _PROVABLE_BITS:
-            workers.prove()
+    with (
+        IntervalProofs(search) as proofs,
+        Prover(search) as prover,
+        Workers(search) as workers,
+    ):
+        prover.step()
+        for _ in ideals(search):
+            prover.step()
+            yield
         for _ in in_turn(search, {"clusters": clusters, "slicing": slicing}):
             workers.repair_promising()
             workers.polish_best()
             workers.collect()
             proofs.collect()
+            prover.step()
             yield
 
 

@@ -10,9 +10,9 @@ from collections.abc import Generator
 from jaxpart.bound import Bound, bound_of
 from jaxpart.ideals import list_ideals, list_prefixes, solve
 from jaxpart.lattice import enumerate_ideals
-from jaxpart.search.orders import slice_search
+from jaxpart.search.clusters import cluster_search
+from jaxpart.search.prover import Prover
 from jaxpart.search.state import Search
-from jaxpart.search.workers import Workers
 from jaxpart.stages import least_bottleneck
 
 # A graph with more ideals than this is not narrow: listing them is a second, pairs are many.
@@ -125,14 +125,15 @@ def _least_bottleneck(search: Search) -> Generator[None]:
 
 
 def exact(search: Search) -> Generator[None]:
-    """The integer program of everything, warm-started by the best cuts of the program order."""
-    yield from itertools.islice(slice_search(search), 1)
+    """The integer program below the best cuts of the program order and grown clusters."""
+    yield from program_order(search)
+    yield from itertools.islice(cluster_search(search), 1)
     search.start_clock()
     search.enter("integer program")
-    with Workers(search) as workers:
-        workers.prove(always=True)
-        while workers.is_proving:
+    with Prover(search, always=True, beside=0) as prover:
+        prover.step()
+        while prover.is_running:
             time.sleep(_POLL_S)
             yield
-        workers.collect()
+            prover.step()
     yield

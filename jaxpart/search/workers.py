@@ -1,5 +1,4 @@
-"""SCIP beside the search: repairs, polishes and proofs in worker processes, offered when they
-end."""
+"""SCIP beside the search: repairs and polishes in a worker process, offered when they end."""
 
 from __future__ import annotations
 
@@ -8,7 +7,6 @@ from types import TracebackType
 
 import numpy as np
 
-from jaxpart.bound import Bound
 from jaxpart.search.state import Search
 from jaxpart.solver.pool import SolverPool
 from jaxpart.solver.repair import Outcome
@@ -16,26 +14,24 @@ from jaxpart.solver.scip import Status
 
 _REPAIR_S = 2.0
 _POLISH_S = 4.0
-_FOREVER_S = 1e6
 # Where time must not decide: few nodes, and more time than they take.
 _REPAIR_NODES = 20
 _PATIENCE_S = 60.0
 
 
 class Workers:
-    """The solver's tasks of one search: at most one repair or polish, and one proof, at a time.
+    """The solver's tasks of one search: at most one repair or polish at a time.
 
-    The processes start with the first task. Without a time limit the same seed must give the same
+    The process starts with the first task. Without a time limit the same seed must give the same
     answer: then `collect` waits for repairs, so that they arrive at the same point of the search in
-    every run, and nodes of the search tree limit them; polishes and proofs, whose outcome time
-    decides, are not made.
+    every run, and nodes of the search tree limit them; polishes, whose outcome time decides,
+    are not made.
     """
 
     def __init__(self, search: Search) -> None:
         self._search = search
         self._pool: SolverPool | None = None
         self._task: Future[Outcome] | None = None
-        self._proof: Future[Outcome] | None = None
         self._polishes = 0
         self._waits = search.budget.time_limit_s is None
 
@@ -62,31 +58,12 @@ class Workers:
                 best, time_limit_s=self._limit(_POLISH_S), seed=self._polishes
             )
 
-    def prove(self, *, always: bool = False) -> None:
-        """Asks for the optimum and its proof, from the best so far; for as long as there is.
-
-        Also without a time limit where `always`: for a search that is nothing else.
-        """
-        if self._proof is None and (always or not self._waits):
-            limit_s = self._limit(_FOREVER_S)
-            self._proof = self._solver.exact(self._search.best, time_limit_s=limit_s)
-
-    @property
-    def is_proving(self) -> bool:
-        """Whether a proof is under way."""
-        return self._proof is not None and not self._proof.done()
-
     def collect(self) -> None:
         """Offers what has ended."""
         task = self._task
         if task is not None and (self._waits or task.done()):
             self._task = None
             self._take(task.result())
-        if self._proof is not None and self._proof.done():
-            outcome = self._proof.result()
-            self._take(outcome)
-            if outcome.bound > 0:
-                self._search.raise_bound(Bound(outcome.bound, "integer program"))
 
     def _take(self, outcome: Outcome) -> None:
         self._search.samples += 1
@@ -105,7 +82,7 @@ class Workers:
     @property
     def _solver(self) -> SolverPool:
         if self._pool is None:
-            self._pool = SolverPool(self._search.problem, workers=2)
+            self._pool = SolverPool(self._search.problem)
         return self._pool
 
     def __enter__(self) -> Workers:
