@@ -8,13 +8,18 @@ python scripts/dataset.py --show resnet50    what is known of one
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from jaxpart import dataset
 from jaxpart.errors import InputError
+from jaxpart.files import write_whole
+from jaxpart.graph import Graph
 from jaxpart.manifest import Entry
 
 _LAYOUT = "{:<24} {:<5} {:<11} {:>5} {:>5} {:>9} {:>9} {:>5} {:>5} {:>9} {:>7}"
@@ -31,10 +36,18 @@ def main() -> None:
     )
     parser.add_argument("--split", choices=dataset.SPLITS)
     parser.add_argument("--show", metavar="NAME")
+    parser.add_argument("--plot", metavar="FILE", type=Path, help="draw the graphs named after it")
+    parser.add_argument("graphs", nargs="*", metavar="NAME")
     arguments = parser.parse_args()
     if arguments.show:
         for field, value in msgspec.structs.asdict(dataset.entry(arguments.show)).items():
             print(f"{field:<20} {'' if value is None else value}")
+        return
+    if arguments.plot or arguments.graphs:
+        if not (arguments.plot and arguments.graphs):
+            parser.error("expected --plot FILE and the names of graphs")
+        write_whole(arguments.plot, draw([dataset.load(name) for name in arguments.graphs]))
+        print(f"wrote {arguments.plot}")
         return
     sides = [arguments.split] if arguments.split else dataset.SPLITS
     chosen = [e for side in sides for e in dataset.contents().graphs if e.split == side]
@@ -42,6 +55,48 @@ def main() -> None:
     for entry in chosen:
         print(_LAYOUT.format(*_row(entry)))
     print(_summary(chosen))
+
+
+def draw(graphs: Sequence[Graph]) -> bytes:
+    """A picture of some graphs as PNG: depth to the right, a dot a node, its area the FLOPs."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.collections import LineCollection
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 1.9 * len(graphs)), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axis, graph in zip(figure.subplots(len(graphs), squeeze=False)[:, 0], graphs, strict=True):
+        place = _layout(graph)
+        lines = [place[[k.producer, q]] for k in graph.tensors for q in k.consumers]
+        axis.add_collection(LineCollection(lines, colors="0.65", linewidths=0.6, zorder=1))
+        flops = np.array([node.flops for node in graph.nodes])
+        area = 3 + 60 * np.sqrt(flops / max(flops.max(), 1))
+        axis.scatter(*place.T, area, c=np.log10(flops + 1), cmap="viridis", zorder=2)
+        axis.set_title(f"{graph.name}: {len(graph.nodes)} nodes", loc="left", fontsize=9)
+        axis.set_axis_off()
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=80, metadata={"Software": None})
+    return content.getvalue()
+
+
+def _layout(graph: Graph) -> np.ndarray:
+    """[N, 2] depth of each node, and its rank among those as deep: near where its inputs are."""
+    before: list[list[int]] = [[] for _ in graph.nodes]
+    for tensor in graph.tensors:
+        for q in tensor.consumers:
+            before[q].append(tensor.producer)
+    place = np.zeros((len(graph.nodes), 2))
+    levels: dict[int, list[int]] = {}
+    for v, producers in enumerate(before):
+        level = 1 + max((int(place[u, 0]) for u in producers), default=-1)
+        place[v] = level, np.mean([place[u, 1] for u in producers]) if producers else 0.0
+        levels.setdefault(level, []).append(v)
+    for level in sorted(levels):
+        row = levels[level]
+        wanted = {v: np.mean([place[u, 1] for u in before[v]] or [0.0]) for v in row}
+        for rank, v in enumerate(sorted(row, key=lambda v: (wanted[v], v))):
+            place[v, 1] = rank - (len(row) - 1) / 2
+    return place
 
 
 def _row(entry: Entry) -> tuple[object, ...]:
