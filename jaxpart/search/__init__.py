@@ -7,8 +7,8 @@ METHODS: dict[str, str] = {
     "slice": "optimal cuts of node orders, with evolution over the orders",
     "clusters": "groups grown from single nodes, side by side where the graph branches",
     "ideals": "exact dynamic program over the graph's down-sets, where they are few",
-    "exact": "integer program, warm-started by slicing; for small graphs",
+    "exact": "integer program, warm-started by cuts and clusters; for small graphs",
     "random": "the paper's random search: uniform samples made valid",
-    "policy": "the pretrained network: zero-shot samples, then fine-tuning on the graph",
+    "policy": "a graph-attention network proposes moves and learns on the graph (none is shipped)",
     "anneal": "the paper's simulated annealing: changed labels made valid",
 }
