@@ -8,11 +8,16 @@ import queue
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from jaxpart.problem import FloatArray, IntArray, Problem
+from jaxpart.solver.batch import Batch, Repairs
 from jaxpart.solver.repair import Outcome
 from jaxpart.solver.scip import Status
 
@@ -28,7 +33,8 @@ class SolverPool:
 
     Tasks return futures at once, whose results are always an `Outcome`: a task whose worker dies or
     hangs, or that is still waiting when the pool is closed, ends with `Status.ERROR`, and the pool
-    goes on with a new worker.
+    goes on with a new worker. Of a batch, no other candidate is lost with such a worker, and one
+    whose worker died is tried again.
 
     The workers are fresh interpreters with pipes of their own: they import neither JAX nor the
     user's `__main__`, share no lock that a killed one could keep, belong to a session of their own
@@ -44,10 +50,12 @@ class SolverPool:
           workers: number of processes, one task each at a time.
           grace_s: seconds beyond its time limit after which a task's worker is killed.
         """
+        self._problem = problem
         self._content = pickle.dumps(problem, pickle.HIGHEST_PROTOCOL)
         self._grace_s = grace_s
-        self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
+        self._tasks: queue.SimpleQueue[_Task | _Chunk | None] = queue.SimpleQueue()
         self._is_closed = threading.Event()
+        self._lock = threading.Lock()  # between taking tasks and closing the pool
         self._workers = [_Worker(self._content) for _ in range(workers)]
         self._threads = [
             threading.Thread(target=self._serve, args=(worker,), daemon=True)
@@ -66,6 +74,35 @@ class SolverPool:
     ) -> Future[Outcome]:
         """As `repair.repair`."""
         return self._submit("repair", time_limit_s, y=y, weights=weights, **options)
+
+    def repair_batch(
+        self,
+        assignments: NDArray[np.integer],
+        weights: FloatArray | None = None,
+        *,
+        time_limit_s: float = 1.0,
+        **options: Any,
+    ) -> Future[Repairs]:
+        """Repairs B candidates, shared among all workers; the future cannot be cancelled.
+
+        Args:
+          assignments: [B, N] chips, valid or not.
+          weights: [N] or [B, N] cost of moving each node by one chip; ones by default.
+          time_limit_s: for each candidate.
+          options: as of `repair.repair`, the same for all.
+
+        Raises:
+          InputError: as `Batch`.
+          RuntimeError: the pool was closed.
+        """
+        if self._is_closed.is_set():
+            raise RuntimeError("the pool was closed")
+        batch = Batch(
+            self._problem, assignments, weights, {**options, "time_limit_s": time_limit_s}
+        )
+        for rows in batch.chunks(len(self._workers)):
+            self._tasks.put(_Chunk(batch, rows, time_limit_s + self._grace_s))
+        return batch.future
 
     def polish(self, f: IntArray, *, time_limit_s: float, **options: Any) -> Future[Outcome]:
         """As `polish.polish`."""
@@ -90,7 +127,8 @@ class SolverPool:
 
     def close(self) -> None:
         """Kills the workers; tasks that have not ended end with `Status.ERROR`. May be repeated."""
-        self._is_closed.set()
+        with self._lock:
+            self._is_closed.set()
         for _ in self._threads:
             self._tasks.put(None)
         for worker in self._workers:
@@ -101,8 +139,8 @@ class SolverPool:
             worker.discard()
         while not self._tasks.empty():
             task = self._tasks.get()
-            if task is not None and task.future.set_running_or_notify_cancel():
-                task.future.set_result(_failed("the pool was closed"))
+            if task is not None:
+                task.abandon("the pool was closed")
 
     def __enter__(self) -> SolverPool:
         return self
@@ -116,27 +154,95 @@ class SolverPool:
         self.close()
 
     def _submit(self, name: str, time_limit_s: float, **arguments: Any) -> Future[Outcome]:
-        if self._is_closed.is_set():
-            raise RuntimeError("the pool was closed")
         arguments["time_limit_s"] = time_limit_s
         future: Future[Outcome] = Future()
         message = pickle.dumps((name, arguments), pickle.HIGHEST_PROTOCOL)
-        self._tasks.put(_Task(message, time_limit_s + self._grace_s, future))
+        self._put(_Task(message, time_limit_s + self._grace_s, future))
         return future
+
+    def _put(self, *tasks: _Task | _Chunk) -> None:
+        with self._lock:
+            if self._is_closed.is_set():
+                raise RuntimeError("the pool was closed")
+            for task in tasks:
+                self._tasks.put(task)
 
     def _serve(self, worker: _Worker) -> None:
         """One worker's thread: starts it, hands it tasks, starts it again."""
-        worker.start()
+        with contextlib.suppress(OSError):  # whoever runs a task tries again, and hears of it
+            worker.start()
         while (task := self._tasks.get()) is not None:
-            if not task.future.set_running_or_notify_cancel():
-                continue
-            task.future.set_result(worker.run(task.message, task.patience_s))
+            if isinstance(task, _Chunk):
+                self._serve_chunk(worker, task)
+            elif task.future.set_running_or_notify_cancel():
+                try:
+                    outcome = next(worker.run(task.message, task.patience_s, 1))
+                except _WorkerEndedError as error:
+                    outcome = Outcome(Status.ERROR, message=str(error))
+                task.future.set_result(outcome)
+
+    def _serve_chunk(self, worker: _Worker, chunk: _Chunk) -> None:
+        """Takes a worker's answers as they come; what it leaves goes back to the queue."""
+        batch, rows, done = chunk.batch, chunk.rows, 0
+        try:
+            for outcome in worker.run(batch.message(rows), chunk.patience_s, len(rows)):
+                batch.put(rows[done], outcome)
+                done += 1
+            return
+        except _WorkerEndedError as error:
+            if self._is_closed.is_set():
+                chunk._replace(rows=rows[done:]).abandon(str(error))
+                return
+            if error.hung or not batch.may_retry(rows[done]):
+                batch.give_up(rows[done], str(error))
+                done += 1
+        if done < len(rows):
+            self._tasks.put(chunk._replace(rows=rows[done:]))
+
+
+def repair_batch(
+    problem: Problem,
+    assignments: NDArray[np.integer],
+    weights: FloatArray | None = None,
+    *,
+    workers: int = 2,
+    time_limit_s: float = 1.0,
+    **options: Any,
+) -> Repairs:
+    """As `SolverPool.repair_batch`, in a pool of its own; waits for the end."""
+    with SolverPool(problem, workers) as pool:
+        future = pool.repair_batch(assignments, weights, time_limit_s=time_limit_s, **options)
+        return future.result()
 
 
 class _Task(NamedTuple):
     message: bytes
     patience_s: float
     future: Future[Outcome]
+
+    def abandon(self, message: str) -> None:
+        if self.future.set_running_or_notify_cancel():
+            self.future.set_result(Outcome(Status.ERROR, message=message))
+
+
+class _Chunk(NamedTuple):
+    """Some candidates of a batch."""
+
+    batch: Batch
+    rows: list[int]
+    patience_s: float  # for each
+
+    def abandon(self, message: str) -> None:
+        for row in self.rows:
+            self.batch.give_up(row, message)
+
+
+class _WorkerEndedError(Exception):
+    """A worker died, or was killed because it hung, or because the pool was closed."""
+
+    def __init__(self, message: str, *, hung: bool = False) -> None:
+        super().__init__(message)
+        self.hung = hung
 
 
 class _Worker:
@@ -162,35 +268,52 @@ class _Worker:
             )
         self._send(self._content)
 
-    def run(self, message: bytes, patience_s: float) -> Outcome:
-        """The outcome of one task; ERROR where the process dies, or does not answer in time."""
-        if self.process is None or self.process.poll() is not None:
-            self.start()
+    def run(self, message: bytes, patience_s: float, count: int) -> Iterator[Outcome]:
+        """The `count` outcomes of one message, as they come.
+
+        Args:
+          message: for the process.
+          patience_s: how long to wait for each.
+          count: of outcomes.
+
+        Raises:
+          _WorkerEndedError: the process died, or did not answer in time.
+        """
+        try:
+            if self.process is None or self.process.poll() is not None:
+                self.start()
+        except OSError as error:
+            raise _WorkerEndedError(f"no worker process could be started: {error}") from error
         process = self.process
         if process is None or process.stdout is None:
-            return _failed("the pool was closed")
+            raise _WorkerEndedError("the pool was closed")
         hung = threading.Event()
 
         def give_up() -> None:
             hung.set()
             process.kill()
 
-        timer = threading.Timer(patience_s, give_up)
-        timer.daemon = True
-        timer.start()
-        try:
-            self._send(message)
-            return pickle.load(process.stdout)
-        except (EOFError, pickle.UnpicklingError):
-            process.kill()
-            code = process.wait()
-            if self._is_closed:
-                return _failed("the pool was closed")
-            if hung.is_set():
-                return _failed(f"the worker gave no answer in {patience_s:.0f} s and was killed")
-            return _failed(f"the worker ended with exit code {code}")
-        finally:
-            timer.cancel()
+        for k in range(count):
+            timer = threading.Timer(patience_s, give_up)
+            timer.daemon = True
+            timer.start()
+            try:
+                if k == 0:
+                    self._send(message)
+                outcome = pickle.load(process.stdout)
+            except (EOFError, pickle.UnpicklingError) as error:
+                process.kill()
+                code = process.wait()
+                if self._is_closed:
+                    raise _WorkerEndedError("the pool was closed") from error
+                if hung.is_set():
+                    raise _WorkerEndedError(
+                        f"the worker gave no answer in {patience_s:.0f} s and was killed", hung=True
+                    ) from error
+                raise _WorkerEndedError(f"the worker ended with exit code {code}") from error
+            finally:
+                timer.cancel()
+            yield outcome
 
     def close(self) -> None:
         """Kills the process, for good."""
@@ -217,7 +340,3 @@ class _Worker:
         except (BrokenPipeError, ValueError):
             # Dead already: whoever waits for its answer finds the end of its output.
             return
-
-
-def _failed(message: str) -> Outcome:
-    return Outcome(Status.ERROR, message=message)

@@ -1,8 +1,10 @@
-"""The nearest valid partition: a minimum cut where it suffices, SCIP for what it leaves broken."""
+"""The nearest valid partition: a minimum cut where it suffices; cuts of its order, and SCIP, for
+what that leaves broken."""
 
 from __future__ import annotations
 
 import dataclasses
+import enum
 import math
 import time
 from collections.abc import Iterator
@@ -12,12 +14,24 @@ import numpy as np
 from jaxpart import exact
 from jaxpart.feasibility import why_infeasible
 from jaxpart.problem import FloatArray, IntArray, Problem
+from jaxpart.solver.construct import construct
 from jaxpart.solver.cut import Rule, block_chips, nearest, squeeze
 from jaxpart.solver.model import Model
 from jaxpart.solver.scip import Limits, Status, solve
 
 # A window's model with more bits than this takes longer to state than a repair should last.
 _MOST_BITS = 30_000
+# The same where a valid partition is in hand already, and is only to come nearer.
+_FEW_BITS = 4_000
+
+
+class Step(enum.IntEnum):
+    """What found a repaired partition."""
+
+    CUT = 0  # the minimum cut
+    WINDOW = 1  # SCIP, on the surroundings of what the cut left broken
+    PROGRAM = 2  # SCIP, with every block free
+    ORDER = 3  # cuts of an order of the blocks
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,6 +47,7 @@ class Outcome:
     bound: float = -math.inf  # no valid partition has a smaller objective
     seconds: float = 0.0  # spent in the worker
     message: str = ""  # what went wrong, with ERROR
+    step: Step | None = None  # of a repair that found something
 
 
 def repair(
@@ -49,18 +64,20 @@ def repair(
     """A valid partition near `y`, in the weighted distance sum of weight * |f - y|.
 
     First the nearest partition under dataflow and span, by a minimum cut, its unused chips squeezed
-    out. If memory (or a pin across a squeezed chip) is still broken: SCIP on the blocks within
-    `window` chips of what is broken, each free to move as far, all else fixed; twice as far where
-    that has no answer, until all is free, where having none is a proof.
+    out. If memory (or a pin across a squeezed chip) is still broken: the nearest cuts of that
+    partition's order that fit (`construct`), which do where they are within `gap` of the cut's
+    distance. Else SCIP on the blocks within `window` chips of what is broken, each free to move as
+    far, all else fixed; where nothing is in hand, twice as far while that has no answer, until all
+    is free, where having none is a proof.
 
     Args:
       problem: of N nodes.
       y: [N] chips; numbers beyond the module count as its first or last chip.
       weights: [N] cost of moving each node by one chip; ones by default.
       time_limit_s: after which the best so far, if any, is the answer.
-      window: chips around what is broken; None frees everything at once, parallel branches on
-        parallel chips included, for the nearest valid partition of all.
-      gap: relative to the best possible in the window, at which SCIP stops; 0 for the nearest.
+      window: chips around what is broken to free first; None to solve for the nearest of all.
+      gap: relative, from the cut's distance or in a window, at which the repair is near enough; 0
+        for the nearest.
       nodes: of SCIP's search tree in each window, at which it stops; -1: no limit. Unlike time, the
         same on every run.
       seed: of SCIP.
@@ -77,44 +94,64 @@ def repair(
     loose: Rule = "acyclic" if rules.acyclic else "none"
     strict: Rule = "span" if rules.triangle else loose
 
-    def outcome(status: Status, f: IntArray | None = None, bound: float = -math.inf) -> Outcome:
-        distance = None if f is None else float((weights * np.abs(f - y)).sum())
-        return Outcome(status, f, distance, bound, time.monotonic() - began)
+    def distance(f: IntArray) -> float:
+        return float((weights * np.abs(f - y)).sum())
+
+    def outcome(
+        status: Status,
+        f: IntArray | None = None,
+        step: Step | None = None,
+        bound: float = -math.inf,
+    ) -> Outcome:
+        objective = None if f is None else distance(f)
+        return Outcome(status, f, objective, bound, time.monotonic() - began, step=step)
 
     cut = nearest(problem, y, weights, rule=strict)
-    if cut is None and nearest(problem, y, weights, rule=loose) is None:
+    guide = nearest(problem, y, weights, rule=loose) if cut is None else cut
+    if guide is None:
         return outcome(Status.INFEASIBLE)
     f = cut
     if cut is not None and rules.no_skip:
         squeezed = squeeze(problem, cut)
         f = cut if squeezed is None else squeezed
-    is_valid = f is not None and not _broken_chips(problem, f).any()
-    if f is not None and is_valid:
+    best: IntArray | None = None
+    best_step = Step.CUT
+    if f is not None and not _broken_chips(problem, f).any():
+        best = f
         # A superset of what is valid has nothing nearer.
         if not weights[f != y].any() or (strict == loose and f is cut):
-            return outcome(Status.OPTIMAL, f, float((weights * np.abs(f - y)).sum()))
+            return outcome(Status.OPTIMAL, f, Step.CUT, distance(f))
         if window is not None:
-            return outcome(Status.FEASIBLE, f)
+            return outcome(Status.FEASIBLE, f, Step.CUT)
+    elif time.monotonic() < deadline:
+        best, best_step = construct(problem, guide, y, weights), Step.ORDER
+        is_near = best is not None and distance(best) <= (1 + gap) * distance(guide)
+        if window is not None and is_near:
+            return outcome(Status.FEASIBLE, best, Step.ORDER)
 
-    if why_infeasible(problem) is not None:
+    if best is None and why_infeasible(problem) is not None:
         return outcome(Status.INFEASIBLE)
     bound = -math.inf
+    most_bits = _MOST_BITS if best is None else _FEW_BITS
     for low, high, span in _windows(problem, f, window):
         is_last = not span and (high - low == problem.num_chips - 1).all()
-        if window is not None and (high - low).sum() > _MOST_BITS:
+        if window is not None and (high - low).sum() > most_bits:
             continue
         left = deadline - time.monotonic()
         if left <= 0:
             break
         model = Model(problem, low, high, span=span)
         model.seek_nearest(problem.block, y, weights)
-        starts = []
-        if f is not None and is_valid:
-            starts.append(block_chips(problem, f))
-        elif f is not None:
-            model.separate(block_chips(problem, f))
+        starts, cutoff = [], math.inf
+        if best is None:
+            model.separate(block_chips(problem, guide))
+        elif window is None:
+            starts.append(block_chips(problem, best))
+        else:
+            cutoff = distance(best)
         left = deadline - time.monotonic()
-        found = solve(model, Limits(left, gap=gap, nodes=nodes, seed=seed), starts)
+        limits = Limits(left, gap=gap, nodes=nodes, seed=seed)
+        found = solve(model, limits, starts, cutoff)
         if is_last:
             bound = found.bound
         if found.assignment is not None:
@@ -122,12 +159,15 @@ def repair(
             return outcome(
                 Status.OPTIMAL if is_optimal else Status.FEASIBLE,
                 found.assignment[problem.block],
+                Step.PROGRAM if is_last else Step.WINDOW,
                 bound,
             )
+        if best is not None:
+            break
         if is_last and found.status is Status.INFEASIBLE:
             return outcome(Status.INFEASIBLE)
-    if f is not None and is_valid:
-        return outcome(Status.FEASIBLE, f, bound)
+    if best is not None:
+        return outcome(Status.FEASIBLE, best, best_step, bound)
     return outcome(Status.TIME_LIMIT)
 
 

@@ -7,12 +7,14 @@ nothing of it stays behind.
 
 from __future__ import annotations
 
+import dataclasses
+import gc
 import os
 import pickle
 import queue
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 from jaxpart.problem import Problem
@@ -27,19 +29,25 @@ TASKS: dict[str, Callable[..., Outcome]] = {
     "exact": solve_exact,
     "prove": prove,
 }
+BATCH = "repair_batch"  # [B, N] candidates, [N], [B, N] or no weights
 
 
 def main() -> None:
-    """Reads the problem, then tasks (name, keyword arguments); writes an outcome for each."""
+    """Reads the problem, then tasks (name, keyword arguments); writes an outcome for each.
+
+    Of a batch of repairs, an outcome for each candidate as soon as it is there.
+    """
     outcomes = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not end up among the outcomes
     messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(sys.stdin.buffer, messages), daemon=True).start()
     problem: Problem = messages.get()
+    gc.freeze()  # the graph's many objects stay: no collection need look at them again
     while True:
         name, arguments = messages.get()
-        pickle.dump(_run(problem, name, arguments), outcomes)
-        outcomes.flush()
+        for outcome in _outcomes(problem, name, arguments):
+            pickle.dump(outcome, outcomes, pickle.HIGHEST_PROTOCOL)
+            outcomes.flush()
 
 
 def _listen(source: BinaryIO, messages: queue.SimpleQueue[Any]) -> None:
@@ -49,6 +57,19 @@ def _listen(source: BinaryIO, messages: queue.SimpleQueue[Any]) -> None:
         except EOFError:
             # A solver may be running on the main thread, without Python's lock.
             os._exit(0)
+
+
+def _outcomes(problem: Problem, name: str, arguments: dict[str, Any]) -> Iterator[Outcome]:
+    if name != BATCH:
+        yield _run(problem, name, arguments)
+        return
+    candidates, weights = arguments.pop("assignments"), arguments.pop("weights")
+    for k, y in enumerate(candidates):
+        weight = weights[k] if weights is not None and weights.ndim == 2 else weights
+        found = _run(problem, "repair", {**arguments, "y": y, "weights": weight})
+        if found.assignment is not None:
+            found = dataclasses.replace(found, assignment=found.assignment.astype(y.dtype))
+        yield found
 
 
 def _run(problem: Problem, name: str, arguments: dict[str, Any]) -> Outcome:
