@@ -15,8 +15,9 @@ from jaxpart.search.prover import Prover
 from jaxpart.search.state import Search
 from jaxpart.search.workers import Workers
 
-# By how much each method that shares the time is ahead of the next.
-_HEAD_START_S = 2.0
+# By how much of the time each method that shares it is ahead of the next: the later ones have
+# programs to compile, and long steps.
+_HEAD_START = 0.3
 
 
 def auto(search: Search) -> Generator[None]:
@@ -62,8 +63,9 @@ def in_turn(search: Search, methods: dict[str, Generator[None]]) -> Generator[No
     So a method that gains goes on, and those that do not share the time evenly. Without a time
     limit steps are counted instead of seconds, so that the same seed gives the same answer.
     """
-    is_timed = search.budget.time_limit_s is not None
-    idle = {name: _HEAD_START_S * place for place, name in enumerate(methods)}
+    limit_s = search.budget.time_limit_s
+    is_timed = limit_s is not None
+    idle = {name: _HEAD_START * (limit_s or 0.0) * place for place, name in enumerate(methods)}
     while idle:
         name = min(idle, key=idle.__getitem__)
         search.enter(name)
