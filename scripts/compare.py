@@ -11,6 +11,7 @@ rows are kept as they come, and a run that was stopped goes on where it was.
 from __future__ import annotations
 
 import argparse
+import collections
 import json
 import statistics
 import sys
@@ -198,23 +199,45 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _summary(rows: Sequence[dict[str, Any]]) -> list[str]:
-    lines = [""]
-    for name in ("chain", "narrow", "wide", "all"):
-        chosen = [row for row in rows if name in (row["class"], "all")]
-        solved = [row for row in chosen if "bottleneck_s" in row]
-        if not solved:
-            continue
-        gaps = [1 + row["gap"] for row in solved if row["gap"] is not None]
-        better = [row["improvement"] for row in solved if row["improvement"]]
-        proven = sum(row["status"] == "proven" for row in solved)
-        impossible = sum(row["status"] == "infeasible" for row in chosen)
-        lines.append(
-            f"{name:<6} {len(chosen):>4} pairs, {len(chosen) - len(solved):>3} without a result "
-            f"({impossible} proven infeasible), {proven:>3} proven optimal, gap "
-            f"{100 * (statistics.geometric_mean(gaps) - 1):.2f} % (worst "
-            f"{100 * (max(gaps) - 1):.1f} %), x {statistics.geometric_mean(better or [1.0]):.3f}"
-        )
+    """Figures by module and by class."""
+    layout = "{:<9} {:<6} {:>6} {:>10} {:>7} {:>6} {:>8} {:>8} {:>6} {:>9}  {}"
+    header = ("mcm", "class", "pairs", "infeasible", "nothing", "proven", "gap %", "worst %", "x")
+    lines = ["", layout.format(*header, "headroom", "binds")]
+    modules = list(dict.fromkeys(row["mcm"] for row in rows))
+    for module in (*modules, "all") if len(modules) > 1 else modules:
+        for kind in ("chain", "narrow", "wide", "all"):
+            chosen = [
+                row
+                for row in rows
+                if module in (row["mcm"], "all") and kind in (row["class"], "all")
+            ]
+            if chosen:
+                lines.append(layout.format(module, kind, *_figures(chosen)))
     return lines
+
+
+def _figures(rows: Sequence[dict[str, Any]]) -> tuple[object, ...]:
+    solved = [row for row in rows if "bottleneck_s" in row]
+    gaps = [1 + row["gap"] for row in solved if row["gap"] is not None]
+    better = [row["improvement"] for row in solved if row["improvement"]]
+    room = [row["headroom"] for row in solved if row["headroom"]]
+    status = collections.Counter(row["status"] for row in rows)
+    what = collections.Counter(row["binds"] for row in solved)
+    return (
+        len(rows),
+        status["infeasible"],
+        status["nothing found"],
+        status["proven"],
+        f"{100 * (_mean(gaps) - 1):.2f}",
+        f"{100 * (max(gaps, default=1.0) - 1):.1f}",
+        f"{_mean(better):.3f}",
+        f"{_mean(room):.3f}",
+        ", ".join(f"{name} {count}" for name, count in what.most_common()),
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return statistics.geometric_mean(values or [1.0])
 
 
 if __name__ == "__main__":
