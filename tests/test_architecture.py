@@ -18,7 +18,7 @@ FLOORS = (
     {"lattice", "intervals"},
     {"ingest", "device", "exact"},
     {"dataset", "links"},
-    {"cost", "slicing", "ideals", "stages", "quotient", "greedy", "bound", "feasibility"},
+    {"cost", "slicing", "probe", "ideals", "stages", "quotient", "greedy", "bound", "feasibility"},
     {"projection", "sampling"},
     {"verdicts", "result_file", "solver"},
     {"report"},
