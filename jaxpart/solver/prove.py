@@ -13,9 +13,10 @@ from jaxpart.bound import combinatorial_bound
 from jaxpart.problem import IntArray, Problem
 from jaxpart.solver import cpsat, scip
 from jaxpart.solver.model import Model
-from jaxpart.solver.reduce import destructive_bound, reduce_below
+from jaxpart.solver.reduce import destructive_bound, reachable, reduce_below
 from jaxpart.solver.repair import Outcome
 from jaxpart.solver.scip import Limits, Solution, Status
+from jaxpart.solver.triangle import state_triangles
 
 Prover = Literal["cpsat", "scip", "reduction"]
 
@@ -83,6 +84,9 @@ def prove(
         found = Solution(Status.INFEASIBLE, None, None, cutoff_s / unit_s)
         if not model.is_infeasible:
             model.seek_bottleneck()
+            rules = problem.mcm.constraints
+            if rules.triangle and rules.acyclic:
+                state_triangles(model, reachable(reduced.problem.contracted))
             left_s = max(0.0, time_limit_s - (time.monotonic() - began))
             limits = Limits(left_s, gap=gap / 2, seed=seed)
             cutoff, floor = cutoff_s / unit_s, bound_s / unit_s

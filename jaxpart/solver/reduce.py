@@ -189,7 +189,7 @@ def _chips(
 
 
 def _tables(blocks: Problem) -> Tables:
-    reach = _reach(blocks)
+    reach = reachable(blocks)
     work_s, weights = blocks.node_s.min(axis=1), _own_weights(blocks)
     return Tables(reach, work_s, (reach * work_s) @ reach, weights, (reach * weights) @ reach)
 
@@ -199,7 +199,7 @@ def _chips_for(shares: FloatArray) -> IntArray:
     return np.maximum(np.ceil(shares - 1e-6), 1).astype(np.int64) - 1
 
 
-def _reach(blocks: Problem) -> FloatArray:
+def reachable(blocks: Problem) -> FloatArray:
     """[N, N] 1.0 where a path leads from one block to the other, and on the diagonal."""
     reach = np.eye(blocks.num_nodes)
     for u, v in sorted(blocks.node_pairs.tolist(), reverse=True):
