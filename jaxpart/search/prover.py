@@ -14,7 +14,7 @@ from jaxpart.solver.scip import Status
 
 # The first slice of the program, each next one twice as long: what the search found meanwhile
 # shrinks the program, and no more than half of the time is lost by beginning anew.
-_FIRST_SLICE_S = 4.0
+_FIRST_SLICE_S = 6.0
 _FOREVER_S = 1e6
 # Of the time that is left, how much a slice may take: its outcome must be home before the end.
 _SHARE = 0.95
@@ -23,13 +23,17 @@ _LEAST_S = 0.5
 _CLOSER = 0.9
 _CLOSEST = 1e-6
 _MOST_THREADS = 8
+# Shares of the chips: at most so many are few; and how many more than all work needs at the bound.
+_FEW = 0.75
+_ROOM = 1.1
 REDUCTION, PROGRAM = "reduction", "integer program, CP-SAT"
 
 
 class Prover:
     """Proofs from the best so far, one after the other, until the context ends.
 
-    First what the reduction alone proves, then the program in slices of time. Without a time limit
+    First what the reduction alone proves, then the program in slices of time, every other one on
+    fewer chips where few would do. Without a time limit
     time must not decide: then there is one slice without an end, on one thread, and only for a
     search that waits for it (`always`).
     """
@@ -82,11 +86,23 @@ class Prover:
             floor_s=search.bound.seconds,
             gap=self._gap,
             prover="cpsat" if self._rounds else "reduction",
+            chips=self._fewer_chips() if self._is_timed and self._rounds % 2 else None,
             threads=self._threads,
             time_limit_s=slice_s,
             seed=search.seed + self._rounds,
         )
         self._rounds += 1
+
+    def _fewer_chips(self) -> int | None:
+        """Chips that could do with the bottleneck that is proven; None where that is most of them.
+
+        Where one node or one interval sets the bottleneck, many chips add nothing but bits.
+        """
+        problem, bound_s = self._search.problem, self._search.bound.seconds
+        work_s = float(problem.node_s.min(axis=1).sum())
+        if bound_s <= 0 or work_s > _FEW * problem.num_chips * bound_s:
+            return None
+        return min(problem.num_chips, int(_ROOM * work_s / bound_s) + 2)
 
     def _take(self, outcome: Outcome) -> None:
         search = self._search

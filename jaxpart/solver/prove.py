@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -36,6 +37,7 @@ def prove(
     gap: float = 1e-5,
     prover: Prover = "cpsat",
     threads: int = 1,
+    chips: int | None = None,
     time_limit_s: float,
     seed: int = 0,
 ) -> Outcome:
@@ -50,6 +52,7 @@ def prove(
       gap: relative; only what is better than the incumbent by more than this is sought.
       prover: which solver takes the program; "reduction" states none.
       threads: of CP-SAT; SCIP has one.
+      chips: only the first so many are used: a smaller program, which finds but proves nothing.
       time_limit_s: after which the best so far comes with the bound so far.
       seed: of the solver.
 
@@ -73,37 +76,60 @@ def prove(
     )
     if prover == "reduction" or bound_s >= cutoff_s:
         return _outcome(incumbent, best_s, bound_s, gap, began)
-    found = None
-    reduced = reduce_below(problem, cutoff_s)
-    if reduced is None:
-        bound_s = cutoff_s
-        found = Solution(Status.INFEASIBLE, None, None, cutoff_s)
-    elif (reduced.high - reduced.low).sum() <= _MOST_BITS:
-        unit_s = best_s if math.isfinite(best_s) and best_s > 0 else floor_s or 1.0
-        model = Model(reduced.problem, reduced.low, reduced.high, unit_s=unit_s)
-        found = Solution(Status.INFEASIBLE, None, None, cutoff_s / unit_s)
-        if not model.is_infeasible:
-            model.seek_bottleneck()
-            rules = problem.mcm.constraints
-            if rules.triangle and rules.acyclic:
-                state_triangles(model, reachable(reduced.problem.contracted))
-            left_s = max(0.0, time_limit_s - (time.monotonic() - began))
-            limits = Limits(left_s, gap=gap / 2, seed=seed)
-            cutoff, floor = cutoff_s / unit_s, bound_s / unit_s
-            if prover == "cpsat":
-                found = cpsat.solve(model, limits, cutoff=cutoff, floor=floor, workers=threads)
-            else:
-                found = scip.solve(model, limits, cutoff=cutoff)
-        bound_s = max(bound_s, min(found.bound * unit_s, cutoff_s))
-        if found.assignment is not None:
-            f = found.assignment[reduced.problem.block]
-            found_s = bottleneck_s(problem, f)
-            if found_s < best_s:
-                incumbent, best_s = f, found_s
-            bound_s = min(bound_s, best_s)
-    if incumbent is None and found is not None and found.status is Status.INFEASIBLE:
+    left_s = max(0.0, time_limit_s - (time.monotonic() - began))
+    limits = Limits(left_s, gap=gap / 2, seed=seed)
+    within = _Within(bound_s, cutoff_s, problem.num_chips if chips is None else chips)
+    found = _solve(problem, within, limits, prover, threads)
+    if found.status is Status.INFEASIBLE and incumbent is None:
         return Outcome(Status.INFEASIBLE, seconds=time.monotonic() - began)
-    return _outcome(incumbent, best_s, bound_s, gap, began)
+    bound_s = max(bound_s, min(found.bound, cutoff_s))
+    if found.assignment is not None:
+        found_s = bottleneck_s(problem, found.assignment)
+        if found_s < best_s:
+            incumbent, best_s = found.assignment, found_s
+    return _outcome(incumbent, best_s, min(bound_s, best_s), gap, began)
+
+
+class _Within(NamedTuple):
+    """What is sought: a bottleneck between the two, on the first chips."""
+
+    bound_s: float
+    cutoff_s: float
+    chips: int
+
+
+def _solve(
+    problem: Problem, within: _Within, limits: Limits, prover: Prover, threads: int
+) -> Solution:
+    """The reduced program's solution, of nodes and in seconds; its bound holds for all chips."""
+    began = time.monotonic()
+    reduced = reduce_below(problem, within.cutoff_s)
+    if reduced is None:
+        return Solution(Status.INFEASIBLE, None, None, within.cutoff_s)
+    high = np.minimum(reduced.high, within.chips - 1)
+    is_all = within.chips >= problem.num_chips
+    nothing = Solution(Status.TIME_LIMIT, None, None, within.bound_s)
+    if (reduced.low > high).any() or (high - reduced.low).sum() > _MOST_BITS:
+        return nothing
+    unit_s = (within.cutoff_s if math.isfinite(within.cutoff_s) else within.bound_s) or 1.0
+    model = Model(reduced.problem, reduced.low, high, unit_s=unit_s)
+    if model.is_infeasible:
+        return Solution(Status.INFEASIBLE, None, None, within.cutoff_s) if is_all else nothing
+    model.seek_bottleneck()
+    rules = problem.mcm.constraints
+    if rules.triangle and rules.acyclic:
+        state_triangles(model, reachable(reduced.problem.contracted))
+    left_s = max(0.0, limits.time_s - (time.monotonic() - began))
+    limits = dataclasses.replace(limits, time_s=left_s)
+    cutoff, floor = within.cutoff_s / unit_s, within.bound_s / unit_s
+    if prover == "cpsat":
+        found = cpsat.solve(model, limits, cutoff=cutoff, floor=floor, workers=threads)
+    else:
+        found = scip.solve(model, limits, cutoff=cutoff)
+    f = None if found.assignment is None else found.assignment[reduced.problem.block]
+    if is_all:
+        return dataclasses.replace(found, assignment=f, bound=found.bound * unit_s)
+    return dataclasses.replace(nothing, assignment=f)
 
 
 def bottleneck_s(problem: Problem, f: IntArray) -> float:
