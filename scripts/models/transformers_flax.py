@@ -122,7 +122,8 @@ def _whisper(name: str) -> Graph:
         encoder_ffn_dim=1536,
         decoder_ffn_dim=1536,
     )
-    model: Any = FlaxWhisperModel(config, _do_init=False, input_shape=(1, 80, 3000))
+    shape: Any = (1, 80, 3000)
+    model: Any = FlaxWhisperModel(config, _do_init=False, input_shape=shape)
 
     def whisper(variables: Any, features: Any, token_ids: Any) -> Any:
         return model.module.apply(
@@ -133,7 +134,7 @@ def _whisper(name: str) -> Graph:
             decoder_position_ids=jnp.arange(length)[None],
         )
 
-    features = jax.ShapeDtypeStruct((1, 80, 3000), jnp.float32)
+    features = jax.ShapeDtypeStruct(shape, jnp.float32)
     return _traced(name, model, whisper, features, _ids(length))
 
 
