@@ -1,0 +1,168 @@
+"""One chip at a time, what is before it and after it: against every partition of tiny problems."""
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import oracle
+import pytest
+from strategies import TOPOLOGIES, random_graph, random_mcm
+
+from jaxpart.graph import Graph, Node, Tensor, Weight
+from jaxpart.mcm import MCM, Chip, Constraints
+from jaxpart.problem import Problem
+from jaxpart.solver.superblock import superblock_bound, sweep
+
+SWITCHES = list(itertools.product(TOPOLOGIES, *[(True, False)] * 4, ("full", "weights")))
+PER_SWITCH = 11  # 96 combinations: over 1,000 instances
+
+
+def instance(topology, overlap, no_skip, triangle, memory, memory_model, seed) -> Problem:
+    """A tiny problem with these switches; dataflow is acyclic."""
+    rng = np.random.default_rng(seed)
+    mcm = random_mcm(rng, 3, topology=topology)
+    rules = Constraints(acyclic=True, no_skip=no_skip, triangle=triangle, memory=memory)
+    mcm = dataclasses.replace(mcm, overlap=overlap, memory_model=memory_model, constraints=rules)
+    return Problem.build(random_graph(rng, 6, mcm.num_chips), mcm)
+
+
+def rising(problem: Problem):
+    """Every partition that keeps dataflow, pins and colocation."""
+    nodes, chips = problem.graph.nodes, problem.num_chips
+    before = [[u for u, q in problem.node_pairs.tolist() if q == v] for v in range(len(nodes))]
+
+    def extended(f):
+        v = len(f)
+        if v == len(nodes):
+            yield f
+            return
+        mates = [f[u] for u in range(v) if nodes[u].colocate == nodes[v].colocate is not None]
+        for c in range(max((f[u] for u in before[v]), default=0), chips):
+            if nodes[v].pin in (None, c) and all(c == mate for mate in mates):
+                yield from extended((*f, c))
+
+    return extended(())
+
+
+def optimum_s(problem: Problem) -> float:
+    """The least bottleneck of any valid partition; inf where there is none."""
+    graph, mcm = problem.graph, problem.mcm
+    rules = [rule for rule in oracle.rules_on(mcm) if rule not in ("acyclic", "pins")]
+    return min(
+        (
+            oracle.evaluate(graph, mcm, f).bottleneck_s
+            for f in rising(problem)
+            if all(oracle.keeps(rule, graph, mcm, f) for rule in rules)
+        ),
+        default=math.inf,
+    )
+
+
+@pytest.mark.parametrize("switches", SWITCHES, ids=lambda s: "-".join(map(str, s)))
+def test_the_optimum_itself_is_never_refuted(switches):
+    for seed in range(PER_SWITCH):
+        problem = instance(*switches, seed)
+        best_s = optimum_s(problem)
+        if 0 < best_s < math.inf:
+            assert not sweep(problem, best_s).is_refuted
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_the_bound_lies_between_what_was_known_and_the_optimum(topology):
+    close = 0
+    for seed in range(12):
+        problem = instance(topology, seed % 2 == 0, True, False, True, "full", 100 + seed)
+        best_s = optimum_s(problem)
+        if not 0 < best_s < math.inf:
+            continue
+        bound_s = superblock_bound(problem, best_s / 64, 4 * best_s)
+        assert best_s / 64 <= bound_s <= best_s * (1 + 1e-8)
+        close += bound_s >= 0.99 * best_s
+    assert close >= 3
+
+
+def module(chips: int, **options) -> MCM:
+    settings = {"bandwidth": 1.0, "capacity": 10**9, "topology": "chain", "overlap": True}
+    settings |= options
+    chip = Chip(peak_flops=1.0, sram_bandwidth=1e9, sram_bytes=int(settings["capacity"]))
+    return MCM(
+        "test",
+        settings["topology"],
+        (chip,) * chips,
+        settings["bandwidth"],
+        overlap=settings["overlap"],
+        constraints=Constraints(),
+    )
+
+
+def line(flops: list[float], sizes: list[int], weights: list[int] | None = None) -> Graph:
+    return Graph(
+        tuple(Node(f"v{i}", "op", x, 0) for i, x in enumerate(flops)),
+        tuple(Tensor(i, x, (i + 1,)) for i, x in enumerate(sizes)),
+        tuple(Weight(x, (i,)) for i, x in enumerate(weights or [])),
+        "line",
+    )
+
+
+def test_where_cheap_cuts_are_far_apart_a_chip_does_all_that_lies_between():
+    # Cuts of one byte on both sides of six nodes joined by nine bytes each.
+    problem = Problem.build(line([1] * 8, [1, 9, 9, 9, 9, 9, 1]), module(8))
+
+    assert sweep(problem, 5.9).is_refuted
+    assert not sweep(problem, 6.0).is_refuted
+
+
+def test_parallel_branches_add_up_in_the_cut_though_each_is_cheap():
+    # Four branches of 3 bytes side by side: apart, any two nodes are joined by little.
+    nodes = tuple(Node(f"v{i}", "op", 1, 0) for i in range(10))
+    tensors = [Tensor(0, 3, (q,)) for q in range(1, 5)]
+    tensors += [Tensor(p, 3, (p + 4,)) for p in range(1, 5)]
+    tensors += [Tensor(p, 3, (9,)) for p in range(5, 9)]
+    problem = Problem.build(Graph(nodes, tuple(tensors), (), "branches"), module(10))
+
+    assert superblock_bound(problem, 1.0, 12.0) == pytest.approx(10.0, rel=2e-3)
+
+
+def test_without_overlap_a_chip_computes_receives_and_sends_in_turn():
+    problem = Problem.build(line([4] * 3, [1, 1]), module(3, overlap=False))
+
+    assert superblock_bound(problem, 1.0, 12.0) == pytest.approx(6.0, rel=2e-3)
+
+
+def test_a_chip_with_a_huge_weight_has_no_room_for_the_transfers_of_a_cut():
+    # 4 of 10 bytes are left beside the weight; a tensor of 3 lies in the buffer twice.
+    graph = line([5, 1, 5], [3, 3], [0, 6, 0])
+
+    roomy = Problem.build(graph, module(3, bandwidth=10.0, capacity=100))
+    tight = Problem.build(graph, module(3, bandwidth=10.0, capacity=10))
+
+    assert not sweep(roomy, 6.0).is_refuted
+    assert sweep(tight, 10.9).is_refuted
+
+
+def test_where_data_may_flow_backward_nothing_is_claimed():
+    problem = Problem.build(line([4] * 3, [1, 1]), module(3, topology="host"))
+    rules = Constraints(acyclic=False, triangle=False)
+    cyclic = dataclasses.replace(problem, mcm=dataclasses.replace(problem.mcm, constraints=rules))
+
+    assert superblock_bound(cyclic, 1.0, 12.0) == 1.0
+
+
+def test_a_lower_link_rate_never_lowers_the_bound():
+    bounds = [
+        superblock_bound(
+            Problem.build(line([4, 1, 1, 4], [2, 6, 2]), module(4, bandwidth=rate)), 1.0, 20.0
+        )
+        for rate in (4.0, 1.0, 0.25)
+    ]
+
+    assert bounds == sorted(bounds)
+    assert bounds[0] < bounds[-1]
+
+
+def test_when_told_to_stop_it_returns_what_it_has():
+    problem = Problem.build(line([4] * 3, [1, 1]), module(3))
+
+    assert superblock_bound(problem, 1.0, 12.0, give_up=lambda: True) == 1.0
+    assert not sweep(problem, 3.9, give_up=lambda: False).tests
