@@ -41,7 +41,7 @@ def _build(architecture: str, pixels: int, name: str) -> Graph:
     os.environ.setdefault("KERAS_BACKEND", "jax")  # read when keras is imported
     import jax
     import jax.numpy as jnp
-    import keras
+    import keras  # pyright: ignore[reportMissingImports]
 
     from jaxpart.ingest.jaxpr import from_jax
 
