@@ -19,6 +19,9 @@ from jaxpart.stages import least_bottleneck
 MOST_IDEALS = 40_000
 # Cutting the program order weighs pairs of nodes: a few seconds for so many.
 MOST_BLOCKS = 4000
+# What cutting the program order may take: it is a start, no more.
+_SHARE_TO_CUT = 0.15
+_FEW_WEIGHINGS = 2000
 # Listing so many takes about ten seconds, a test of a bottleneck about two: where there are so many
 # seconds, otherwise a quarter; and the share of the time that listing may take.
 MOST_BISECTED = 1_000_000
@@ -43,6 +46,7 @@ def program_order(search: Search) -> Generator[None]:
     search.start_clock()
     cutoff_s = search.best_s if search.best is not None else math.inf
     found = list_prefixes(problem)
+    until_s = search.searched_s + _SHARE_TO_CUT * max(search.remaining_s, 0.0)
     has_triangle = problem.mcm.constraints.triangle
     outcome = solve(
         problem,
@@ -50,7 +54,8 @@ def program_order(search: Search) -> Generator[None]:
         cutoff_s,
         span=has_triangle,
         is_bound=False,
-        give_up=lambda: search.remaining_s <= 0,
+        weighings=_FEW_WEIGHINGS,
+        give_up=lambda: search.searched_s > until_s,
     )
     search.samples += 1
     if outcome is not None and outcome.assignment is not None:
@@ -130,7 +135,7 @@ def exact(search: Search) -> Generator[None]:
     yield from itertools.islice(cluster_search(search), 1)
     search.start_clock()
     search.enter("integer program")
-    with Prover(search, always=True, beside=0) as prover:
+    with Prover(search, always=True) as prover:
         prover.step()
         while prover.is_running:
             time.sleep(_POLL_S)
