@@ -172,7 +172,7 @@ def _peaks(
     moment = made[tensor] + age
     size = problem.tensor_bytes[tensor]
     key = moment * width + age
-    alive = np.bincount(key, size, places * width).reshape(places, width)
+    alive = np.bincount(key, size, places * width).astype(np.float64).reshape(places, width)
     live = _from_start(np.cumsum(alive, axis=1))
     return np.maximum.accumulate(live, axis=1), most
 
@@ -257,7 +257,7 @@ def _chips_of_blocks(problem: Problem, f: IntArray) -> IntArray:
 def _add(joined: FloatArray, at: IntArray, reach: IntArray, size: FloatArray) -> None:
     """`size` to [at, d] for all d < reach, as differences along d."""
     width = joined.shape[1]
-    np.add.at(joined, (at, 0), np.where(reach > 0, size, 0.0))
+    np.add.at(joined[:, 0], at, np.where(reach > 0, size, 0.0))
     np.add.at(joined, (at, np.minimum(reach, width - 1)), np.where(reach > 0, -size, 0.0))
 
 
