@@ -14,7 +14,8 @@ from jaxpart.mcm import MCM, Chip, Constraints
 from jaxpart.problem import Problem
 from jaxpart.solver.superblock import superblock_bound, sweep
 
-SWITCHES = list(itertools.product(TOPOLOGIES, *[(True, False)] * 4, ("full", "weights")))
+BOTH = (True, False)
+SWITCHES = list(itertools.product(TOPOLOGIES, BOTH, BOTH, BOTH, BOTH, ("full", "weights")))
 PER_SWITCH = 11  # 96 combinations: over 1,000 instances
 
 
@@ -62,7 +63,7 @@ def optimum_s(problem: Problem) -> float:
 @pytest.mark.parametrize("switches", SWITCHES, ids=lambda s: "-".join(map(str, s)))
 def test_the_optimum_itself_is_never_refuted(switches):
     for seed in range(PER_SWITCH):
-        problem = instance(*switches, seed)
+        problem = instance(*switches, seed=seed)
         best_s = optimum_s(problem)
         if 0 < best_s < math.inf:
             assert not sweep(problem, best_s).is_refuted
