@@ -20,8 +20,8 @@ from jaxpart.solver.worker import BATCH
 
 # Candidates in one message to a worker: few, so that all workers end together.
 _MOST_PER_MESSAGE = 16
-# How often a candidate is tried whose worker died on it.
-_TRIES = 3
+# A candidate is tried again until its worker has died on it so often; to hang counts twice.
+_DEATHS = 3
 
 
 class RepairStatus(enum.IntEnum):
@@ -113,7 +113,7 @@ class Batch:
         self._lock = threading.Lock()
         count = len(given)
         self._left = count
-        self._tries = np.zeros(count, np.int64)
+        self._deaths = np.zeros(count, np.int64)
         self._is_done = np.zeros(count, bool)
         self.future: Future[Repairs] = Future()
         self.future.set_running_or_notify_cancel()
@@ -146,11 +146,11 @@ class Batch:
         step = outcome.step
         self._put(row, _OF_STATUS[outcome.status] if step is None else _OF_STEP[step], outcome)
 
-    def may_retry(self, row: int) -> bool:
-        """Counts that a worker died on a candidate; whether to try it again."""
+    def may_retry(self, row: int, *, hung: bool) -> bool:
+        """Counts that a worker died on a candidate, or hung; whether to try it again."""
         with self._lock:
-            self._tries[row] += 1
-            return bool(self._tries[row] < _TRIES)
+            self._deaths[row] += 2 if hung else 1
+            return bool(self._deaths[row] < _DEATHS)
 
     def give_up(self, row: int, message: str) -> None:
         """No more tries for a candidate."""

@@ -5,10 +5,7 @@ from __future__ import annotations
 import contextlib
 import pickle
 import queue
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -18,14 +15,15 @@ from numpy.typing import NDArray
 
 from jaxpart.problem import FloatArray, IntArray, Problem
 from jaxpart.solver.batch import Batch, Repairs
+from jaxpart.solver.process import Worker, WorkerEndedError
 from jaxpart.solver.repair import Outcome
 from jaxpart.solver.scip import Status
 
 # How much longer than its own time limit a task may take (to state a program, to be interrupted)
 # before its worker counts as hung.
 _GRACE_S = 20.0
-# The workers look for packages where this process does; they import nothing of its `__main__`.
-_COMMAND = "import sys; sys.path[:] = {path!r}; from jaxpart.solver.worker import main; main()"
+# Until a worker that starts is ready: on a busy machine, Python and the solvers take a while.
+_START_S = 60.0
 
 
 class SolverPool:
@@ -42,13 +40,21 @@ class SolverPool:
     `close` ends all at once.
     """
 
-    def __init__(self, problem: Problem, workers: int = 1, *, grace_s: float = _GRACE_S) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        workers: int = 1,
+        *,
+        grace_s: float = _GRACE_S,
+        start_s: float = _START_S,
+    ) -> None:
         """Starts the workers in the background.
 
         Args:
           problem: what all tasks are about.
           workers: number of processes, one task each at a time.
           grace_s: seconds beyond its time limit after which a task's worker is killed.
+          start_s: seconds after which a worker that does not get ready is killed.
         """
         self._problem = problem
         self._content = pickle.dumps(problem, pickle.HIGHEST_PROTOCOL)
@@ -56,7 +62,7 @@ class SolverPool:
         self._tasks: queue.SimpleQueue[_Task | _Chunk | None] = queue.SimpleQueue()
         self._is_closed = threading.Event()
         self._lock = threading.Lock()  # between taking tasks and closing the pool
-        self._workers = [_Worker(self._content) for _ in range(workers)]
+        self._workers = [Worker(self._content, start_s) for _ in range(workers)]
         self._threads = [
             threading.Thread(target=self._serve, args=(worker,), daemon=True)
             for worker in self._workers
@@ -167,9 +173,11 @@ class SolverPool:
             for task in tasks:
                 self._tasks.put(task)
 
-    def _serve(self, worker: _Worker) -> None:
+    def _serve(self, worker: Worker) -> None:
         """One worker's thread: starts it, hands it tasks, starts it again."""
-        with contextlib.suppress(OSError):  # whoever runs a task tries again, and hears of it
+        with contextlib.suppress(
+            WorkerEndedError
+        ):  # whoever runs a task tries again, and hears of it
             worker.start()
         while (task := self._tasks.get()) is not None:
             if isinstance(task, _Chunk):
@@ -177,11 +185,11 @@ class SolverPool:
             elif task.future.set_running_or_notify_cancel():
                 try:
                     outcome = next(worker.run(task.message, task.patience_s, 1))
-                except _WorkerEndedError as error:
+                except WorkerEndedError as error:
                     outcome = Outcome(Status.ERROR, message=str(error))
                 task.future.set_result(outcome)
 
-    def _serve_chunk(self, worker: _Worker, chunk: _Chunk) -> None:
+    def _serve_chunk(self, worker: Worker, chunk: _Chunk) -> None:
         """Takes a worker's answers as they come; what it leaves goes back to the queue."""
         batch, rows, done = chunk.batch, chunk.rows, 0
         try:
@@ -189,11 +197,11 @@ class SolverPool:
                 batch.put(rows[done], outcome)
                 done += 1
             return
-        except _WorkerEndedError as error:
+        except WorkerEndedError as error:
             if self._is_closed.is_set():
                 chunk._replace(rows=rows[done:]).abandon(str(error))
                 return
-            if error.hung or not batch.may_retry(rows[done]):
+            if not batch.may_retry(rows[done], hung=error.hung):
                 batch.give_up(rows[done], str(error))
                 done += 1
         if done < len(rows):
@@ -235,108 +243,3 @@ class _Chunk(NamedTuple):
     def abandon(self, message: str) -> None:
         for row in self.rows:
             self.batch.give_up(row, message)
-
-
-class _WorkerEndedError(Exception):
-    """A worker died, or was killed because it hung, or because the pool was closed."""
-
-    def __init__(self, message: str, *, hung: bool = False) -> None:
-        super().__init__(message)
-        self.hung = hung
-
-
-class _Worker:
-    """One process at a time, replaced when it dies."""
-
-    def __init__(self, content: bytes) -> None:
-        self._content = content
-        self._lock = threading.Lock()  # between starting a process and closing the pool
-        self._is_closed = False
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Starts a process and hands it the problem."""
-        with self._lock:
-            if self._is_closed:
-                return
-            self.discard()
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", _COMMAND.format(path=sys.path)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                start_new_session=True,
-            )
-        self._send(self._content)
-
-    def run(self, message: bytes, patience_s: float, count: int) -> Iterator[Outcome]:
-        """The `count` outcomes of one message, as they come.
-
-        Args:
-          message: for the process.
-          patience_s: how long to wait for each.
-          count: of outcomes.
-
-        Raises:
-          _WorkerEndedError: the process died, or did not answer in time.
-        """
-        try:
-            if self.process is None or self.process.poll() is not None:
-                self.start()
-        except OSError as error:
-            raise _WorkerEndedError(f"no worker process could be started: {error}") from error
-        process = self.process
-        if process is None or process.stdout is None:
-            raise _WorkerEndedError("the pool was closed")
-        hung = threading.Event()
-
-        def give_up() -> None:
-            hung.set()
-            process.kill()
-
-        for k in range(count):
-            timer = threading.Timer(patience_s, give_up)
-            timer.daemon = True
-            timer.start()
-            try:
-                if k == 0:
-                    self._send(message)
-                outcome = pickle.load(process.stdout)
-            except (EOFError, pickle.UnpicklingError) as error:
-                process.kill()
-                code = process.wait()
-                if self._is_closed:
-                    raise _WorkerEndedError("the pool was closed") from error
-                if hung.is_set():
-                    raise _WorkerEndedError(
-                        f"the worker gave no answer in {patience_s:.0f} s and was killed", hung=True
-                    ) from error
-                raise _WorkerEndedError(f"the worker ended with exit code {code}") from error
-            finally:
-                timer.cancel()
-            yield outcome
-
-    def close(self) -> None:
-        """Kills the process, for good."""
-        with self._lock:
-            self._is_closed = True
-            if self.process is not None:
-                self.process.kill()
-                self.process.wait()
-
-    def discard(self) -> None:
-        """Closes the pipes of a process that has ended."""
-        for pipe in (self.process.stdin, self.process.stdout) if self.process else ():
-            # What a dead process never read cannot be flushed.
-            with contextlib.suppress(BrokenPipeError):
-                if pipe is not None:
-                    pipe.close()
-
-    def _send(self, message: bytes) -> None:
-        if self.process is None or self.process.stdin is None:
-            return
-        try:
-            self.process.stdin.write(message)
-            self.process.stdin.flush()
-        except (BrokenPipeError, ValueError):
-            # Dead already: whoever waits for its answer finds the end of its output.
-            return

@@ -114,20 +114,26 @@ def repair(
     if cut is not None and rules.no_skip:
         squeezed = squeeze(problem, cut)
         f = cut if squeezed is None else squeezed
+    least = distance(guide)
     best: IntArray | None = None
     best_step = Step.CUT
-    if f is not None and not _broken_chips(problem, f).any():
+    is_broken = f is None or _broken_chips(problem, f).any()
+    if f is not None and not is_broken:
         best = f
         # A superset of what is valid has nothing nearer.
         if not weights[f != y].any() or (strict == loose and f is cut):
-            return outcome(Status.OPTIMAL, f, Step.CUT, distance(f))
-        if window is not None:
+            return outcome(Status.OPTIMAL, f, Step.CUT, least)
+        if window is not None and distance(f) <= (1 + gap) * least:
             return outcome(Status.FEASIBLE, f, Step.CUT)
-    elif time.monotonic() < deadline:
-        best, best_step = construct(problem, guide, y, weights), Step.ORDER
-        is_near = best is not None and distance(best) <= (1 + gap) * distance(guide)
-        if window is not None and is_near:
-            return outcome(Status.FEASIBLE, best, Step.ORDER)
+    if time.monotonic() < deadline:
+        # Also where squeezing has moved all that is behind an unused chip.
+        built = construct(problem, guide, y, weights)
+        if built is not None and (best is None or distance(built) < distance(best)):
+            best, best_step = built, Step.ORDER
+    if best is not None and window is not None:
+        is_near = distance(best) <= (1 + gap) * least
+        if is_near or not is_broken or f is None:
+            return outcome(Status.FEASIBLE, best, best_step)
 
     if best is None and why_infeasible(problem) is not None:
         return outcome(Status.INFEASIBLE)

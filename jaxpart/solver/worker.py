@@ -33,7 +33,8 @@ BATCH = "repair_batch"  # [B, N] candidates, [N], [B, N] or no weights
 
 
 def main() -> None:
-    """Reads the problem, then tasks (name, keyword arguments); writes an outcome for each.
+    """Reads the problem, says None when ready, then reads tasks (name, keyword arguments) and
+    writes an outcome for each.
 
     Of a batch of repairs, an outcome for each candidate as soon as it is there.
     """
@@ -42,12 +43,13 @@ def main() -> None:
     messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(sys.stdin.buffer, messages), daemon=True).start()
     problem: Problem = messages.get()
+    _import_solvers()
+    _write(outcomes, None)  # ready
     gc.freeze()  # the graph's many objects stay: no collection need look at them again
     while True:
         name, arguments = messages.get()
         for outcome in _outcomes(problem, name, arguments):
-            pickle.dump(outcome, outcomes, pickle.HIGHEST_PROTOCOL)
-            outcomes.flush()
+            _write(outcomes, outcome)
 
 
 def _listen(source: BinaryIO, messages: queue.SimpleQueue[Any]) -> None:
@@ -57,6 +59,17 @@ def _listen(source: BinaryIO, messages: queue.SimpleQueue[Any]) -> None:
         except EOFError:
             # A solver may be running on the main thread, without Python's lock.
             os._exit(0)
+
+
+def _import_solvers() -> None:
+    """Before the first task, whose time limit should not pay for it."""
+    import ortools.graph.python.max_flow  # noqa: F401
+    import pyscipopt  # noqa: F401
+
+
+def _write(target: BinaryIO, answer: Outcome | None) -> None:
+    pickle.dump(answer, target, pickle.HIGHEST_PROTOCOL)
+    target.flush()
 
 
 def _outcomes(problem: Problem, name: str, arguments: dict[str, Any]) -> Iterator[Outcome]:
