@@ -63,6 +63,8 @@ class _Walk:
         self.bytes = blocks.tensor_bytes.tolist()
         self.producer = blocks.tensor_producer.tolist()
         self.weight_bytes = blocks.weight_bytes.tolist()
+        self.least_capacity = float(problem.capacity_bytes.min())
+        self.live_bytes = exact.peak_bounds(problem)[1].tolist()  # at most, around each block
 
     def __call__(self, target: float) -> IntArray:
         """[N] the outcome of one walk, valid or not."""
@@ -107,6 +109,7 @@ class _ChipMemory:
         self.received_bytes = 0.0
         self.made_bytes = 0.0  # of all tensors made here: no fewer than are ever alive
         self.dead_bytes = 0.0  # of those made here whose last consumer is here
+        self.live_bytes = 0.0  # no fewer than are ever alive either
 
     def add(self, v: int) -> None:
         walk = self.walk
@@ -124,6 +127,7 @@ class _ChipMemory:
             self.made_bytes += walk.bytes[k]
             if walk.last[k] == v:
                 self.dead_bytes += walk.bytes[k]
+        self.live_bytes = max(self.live_bytes, walk.live_bytes[v])
         self.stop = v + 1
 
     def with_block(self, v: int) -> float:
@@ -145,8 +149,9 @@ class _ChipMemory:
             if walk.producer[k] >= self.start and walk.last[k] == v
         )
         boundary = 2 * (made_bytes - dead + received)
-        if weights + boundary + made_bytes <= walk.problem.capacity_bytes.min():
-            return weights + boundary + made_bytes
+        at_most = weights + boundary + min(made_bytes, max(self.live_bytes, walk.live_bytes[v]))
+        if at_most <= walk.least_capacity:
+            return at_most
         return weights + boundary + self._peak(v)
 
     def _peak(self, v: int) -> float:

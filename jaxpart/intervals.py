@@ -9,6 +9,7 @@ runs on the chip of the one or of the other: two chips hold the whole interval.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -120,9 +121,14 @@ def sums(amounts: FloatArray) -> Callable[[BoolArray], FloatArray]:
 def distinct_weight_bytes(problem: Problem) -> Callable[[BoolArray], FloatArray]:
     """For `heaviest_interval`: bytes of the weights in use, each once."""
     blocks = problem.contracted
-    uses = np.zeros((blocks.num_nodes, len(blocks.weight_bytes)), np.float32)
-    uses[blocks.use_node, blocks.use_weight] = 1
-    return lambda inside: (inside.astype(np.float32) @ uses > 0) @ blocks.weight_bytes
+
+    @functools.cache  # gigabytes on a large graph, of which no set is ever asked
+    def uses() -> FloatArray:
+        table = np.zeros((blocks.num_nodes, len(blocks.weight_bytes)), np.float32)
+        table[blocks.use_node, blocks.use_weight] = 1
+        return table
+
+    return lambda inside: (inside.astype(np.float32) @ uses() > 0) @ blocks.weight_bytes
 
 
 def _reachable(blocks: Problem) -> tuple[np.ndarray, np.ndarray]:
