@@ -128,7 +128,9 @@ def distinct_weight_bytes(problem: Problem) -> Callable[[BoolArray], FloatArray]
         table[blocks.use_node, blocks.use_weight] = 1
         return table
 
-    return lambda inside: (inside.astype(np.float32) @ uses() > 0) @ blocks.weight_bytes
+    return lambda inside: np.asarray(
+        (inside.astype(np.float32) @ uses() > 0) @ blocks.weight_bytes, np.float64
+    )
 
 
 def _reachable(blocks: Problem) -> tuple[np.ndarray, np.ndarray]:

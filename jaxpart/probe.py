@@ -1,18 +1,20 @@
-"""Does an order of the nodes, cut greedily, keep within a bottleneck? One pass, for a whole batch.
+"""Do some cuts of an order keep within a bottleneck? One pass, for a whole batch of orders.
 
 The probe of chains-on-chains partitioning (Pinar and Aykanat, J. Parallel Distrib. Comput. 64,
-2004, section 3): every chip takes the longest piece that keeps within the limit, and the order
-passes if the chips suffice. It takes the place of the dynamic program of `slicing`, whose work per
-order is N * window * C, where many orders are compared with one bottleneck.
+2004, section 3). Of the first j nodes only the fewest chips that take them within the limit count,
 
-Under the triangle rule a piece receives and sends what its two cuts carry. Compute, weights and the
-peak of live activations grow with the piece, so that the longest is found by walking on until one
-of them is too large and going back to the last cut that was allowed. What its closing cut carries
-does not grow, and a cut that nothing may follow closely can be a trap, so a probe may fail where
-some cuts would pass: `slicing` is exact, this is a screen. Where it passes, the cuts are there.
+    fewest[j] = 1 + min over i < j, [i, j) within the limit, of fewest[i],
 
-Floor per order: N positions, for each an order entry (4 bytes) and the figures of its node (about
-20 bytes of a table that stays in cache), and E consumers for what crosses the cuts.
+so that the work per order is N * window, where the dynamic program of `slicing` does C times as
+much for the least bottleneck: the thing to ask where many orders are compared with one bottleneck.
+Sees what `slicing` sees, and is as exact where chips are alike; where they are not, fewest chips
+need not be the best ones, and it may miss cuts. What passes, passes.
+
+Under the triangle rule a piece receives and sends what its two cuts carry, so that a start is a
+handful of figures, kept in a ring of the last `window` cuts, orders side by side.
+
+Floor per order: N * window starts of about five figures (20 bytes, in cache) and as many
+comparisons, and a few gathers for each of N nodes and E edges.
 """
 
 from __future__ import annotations
@@ -38,24 +40,8 @@ class Probed:
     """What B probes found."""
 
     passes: Bool[Array, " B"]
-    covered: Int[Array, " B"]  # nodes that the chips took within the limit; all where it passes
-    starts: Int[Array, "N B"]  # its values are the cuts: where pieces start; 0 for padding
-
-
-@struct.dataclass
-class _Piece:
-    """The nodes from a cut on, per lane: what grows with them, and what the cut itself carries."""
-
-    start: Int[Array, " B"]
-    seconds: Float[Array, "S B"]
-    weight_bytes: Float[Array, " B"]
-    peak_bytes: Float[Array, " B"]
-    cut_s: Float[Array, " B"]
-    reach: Int[Array, " B"]  # last position that needs something alive across the cut
-
-    def choose(self, condition: Bool[Array, " B"], other: _Piece) -> _Piece:
-        """This piece where the condition holds, else the other."""
-        return jax.tree.map(partial(jnp.where, condition), self, other)
+    covered: Int[Array, " B"]  # nodes that the chips can take within the limit
+    before: Int[Array, "N B"]  # of the piece that ends behind each position, the start; -1: none
 
 
 @struct.dataclass
@@ -110,22 +96,38 @@ def weights_of(blocks: Problem, padded_nodes: int) -> Weights:
 
 def chips_of(probed: Probed, order: np.ndarray, lane: int) -> np.ndarray:
     """[N] the chip of each node (padding: of no meaning) in one lane that passes; host arrays."""
-    # A piece starts at most where its first position was walked: the cuts are what starts there.
-    cuts = np.unique(np.asarray(probed.starts[:, lane]))
+    before = np.asarray(probed.before[:, lane])
+    cuts, j = [], len(order)
+    while j > 0:
+        j = int(before[j - 1])
+        cuts.append(j)
     chips = np.empty(len(order), np.int64)
-    chips[order] = np.searchsorted(cuts, np.arange(len(order)), side="right") - 1
+    chips[order] = np.searchsorted(cuts[::-1], np.arange(len(order)), side="right") - 1
     return chips
 
 
-@jax.jit
+@struct.dataclass
+class _Starts:
+    """The last cuts, as starts of a piece that grows."""
+
+    code: Int[Array, "W B"]  # more for fewer chips, then for later cuts; -1: none
+    reach: Int[Array, "W B"]  # last position that needs something alive across the cut
+    seconds: Float[Array, "S W B"]  # of the cut, less all compute before it
+    held_bytes: Float[Array, "W B"]  # of what the cut brings, less all weights before it
+    shared_bytes: Float[Array, "W B"]  # weights of the piece that other nodes use too
+    peak_bytes: Float[Array, "W B"]  # of the piece
+
+
+@partial(jax.jit, static_argnames="window")
 def probe(
     problem: DeviceProblem,
     weights: Weights,
     orders: Int[Array, "N B"],
     peak_bytes: Float[Array, "N B"] | Float[Array, "N 1"],
     limit_s: Float[Array, " B"],
+    window: int,
 ) -> Probed:
-    """Cuts each order greedily so that no stage and no link takes longer than its limit.
+    """Whether each order can be cut so that no stage and no link takes longer than its limit.
 
     Args:
       problem: of blocks (`Problem.contracted`), one that `can_probe`.
@@ -134,10 +136,12 @@ def probe(
       peak_bytes: per node (not position), what a piece with it takes for live activations; the
         largest counts. `exact.peak_bounds` has two that suit.
       limit_s: one for each order.
+      window: the most nodes that a piece may have.
     """
     switches = problem.switches
-    chips, batch = switches.num_chips, orders.shape[1]
+    chips, (size, batch) = switches.num_chips, orders.shape
     kinds = problem.node_s.shape[1]
+    rules = switches.constraints
     lane, dtype = jnp.arange(batch), problem.node_s.dtype
     last_at, dead_s = _lifetimes(problem, orders)
     # By position from here on, so that the walk reads whole rows.
@@ -146,79 +150,93 @@ def probe(
     seconds = jnp.moveaxis(problem.node_s[orders], -1, 0)
     own_bytes = weights.own_bytes[orders]
     peaks = jnp.take_along_axis(jnp.broadcast_to(peak_bytes, orders.shape), orders, axis=0)
-
-    def spent(piece: _Piece, chip: Array) -> Float[Array, " B"]:
-        if kinds == 1:
-            return piece.seconds[0]
-        return piece.seconds[problem.chip_kind[jnp.minimum(chip, chips - 1)], lane]
-
-    def keeps(piece: _Piece, chip: Array, sent_s: Array | float) -> Bool[Array, " B"]:
-        """Whether the piece fits on the chip if its closing cut carries `sent_s`."""
-        busy_s = spent(piece, chip)
-        if not switches.overlap:
-            busy_s = busy_s + piece.cut_s + sent_s
-        fits = (busy_s <= limit_s) & (sent_s <= limit_s) & (chip < chips)
-        if switches.constraints.memory:
-            held = piece.weight_bytes
-            if switches.memory_model == "full":
-                held = held + piece.peak_bytes
-                held += 2 * (piece.cut_s + sent_s) * problem.link_bandwidth
-            fits &= held <= problem.capacity_bytes[jnp.minimum(chip, chips - 1)]
-        return fits
+    has_peaks = rules.memory and switches.memory_model == "full"
+    has_shared = rules.memory and weights.shared.shape[1] > 0
 
     def visit(p, carry):
-        piece, rest, chip, is_alive, covered, starts, cut_s, reach, used_at = carry
-        added_s, peak = seconds[:, p], peaks[p]
-        piece_bytes = rest_bytes = own_bytes[p]
-        for column in range(weights.shared.shape[1]):
-            w = weights.shared[orders[p], column]
-            before, size = used_at[w, lane], weights.shared_bytes[w]
-            piece_bytes = piece_bytes + jnp.where(before < piece.start, size, 0)
-            rest_bytes = rest_bytes + jnp.where(before < rest.start, size, 0)
-            used_at = used_at.at[w, lane].set(p)
-        piece = _grown(piece, added_s, piece_bytes, peak)
-        rest = _grown(rest, added_s, rest_bytes, peak)
-        # Too large: close at the last cut that was allowed, and go on with the rest.
-        is_full = ~keeps(piece, chip, 0.0) & (rest.start > piece.start) & is_alive
-        chip = jnp.where(is_full, chip + 1, chip)
-        piece = rest.choose(is_full, piece)
-        is_alive &= keeps(piece, chip, 0.0)
-        covered = jnp.where(is_alive, p + 1, covered)
-        starts = starts.at[p].set(piece.start)
-
+        starts, load_s, held, cut_s, reach, used_at, covered, before = carry
+        shared_bytes, ring_peaks = starts.shared_bytes, starts.peak_bytes
+        if has_shared:
+            # A weight that is used here counts for the pieces that start behind its last use.
+            start = starts.code % (size + 1)
+            for column in range(weights.shared.shape[1]):
+                w = weights.shared[orders[p], column]
+                is_new = used_at[w, lane][None] < start
+                shared_bytes += jnp.where(is_new, weights.shared_bytes[w][None], 0)
+                used_at = used_at.at[w, lane].set(p)
+        if has_peaks:
+            ring_peaks = jnp.maximum(ring_peaks, peaks[p][None])
+        load_s = load_s + seconds[:, p]
+        held = held + own_bytes[p]
         cut_s = jnp.maximum(cut_s + change_s[p], 0)
         reach = jnp.maximum(reach, last_at[p])
-        is_allowed = keeps(piece, chip, cut_s) & (piece.reach <= p)
-        opened = _opened(jnp.full_like(piece.start, p + 1), cut_s, reach, kinds)
-        rest = opened.choose(is_allowed, rest)
-        return piece, rest, chip, is_alive, covered, starts, cut_s, reach, used_at
+
+        # The chip of a piece is the one after the fewest that its start takes.
+        chip = jnp.clip(chips + 1 - starts.code // (size + 1), 0, chips - 1)
+        if kinds == 1:
+            stage_s = starts.seconds[0] + load_s
+        else:
+            kind = problem.chip_kind[chip]
+            of_kinds = starts.seconds + load_s[:, None]
+            stage_s = jnp.take_along_axis(of_kinds, kind[None], axis=0)[0]
+        if not switches.overlap:
+            stage_s += cut_s[None]
+        fits = (stage_s <= limit_s[None]) & (starts.reach <= p) & (cut_s <= limit_s)[None]
+        if rules.memory:
+            bytes_held = starts.held_bytes + held[None] + shared_bytes
+            if has_peaks:
+                bytes_held += ring_peaks + (2 * cut_s * problem.link_bandwidth)[None]
+            capacity = problem.capacity_bytes
+            fits &= bytes_held <= (capacity[0] if kinds == 1 else capacity[chip])
+        best = jnp.max(jnp.where(fits, starts.code, -1), axis=0)
+        found = best >= 0
+        covered = jnp.where(found, p + 1, covered)
+        before = before.at[p].set(jnp.where(found, best % (size + 1), -1))
+
+        # One chip more than the best start, for as long as there are some.
+        left = best // (size + 1) - 1
+        code = jnp.where(found & (left > 1), left * (size + 1) + p + 1, -1)
+        cut_bytes = 2 * cut_s * problem.link_bandwidth if has_peaks else 0.0
+        opened = _Starts(
+            code=code,
+            reach=reach,
+            seconds=-load_s if switches.overlap else cut_s[None] - load_s,
+            held_bytes=cut_bytes - held,
+            shared_bytes=jnp.zeros_like(cut_s),
+            peak_bytes=jnp.zeros_like(cut_s),
+        )
+        starts = starts.replace(shared_bytes=shared_bytes, peak_bytes=ring_peaks)
+        starts = _with_row(starts, (p + 1) % window, opened)
+        return starts, load_s, held, cut_s, reach, used_at, covered, before
 
     zeros, none = jnp.zeros((batch,), dtype), jnp.full((batch,), -1, jnp.int32)
-    start = _opened(jnp.zeros((batch,), jnp.int32), zeros, none, kinds)
-    carry = (
-        *(start, start, none + 1, jnp.ones((batch,), bool), none + 1),
-        *(jnp.zeros(orders.shape, jnp.int32), zeros, none),
-        jnp.full((weights.shared_bytes.shape[0], batch), -1, jnp.int32),
+    ring = jnp.zeros((window, batch), dtype)
+    empty = jnp.full((window, batch), -1, jnp.int32)
+    starts = _Starts(
+        code=empty.at[0].set((chips + 1) * (size + 1)),
+        reach=empty,
+        seconds=jnp.zeros((kinds, window, batch), dtype),
+        held_bytes=ring,
+        shared_bytes=ring,
+        peak_bytes=ring,
     )
-    _, rest, _, is_alive, covered, starts, *_ = lax.fori_loop(0, problem.num_nodes, visit, carry)
-    # The last cut closes the last piece; where it may not, one more chip takes the end.
-    is_closed = rest.start == problem.num_nodes
-    covered = jnp.where(is_closed, covered, jnp.minimum(covered, rest.start))
-    return Probed(is_alive & is_closed, covered, starts)
+    used_at = jnp.full((weights.shared_bytes.shape[0], batch), -1, jnp.int32)
+    load_s = jnp.zeros((kinds, batch), dtype)
+    before = jnp.full(orders.shape, -1, jnp.int32)
+    carry = (starts, load_s, zeros, zeros, none, used_at, none + 1, before)
+    *_, covered, before = lax.fori_loop(0, problem.num_nodes, visit, carry)
+    return Probed(covered == problem.num_nodes, covered, before)
 
 
-def _opened(start: Array, cut_s: Array, reach: Array, kinds: int) -> _Piece:
-    zeros = jnp.zeros_like(cut_s)
-    seconds = jnp.zeros((kinds, *cut_s.shape), cut_s.dtype)
-    return _Piece(start, seconds, zeros, zeros, cut_s, reach)
+def _with_row(starts: _Starts, row: Array, opened: _Starts) -> _Starts:
+    """Puts one cut into the ring."""
 
+    def put(ring: Array, values: Array) -> Array:
+        if ring.ndim == 3:
+            return ring.at[:, row].set(values)
+        return ring.at[row].set(values)
 
-def _grown(piece: _Piece, seconds: Array, weight_bytes: Array, peak_bytes: Array) -> _Piece:
-    return piece.replace(  # pyright: ignore[reportAttributeAccessIssue]
-        seconds=piece.seconds + seconds,
-        weight_bytes=piece.weight_bytes + weight_bytes,
-        peak_bytes=jnp.maximum(piece.peak_bytes, peak_bytes),
-    )
+    return jax.tree.map(put, starts, opened)
 
 
 def _lifetimes(

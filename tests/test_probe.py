@@ -40,6 +40,7 @@ def probed(problem, limits_s):
         jnp.asarray(order),
         jnp.asarray(peak),
         jnp.asarray(limits_s, jnp.float32),
+        window=8,
     )
     chips = [
         chips_of(found, order[: problem.num_blocks, b], b)[problem.block]
@@ -81,7 +82,8 @@ def test_what_passes_is_valid_and_within_its_limit(name):
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_most_optimal_cuts_pass_and_nothing_better_does(name):
+def test_optimal_cuts_pass_and_nothing_better_does(name):
+    are_alike = len(set(MODULES[name].chips)) == 1
     passed = tried = 0
     for problem in problems(MODULES[name], 16, seed=1):
         best_s = best_cut_s(problem)
@@ -91,7 +93,9 @@ def test_most_optimal_cuts_pass_and_nothing_better_does(name):
             assert not found.passes[0]
             passed += bool(found.passes[1])
     assert tried >= 8
-    assert passed >= 0.75 * tried
+    # Unlike chips, and a bound on peaks of activations that is too high, may hide some.
+    is_exact = are_alike and MODULES[name].memory_model == "weights"
+    assert passed == tried if is_exact else passed >= 0.6 * tried
 
 
 def test_shared_weights_beyond_the_table_are_never_counted_too_low(monkeypatch):

@@ -60,7 +60,7 @@ def test_no_candidates_are_no_work_and_wrong_ones_are_refused():
         with pytest.raises(InputError, match=r"shape \(2, 3\)"):
             pool.repair_batch(np.zeros((2, 3), int))
         with pytest.raises(InputError, match="float64"):
-            pool.repair_batch(np.zeros((2, len(f))))
+            pool.repair_batch(np.zeros((2, len(f))))  # pyright: ignore[reportArgumentType]
         with pytest.raises(InputError, match="negative"):
             pool.repair_batch(np.stack([f]), -np.ones(len(f)))
         with pytest.raises(InputError, match="weights have shape"):

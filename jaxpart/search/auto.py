@@ -19,6 +19,12 @@ from jaxpart.search.workers import Workers
 # programs to compile, and long steps.
 _HEAD_START = 0.3
 
+# Up to so many bits (blocks x chips) the integer program finds more in a second than what searches
+# beside it; after a step without gain they rest for so many times what it took.
+_SMALL_BITS = 6000
+_REST = 3.0
+_POLL_S = 0.05
+
 
 def auto(search: Search) -> Generator[None]:
     """The program order cut optimally, ideals, then searches in turn beside the solver.
@@ -48,13 +54,28 @@ def auto(search: Search) -> Generator[None]:
         for _ in ideals(search):
             prover.step()
             yield
+        is_small = search.problem.num_blocks * search.problem.num_chips <= _SMALL_BITS
+        best_s, began_s = search.best_s, time.perf_counter()
         for _ in in_turn(search, {"clusters": clusters, "slicing": slicing}):
             workers.repair_promising()
-            workers.polish_best()
+            if not (is_small and prover.is_solving):
+                workers.polish_best()
             workers.collect()
             proofs.collect()
             prover.step()
             yield
+            if is_small and search.best_s >= best_s:
+                yield from _give_way(prover, _REST * (time.perf_counter() - began_s))
+            best_s, began_s = search.best_s, time.perf_counter()
+
+
+def _give_way(prover: Prover, seconds: float) -> Generator[None]:
+    """Leaves the processor to a solver at work."""
+    until_s = time.perf_counter() + seconds
+    while prover.is_solving and time.perf_counter() < until_s:
+        time.sleep(_POLL_S)
+        prover.step()
+        yield
 
 
 def in_turn(search: Search, methods: dict[str, Generator[None]]) -> Generator[None]:

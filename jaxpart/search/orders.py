@@ -1,4 +1,8 @@
-"""Search over node orders: evolution of topological orders, each cut optimally by `slicing`.
+"""Search over node orders: evolution of topological orders, each cut into pieces.
+
+Where the triangle rule holds and nothing is pinned, thousands of orders are compared with the best
+bottleneck by `probe`, and only those that beat it are cut for the least they allow; elsewhere
+each is cut optimally by `slicing`.
 
 An order is a vector of keys, one per block; changed keys are made topological by one sweep along
 the edges, which drags successors behind (or predecessors before) whatever moved.
@@ -15,9 +19,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from jaxpart.cost import evaluate
-from jaxpart.device import DeviceProblem, lower
-from jaxpart.exact import peak_bounds
+from jaxpart.cost import evaluate, verify
+from jaxpart.device import DeviceProblem, bucket_size, lower
+from jaxpart.exact import BoolArray, peak_bounds
+from jaxpart.probe import Probed, can_probe, chips_of, probe, weights_of
+from jaxpart.problem import FloatArray, IntArray
+from jaxpart.search.starts import start_keys
 from jaxpart.search.state import Search
 from jaxpart.slicing import slice_orders, window_for
 
@@ -26,6 +33,19 @@ from jaxpart.slicing import slice_orders, window_for
 _BATCH_WORK = 2**29
 _MOST_ORDERS = 64
 _PARENTS = 16
+# Orders per probed batch, as long as their nodes are no more than so many: likewise.
+_MOST_LANES = 1024
+_LEAST_LANES = 16
+_PROBED_ENTRIES = 2**21
+_PROBED_STARTS = 2**27
+# Nodes that a piece may have: at least so many, or so many times the mean.
+_LEAST_WINDOW = 512
+_USUAL = 2
+# Orders of a batch that are cut for the least they allow, and how closely.
+_WINNERS = 4
+_RESOLUTION = 1e-5
+# A bottleneck counts as better from here on: above the resolution of float32 sums.
+_BETTER = 1 - 2e-6
 
 
 def batch_size(problem: DeviceProblem, window: int) -> int:
@@ -38,12 +58,161 @@ def batch_size(problem: DeviceProblem, window: int) -> int:
 
 
 def slice_search(search: Search) -> Generator[None]:
-    """Cuts the program order, then evolves orders until the budget is spent.
+    """Cuts a few orders, then evolves them until the budget is spent.
 
-    The first batch holds the program order unchanged. Later ones change the keys of good orders
-    within a stretch of the program that often covers the bottleneck's chip.
+    Each step changes the keys of good orders within a random stretch of the program.
     """
     search.enter("slicing")
+    yield from (_probed if can_probe(search.problem.contracted) else _cut_optimally)(search)
+
+
+def _probed(search: Search) -> Generator[None]:
+    """Evolves orders by how far they get within the best bottleneck."""
+    prober = _Prober(search)
+    starts = start_keys(search.problem.contracted)
+    parents = np.tile(np.arange(prober.padded, dtype=np.float32), (len(starts), 1))
+    for row, keys in zip(parents, starts, strict=True):
+        row[np.argsort(keys, kind="stable")] = np.arange(len(keys))
+    yield from prober.cut(sorted_nodes(parents))
+    key, count = jax.random.key(search.seed), search.problem.num_blocks
+    parents, step = jnp.asarray(parents), 0
+    while True:
+        children = mutate(jax.random.fold_in(key, step), parents, count, prober.lanes)
+        children = children.at[: len(parents)].set(parents)
+        orders = sorted_nodes(swept(prober.blocks, children))
+        found = prober.probe(orders, np.full(prober.lanes, search.best_s * _BETTER))
+        search.samples += prober.lanes
+        # The farthest first; among equals children before parents, so that plateaus drift.
+        far = np.argsort(-np.asarray(found.covered)[::-1], kind="stable")
+        far = (prober.lanes - 1 - far)[:_PARENTS]
+        parents = ranks_of(jnp.asarray(orders[far]))
+        step += 1
+        yield
+        winners = far[np.asarray(found.passes)[far]][:_WINNERS]
+        if len(winners):
+            yield from prober.cut(orders[winners], lanes=winners)
+
+
+def _is_cautious(lanes: IntArray) -> BoolArray:
+    """Half of the orders are cut so that what is found fits, half so that nothing valid is missed.
+
+    Not the halves that are swept forward and backward.
+    """
+    return lanes // 2 % 2 == 1
+
+
+class _Prober:
+    """Probes of one search: what stays the same from batch to batch."""
+
+    def __init__(self, search: Search) -> None:
+        problem = search.problem
+        self.search = search
+        self.blocks = lower(problem.contracted)
+        self.padded = self.blocks.padded_nodes
+        # Pieces of several times the mean length are rare where there are many nodes.
+        longest = window_for(problem.contracted, min(search.best_s, 4 * problem.mean_load_s))
+        usual = bucket_size(_USUAL * problem.num_blocks // problem.num_chips)
+        self.window = min(longest, max(usual, _LEAST_WINDOW))
+        most = min(
+            _PROBED_ENTRIES // self.padded,
+            _PROBED_STARTS // (self.padded * self.window),
+            (search.budget.samples or 2**30) // 8,
+        )
+        self.lanes = _LEAST_LANES
+        while self.lanes < _MOST_LANES and 2 * self.lanes <= most:
+            self.lanes *= 2
+        self.weights = weights_of(problem.contracted, self.padded)
+        peaks = np.zeros((self.padded, 2), np.float32)
+        peaks[: problem.num_blocks] = np.stack(peak_bounds(problem), axis=1)
+        self.peaks = jax.device_put(peaks)
+
+    def probe(
+        self, orders: IntArray, limits_s: FloatArray, cautious: BoolArray | None = None
+    ) -> Probed:
+        """Probes [lanes, N] orders; by default half of them cautiously."""
+        if cautious is None:
+            cautious = _is_cautious(np.arange(len(orders)))
+        found = probe(
+            self.blocks,
+            self.weights,
+            jnp.asarray(orders.T),
+            self.peaks[:, cautious.astype(np.int32)],
+            jnp.asarray(limits_s, jnp.float32),
+            self.window,
+        )
+        self.search.start_clock()
+        return found
+
+    def cut(self, orders: IntArray, lanes: IntArray | None = None) -> Generator[None]:
+        """Offers the cuts of some orders at the least limits that they pass.
+
+        Args:
+          orders: [K, N], few.
+          lanes: what they were in the batch that they passed in; None: cut them both ways.
+        """
+        search = self.search
+        if lanes is None:
+            orders, lanes = np.repeat(orders, 2, axis=0), 2 * np.arange(2 * len(orders))
+        each = self.lanes // len(orders)
+        row = np.resize(np.repeat(np.arange(len(orders)), each), self.lanes)
+        batch, cautious = orders[row], _is_cautious(lanes)[row]
+        low = np.full(len(orders), max(search.bound.seconds, 1e-30))
+        high = np.full(len(orders), min(search.best_s, self._most_s()))
+        high = np.maximum(high, low * (1 + _RESOLUTION))
+        step = np.resize(np.tile(np.arange(1, each + 1), len(orders)), self.lanes) / each
+        while (high > low * (1 + _RESOLUTION)).any():
+            limits_s = low[row] * (high / low)[row] ** step
+            found = self.probe(batch, limits_s, cautious)
+            search.samples += self.lanes
+            passes = np.asarray(found.passes)
+            for k in range(len(orders)):
+                mine = np.flatnonzero(row == k)
+                passed = mine[passes[mine]]
+                if len(passed):
+                    high[k] = limits_s[passed].min()
+                    failed = mine[~passes[mine] & (limits_s[mine] < high[k])]
+                    low[k] = limits_s[failed].max(initial=low[k])
+                else:
+                    low[k] = high[k]  # not even the most: nothing to find
+            self._offer(found, batch, passes, limits_s, row)
+            yield
+
+    def _offer(
+        self,
+        found: Probed,
+        batch: IntArray,
+        passes: BoolArray,
+        limits_s: FloatArray,
+        row: IntArray,
+    ) -> None:
+        """Offers the tightest cuts of each order."""
+        search, problem = self.search, self.search.problem
+        best = [
+            mine[np.argmin(limits_s[mine])]
+            for k in np.unique(row)
+            if len(mine := np.flatnonzero((row == k) & passes))
+        ]
+        best = sorted(best, key=lambda lane: limits_s[lane])[:_WINNERS]
+        if not best:
+            return
+        count = problem.num_blocks
+        columns = [chips_of(found, batch[b, :count], b)[problem.block] for b in best]
+        assignments = np.stack(columns, axis=1)
+        search.offer(assignments)
+        # What memory alone forbids, the solver may repair.
+        costs = verify(problem, assignments)
+        is_lost = ~costs.valid & (costs.bottleneck_s < search.best_s)
+        search.promising = (assignments, costs) if is_lost.any() else None
+
+    def _most_s(self) -> float:
+        """Everything on one chip, and all that is ever sent: no limit needs to be higher."""
+        blocks = self.search.problem.contracted
+        sent_s = float(blocks.tensor_bytes.sum()) / blocks.mcm.link_bandwidth
+        return float(blocks.node_s.max(axis=1).sum()) + 2 * sent_s
+
+
+def _cut_optimally(search: Search) -> Generator[None]:
+    """Evolves orders by their best cuts. The first batch holds the program order unchanged."""
     problem = search.problem
     blocks = lower(problem.contracted)
     start_s = search.best_s if search.best is not None else 4 * problem.mean_load_s
@@ -86,10 +255,26 @@ def slice_search(search: Search) -> Generator[None]:
 
 @jax.jit
 def order_by(problem: DeviceProblem, keys: Float[Array, "B N"]) -> Int[Array, "B N"]:
-    """The topological orders nearest to the keys: swept along the edges, then sorted.
+    """The topological orders nearest to the keys: swept along the edges, then sorted."""
+    return jnp.argsort(swept(problem, keys), axis=1, stable=True).astype(jnp.int32)
 
-    The first half of a batch is swept forward (a node that moved back drags its successors), the
-    other half backward (a node that moved forward drags its predecessors).
+
+def sorted_nodes(keys: Float[Array, "B N"] | np.ndarray) -> np.ndarray:
+    """[B, N] the nodes in ascending order of their keys.
+
+    XLA's sort on a CPU takes four times as long as numpy's, and there the keys are at hand.
+    """
+    if jax.default_backend() == "cpu":
+        return np.argsort(np.asarray(keys), axis=1).astype(np.int32)
+    return np.asarray(jnp.argsort(keys, axis=1).astype(jnp.int32))
+
+
+@jax.jit
+def swept(problem: DeviceProblem, keys: Float[Array, "B N"]) -> Float[Array, "B N"]:
+    """The keys nearest to these whose ascending order is topological.
+
+    The even rows of a batch are swept forward (a node that moved back drags its successors), the
+    odd ones backward (a node that moved forward drags its predecessors).
     """
     size, nodes = keys.shape
     # Between neighbours of an edge; above the resolution of float32 at the largest key.
@@ -116,8 +301,10 @@ def order_by(problem: DeviceProblem, keys: Float[Array, "B N"]) -> Int[Array, "B
 
     forward = lax.fori_loop(0, problem.num_nodes, later, by_node)
     backward = lax.fori_loop(0, problem.num_nodes, earlier, by_node)
-    swept = jnp.where(jnp.arange(size) % 2 == 0, forward, backward)
-    return jnp.argsort(swept.T, axis=1, stable=True).astype(jnp.int32)
+    keys = jnp.where(jnp.arange(size)[None] % 2 == 0, forward, backward)
+    # Padding stays behind whatever moved.
+    number = jnp.arange(nodes, dtype=keys.dtype)[:, None]
+    return jnp.where(number < problem.num_nodes, keys, 16 * nodes + number).T
 
 
 @jax.jit

@@ -12,9 +12,9 @@ from jaxpart.solver.pool import SolverPool
 from jaxpart.solver.repair import Outcome
 from jaxpart.solver.scip import Status
 
-# The first slice of the program, each next one twice as long: what the search found meanwhile
-# shrinks the program, and no more than half of the time is lost by beginning anew.
-_FIRST_SLICE_S = 6.0
+# Of the time that is left, the share of a program on fewer chips. The one on all has the rest: a
+# solver that begins anew has to learn anew.
+_FEWER_SHARE = 0.35
 _FOREVER_S = 1e6
 # Of the time that is left, how much a slice may take: its outcome must be home before the end.
 _SHARE = 0.95
@@ -26,39 +26,38 @@ _MOST_THREADS = 8
 # Shares of the chips: at most so many are few; and how many more than all work needs at the bound.
 _FEW = 0.75
 _ROOM = 1.1
-REDUCTION, PROGRAM = "reduction", "integer program, CP-SAT"
+REDUCTION, _FEWER, PROGRAM = "reduction", "fewer chips", "integer program, CP-SAT"
 
 
 class Prover:
     """Proofs from the best so far, one after the other, until the context ends.
 
-    First what the reduction alone proves, then the program in slices of time, every other one on
-    fewer chips where few would do. Without a time limit
-    time must not decide: then there is one slice without an end, on one thread, and only for a
-    search that waits for it (`always`).
+    First what the reduction alone proves, then the program on fewer chips where few would do, then
+    on all. Without a time limit time must not decide: then there is one program without an end, on
+    one thread, and only for a search that waits for it (`always`).
     """
 
-    def __init__(self, search: Search, *, always: bool = False, beside: int = 1) -> None:
-        """Starts nothing yet.
-
-        Args:
-          beside: processes that the search keeps busy beside this one.
-        """
+    def __init__(self, search: Search, *, always: bool = False) -> None:
+        """Starts nothing yet."""
         self._search = search
         self._is_timed = search.budget.time_limit_s is not None
         self._is_wanted = always or self._is_timed
-        self._threads = 1
-        if self._is_timed:
-            self._threads = max(1, min(_MOST_THREADS, (os.cpu_count() or 1) - beside))
+        self._threads = min(_MOST_THREADS, os.cpu_count() or 1) if self._is_timed else 1
         self._gap = max(_CLOSER * search.budget.gap, _CLOSEST)
         self._pool: SolverPool | None = None
         self._running: Future[Outcome] | None = None
-        self._rounds = 0
+        self._stages = [REDUCTION, _FEWER, PROGRAM]  # first to last
+        self._stage = ""
 
     @property
     def is_running(self) -> bool:
-        """Whether a proof is under way, or there is time for the next."""
+        """Whether a proof is under way."""
         return self._running is not None
+
+    @property
+    def is_solving(self) -> bool:
+        """Whether a solver is at work, which on the graphs that it takes beats other searches."""
+        return self._running is not None and self._stage != REDUCTION
 
     def step(self) -> None:
         """Takes what was proven and found, and goes on; never waits."""
@@ -71,27 +70,29 @@ class Prover:
     def _start(self) -> None:
         search = self._search
         left_s = _SHARE * search.remaining_s if self._is_timed else _FOREVER_S
-        if left_s < _LEAST_S:
+        if left_s < _LEAST_S or not self._stages:
             self._is_wanted = False
             return
-        slice_s = left_s
-        if self._is_timed:
-            slice_s = min(slice_s, _FIRST_SLICE_S * 2.0 ** max(0, self._rounds - 1))
-            # What is left after it would not be worth a slice.
-            slice_s = left_s if left_s < 1.5 * slice_s else slice_s
+        self._stage = self._stages.pop(0)
+        chips = None
+        if self._stage == _FEWER:
+            chips = self._fewer_chips() if self._is_timed else None
+            if chips is None:
+                self._stage = self._stages.pop(0)
+            else:
+                left_s *= _FEWER_SHARE
         if self._pool is None:
             self._pool = SolverPool(search.problem)
         self._running = self._pool.prove(
             search.best,
             floor_s=search.bound.seconds,
             gap=self._gap,
-            prover="cpsat" if self._rounds else "reduction",
-            chips=self._fewer_chips() if self._is_timed and self._rounds % 2 else None,
+            prover="reduction" if self._stage == REDUCTION else "cpsat",
+            chips=chips,
             threads=self._threads,
-            time_limit_s=slice_s,
-            seed=search.seed + self._rounds,
+            time_limit_s=left_s,
+            seed=search.seed,
         )
-        self._rounds += 1
 
     def _fewer_chips(self) -> int | None:
         """Chips that could do with the bottleneck that is proven; None where that is most of them.
@@ -110,14 +111,14 @@ class Prover:
         if outcome.assignment is not None:
             search.offer(outcome.assignment[:, None])
         if outcome.bound > 0:
-            search.raise_bound(Bound(outcome.bound, REDUCTION if self._rounds == 1 else PROGRAM))
+            # On fewer chips nothing is proven but by the reduction.
+            method = PROGRAM if self._stage == PROGRAM else REDUCTION
+            search.raise_bound(Bound(outcome.bound, method))
         if outcome.status is Status.INFEASIBLE and search.best is None:
             search.exhausted = True
         if outcome.status is Status.ERROR:
             self._is_wanted = False
             search.notes.append(f"a proof failed: {outcome.message}")
-        if self._rounds > 1 and outcome.status in (Status.OPTIMAL, Status.INFEASIBLE):
-            self._is_wanted = False
 
     def __enter__(self) -> Prover:
         return self

@@ -66,7 +66,7 @@ class Search:
         self.history: list[tuple[int, float, float]] = []
         self.notes: list[str] = []
         # The last batch with an invalid candidate that would be the best: for the solver to repair.
-        self.promising: tuple[jax.Array, Costs] | None = None
+        self.promising: tuple[jax.Array | IntArray, Costs] | None = None
         self._progress = progress
         self._started_s = time.perf_counter()
         self._searching_since_s: float | None = None

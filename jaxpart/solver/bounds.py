@@ -47,7 +47,7 @@ def best_bound(
     high_s = _UNKNOWN * best.seconds if incumbent_s is None else incumbent_s
     dearer: tuple[tuple[str, float, Callable[..., float]], ...] = (
         ("reduction", _SHARE, destructive_bound),
-        ("ideals", _SHARE, _ideals),
+        ("ideals", _SHARE, ideals_bound),
         ("superblocks", 1.0, superblock_bound),
     )
     for method, share, bound in dearer:
@@ -62,7 +62,9 @@ def best_bound(
     return best if incumbent_s is None else Bound(min(best.seconds, incumbent_s), best.method)
 
 
-def _ideals(problem: Problem, low_s: float, high_s: float, give_up: Callable[[], bool]) -> float:
+def ideals_bound(
+    problem: Problem, low_s: float, high_s: float, give_up: Callable[[], bool]
+) -> float:
     """Where ideals are few, the bound that the dynamic program over them gives."""
     if not problem.mcm.constraints.acyclic:
         return low_s

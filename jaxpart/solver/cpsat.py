@@ -1,7 +1,7 @@
 """OR-Tools CP-SAT takes a `Model`, as SCIP does: for proofs, where it is the sooner of the two.
 
 CP-SAT wants whole numbers. Columns beside the bits are whole at every partition (their rows have
-coefficients of one), but for the bottleneck, which is counted in steps of `_STEP` of the unit. A
+coefficients of one), but for the bottleneck, which is counted in steps of a part of the gap. A
 row with real coefficients is multiplied by a power of two and rounded, and its right-hand side
 grows by what rounding can have added; so every partition of the program stays in, and a bound here
 is a bound there.
@@ -24,7 +24,7 @@ from jaxpart.solver.scip import Limits, Solution, Status
 if TYPE_CHECKING:
     from ortools.sat.python import cp_model
 
-# Steps of the bottleneck in one unit of time.
+# What a unit of time counts in rows; the bottleneck's own steps may be coarser.
 _STEPS = 2**28
 # Magnitudes of a row's terms add up to at most this: CP-SAT sums in 64 bits, with room to combine.
 _LARGEST = 2.0**46
@@ -105,8 +105,11 @@ class _Run:
         self.is_broken = False
         self._program, self._limits = program, limits
         self._model = cp_model.CpModel()
-        top = math.ceil(min(cutoff, _most(program)) * _STEPS) + 1
-        bottom = max(0, math.floor(floor * (1 - _SAFETY) * _STEPS) - 1)
+        # A step of an eighth of the gap: CP-SAT should not creep by less.
+        self._fine = 2 ** math.floor(math.log2(max(limits.gap / 8 * _STEPS, 1.0)))
+        self._steps = _STEPS // self._fine
+        bottom = max(0, math.floor(floor * (1 - _SAFETY) * self._steps) - 1)
+        top = math.ceil(min(cutoff, _most(program)) * self._steps) + 1
         self._variables: list[cp_model.IntVar] = []
         for j in range(len(program.lower)):
             if j == ONE:
@@ -128,7 +131,9 @@ class _Run:
             self._variables[1:], self._program.point(f)[1:].tolist(), strict=True
         ):
             is_time = variable is self._variables[self._program.bottleneck or 0]
-            self._model.add_hint(variable, math.ceil(value * _STEPS) if is_time else round(value))
+            self._model.add_hint(
+                variable, math.ceil(value * self._steps) if is_time else round(value)
+            )
 
     def solve(self, time_s: float, workers: int, seen: int) -> None:
         """Runs until proven, out of time, or at a partition that breaks a rule."""
@@ -156,7 +161,7 @@ class _Run:
         else:
             steps = solver.best_objective_bound
             if math.isfinite(steps):
-                self.bound = max(self.bound, (steps - 1) / _STEPS * (1 - _SAFETY))
+                self.bound = max(self.bound, (steps - 1) / self._steps * (1 - _SAFETY))
 
     def _take(self, values: list[int], seen: int) -> bool:
         """Whether the search must stop: the point breaks a rule that it did not know."""
@@ -189,7 +194,7 @@ class _Run:
         slack = 0.0
         for j, a in terms:
             if j == time_column:
-                whole.append(round(a))  # the column counts steps itself
+                whole.append(-self._fine)  # the column counts coarse steps itself
                 continue
             rounded = round(a * scale)
             slack += max(0.0, rounded - a * scale)

@@ -1,0 +1,190 @@
+"""How many answers come with a proof: partitions graphs on modules until proven or out of time.
+
+  python scripts/certify.py --split valid,test --mcm mcm4,mcm8,mcm36 --seconds 60
+  python scripts/certify.py bert-large --mcm mcm36 --method exact
+
+Outcomes are kept as JSON lines, the first of them the settings and the machine, and a run that was
+stopped goes on where it was. A pair counts as proven at a gap of 0.01% and below; pairs that are
+proven to have no valid partition count as proven too. Max-load inputs bring their own machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxpart import dataset
+from jaxpart.errors import InfeasibleError, InputError, NothingFoundError
+from jaxpart.files import write_whole
+
+if TYPE_CHECKING:
+    from jaxpart.graph import Graph
+    from jaxpart.mcm import MCM
+
+_OUT = Path("data/benchmarks/certify.jsonl")
+_GAP = 1e-4
+# Ideals a node up to which a graph is a chain, and narrow; beyond it is wide.
+_CHAIN, _NARROW = 1.5, 10.0
+_ROW = "{:<20} {:<9} {:<6} {:<10} {:>11} {:>11} {:>9} {:>6}  {}"
+_FIGURES = "{:<9} {:<6} {:>5} {:>11} {:>9} {:>7} {:>8} {:>8} {:>9}"
+
+
+def main() -> int:
+    """Runs every pair in turn; exit code 1 where for some nothing valid was found, 2: bad input."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("graphs", nargs="*", metavar="GRAPH")
+    add("--split", default="", metavar="SIDE,...", help=f"of {', '.join(dataset.SPLITS)}")
+    add("--mcm", default="mcm4,mcm8,mcm36", metavar="NAME_OR_TOML,...")
+    add("--method", default="auto", choices=("auto", "exact", "ideals"))
+    add("--seconds", type=float, default=60.0)
+    add("--seed", type=int, default=0)
+    add("--out", type=Path, default=_OUT, metavar="FILE")
+    arguments = parser.parse_args()
+    sides = [side for side in arguments.split.split(",") if side]
+    try:
+        names = [*arguments.graphs, *(name for side in sides for name in dataset.split(side))]
+        if not names:
+            parser.error("expected a GRAPH or --split")
+        return _certify(names, arguments.mcm.split(","), arguments)
+    except InputError as error:
+        print(f"certify: {error}", file=sys.stderr)
+        return 2
+
+
+def _certify(names: Sequence[str], modules: Sequence[str], arguments: argparse.Namespace) -> int:
+    from jaxpart.mcm import load_mcm
+
+    settings = {key: getattr(arguments, key) for key in ("method", "seconds", "seed")}
+    rows = _read(arguments.out, settings)
+    done = {(row["graph"], row["mcm"]): row for row in rows}
+    loaded = [load_mcm(name) for name in modules]
+    head = ("graph", "mcm", "class", "status", "T us", "bound us", "gap %", "s", "proof")
+    print(_ROW.format(*head))
+    shown = []
+    for name in names:
+        graph, machine = dataset.resolve(name)
+        for mcm in [machine] if machine else loaded:
+            row = done.get((graph.name, mcm.name))
+            if row is None:
+                row = certify(graph, mcm, **settings)
+                rows.append(row)
+                _write(arguments.out, settings, rows)
+            shown.append(row)
+            print(_line(row), flush=True)
+    print("\n".join(_summary(shown)))
+    return int(any(row["status"] == "nothing" for row in shown))
+
+
+def certify(graph: Graph, mcm: MCM, *, method: str, seconds: float, seed: int) -> dict[str, Any]:
+    """One pair: the bottleneck, the bound, and which proof gave it."""
+    from jaxpart.problem import Problem
+    from jaxpart.search.engine import partition
+
+    row: dict[str, Any] = {
+        "graph": graph.name,
+        "mcm": mcm.name,
+        "nodes": len(graph.nodes),
+        "class": _class_of(Problem.build(graph, mcm)),
+    }
+    start_s = time.perf_counter()
+    try:
+        result = partition(graph, mcm, method=method, time_limit_s=seconds, seed=seed, gap=_GAP)
+    except InfeasibleError as error:
+        took_s = time.perf_counter() - start_s
+        return {**row, "status": "infeasible", "proof": str(error), "seconds": took_s}
+    except NothingFoundError as error:
+        took_s = time.perf_counter() - start_s
+        return {**row, "status": "nothing", "proof": str(error), "seconds": took_s}
+    is_proven = result.gap is not None and result.gap <= _GAP
+    return row | {
+        "status": "proven" if is_proven else "open",
+        "bottleneck_s": result.bottleneck_s,
+        "lower_bound_s": result.lower_bound_s,
+        "gap": result.gap,
+        "proof": result.bound_method,
+        "seconds": time.perf_counter() - start_s,
+    }
+
+
+def _class_of(problem: Any) -> str:
+    from jaxpart.ideals import count_ideals
+
+    most = int(_NARROW * problem.num_blocks)
+    ideals = count_ideals(problem, most)
+    if ideals is None:
+        return "wide"
+    return "chain" if ideals <= _CHAIN * problem.num_blocks else "narrow"
+
+
+def _read(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    head, *rows = [json.loads(line) for line in path.read_text().splitlines()]
+    if head["settings"] != settings:
+        raise InputError(f"{path}: made with {head['settings']}, expected {settings}")
+    return rows
+
+
+def _write(path: Path, settings: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
+    from jaxpart.environment import environment
+
+    lines = [{"settings": settings, "environment": environment()}, *rows]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+
+
+def _line(row: dict[str, Any]) -> str:
+    start = (row["graph"][:20], row["mcm"], row["class"], row["status"])
+    seconds = f"{row['seconds']:.1f}"
+    if "gap" not in row:
+        return _ROW.format(*start, "-", "-", "-", seconds, row["proof"])
+    gap = "-" if row["gap"] is None else f"{100 * row['gap']:.4f}"
+    times = (f"{1e6 * row[key]:.2f}" for key in ("bottleneck_s", "lower_bound_s"))
+    return _ROW.format(*start, *times, gap, seconds, row["proof"])
+
+
+def _summary(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Shares proven and gaps, by module and class."""
+    head = ("mcm", "class", "pairs", "infeasible", "nothing", "proven", "share %", "gap %")
+    lines = ["", _FIGURES.format(*head, "worst %")]
+    modules = list(dict.fromkeys(row["mcm"] for row in rows))
+    for module in [*modules, "all"]:
+        for kind in ("chain", "narrow", "wide", "all"):
+            chosen = [
+                row
+                for row in rows
+                if module in (row["mcm"], "all") and kind in (row["class"], "all")
+            ]
+            if chosen:
+                lines.append(_FIGURES.format(module, kind, *_figures(chosen)))
+    return lines
+
+
+def _figures(rows: Sequence[dict[str, Any]]) -> tuple[object, ...]:
+    count = {
+        status: sum(row["status"] == status for row in rows)
+        for status in ("infeasible", "nothing", "proven")
+    }
+    gaps = [1 + row["gap"] for row in rows if row.get("gap") is not None]
+    mean = statistics.geometric_mean(gaps) if gaps else 1.0
+    share = (count["proven"] + count["infeasible"]) / len(rows)
+    return (
+        len(rows),
+        *count.values(),
+        f"{100 * share:.0f}",
+        f"{100 * (mean - 1):.3f}",
+        f"{100 * (max(gaps, default=1.0) - 1):.2f}",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
