@@ -123,14 +123,16 @@ def distinct_weight_bytes(problem: Problem) -> Callable[[BoolArray], FloatArray]
     blocks = problem.contracted
 
     @functools.cache  # gigabytes on a large graph, of which no set is ever asked
-    def uses() -> FloatArray:
+    def uses() -> NDArray[np.float32]:
         table = np.zeros((blocks.num_nodes, len(blocks.weight_bytes)), np.float32)
         table[blocks.use_node, blocks.use_weight] = 1
         return table
 
-    return lambda inside: np.asarray(
-        (inside.astype(np.float32) @ uses() > 0) @ blocks.weight_bytes, np.float64
-    )
+    def held(inside: BoolArray) -> FloatArray:
+        used = (inside.astype(np.float32) @ uses() > 0).astype(np.float64)
+        return used @ blocks.weight_bytes
+
+    return held
 
 
 def _reachable(blocks: Problem) -> tuple[np.ndarray, np.ndarray]:
