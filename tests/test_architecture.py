@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "jaxpart"
 
 # Lowest first. A package's name stands for everything in it that has no entry of its own.
 FLOORS = (
-    {"errors", "topological"},
+    {"errors", "topological", "bitsets"},
     {"files", "environment"},
     {"graph", "mcm", "manifest"},
     {"problem", "structure"},
@@ -19,6 +19,7 @@ FLOORS = (
     {"ingest", "device", "exact"},
     {"dataset", "links"},
     {"cost", "slicing", "probe", "ideals", "stages", "quotient", "greedy", "bound", "feasibility"},
+    {"packing"},
     {"projection", "sampling"},
     {"verdicts", "result_file", "solver"},
     {"report"},

@@ -5,11 +5,21 @@ import dataclasses
 import numpy as np
 import pytest
 
+from jaxpart.bitsets import members
 from jaxpart.cost import verify
 from jaxpart.graph import Graph, Node, Tensor
 from jaxpart.mcm import MCM, Chip
+from jaxpart.packing import grown, loosened
 from jaxpart.problem import Problem
-from jaxpart.quotient import Quotient, Weigher, bits, groups_of
+from jaxpart.quotient import (
+    Quotient,
+    Weigher,
+    labels_of,
+    quotient_of,
+    reduce,
+    topological,
+    weigher_of,
+)
 from jaxpart.search.clusters import merit_of
 from jaxpart.search.engine import partition
 from tests.oracle import best, evaluate, has_no_triangle
@@ -17,10 +27,17 @@ from tests.strategies import random_graph
 from tests.test_slicing import MODULES
 
 
-def quotient_of(problem: Problem) -> Quotient:
-    pairs = problem.contracted.node_pairs.tolist()
-    singles = [[v] for v in range(problem.num_blocks)]
-    return Quotient(singles, pairs, Weigher(problem, 1.0))
+def weigher(problem: Problem) -> Weigher:
+    return weigher_of(problem, 1.0)
+
+
+def single_blocks(problem: Problem) -> Quotient:
+    pairs = problem.contracted.node_pairs
+    return quotient_of(np.arange(problem.num_blocks), pairs, weigher(problem))
+
+
+def random_state(seed: int) -> np.ndarray:
+    return np.array([seed + 1], np.uint64)
 
 
 def chip_edges(problem: Problem, labels: np.ndarray) -> set[tuple[int, int]]:
@@ -48,52 +65,77 @@ def chain_module(chips: int) -> MCM:
     return MCM("m", "chain", (Chip(1.0, 1.0, 1e9),) * chips, 1e3)
 
 
-def test_reduced_clusters_are_a_partition_that_keeps_dataflow_and_triangle_rule():
-    rng = np.random.default_rng(0)
+def test_grown_clusters_are_a_partition_that_keeps_dataflow_and_triangle_rule():
+    rng, state = np.random.default_rng(0), random_state(0)
     for _ in range(60):
         graph = random_graph(rng, max_nodes=14, pins=False)
         problem = Problem.build(graph, MODULES["chain"])
-        quotient = quotient_of(problem)
-        quotient.reduce(rng)
-        for count in (len(quotient), 3, 2, 1):
-            packed = quotient.pack(count, rng)
-            assert packed is not None
-            assert len(packed) <= count
-            labels = packed.labels()
-            assert sorted(set(labels)) == list(range(len(packed)))
+        single, pairs = np.arange(problem.num_blocks), problem.contracted.node_pairs
+        for count in (problem.num_blocks, 3, 2, 1):
+            labels = grown(single, pairs, weigher(problem), count, 3, True, state)
+            assert len(labels) == problem.num_blocks
+            assert sorted(set(labels)) == list(range(labels.max() + 1))
+            assert labels.max() < count
             edges = chip_edges(problem, labels)
             assert all(a < b for a, b in edges)
             assert has_no_triangle(edges)
-            members = sorted(v for a in bits(packed.alive) for v in packed.members[a])
-            assert members == list(range(problem.num_blocks))
+
+
+def test_a_loosened_place_is_single_blocks_and_the_rest_stays_together():
+    rng, state = np.random.default_rng(4), random_state(4)
+    for _ in range(40):
+        problem = Problem.build(random_graph(rng, max_nodes=14, pins=False), MODULES["chain"])
+        single, pairs = np.arange(problem.num_blocks), problem.contracted.node_pairs
+        labels = grown(single, pairs, weigher(problem), 5, 3, True, state)
+        centre = int(rng.integers(labels.max() + 1))
+
+        cluster = loosened(labels, centre, pairs, weigher(problem), state)
+
+        assert sorted(set(cluster)) == list(range(cluster.max() + 1))
+        loose = {v for v in single if (cluster == cluster[v]).sum() == 1}
+        assert {v for v in single if labels[v] == centre} <= loose
+        for a in range(labels.max() + 1):
+            inside = np.flatnonzero(labels == a)
+            together = len(set(cluster[inside])) == 1
+            assert together or set(inside.tolist()) <= loose
 
 
 def test_bit_sets_after_merging_are_those_of_a_fresh_quotient():
-    rng = np.random.default_rng(1)
+    rng, state = np.random.default_rng(1), random_state(1)
     for _ in range(30):
         problem = Problem.build(random_graph(rng, max_nodes=14, pins=False), MODULES["chain"])
-        quotient = quotient_of(problem)
-        quotient.reduce(rng)
-        pairs = problem.contracted.node_pairs.tolist()
-        order = quotient.topological()
-        fresh = Quotient([quotient.members[a] for a in order], pairs, quotient.weigher)
-        position = {a: i for i, a in enumerate(order)}
-        for a in order:
+        quotient = single_blocks(problem)
+        reduce(quotient, weigher(problem), state)
+        pairs = problem.contracted.node_pairs
+        order = topological(quotient)
+        labels = labels_of(quotient, np.arange(problem.num_blocks))
+        fresh = quotient_of(labels, pairs, weigher(problem))
+        position = {a: i for i, a in enumerate(order.tolist())}
+        for a, i in position.items():
             for name in ("after", "before", "below", "above"):
-                mapped = {position[x] for x in bits(getattr(quotient, name)[a])}
-                assert mapped == set(bits(getattr(fresh, name)[position[a]]))
-            assert quotient.size[a] == pytest.approx(fresh.size[position[a]])
+                mapped = {position[x] for x in members(getattr(quotient, name)[a])}
+                assert mapped == set(members(getattr(fresh, name)[i]))
+            assert quotient.size[a] == pytest.approx(fresh.size[i])
 
 
-def test_groups_with_a_circle_are_refused():
+def test_clusters_with_a_circle_are_refused():
     problem = Problem.build(grid(1, 3), chain_module(3))
 
     with pytest.raises(ValueError, match="circle"):
-        Quotient([[0, 2], [1]], [(0, 1), (1, 2)], Weigher(problem, 1.0))
+        quotient_of(np.array([0, 1, 0]), np.array([(0, 1), (1, 2)]), weigher(problem))
 
 
-def test_groups_are_those_of_the_labels():
-    assert groups_of(np.array([1, 0, 1, 2])) == [[1], [0, 2], [3]]
+def test_a_cluster_of_too_many_weights_is_larger_than_any_time():
+    rng = np.random.default_rng(5)
+    for _ in range(20):
+        graph = random_graph(rng, max_nodes=10, pins=False)
+        problem = Problem.build(graph, dataclasses.replace(MODULES["chain"], memory_model="full"))
+        blocks, sizes = problem.contracted, weigher(problem)
+        quotient = quotient_of(np.zeros(blocks.num_nodes, int), blocks.node_pairs, sizes)
+        held = blocks.weight_bytes[np.unique(blocks.use_weight)].sum()
+        seconds = blocks.node_s.min(axis=1).sum()
+        expected = seconds if held <= sizes.capacity else 100 * held / sizes.capacity
+        assert quotient.size[0] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("name", ["chain", "chain, no overlap", "host, any triangle", "mesh"])

@@ -10,7 +10,7 @@ import numpy as np
 from jaxpart.search.clusters import cluster_search
 from jaxpart.search.interval_proofs import IntervalProofs
 from jaxpart.search.orders import slice_search
-from jaxpart.search.proofs import ideals, program_order
+from jaxpart.search.proofs import has_many_ideals, ideals, program_order
 from jaxpart.search.prover import Prover
 from jaxpart.search.state import Search
 from jaxpart.search.workers import Workers
@@ -40,10 +40,11 @@ def auto(search: Search) -> Generator[None]:
     search.offer(np.zeros((search.problem.num_nodes, 1), np.int64))
     yield
     yield from program_order(search)
-    # Needs nothing compiled either, and finds on wide graphs what cut orders cannot.
+    # Finds on wide graphs what cut orders cannot; where ideals are few, they are enough.
     clusters = cluster_search(search)
-    next(clusters, None)
-    yield
+    if has_many_ideals(search.problem):
+        next(clusters, None)
+        yield
     slicing = slice_search(search)
     with (
         IntervalProofs(search) as proofs,

@@ -9,20 +9,27 @@ clusters around the bottleneck and growing them again (large-neighbourhood searc
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 
 import numpy as np
 
 from jaxpart import exact
+from jaxpart.packing import grown, loosened
 from jaxpart.problem import FloatArray, IntArray, Problem
-from jaxpart.quotient import Quotient, Weigher, bits, groups_of
+from jaxpart.quotient import Weigher, weigher_of
 from jaxpart.search.state import Search
 
 # Fresh partitions that are grown before the best is improved, and steps without gain after which a
 # fresh one is grown again.
 _FRESH = 8
-_PATIENCE = 80
+_PATIENCE = 400
+# Pairs of clusters whose merging is tried out, for each merging that is made.
+_TRIED = (2, 3, 4, 6, 9)
+# How often the place to grow again is the worst; elsewhere it is any.
+_AT_WORST = 0.7
+_ROUNDING = 1e-9
 # The power of stages that is summed to tell how even a partition is; the gain in it that counts.
 _POWER = 4
 _CLEARLY = 0.999
@@ -40,20 +47,35 @@ def cluster_search(search: Search) -> Generator[None]:
     if not rules.acyclic or (problem.block_pin != -1).any() or problem.num_blocks > MOST_BLOCKS:
         search.notes.append("clusters are grown for graphs without pins, up to 2,500 nodes")
         return
+    with search.compiling():
+        _compile()
     search.start_clock()
     search.enter("clusters")
     candidates = _candidates(search, np.random.default_rng(search.seed))
     start_s, steps = time.perf_counter(), 0
-    for labels, merit in candidates:
+    for candidate in candidates:
         search.samples += 1
         steps += 1
-        if merit.overfull == 0 and merit.bottleneck_s < search.best_s:
-            search.offer(labels[problem.block][:, None])
+        if candidate is not None:
+            merit = candidate.merit
+            if merit.overfull == 0 and merit.bottleneck_s < search.best_s:
+                search.offer(candidate.labels[problem.block][:, None])
         # Without a time limit steps are counted, so that the same seed gives the same answer.
         is_timed = search.budget.time_limit_s is not None
         if time.perf_counter() - start_s > _ROUND_S if is_timed else steps >= _ROUND_STEPS:
             yield
             start_s, steps = time.perf_counter(), 0
+
+
+@functools.cache
+def _compile() -> None:
+    """Compiles what grows clusters, or reads what an earlier process compiled."""
+    pairs = np.array([(0, 1), (0, 2), (1, 2)])
+    words = np.zeros((3, 1), np.uint64)
+    weigher = Weigher(np.ones(3), np.zeros(3), words, np.zeros(0), 1.0, 1.0)
+    state = np.ones(1, np.uint64)
+    labels = grown(np.arange(3), pairs, weigher, 2, 1, True, state)
+    loosened(labels, 0, pairs, weigher, state)
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -71,59 +93,79 @@ class _Merit:
         return self.unevenness < other.unevenness * _CLEARLY
 
 
-def _candidates(search: Search, rng: np.random.Generator) -> Iterator[tuple[IntArray, _Merit]]:
-    """Labels [blocks] and their merit, one after the other, without end."""
+@dataclasses.dataclass(frozen=True)
+class _Candidate:
+    """A partition of the blocks that growing gave."""
+
+    labels: IntArray  # [blocks] 0 to n - 1
+    merit: _Merit
+    worst: int  # the chip that fits least, or takes longest
+
+
+def _candidates(search: Search, rng: np.random.Generator) -> Generator[_Candidate | None]:
+    """One after the other, without end; None for one that is no better than what it came from."""
     problem, blocks = search.problem, search.problem.contracted
-    pairs = blocks.node_pairs.tolist()
-    weigher = Weigher(problem, search.bound.seconds)
-    single = Quotient([[v] for v in range(blocks.num_nodes)], pairs, weigher)
+    pairs, weigher = blocks.node_pairs, weigher_of(problem, search.bound.seconds)
+    state = rng.integers(1, 2**63, 1, np.uint64)
+
+    def grow(cluster: IntArray) -> IntArray:
+        tried = int(rng.choice(_TRIED))
+        has_triangle = problem.mcm.constraints.triangle
+        return grown(cluster, pairs, weigher, problem.num_chips, tried, has_triangle, state)
+
     is_turn_of_best = True  # every other time; first comes what was grown
     while True:
-        best: tuple[_Merit, IntArray] | None = None
+        best: _Candidate | None = None
         for _ in range(_FRESH):
-            fresh = single.copy()
-            if problem.mcm.constraints.triangle:
-                fresh.reduce(rng)
-            labels = _packed(fresh, problem, rng)
-            if labels is None:
+            labels = grow(np.arange(blocks.num_nodes))
+            if not len(labels):
                 continue
-            merit = merit_of(problem, labels)
-            yield labels, merit
-            if best is None or merit < best[0]:
-                best = merit, labels
+            fresh = _measured(problem, labels)
+            yield fresh
+            if best is None or fresh.merit < best.merit:
+                best = fresh
         is_turn_of_best = not is_turn_of_best
         if is_turn_of_best and search.best is not None:
             first = np.zeros(blocks.num_nodes, np.int64)
             first[problem.block] = search.best
-            best = merit_of(problem, first), first
+            best = _measured(problem, first)
         stale = 0
         while best is not None and stale < _PATIENCE:
-            region = _region(best[1], problem, pairs, weigher, rng)
-            labels = _packed(region, problem, rng)
+            centre = best.worst
+            if rng.random() >= _AT_WORST:
+                centre = int(rng.integers(best.labels.max() + 1))
+            labels = grow(loosened(best.labels, centre, pairs, weigher, state))
             stale += 1
-            if labels is None:
+            if not len(labels):
                 continue
-            merit = merit_of(problem, labels)
-            yield labels, merit
-            if merit <= best[0]:
-                stale = 0 if merit.is_clearly_below(best[0]) else stale
-                best = merit, labels
+            # What computes for longer than the best takes is no better.
+            compute_s = np.bincount(labels, weigher.seconds).max()
+            if best.merit.overfull == 0 and compute_s > best.merit.bottleneck_s * (1 + _ROUNDING):
+                yield None
+                continue
+            candidate = _measured(problem, labels)
+            yield candidate
+            if candidate.merit <= best.merit:
+                stale = 0 if candidate.merit.is_clearly_below(best.merit) else stale
+                best = candidate
 
 
-def _packed(quotient: Quotient, problem: Problem, rng: np.random.Generator) -> IntArray | None:
-    packed = quotient.pack(problem.num_chips, rng)
-    return None if packed is None else packed.labels()
-
-
-def merit_of(problem: Problem, labels: IntArray) -> _Merit:
-    """Merit of the partition of blocks `labels` [blocks], by the rules that growing leaves open."""
+def _measured(problem: Problem, labels: IntArray) -> _Candidate:
+    """The partition of blocks `labels` [blocks], by the rules that growing leaves open."""
+    labels = np.unique(labels, return_inverse=True)[1]
     load = exact.loads(problem.contracted, labels)
-    stage_s = _stage_s(problem, load)
+    stage_s, overfull = _stage_s(problem, load), _overfull(problem, labels, load)
     links_s = load.link_bytes / problem.mcm.link_bandwidth
     bottleneck_s = max(float(stage_s.max()), float(links_s.max(initial=0.0)))
     share = stage_s / max(bottleneck_s, 1e-30)
     uneven = float((share**_POWER).sum()) * bottleneck_s
-    return _Merit(float(_overfull(problem, labels, load).sum()), bottleneck_s, uneven)
+    worst = overfull.argmax() if overfull.any() else stage_s.argmax()
+    return _Candidate(labels, _Merit(float(overfull.sum()), bottleneck_s, uneven), int(worst))
+
+
+def merit_of(problem: Problem, labels: IntArray) -> _Merit:
+    """Merit of the partition of blocks `labels` [blocks]."""
+    return _measured(problem, labels).merit
 
 
 def _overfull(problem: Problem, labels: IntArray, load: exact.Loads) -> FloatArray:
@@ -142,33 +184,3 @@ def _stage_s(problem: Problem, load: exact.Loads) -> FloatArray:
     if problem.mcm.overlap:
         return np.maximum(load.compute_s, np.maximum(in_s, out_s))
     return load.compute_s + in_s + out_s
-
-
-def _region(
-    labels: IntArray,
-    problem: Problem,
-    pairs: list[tuple[int, int]],
-    weigher: Weigher,
-    rng: np.random.Generator,
-) -> Quotient:
-    """The quotient with the clusters of one place dissolved into their blocks, and reduced."""
-    groups = groups_of(labels)
-    whole = Quotient(groups, pairs, weigher)
-    load = exact.loads(problem.contracted, labels)
-    overfull, stage_s = _overfull(problem, labels, load), _stage_s(problem, load)
-    worst = int(overfull.argmax() if overfull.any() else stage_s.argmax())
-    centre = worst if rng.random() < 0.7 else int(rng.integers(len(groups)))
-    near = [*bits(whole.after[centre]), *bits(whole.before[centre])]
-    rng.shuffle(near)
-    region = {centre, *near[: rng.integers(1, 4)]}
-    if rng.random() < 0.3:
-        related = whole.below[centre] | whole.above[centre] | 1 << centre
-        beside = list(bits(whole.alive & ~related))
-        if beside:
-            region.add(int(rng.choice(beside)))
-    kept = [group for c, group in enumerate(groups) if c not in region]
-    loose = [[v] for c in sorted(region) for v in groups[c]]
-    quotient = Quotient([*kept, *loose], pairs, weigher)
-    if problem.mcm.constraints.triangle:
-        quotient.reduce(rng)
-    return quotient

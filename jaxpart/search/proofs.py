@@ -8,8 +8,9 @@ import time
 from collections.abc import Generator
 
 from jaxpart.bound import Bound, bound_of
-from jaxpart.ideals import list_ideals, list_prefixes, solve
+from jaxpart.ideals import count_ideals, list_ideals, list_prefixes, solve
 from jaxpart.lattice import enumerate_ideals
+from jaxpart.problem import Problem
 from jaxpart.search.clusters import cluster_search
 from jaxpart.search.prover import Prover
 from jaxpart.search.state import Search
@@ -98,6 +99,12 @@ def ideals(search: Search) -> Generator[None]:
         if outcome is not None and is_exact:
             search.raise_bound(bound_of(outcome, cutoff_s))
         yield
+
+
+def has_many_ideals(problem: Problem) -> bool:
+    """Whether there are too many for the program over pairs of them."""
+    is_acyclic = problem.mcm.constraints.acyclic
+    return not is_acyclic or count_ideals(problem, MOST_IDEALS) is None
 
 
 def _least_bottleneck(search: Search) -> Generator[None]:

@@ -5,6 +5,7 @@ Nothing enters the archive that was not verified in float64, so no result is eve
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import time
@@ -132,6 +133,18 @@ class Search:
         """Starts the search time, once; methods call it when their programs are compiled."""
         if self._searching_since_s is None:
             self._searching_since_s = time.perf_counter()
+
+    @contextlib.contextmanager
+    def compiling(self) -> Generator[None]:
+        """What is done inside is beside the search time."""
+        phase, start_s = self.phase, time.perf_counter()
+        self.enter("compiling")
+        try:
+            yield
+        finally:
+            if self._searching_since_s is not None:
+                self._searching_since_s += time.perf_counter() - start_s
+            self.enter(phase)
 
     def enter(self, phase: str) -> None:
         """Names what is going on, for the user."""

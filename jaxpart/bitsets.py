@@ -1,0 +1,160 @@
+"""Sets of small whole numbers as rows of 64-bit words, and a few loops on them, compiled.
+
+Plain loops, no array expressions, sorts or generators of numpy's: those take numba most of a minute
+to compile, these a few seconds. Compiled code is kept beside the source for the next process.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+Words = NDArray[np.uint64]
+IntArray = NDArray[np.int64]
+
+_ONE = np.uint64(1)
+# The place of the only bit set: this constant shifts a different six bits to the top for each.
+_DE_BRUIJN = np.uint64(0x03F79D71B4CB0A89)
+_PLACE = np.zeros(64, np.int64)
+_PLACE[[((int(_DE_BRUIJN) << i) & (2**64 - 1)) >> 58 for i in range(64)]] = np.arange(64)
+
+
+def words_for(count: int) -> int:
+    """Words that hold the numbers 0 to count - 1; at least one."""
+    return max(1, -(-count // 64))
+
+
+@njit(cache=True)
+def has(row: Words, i: int) -> bool:
+    """Whether i is in the set."""
+    return (row[i >> 6] >> np.uint64(i & 63)) & _ONE != 0
+
+
+@njit(cache=True)
+def add(row: Words, i: int) -> None:
+    """Puts i into the set."""
+    row[i >> 6] |= _ONE << np.uint64(i & 63)
+
+
+@njit(cache=True)
+def discard(row: Words, i: int) -> None:
+    """Takes i out of the set."""
+    row[i >> 6] &= ~(_ONE << np.uint64(i & 63))
+
+
+@njit(cache=True)
+def size_of(row: Words) -> int:
+    """How many the set has."""
+    total = 0
+    for word in row:
+        x = word
+        while x:
+            x &= x - _ONE
+            total += 1
+    return total
+
+
+@njit(cache=True)
+def size_of_both(row: Words, other: Words) -> int:
+    """How many the two sets share."""
+    total = 0
+    for w in range(len(row)):
+        x = row[w] & other[w]
+        while x:
+            x &= x - _ONE
+            total += 1
+    return total
+
+
+@njit(cache=True)
+def have_common(row: Words, other: Words) -> bool:
+    """Whether the two sets share any."""
+    for w in range(len(row)):  # noqa: SIM110 (a generator does not compile)
+        if row[w] & other[w]:
+            return True
+    return False
+
+
+@njit(cache=True)
+def members(row: Words) -> IntArray:
+    """The numbers in the set, ascending."""
+    found = np.empty(size_of(row), np.int64)
+    count = 0
+    for w in range(len(row)):
+        x = row[w]
+        while x:
+            low = x & (~x + _ONE)
+            found[count] = 64 * w + _PLACE[(low * _DE_BRUIJN) >> np.uint64(58)]
+            count += 1
+            x ^= low
+    return found
+
+
+@njit(cache=True)
+def unite(row: Words, other: Words) -> None:
+    """Puts all of the other set into the first."""
+    for w in range(len(row)):
+        row[w] |= other[w]
+
+
+@njit(cache=True)
+def intersection(row: Words, other: Words) -> Words:
+    """What the two sets share."""
+    both = row.copy()
+    for w in range(len(both)):
+        both[w] &= other[w]
+    return both
+
+
+@njit(cache=True)
+def union(row: Words, other: Words) -> Words:
+    """What either set has."""
+    either = row.copy()
+    unite(either, other)
+    return either
+
+
+@njit(cache=True)
+def order_of(keys: NDArray[np.float64]) -> IntArray:
+    """The places of the keys in ascending order; equal ones stay in theirs. A merge sort."""
+    count = len(keys)
+    order, other = np.empty(count, np.int64), np.empty(count, np.int64)
+    for i in range(count):
+        order[i] = i
+    width = 1
+    while width < count:
+        for start in range(0, count, 2 * width):
+            middle, stop = min(start + width, count), min(start + 2 * width, count)
+            i, j = start, middle
+            for k in range(start, stop):
+                if i < middle and (j >= stop or keys[order[i]] <= keys[order[j]]):
+                    other[k] = order[i]
+                    i += 1
+                else:
+                    other[k] = order[j]
+                    j += 1
+        order, other = other, order
+        width *= 2
+    return order
+
+
+@njit(cache=True)
+def uniform(state: Words) -> float:
+    """A random number in [0, 1): xorshift64* (Vigna, ACM Trans. Math. Softw. 42, 2016).
+
+    Args:
+      state: [1] anything but zero; changed.
+    """
+    x = state[0]
+    x ^= x >> np.uint64(12)
+    x ^= x << np.uint64(25)
+    x ^= x >> np.uint64(27)
+    state[0] = x
+    return float((x * np.uint64(0x2545F4914F6CDD1D)) >> np.uint64(11)) / 9007199254740992.0
+
+
+@njit(cache=True)
+def below(state: Words, count: int) -> int:
+    """A random whole number from 0 to count - 1."""
+    return int(uniform(state) * count)
