@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Generator
 
@@ -29,6 +30,10 @@ _PATIENCE = 400
 _TRIED = (2, 3, 4, 6, 9)
 # How often the place to grow again is the worst; elsewhere it is any.
 _AT_WORST = 0.7
+# How often partitions are grown for fewer chips than there are; around a place, for about as many
+# as before.
+_FEWER = 0.3
+_AROUND = 2
 _ROUNDING = 1e-9
 # The power of stages that is summed to tell how even a partition is; the gain in it that counts.
 _POWER = 4
@@ -108,16 +113,21 @@ def _candidates(search: Search, rng: np.random.Generator) -> Generator[_Candidat
     pairs, weigher = blocks.node_pairs, weigher_of(problem, search.bound.seconds)
     state = rng.integers(1, 2**63, 1, np.uint64)
 
-    def grow(cluster: IntArray) -> IntArray:
+    def grow(cluster: IntArray, least: int, most: int) -> IntArray:
+        # All chips, or fewer: what is left is packed another way.
+        chips = problem.num_chips
+        if rng.random() < _FEWER:
+            chips = min(chips, int(rng.integers(max(least, 1), most + 1)))
         tried = int(rng.choice(_TRIED))
         has_triangle = problem.mcm.constraints.triangle
-        return grown(cluster, pairs, weigher, problem.num_chips, tried, has_triangle, state)
+        return grown(cluster, pairs, weigher, chips, tried, has_triangle, state)
 
     is_turn_of_best = True  # every other time; first comes what was grown
     while True:
         best: _Candidate | None = None
         for _ in range(_FRESH):
-            labels = grow(np.arange(blocks.num_nodes))
+            least = math.ceil(weigher.seconds.sum() / search.best_s)
+            labels = grow(np.arange(blocks.num_nodes), least, problem.num_chips)
             if not len(labels):
                 continue
             fresh = _measured(problem, labels)
@@ -134,7 +144,9 @@ def _candidates(search: Search, rng: np.random.Generator) -> Generator[_Candidat
             centre = best.worst
             if rng.random() >= _AT_WORST:
                 centre = int(rng.integers(best.labels.max() + 1))
-            labels = grow(loosened(best.labels, centre, pairs, weigher, state))
+            used = int(best.labels.max()) + 1
+            cluster = loosened(best.labels, centre, pairs, weigher, state)
+            labels = grow(cluster, used - _AROUND, used + _AROUND)
             stale += 1
             if not len(labels):
                 continue
