@@ -11,7 +11,7 @@ from jaxpart.search.clusters import cluster_search
 from jaxpart.search.interval_proofs import IntervalProofs
 from jaxpart.search.orders import slice_search
 from jaxpart.search.proofs import has_many_ideals, ideals, program_order
-from jaxpart.search.prover import Prover
+from jaxpart.search.prover import Prover, is_small
 from jaxpart.search.state import Search
 from jaxpart.search.workers import Workers
 
@@ -19,9 +19,8 @@ from jaxpart.search.workers import Workers
 # programs to compile, and long steps.
 _HEAD_START = 0.3
 
-# Up to so many bits (blocks x chips) the integer program finds more in a second than what searches
-# beside it; after a step without gain they rest for so many times what it took.
-_SMALL_BITS = 6000
+# Where the integer program is small, searches rest after a step without gain for so many times what
+# it took.
 _REST = 3.0
 _POLL_S = 0.05
 
@@ -55,17 +54,17 @@ def auto(search: Search) -> Generator[None]:
         for _ in ideals(search):
             prover.step()
             yield
-        is_small = search.problem.num_blocks * search.problem.num_chips <= _SMALL_BITS
+        gives_way = is_small(search.problem)
         best_s, began_s = search.best_s, time.perf_counter()
         for _ in in_turn(search, {"clusters": clusters, "slicing": slicing}):
             workers.repair_promising()
-            if not (is_small and prover.is_solving):
+            if not (gives_way and prover.is_solving):
                 workers.polish_best()
             workers.collect()
             proofs.collect()
             prover.step()
             yield
-            if is_small and search.best_s >= best_s:
+            if gives_way and search.best_s >= best_s:
                 yield from _give_way(prover, _REST * (time.perf_counter() - began_s))
             best_s, began_s = search.best_s, time.perf_counter()
 

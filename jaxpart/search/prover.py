@@ -6,15 +6,23 @@ import os
 from concurrent.futures import Future
 from types import TracebackType
 
+import numpy as np
+
 from jaxpart.bound import Bound
+from jaxpart.problem import Problem
 from jaxpart.search.state import Search
 from jaxpart.solver.pool import SolverPool
+from jaxpart.solver.prove import Prover as Prove
 from jaxpart.solver.repair import Outcome
 from jaxpart.solver.scip import Status
 
-# Of the time that is left, the share of a program on fewer chips. The one on all has the rest: a
-# solver that begins anew has to learn anew.
-_FEWER_SHARE = 0.35
+# Of the time that is left, the shares of a bound from one chip at a time, and of a program on fewer
+# chips. The one on all has the rest: a solver that begins anew has to learn anew.
+_SHARES = {"superblocks": 0.3, "fewer chips": 0.35}
+# Above this gap the program is not about to close it.
+_WIDE = 1.01
+# Blocks x chips of a small program.
+_SMALL_BITS = 6000
 _FOREVER_S = 1e6
 # Of the time that is left, how much a slice may take: its outcome must be home before the end.
 _SHARE = 0.95
@@ -26,15 +34,22 @@ _MOST_THREADS = 8
 # Shares of the chips: at most so many are few; and how many more than all work needs at the bound.
 _FEW = 0.75
 _ROOM = 1.1
-REDUCTION, _FEWER, PROGRAM = "reduction", "fewer chips", "integer program, CP-SAT"
+REDUCTION, SUPERBLOCKS, _FEWER = "reduction", "superblocks", "fewer chips"
+PROGRAM = "integer program, CP-SAT"
+
+
+def is_small(problem: Problem) -> bool:
+    """Whether the integer program finds and proves more in a second than other searches."""
+    return problem.num_blocks * problem.num_chips <= _SMALL_BITS
 
 
 class Prover:
     """Proofs from the best so far, one after the other, until the context ends.
 
-    First what the reduction alone proves, then the program on fewer chips where few would do, then
-    on all. Without a time limit time must not decide: then there is one program without an end, on
-    one thread, and only for a search that waits for it (`always`).
+    First what the reduction alone proves; where the program is large and the gap is wide, the bound
+    from one chip at a time; then the program on fewer chips where few would do, then on all.
+    Without a time limit time must not decide: then there is one program without an end, on one
+    thread, and only for a search that waits for it (`always`).
     """
 
     def __init__(self, search: Search, *, always: bool = False) -> None:
@@ -46,7 +61,7 @@ class Prover:
         self._gap = max(_CLOSER * search.budget.gap, _CLOSEST)
         self._pool: SolverPool | None = None
         self._running: Future[Outcome] | None = None
-        self._stages = [REDUCTION, _FEWER, PROGRAM]  # first to last
+        self._stages = [REDUCTION, SUPERBLOCKS, _FEWER, PROGRAM]  # first to last
         self._stage = ""
 
     @property
@@ -57,7 +72,7 @@ class Prover:
     @property
     def is_solving(self) -> bool:
         """Whether a solver is at work, which on the graphs that it takes beats other searches."""
-        return self._running is not None and self._stage != REDUCTION
+        return self._running is not None and self._stage in (_FEWER, PROGRAM)
 
     def step(self) -> None:
         """Takes what was proven and found, and goes on; never waits."""
@@ -73,26 +88,29 @@ class Prover:
         if left_s < _LEAST_S or not self._stages:
             self._is_wanted = False
             return
+        chips = self._fewer_chips() if self._is_timed else None
+        is_left_out = {SUPERBLOCKS: not self._is_wide(), _FEWER: chips is None}
+        self._stages = [stage for stage in self._stages if not is_left_out.get(stage, False)]
         self._stage = self._stages.pop(0)
-        chips = None
-        if self._stage == _FEWER:
-            chips = self._fewer_chips() if self._is_timed else None
-            if chips is None:
-                self._stage = self._stages.pop(0)
-            else:
-                left_s *= _FEWER_SHARE
+        left_s *= _SHARES.get(self._stage, 1.0)
+        provers: dict[str, Prove] = {REDUCTION: "reduction", SUPERBLOCKS: "superblocks"}
         if self._pool is None:
             self._pool = SolverPool(search.problem)
         self._running = self._pool.prove(
             search.best,
             floor_s=search.bound.seconds,
             gap=self._gap,
-            prover="reduction" if self._stage == REDUCTION else "cpsat",
-            chips=chips,
+            prover=provers.get(self._stage, "cpsat"),
+            chips=chips if self._stage == _FEWER else None,
             threads=self._threads,
             time_limit_s=left_s,
             seed=search.seed,
         )
+
+    def _is_wide(self) -> bool:
+        search = self._search
+        is_open = search.bound.seconds * _WIDE < search.best_s < np.inf
+        return self._is_timed and is_open and not is_small(search.problem)
 
     def _fewer_chips(self) -> int | None:
         """Chips that could do with the bottleneck that is proven; None where that is most of them.
@@ -112,7 +130,7 @@ class Prover:
             search.offer(outcome.assignment[:, None])
         if outcome.bound > 0:
             # On fewer chips nothing is proven but by the reduction.
-            method = PROGRAM if self._stage == PROGRAM else REDUCTION
+            method = REDUCTION if self._stage == _FEWER else self._stage
             search.raise_bound(Bound(outcome.bound, method))
         if outcome.status is Status.INFEASIBLE and search.best is None:
             search.exhausted = True

@@ -17,9 +17,10 @@ from jaxpart.solver.model import Model
 from jaxpart.solver.reduce import destructive_bound, reachable, reduce_below
 from jaxpart.solver.repair import Outcome
 from jaxpart.solver.scip import Limits, Solution, Status
+from jaxpart.solver.superblock import superblock_bound
 from jaxpart.solver.triangle import state_triangles
 
-Prover = Literal["cpsat", "scip", "reduction"]
+Prover = Literal["cpsat", "scip", "reduction", "superblocks"]
 
 # A reduced program with more bits than this takes longer to state than a proof should last.
 _MOST_BITS = 40_000
@@ -50,7 +51,8 @@ def prove(
       incumbent: [N] a valid partition.
       floor_s: a lower bound on every valid partition's bottleneck, known already.
       gap: relative; only what is better than the incumbent by more than this is sought.
-      prover: which solver takes the program; "reduction" states none.
+      prover: which solver takes the program; "reduction" states none, and "superblocks" goes on
+        with a bound from one chip at a time.
       threads: of CP-SAT; SCIP has one.
       chips: only the first so many are used: a smaller program, which finds but proves nothing.
       time_limit_s: after which the best so far comes with the bound so far.
@@ -74,7 +76,14 @@ def prove(
         min(cutoff_s, _UNKNOWN * floor_s) if incumbent is None else cutoff_s,
         lambda: time.monotonic() - began > _SHARE * time_limit_s,
     )
-    if prover == "reduction" or bound_s >= cutoff_s:
+    if prover == "superblocks" and incumbent is not None:
+        bound_s = superblock_bound(
+            problem,
+            bound_s,
+            cutoff_s,
+            give_up=lambda: time.monotonic() - began > time_limit_s,
+        )
+    if prover in ("reduction", "superblocks") or bound_s >= cutoff_s:
         return _outcome(incumbent, best_s, bound_s, gap, began)
     left_s = max(0.0, time_limit_s - (time.monotonic() - began))
     limits = Limits(left_s, gap=gap / 2, seed=seed)
