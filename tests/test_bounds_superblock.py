@@ -9,9 +9,11 @@ import oracle
 import pytest
 from strategies import TOPOLOGIES, random_graph, random_mcm
 
+from jaxpart.bound import combinatorial_bound
 from jaxpart.graph import Graph, Node, Tensor, Weight
 from jaxpart.mcm import MCM, Chip, Constraints
 from jaxpart.problem import Problem
+from jaxpart.solver.bounds import ideals_bound
 from jaxpart.solver.superblock import superblock_bound, sweep
 
 BOTH = (True, False)
@@ -61,12 +63,17 @@ def optimum_s(problem: Problem) -> float:
 
 
 @pytest.mark.parametrize("switches", SWITCHES, ids=lambda s: "-".join(map(str, s)))
-def test_the_optimum_itself_is_never_refuted(switches):
+def test_no_bound_refutes_the_optimum(switches):
     for seed in range(PER_SWITCH):
         problem = instance(*switches, seed=seed)
         best_s = optimum_s(problem)
         if 0 < best_s < math.inf:
-            assert not sweep(problem, best_s).is_refuted
+            assert not sweep(problem, best_s).is_refuted  # reduction included
+            low_s = combinatorial_bound(problem).seconds
+            assert low_s <= best_s * (1 + 1e-8)
+            if low_s > 0:
+                bound_s = ideals_bound(problem, low_s, 2 * best_s, lambda: False)
+                assert low_s <= bound_s <= best_s * (1 + 1e-8)
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
