@@ -3,34 +3,32 @@
   python scripts/certify.py --split valid,test --mcm mcm4,mcm8,mcm36 --seconds 60
   python scripts/certify.py bert-large --mcm mcm36 --method exact
 
-Outcomes are kept as JSON lines, the first of them the settings and the machine, and a run that was
-stopped goes on where it was. A pair counts as proven at a gap of 0.01% and below; pairs that are
-proven to have no valid partition count as proven too. Max-load inputs bring their own machine.
+Outcomes are kept as they come, and a run that was stopped goes on where it was. A pair counts as
+proven at a gap of 0.01% and below; pairs that are proven to have no valid partition count as proven
+too. Max-load inputs bring their own machine.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pairs import Row, Rows, by_module_and_class, class_of, pairs
 
 from jaxpart import dataset
 from jaxpart.errors import InfeasibleError, InputError, NothingFoundError
-from jaxpart.files import write_whole
 
 if TYPE_CHECKING:
     from jaxpart.graph import Graph
     from jaxpart.mcm import MCM
 
-_OUT = Path("data/benchmarks/certify.jsonl")
+_OUT = Path("data/benchmarks/certify.json")
 _GAP = 1e-4
-# Ideals a node up to which a graph is a chain, and narrow; beyond it is wide.
-_CHAIN, _NARROW = 1.5, 10.0
 _ROW = "{:<20} {:<9} {:<6} {:<10} {:>11} {:>11} {:>9} {:>6}  {}"
 _FIGURES = "{:<9} {:<6} {:>5} {:>11} {:>9} {:>7} {:>8} {:>8} {:>9}"
 
@@ -61,39 +59,32 @@ def main() -> int:
 
 
 def _certify(names: Sequence[str], modules: Sequence[str], arguments: argparse.Namespace) -> int:
-    from jaxpart.mcm import load_mcm
-
     settings = {key: getattr(arguments, key) for key in ("method", "seconds", "seed")}
-    rows = _read(arguments.out, settings)
-    done = {(row["graph"], row["mcm"]): row for row in rows}
-    loaded = [load_mcm(name) for name in modules]
+    rows = Rows(arguments.out, settings)
     head = ("graph", "mcm", "class", "status", "T us", "bound us", "gap %", "s", "proof")
     print(_ROW.format(*head))
     shown = []
-    for name in names:
-        graph, machine = dataset.resolve(name)
-        for mcm in [machine] if machine else loaded:
-            row = done.get((graph.name, mcm.name))
-            if row is None:
-                row = certify(graph, mcm, **settings)
-                rows.append(row)
-                _write(arguments.out, settings, rows)
-            shown.append(row)
-            print(_line(row), flush=True)
+    for graph, mcm in pairs(names, modules):
+        row = rows.get(graph, mcm)
+        if row is None:
+            row = certify(graph, mcm, **settings)
+            rows.add(row)
+        shown.append(row)
+        print(_line(row), flush=True)
     print("\n".join(_summary(shown)))
     return int(any(row["status"] == "nothing" for row in shown))
 
 
-def certify(graph: Graph, mcm: MCM, *, method: str, seconds: float, seed: int) -> dict[str, Any]:
+def certify(graph: Graph, mcm: MCM, *, method: str, seconds: float, seed: int) -> Row:
     """One pair: the bottleneck, the bound, and which proof gave it."""
     from jaxpart.problem import Problem
     from jaxpart.search.engine import partition
 
-    row: dict[str, Any] = {
+    row: Row = {
         "graph": graph.name,
         "mcm": mcm.name,
         "nodes": len(graph.nodes),
-        "class": _class_of(Problem.build(graph, mcm)),
+        "class": class_of(Problem.build(graph, mcm)),
     }
     start_s = time.perf_counter()
     try:
@@ -115,34 +106,7 @@ def certify(graph: Graph, mcm: MCM, *, method: str, seconds: float, seed: int) -
     }
 
 
-def _class_of(problem: Any) -> str:
-    from jaxpart.ideals import count_ideals
-
-    most = int(_NARROW * problem.num_blocks)
-    ideals = count_ideals(problem, most)
-    if ideals is None:
-        return "wide"
-    return "chain" if ideals <= _CHAIN * problem.num_blocks else "narrow"
-
-
-def _read(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    head, *rows = [json.loads(line) for line in path.read_text().splitlines()]
-    if head["settings"] != settings:
-        raise InputError(f"{path}: made with {head['settings']}, expected {settings}")
-    return rows
-
-
-def _write(path: Path, settings: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
-    from jaxpart.environment import environment
-
-    lines = [{"settings": settings, "environment": environment()}, *rows]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
-
-
-def _line(row: dict[str, Any]) -> str:
+def _line(row: Row) -> str:
     start = (row["graph"][:20], row["mcm"], row["class"], row["status"])
     seconds = f"{row['seconds']:.1f}"
     if "gap" not in row:
@@ -152,24 +116,16 @@ def _line(row: dict[str, Any]) -> str:
     return _ROW.format(*start, *times, gap, seconds, row["proof"])
 
 
-def _summary(rows: Sequence[dict[str, Any]]) -> list[str]:
+def _summary(rows: Sequence[Row]) -> list[str]:
     """Shares proven and gaps, by module and class."""
     head = ("mcm", "class", "pairs", "infeasible", "nothing", "proven", "share %", "gap %")
     lines = ["", _FIGURES.format(*head, "worst %")]
-    modules = list(dict.fromkeys(row["mcm"] for row in rows))
-    for module in [*modules, "all"]:
-        for kind in ("chain", "narrow", "wide", "all"):
-            chosen = [
-                row
-                for row in rows
-                if module in (row["mcm"], "all") and kind in (row["class"], "all")
-            ]
-            if chosen:
-                lines.append(_FIGURES.format(module, kind, *_figures(chosen)))
+    for module, kind, chosen in by_module_and_class(rows):
+        lines.append(_FIGURES.format(module, kind, *_figures(chosen)))
     return lines
 
 
-def _figures(rows: Sequence[dict[str, Any]]) -> tuple[object, ...]:
+def _figures(rows: Sequence[Row]) -> tuple[object, ...]:
     count = {
         status: sum(row["status"] == status for row in rows)
         for status in ("infeasible", "nothing", "proven")

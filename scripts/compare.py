@@ -12,17 +12,17 @@ from __future__ import annotations
 
 import argparse
 import collections
-import json
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pairs import Row, Rows, by_module_and_class, class_of, pairs
+
 from jaxpart import dataset
 from jaxpart.errors import InfeasibleError, InputError, NothingFoundError
-from jaxpart.files import write_whole
 
 if TYPE_CHECKING:
     from jaxpart.graph import Graph
@@ -35,9 +35,6 @@ _HEADER = (
     *("graph", "mcm", "class", "baseline us", "T us", "x", "bound us", "gap %", "headroom"),
     *("bound", "binds", "s"),
 )
-# Ideals a node up to which a graph is a chain, and narrow; beyond it is wide.
-_CHAIN, _NARROW = 1.5, 10.0
-_IDEALS_LIMIT = 20_000
 
 
 def main() -> int:
@@ -58,39 +55,27 @@ def main() -> int:
     if not names:
         parser.error("expected a GRAPH or --split")
     settings = {key: getattr(arguments, key) for key in ("method", "time_limit", "seed")}
-    rows = _read(arguments.json, settings)
-    done = {(row["graph"], row["mcm"]): row for row in rows}
+    rows = Rows(arguments.json, settings)
     print(_LAYOUT.format(*_HEADER))
     shown = []
-    for graph, mcm in _pairs(names, arguments.mcm):
-        row = done.get((graph.name, mcm.name))
+    for graph, mcm in pairs(names, arguments.mcm):
+        row = rows.get(graph, mcm)
         if row is None:
             row = run(graph, mcm, settings)
-            rows.append(row)
-            _write(arguments.json, settings, rows)
+            rows.add(row)
         shown.append(row)
         print(_line(row), flush=True)
     print("\n".join(_summary(shown)))
     return int(any(row["status"] == "nothing found" for row in shown))
 
 
-def _pairs(names: Sequence[str], modules: Sequence[str]) -> Iterator[tuple[Graph, MCM]]:
-    from jaxpart.mcm import load_mcm
-
-    loaded = [load_mcm(name) for name in modules]
-    for name in names:
-        graph, machine = dataset.resolve(name)
-        for mcm in [machine] if machine else loaded:
-            yield graph, mcm
-
-
-def run(graph: Graph, mcm: MCM, settings: dict[str, Any]) -> dict[str, Any]:
+def run(graph: Graph, mcm: MCM, settings: dict[str, Any]) -> Row:
     """One pair: what `partition` gives, and what the program order cut optimally gives."""
     from jaxpart.problem import Problem
     from jaxpart.search.engine import partition
 
     problem = Problem.build(graph, mcm)
-    row: dict[str, Any] = {
+    row: Row = {
         "graph": graph.name,
         "mcm": mcm.name,
         "nodes": len(graph.nodes),
@@ -127,17 +112,6 @@ def run(graph: Graph, mcm: MCM, settings: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def class_of(problem: Problem) -> str:
-    """chain, narrow or wide: by how many ideals the graph has for each of its nodes."""
-    from jaxpart.ideals import count_ideals
-
-    limit = min(_IDEALS_LIMIT, int(_NARROW * problem.num_blocks) + 1)
-    ideals = count_ideals(problem, limit)
-    if ideals is None or ideals > _NARROW * problem.num_blocks:
-        return "wide"
-    return "chain" if ideals <= _CHAIN * problem.num_blocks else "narrow"
-
-
 def program_order_s(problem: Problem, baseline_s: float | None) -> float | None:
     """Bottleneck of the program order cut optimally; None where every such cut is invalid."""
     from jaxpart.ideals import list_prefixes, solve
@@ -159,24 +133,7 @@ def binds(result: Result) -> str:
     return f"{name}+mem" if problem.mcm.constraints.memory and full.max() > 0.98 else name
 
 
-def _read(path: Path | None, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    if path is None or not path.exists():
-        return []
-    document = json.loads(path.read_bytes())
-    if document.get("settings") != settings:
-        raise InputError(f"{path}: made with {document.get('settings')}, expected {settings}")
-    return document["rows"]
-
-
-def _write(path: Path | None, settings: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    from jaxpart.environment import environment
-
-    if path is not None:
-        document = {"environment": environment(), "settings": settings, "rows": rows}
-        write_whole(path, json.dumps(document, indent=1).encode() + b"\n")
-
-
-def _line(row: dict[str, Any]) -> str:
+def _line(row: Row) -> str:
     def number(key: str, scale: float, digits: int) -> str:
         value = row.get(key)
         return "-" if value is None else f"{value * scale:.{digits}f}"
@@ -198,25 +155,17 @@ def _line(row: dict[str, Any]) -> str:
     )
 
 
-def _summary(rows: Sequence[dict[str, Any]]) -> list[str]:
+def _summary(rows: Sequence[Row]) -> list[str]:
     """Figures by module and by class."""
     layout = "{:<9} {:<6} {:>6} {:>10} {:>7} {:>6} {:>8} {:>8} {:>6} {:>9}  {}"
     header = ("mcm", "class", "pairs", "infeasible", "nothing", "proven", "gap %", "worst %", "x")
     lines = ["", layout.format(*header, "headroom", "binds")]
-    modules = list(dict.fromkeys(row["mcm"] for row in rows))
-    for module in (*modules, "all") if len(modules) > 1 else modules:
-        for kind in ("chain", "narrow", "wide", "all"):
-            chosen = [
-                row
-                for row in rows
-                if module in (row["mcm"], "all") and kind in (row["class"], "all")
-            ]
-            if chosen:
-                lines.append(layout.format(module, kind, *_figures(chosen)))
+    for module, kind, chosen in by_module_and_class(rows):
+        lines.append(layout.format(module, kind, *_figures(chosen)))
     return lines
 
 
-def _figures(rows: Sequence[dict[str, Any]]) -> tuple[object, ...]:
+def _figures(rows: Sequence[Row]) -> tuple[object, ...]:
     solved = [row for row in rows if "bottleneck_s" in row]
     gaps = [1 + row["gap"] for row in solved if row["gap"] is not None]
     better = [row["improvement"] for row in solved if row["improvement"]]
