@@ -12,11 +12,11 @@ PACKAGE = Path(__file__).parents[1] / "jaxpart"
 # Lowest first. A package's name stands for everything in it that has no entry of its own.
 FLOORS = (
     {"errors", "topological", "bitsets"},
-    {"files", "environment"},
+    {"files", "environment", "parallel"},
     {"graph", "mcm", "manifest"},
     {"problem", "structure"},
     {"lattice", "intervals"},
-    {"ingest", "device", "exact"},
+    {"ingest", "device", "exact", "rows"},
     {"dataset", "links"},
     {"cost", "slicing", "probe", "ideals", "stages", "quotient", "greedy", "bound", "feasibility"},
     {"packing"},

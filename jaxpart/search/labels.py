@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxpart.cost import evaluate
 from jaxpart.device import DeviceProblem, pad_assignments
+from jaxpart.parallel import replicated, split, split_draws
 from jaxpart.sampling import fix, sample
 from jaxpart.search.state import Search
 from jaxpart.search.workers import Workers
@@ -30,13 +31,14 @@ _HOTTEST, _COLDEST = 3e-2, 1e-5
 def random(search: Search) -> Generator[None]:
     """Uniform samples, each through `sample`; SCIP repairs the best that memory forbids."""
     search.enter("random")
-    problem = search.device_problem
+    problem = replicated(search.device_problem, _BATCH)
+    draw, judge = split_draws(sample, _BATCH, None, _BATCH), split(evaluate, _BATCH, (None, 1))
     key = jax.random.key(search.seed)
     step = 0
     with Workers(search) as workers:
         while True:
-            assignments = sample(problem, jax.random.fold_in(key, step), None, _BATCH)
-            costs = evaluate(problem, assignments)
+            assignments = draw(problem, jax.random.fold_in(key, step))
+            costs = judge(problem, assignments)
             search.offer_batch(assignments, costs)
             workers.repair_promising()
             workers.collect()
@@ -60,22 +62,24 @@ def anneal(search: Search) -> Generator[None]:
     temperature falls geometrically with the share of the budget that is spent.
     """
     search.enter("anneal")
-    problem = search.device_problem
+    problem = replicated(search.device_problem, _BATCH)
+    mend, judge = (split(function, _BATCH, (None, 1)) for function in (fix, evaluate))
     key = jax.random.key(search.seed)
     if search.best is not None:
         columns = np.repeat(search.best[:, None], _BATCH, axis=1)
         start = jnp.asarray(pad_assignments(problem, columns))
     else:
-        start = sample(problem, jax.random.fold_in(key, 0), None, _BATCH)
-    costs = evaluate(problem, start)
+        draw = split_draws(sample, _BATCH, None, _BATCH)
+        start = draw(problem, jax.random.fold_in(key, 0))
+    costs = judge(problem, start)
     search.offer_batch(start, costs)
     chains = Chains(start, jnp.where(costs.valid, costs.bottleneck_s, jnp.inf))
     step = 1
     with Workers(search) as workers:
         while True:
             change, accept = jax.random.split(jax.random.fold_in(key, step))
-            candidates = fix(problem, relabel(change, problem, chains.assignment))
-            costs = evaluate(problem, candidates)
+            candidates = mend(problem, relabel(change, problem, chains.assignment))
+            costs = judge(problem, candidates)
             search.offer_batch(candidates, costs)
             workers.repair_promising()
             workers.collect()

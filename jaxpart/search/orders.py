@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Int
 from jaxpart.cost import evaluate, verify
 from jaxpart.device import DeviceProblem, bucket_size, lower
 from jaxpart.exact import BoolArray, peak_bounds
+from jaxpart.parallel import replicated, split
 from jaxpart.probe import Probed, can_probe, chips_of, probe, weights_of
 from jaxpart.problem import FloatArray, IntArray
 from jaxpart.search.starts import start_keys
@@ -76,10 +77,11 @@ def _probed(search: Search) -> Generator[None]:
     yield from prober.cut(sorted_nodes(parents))
     key, count = jax.random.key(search.seed), search.problem.num_blocks
     parents, step = jnp.asarray(parents), 0
+    sweep = split(swept, prober.lanes, (None, 0), 0)
     while True:
         children = mutate(jax.random.fold_in(key, step), parents, count, prober.lanes)
         children = children.at[: len(parents)].set(parents)
-        orders = sorted_nodes(swept(prober.blocks, children))
+        orders = sorted_nodes(sweep(prober.blocks, children))
         found = prober.probe(orders, np.full(prober.lanes, search.best_s * _BETTER))
         search.samples += prober.lanes
         # The farthest first; among equals children before parents, so that plateaus drift.
@@ -121,7 +123,9 @@ class _Prober:
         self.lanes = _LEAST_LANES
         while self.lanes < _MOST_LANES and 2 * self.lanes <= most:
             self.lanes *= 2
-        self.weights = weights_of(problem.contracted, self.padded)
+        self.blocks = replicated(self.blocks, self.lanes)
+        self.weights = replicated(weights_of(problem.contracted, self.padded), self.lanes)
+        self._probe = split(probe, self.lanes, (None, None, 1, 1, 0), window=self.window)
         peaks = np.zeros((self.padded, 2), np.float32)
         peaks[: problem.num_blocks] = np.stack(peak_bounds(problem), axis=1)
         self.peaks = jax.device_put(peaks)
@@ -132,13 +136,12 @@ class _Prober:
         """Probes [lanes, N] orders; by default half of them cautiously."""
         if cautious is None:
             cautious = _is_cautious(np.arange(len(orders)))
-        found = probe(
+        found = self._probe(
             self.blocks,
             self.weights,
             jnp.asarray(orders.T),
             self.peaks[:, cautious.astype(np.int32)],
             jnp.asarray(limits_s, jnp.float32),
-            self.window,
         )
         self.search.start_clock()
         return found
@@ -224,6 +227,11 @@ def _cut_optimally(search: Search) -> Generator[None]:
     block_of = jax.device_put(block_of)
     key = jax.random.key(search.seed)
 
+    blocks, whole = replicated(blocks, size), replicated(search.device_problem, size)
+    to_order = split(order_by, size, (None, 0), 0)
+    to_chips = split(slice_orders, size, (None, 0, 0), window=window)
+    judge = split(evaluate, size, (None, 1))
+
     # Half of the orders are cut so that what is found fits, half so that nothing valid is missed.
     peaks = np.zeros((2, blocks.padded_nodes), np.float32)
     peaks[1, : problem.num_blocks], peaks[0, : problem.num_blocks] = peak_bounds(problem)
@@ -235,10 +243,10 @@ def _cut_optimally(search: Search) -> Generator[None]:
     keys = mutate(key, parents, problem.num_blocks, size)
     keys = keys.at[np.array([0, 2 % size])].set(parents[0])
     while True:
-        orders = order_by(blocks, keys)
-        _, chips = slice_orders(blocks, orders, peaks, window)
+        orders = to_order(blocks, keys)
+        _, chips = to_chips(blocks, orders, peaks)
         assignments = chips[block_of]
-        costs = evaluate(search.device_problem, assignments)
+        costs = judge(whole, assignments)
         search.offer_batch(assignments, costs)
         search.start_clock()
         yield
