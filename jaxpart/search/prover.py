@@ -16,9 +16,9 @@ from jaxpart.solver.prove import Prover as Prove
 from jaxpart.solver.repair import Outcome
 from jaxpart.solver.scip import Status
 
-# Of the time that is left, the shares of a bound from one chip at a time, and of a program on fewer
-# chips. The one on all has the rest: a solver that begins anew has to learn anew.
-_SHARES = {"superblocks": 0.3, "fewer chips": 0.35}
+# Shares of the time that is left for a program on fewer chips, and for a bound from one chip at a
+# time. The program on all chips has the rest: a solver that begins anew has to learn anew.
+_SHARES = {"fewer chips": 0.4, "superblocks": 0.4}
 # Above this gap the program is not about to close it.
 _WIDE = 1.01
 # Blocks x chips of a small program.
@@ -46,8 +46,8 @@ def is_small(problem: Problem) -> bool:
 class Prover:
     """Proofs from the best so far, one after the other, until the context ends.
 
-    First what the reduction alone proves; where the program is large and the gap is wide, the bound
-    from one chip at a time; then the program on fewer chips where few would do, then on all.
+    First what the reduction alone proves; then the program on fewer chips where few would do; where
+    the whole program is large and the gap is wide, the bound from one chip at a time; then all.
     Without a time limit time must not decide: then there is one program without an end, on one
     thread, and only for a search that waits for it (`always`).
     """
@@ -61,7 +61,7 @@ class Prover:
         self._gap = max(_CLOSER * search.budget.gap, _CLOSEST)
         self._pool: SolverPool | None = None
         self._running: Future[Outcome] | None = None
-        self._stages = [REDUCTION, SUPERBLOCKS, _FEWER, PROGRAM]  # first to last
+        self._stages = [REDUCTION, _FEWER, SUPERBLOCKS, PROGRAM]  # first to last
         self._stage = ""
 
     @property
