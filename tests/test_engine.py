@@ -10,7 +10,7 @@ from jaxpart.errors import InfeasibleError, InputError, NothingFoundError
 from jaxpart.graph import Graph, Node, Tensor, Weight
 from jaxpart.mcm import MCM, Chip, Constraints, load_mcm
 from jaxpart.problem import Problem
-from jaxpart.search import METHODS
+from jaxpart.search import METHODS, state
 from jaxpart.search.engine import IMPLEMENTATIONS, partition
 from tests import oracle
 from tests.strategies import random_graph
@@ -159,3 +159,19 @@ def test_bad_arguments_are_refused(arguments):
 def test_a_pin_beyond_the_module_is_refused():
     with pytest.raises(InputError, match=r"'n1'.*chip 7"):
         partition(heavy(1.0, (None, 7)), _MODULE)
+
+
+def test_what_is_compiled_is_beside_the_search_time(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(state.time, "perf_counter", lambda: now[0])
+    search = state.Search(Problem.build(layered(2, 2), _MODULE), state.Budget(10.0, None, 0.0), 0)
+    search.start_clock()
+    now[0] = 3.0
+    with search.compiling():
+        assert search.phase == "compiling"
+        now[0] = 8.0
+    now[0] = 9.0
+
+    assert search.searched_s == 4.0
+    assert search.elapsed_s == 9.0
+    assert search.phase == "start"
