@@ -18,6 +18,7 @@ from jaxpart.mcm import MCM
 from jaxpart.problem import Problem
 from jaxpart.result import Result, SearchInfo
 from jaxpart.search import METHODS
+from jaxpart.search.annealing import annealing
 from jaxpart.search.auto import auto
 from jaxpart.search.clusters import cluster_search
 from jaxpart.search.labels import anneal, random
@@ -34,6 +35,7 @@ IMPLEMENTATIONS: dict[str, Method] = {
     "ideals": ideals,
     "exact": exact,
     "random": random,
+    "annealing": annealing,
     "anneal": anneal,
     "policy": by_policy,
 }

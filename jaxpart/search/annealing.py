@@ -1,0 +1,119 @@
+"""Search by annealing moves: parallel tempering of hundreds of chains from the best partition.
+
+What moves keep valid, they keep without repair (`moves`, `tempering`); what chains find is verified
+as everything is. Starts come from the program order cut optimally, or whatever was better before.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxpart.device import pad_assignments
+from jaxpart.moves_state import Moves, chip_graph_of, moves_of
+from jaxpart.problem import IntArray
+from jaxpart.search.labels import anneal
+from jaxpart.search.orders import mutate, sorted_nodes, swept
+from jaxpart.search.proofs import program_order
+from jaxpart.search.starts import start_keys
+from jaxpart.search.state import Search
+from jaxpart.tempering import Ensemble, ensemble_of, temper
+
+# Chains; fewer where they are long.
+_MOST_CHAINS, _LEAST_CHAINS = 256, 32
+_ENTRIES = 2**20
+# Orders for shifts, to choose from.
+_ORDERS = 16
+# Sweeps per program run: without a time limit, and to begin with; later so many seconds' worth.
+_SWEEPS = 4
+_RUN_S = 0.4
+_MOST_SWEEPS = 256
+# Runs without gain after which chains begin anew from the best.
+_PATIENCE = 12
+
+
+def annealing(search: Search) -> Generator[None]:
+    """Tempers chains from the best partition until the budget is spent.
+
+    Where moves cannot work (a mesh, or nothing valid to start from) it says so and anneals labels.
+    """
+    search.enter("annealing")
+    yield from program_order(search)
+    problem = search.problem
+    if problem.mcm.topology == "mesh" or search.best is None or problem.num_chips < 2:
+        reason = "nothing valid to start from" if search.best is None else "chains and hosts only"
+        search.notes.append(f"annealing by moves: {reason}; labels are annealed instead")
+        yield from anneal(search)
+        return
+    search.enter("annealing")
+    rng, key = np.random.default_rng(search.seed), jax.random.key(search.seed)
+    round_number = 0
+    while True:
+        moves = moves_of(problem, chip_graph_of(problem, search.best, rng))
+        orders = _orders(search, moves, jax.random.fold_in(key, 2 * round_number))
+        yield from _tempered(search, moves, orders, jax.random.fold_in(key, 2 * round_number + 1))
+        round_number += 1
+
+
+def _tempered(search: Search, moves: Moves, orders: jax.Array, key: jax.Array) -> Generator[None]:
+    """Chains from the best partition, until they gain no more."""
+    assert search.best is not None
+    ensemble = ensemble_of(_repeated(search, moves, search.best), jax.random.fold_in(key, 0))
+    unit_s = jnp.float32(search.best_s)
+    with search.compiling():
+        jax.block_until_ready(temper(moves, ensemble, orders, key, unit_s, jnp.int32(0)))
+    search.start_clock()
+    sweeps, stale, run = _SWEEPS, 0, 0
+    while stale < _PATIENCE:
+        run += 1
+        start_s, before = time.perf_counter(), ensemble
+        run_key = jax.random.fold_in(key, run)
+        ensemble = temper(moves, before, orders, run_key, unit_s, jnp.int32(sweeps))
+        priced = float(ensemble.priced) - float(before.priced)
+        search.samples += int(priced) + sweeps * ensemble.labels.shape[1]
+        stale = 0 if _offered(search, moves, ensemble) else stale + 1
+        if search.budget.time_limit_s is not None:
+            per_sweep_s = (time.perf_counter() - start_s) / sweeps
+            sweeps = int(np.clip(_RUN_S / per_sweep_s, 1, min(2 * sweeps, _MOST_SWEEPS)))
+        yield
+
+
+def _offered(search: Search, moves: Moves, ensemble: Ensemble) -> bool:
+    """Offers the best that chains have found; whether the search gained."""
+    best_s = np.asarray(ensemble.best_s)
+    lane = int(best_s.argmin())
+    if not best_s[lane] < search.best_s:
+        return False
+    labels = np.asarray(ensemble.best[:, lane])[search.problem.block]
+    return search.offer(labels.astype(np.int64)[:, None])
+
+
+def _repeated(search: Search, moves: Moves, start: IntArray) -> jax.Array:
+    """[N, B] the blocks of one partition for all chains."""
+    problem = search.problem
+    batch = _MOST_CHAINS
+    while batch > _LEAST_CHAINS and batch * moves.blocks.padded_nodes > _ENTRIES:
+        batch //= 2
+    labels = np.zeros(problem.num_blocks, np.int64)
+    labels[problem.block] = start
+    columns = np.repeat(labels[:, None], batch, axis=1)
+    return jnp.asarray(pad_assignments(moves.blocks, columns))
+
+
+def _orders(search: Search, moves: Moves, key: jax.Array) -> jax.Array:
+    """[orders, N] topological orders of the blocks: those to start from, and changed ones."""
+    padded = moves.blocks.padded_nodes
+    if not moves.by_order:
+        return jnp.arange(padded)[None]
+    starts = start_keys(search.problem.contracted)
+    keys = np.tile(np.arange(padded, dtype=np.float32), (len(starts), 1))
+    for row, start in zip(keys, starts, strict=True):
+        row[np.argsort(start, kind="stable")] = np.arange(len(start))
+    parents = jnp.asarray(keys)
+    changed = mutate(key, parents, search.problem.num_blocks, _ORDERS)
+    changed = changed.at[: len(keys)].set(parents)
+    return jnp.asarray(sorted_nodes(swept(moves.blocks, changed)))
