@@ -1,6 +1,6 @@
 """How many answers come with a proof: partitions graphs on modules until proven or out of time.
 
-  python scripts/certify.py --split valid,test --mcm mcm4,mcm8,mcm36 --seconds 60
+  python scripts/certify.py --split valid test --mcm mcm4 mcm8 mcm36 --seconds 60
   python scripts/certify.py bert-large --mcm mcm36 --method exact
 
 Outcomes are kept as they come, and a run that was stopped goes on where it was. A pair counts as
@@ -40,19 +40,21 @@ def main() -> int:
     )
     add = parser.add_argument
     add("graphs", nargs="*", metavar="GRAPH")
-    add("--split", default="", metavar="SIDE,...", help=f"of {', '.join(dataset.SPLITS)}")
-    add("--mcm", default="mcm4,mcm8,mcm36", metavar="NAME_OR_TOML,...")
+    add("--split", nargs="+", choices=dataset.SPLITS, default=[], help="all graphs of these sides")
+    add("--mcm", nargs="+", default=["mcm4", "mcm8", "mcm36"], metavar="NAME_OR_TOML")
     add("--method", default="auto", choices=("auto", "exact", "ideals"))
     add("--seconds", type=float, default=60.0)
     add("--seed", type=int, default=0)
     add("--out", type=Path, default=_OUT, metavar="FILE")
     arguments = parser.parse_args()
-    sides = [side for side in arguments.split.split(",") if side]
     try:
-        names = [*arguments.graphs, *(name for side in sides for name in dataset.split(side))]
+        names = [
+            *arguments.graphs,
+            *(name for side in arguments.split for name in dataset.split(side)),
+        ]
         if not names:
             parser.error("expected a GRAPH or --split")
-        return _certify(names, arguments.mcm.split(","), arguments)
+        return _certify(names, arguments.mcm, arguments)
     except InputError as error:
         print(f"certify: {error}", file=sys.stderr)
         return 2
