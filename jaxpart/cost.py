@@ -21,8 +21,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from jaxpart.device import DeviceProblem, lower, pad_assignments
-from jaxpart.links import Links, add_at, chip_column
+from jaxpart.links import Links
 from jaxpart.problem import Problem
+from jaxpart.rows import add_row, add_up, in_chunks, set_row
 
 _WORD = 32  # bits of a word of a chip set
 _VERIFIED = 4  # candidates that `verify` looks at in one go at least
@@ -60,27 +61,32 @@ def evaluate(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> Costs:
       problem: padded to N nodes.
       assignment: chips 0..C-1; rows of padding nodes are ignored.
     """
+    return in_chunks(functools.partial(_evaluate, problem), assignment)
+
+
+def _evaluate(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> Costs:
     switches = problem.switches
     rules = switches.constraints
     traffic = _traffic(problem, assignment)
-    nodes = _sweep_nodes(problem, assignment, traffic.last_local)
+    nodes = _node_rules(problem, assignment)
+    compute_s = _compute_s(problem, assignment)
     memory = _weight_bytes(problem, assignment)
     if switches.memory_model == "full":
-        memory += 2 * (traffic.sent + traffic.received) + nodes.peak
+        peak = _peak_bytes(problem, assignment, traffic)
+        memory += 2 * (traffic.sent + traffic.received) + peak
     in_s = traffic.received / problem.link_bandwidth
     out_s = traffic.sent / problem.link_bandwidth
     link_s = traffic.link / problem.link_bandwidth
     if switches.overlap:
-        stage_s = jnp.maximum(nodes.compute, jnp.maximum(in_s, out_s))
+        stage_s = jnp.maximum(compute_s, jnp.maximum(in_s, out_s))
     else:
-        stage_s = nodes.compute + in_s + out_s
+        stage_s = compute_s + in_s + out_s
     bottleneck_s = jnp.max(stage_s, axis=0)
     if link_s.shape[0]:
         bottleneck_s = jnp.maximum(bottleneck_s, jnp.max(link_s, axis=0))
 
-    chips_used = jnp.sum(nodes.used, axis=0, dtype=jnp.int32)
-    highest = jnp.max(jnp.where(nodes.used, chip_column(switches.num_chips), 0), axis=0)
-    no_skip = chips_used == highest + 1
+    chips_used = jnp.sum(lax.population_count(nodes.used), axis=0, dtype=jnp.int32)
+    no_skip = _is_first_chips(nodes.used)
     memory_ok = jnp.all(memory <= problem.capacity_bytes[:, None], axis=0)
     # Where data flows backward the verdict stands already: nothing is left to check.
     is_settled = traffic.span | ~traffic.acyclic
@@ -96,7 +102,7 @@ def evaluate(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> Costs:
     )
     return Costs(
         bottleneck_s=bottleneck_s,
-        compute_s=nodes.compute,
+        compute_s=compute_s,
         in_s=in_s,
         out_s=out_s,
         stage_s=stage_s,
@@ -128,7 +134,7 @@ def verify(problem: Problem, assignments: np.ndarray) -> Costs:
     size = _VERIFIED  # batches of a few sizes, so that few programs are compiled
     while size < batch:
         size *= 4
-    with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
+    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
         lowered = _lowered_exactly(problem)
         padded = pad_assignments(lowered, np.pad(assignments, ((0, 0), (0, size - batch))))
         costs = evaluate(lowered, jnp.asarray(padded))
@@ -145,144 +151,168 @@ class _Traffic:
     received: Float[Array, "C B"]  # bytes, each tensor once per chip
     sent: Float[Array, "C B"]  # bytes, each tensor once
     link: Float[Array, "L B"]  # bytes, each tensor once per link
-    last_local: Int[Array, "K B"]  # the node after which a tensor is dead on its producer's chip
+    kept: Float[Array, "N B"]  # bytes that a node makes for others on its chip
+    freed: Float[Array, "N B"]  # bytes of others on its chip that only the node still waited for
     acyclic: Bool[Array, " B"]
     span: Bool[Array, " B"]  # every edge goes to the same chip or the next
 
 
 def _traffic(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> _Traffic:
-    """Walks the tensors, and the consumers of each, with the set of chips seen so far."""
+    """Walks the edges once, the consumers of each tensor from the last to the first.
+
+    The walk notes with each edge on which chip its tensor arrives, if on a new one, and with each
+    tensor from which chip it departs and how far it goes. `add_up` then counts the bytes.
+    """
     switches = problem.switches
     chips, batch = switches.num_chips, assignment.shape[1]
-    dtype = problem.tensor_bytes.dtype
     links = Links(problem, batch)
-    zeros = jnp.zeros((chips, batch), dtype)
+    chip_dtype = switches.chip_dtype
 
-    def visit_tensor(k, carry):
-        received, sent, link, last_local, acyclic, span = carry
-        producer, size = problem.tensor_producer[k], problem.tensor_bytes[k]
-        source = assignment[producer].astype(jnp.int32)
-
-        def visit_edge(e, carry):
-            received, seen, reach, last, acyclic, span = carry
-            consumer = problem.edge_consumer[e]
-            target = assignment[consumer].astype(jnp.int32)
-            bit = _chip_bit(target, chips)
-            is_new = jnp.all((seen & bit) == 0, axis=0) & (target != source)
-            received = add_at(received, target, jnp.where(is_new, size, 0))
-            return (
-                received,
-                seen | bit,
-                links.extend(reach, source, target),
-                jnp.where(target == source, consumer, last),
-                acyclic & (target >= source),
-                span & (target - source <= 1) & (target >= source),
-            )
-
-        seen = jnp.zeros((-(-chips // _WORD), batch), jnp.uint32)
-        last = jnp.full((batch,), producer, jnp.int32)
-        carry = (received, seen, links.begin(source), last, acyclic, span)
-        received, seen, reach, last, acyclic, span = lax.fori_loop(
-            problem.tensor_edges[k], problem.tensor_edges[k + 1], visit_edge, carry
+    def visit(step, carry):
+        arrivals, departures, routes, kept, freed, state = carry
+        seen, is_kept, is_sent, reach, acyclic, span = state
+        e = problem.num_edges - 1 - step
+        k, consumer = problem.edge_tensor[e], problem.edge_consumer[e]
+        producer, size = problem.edge_producer[e], problem.tensor_bytes[k]
+        source, target = assignment[producer], assignment[consumer]
+        begins, ends = e + 1 == problem.tensor_edges[k + 1], e == problem.tensor_edges[k]
+        is_local = source == target
+        kept_before = is_kept & ~begins
+        is_kept = kept_before | is_local
+        is_sent = (is_sent & ~begins) | ~is_local
+        seen = jnp.where(begins, 0, seen)
+        bit = _chip_bit(target, chips)
+        is_new = jnp.all((seen & bit) == 0, axis=0) & ~is_local
+        freed = add_row(freed, consumer, jnp.where(is_local & ~kept_before, size, 0))
+        kept = add_row(kept, producer, jnp.where(ends & is_kept, size, 0))
+        reach = links.extend(reach, begins, source, target)
+        state = (
+            seen | bit,
+            is_kept,
+            is_sent,
+            reach,
+            acyclic & (target >= source),
+            span & (target - source <= 1) & (target >= source),
         )
-        is_sent = jnp.any(seen & ~_chip_bit(source, chips), axis=0)
-        sent = add_at(sent, source, jnp.where(is_sent, size, 0))
-        link = links.finish(link, reach, source, size)
-        return received, sent, link, last_local.at[k].set(last), acyclic, span
+        arrivals = set_row(arrivals, e, jnp.where(is_new, target, -1))
+        departures = set_row(departures, k, jnp.where(is_sent, source, -1))
+        routes = links.note(routes, reach, source, k, ends)
+        return arrivals, departures, routes, kept, freed, state
 
-    true = jnp.ones((batch,), bool)
-    last_local = jnp.zeros((problem.tensor_bytes.shape[0], batch), jnp.int32)
-    carry = (zeros, zeros, links.zeros(), last_local, true, true)
-    received, sent, link, last_local, acyclic, span = lax.fori_loop(
-        0, problem.num_tensors, visit_tensor, carry
+    false, true = jnp.zeros((batch,), bool), jnp.ones((batch,), bool)
+    nowhere = jnp.full((problem.edge_tensor.shape[0], batch), -1, chip_dtype)
+    nothing = jnp.zeros(assignment.shape, problem.tensor_bytes.dtype)
+    seen = jnp.zeros((-(-chips // _WORD), batch), jnp.uint32)
+    carry = (
+        nowhere,
+        nowhere[: problem.tensor_bytes.shape[0]],
+        links.notes(),
+        nothing,
+        nothing,
+        (seen, false, false, links.begin(assignment[0]), true, true),
     )
-    return _Traffic(received, sent, links.loads(link), last_local, acyclic, span)
+    arrivals, departures, routes, kept, freed, state = lax.fori_loop(
+        0, problem.num_edges, visit, carry
+    )
+    sizes = problem.tensor_bytes
+    sent = add_up(departures, problem.num_tensors, chips, lambda k, _: sizes[k])
+    return _Traffic(
+        received=add_up(
+            arrivals, problem.num_edges, chips, lambda e, _: sizes[problem.edge_tensor[e]]
+        ),
+        sent=sent,
+        link=links.loads(routes, departures, sent),
+        kept=kept,
+        freed=freed,
+        acyclic=state[-2],
+        span=state[-1],
+    )
 
 
 @struct.dataclass
 class _Nodes:
-    compute: Float[Array, "C B"]  # seconds
-    peak: Float[Array, "C B"]  # bytes of live activations
-    used: Bool[Array, "C B"]
+    used: UInt32[Array, "words B"]  # set of chips
     colocation: Bool[Array, " B"]
     pins: Bool[Array, " B"]
 
 
-def _sweep_nodes(
-    problem: DeviceProblem, assignment: Int[Array, "N B"], last_local: Int[Array, "K B"]
-) -> _Nodes:
-    """Walks the nodes in number order, the order in which a chip runs them.
+def _node_rules(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> _Nodes:
+    """The chips in use, and the rules that look at one node at a time."""
+    chips, batch = problem.switches.num_chips, assignment.shape[1]
 
-    A tensor lives on its producer's chip from its producer to its last consumer there.
-    """
-    switches = problem.switches
-    chips, batch = switches.num_chips, assignment.shape[1]
-    with_peak = switches.memory_model == "full"
-    zeros = jnp.zeros((chips, batch), problem.node_s.dtype)
-
-    def visit(v, carry):
-        compute, live, peak, used, colocation, pins = carry
-        chip = assignment[v].astype(jnp.int32)
-        if problem.node_s.shape[1] == 1:
-            seconds = problem.node_s[v, 0]
-        else:
-            seconds = problem.node_s[v][problem.chip_kind[chip]]
-        compute = add_at(compute, chip, jnp.broadcast_to(seconds, (batch,)))
-        used = used.at[chip, jnp.arange(batch)].set(True)
-        colocation &= assignment[problem.group_head[v]] == assignment[v]
-        pins &= (problem.pin[v] < 0) | (chip == problem.pin[v])
-        if not with_peak:
-            return compute, live, peak, used, colocation, pins
-
-        def make(k, made_and_dead):
-            made, dead = made_and_dead
-            size = problem.tensor_bytes[k]
-            return made + size, dead + jnp.where(last_local[k] == v, size, 0)
-
-        def consume(e, dead):
-            k = problem.in_edge_tensor[e]
-            return dead + jnp.where(last_local[k] == v, problem.tensor_bytes[k], 0)
-
-        nothing = jnp.zeros((batch,), zeros.dtype)
-        made, dead = lax.fori_loop(
-            problem.node_tensors[v],
-            problem.node_tensors[v + 1],
-            make,
-            (jnp.zeros((), zeros.dtype), nothing),
+    def visit(v, nodes):
+        chip = assignment[v]
+        return _Nodes(
+            nodes.used | _chip_bit(chip, chips),
+            nodes.colocation & (assignment[problem.group_head[v]] == chip),
+            nodes.pins & ((problem.pin[v] < 0) | (chip == problem.pin[v])),
         )
-        dead = lax.fori_loop(problem.node_in_edges[v], problem.node_in_edges[v + 1], consume, dead)
-        lane = jnp.arange(batch)
-        now = live[chip, lane] + made
-        peak = peak.at[chip, lane].max(now)
-        live = live.at[chip, lane].set(now - dead)
-        return compute, live, peak, used, colocation, pins
 
     true = jnp.ones((batch,), bool)
-    unused = jnp.zeros((chips, batch), bool)
-    compute, _, peak, used, colocation, pins = lax.fori_loop(
-        0, problem.num_nodes, visit, (zeros, zeros, zeros, unused, true, true)
-    )
-    return _Nodes(compute, peak, used, colocation, pins)
+    nothing = jnp.zeros((-(-chips // _WORD), batch), jnp.uint32)
+    return lax.fori_loop(0, problem.num_nodes, visit, _Nodes(nothing, true, true))
+
+
+def _is_first_chips(used: UInt32[Array, "words B"]) -> Bool[Array, " B"]:
+    """Whether a set of chips is 0 to some chip, none left out."""
+    full = jnp.uint32(2**_WORD - 1)
+    runs = (used & (used + 1)) == 0  # ones from the lowest bit on
+    follows = (used[1:] == 0) | (used[:-1] == full)
+    return jnp.all(runs, axis=0) & jnp.all(follows, axis=0)
+
+
+def _compute_s(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> Float[Array, "C B"]:
+    """Seconds of the nodes of each chip."""
+
+    def seconds(v, chip):
+        if problem.node_s.shape[1] == 1:
+            return problem.node_s[v, 0]
+        return problem.node_s[v][problem.chip_kind[chip]]
+
+    return add_up(assignment, problem.num_nodes, problem.switches.num_chips, seconds)
+
+
+def _peak_bytes(
+    problem: DeviceProblem, assignment: Int[Array, "N B"], traffic: _Traffic
+) -> Float[Array, "C B"]:
+    """Peak of live activations; nodes run in number order, the order in which a chip runs them."""
+    chips, batch = problem.switches.num_chips, assignment.shape[1]
+    made = jnp.zeros(problem.padded_nodes, problem.tensor_bytes.dtype)
+    made = made.at[problem.tensor_producer].add(problem.tensor_bytes)
+    lane = jnp.arange(batch)
+
+    def visit(v, carry):
+        live, peak = carry
+        chip = assignment[v].astype(jnp.int32)
+        before = live.at[chip, lane].get(mode="promise_in_bounds")
+        peak = peak.at[chip, lane].max(
+            before + made[v], unique_indices=True, mode="promise_in_bounds"
+        )
+        after = before + traffic.kept[v] - traffic.freed[v]
+        return live.at[chip, lane].set(after, unique_indices=True, mode="promise_in_bounds"), peak
+
+    zeros = jnp.zeros((chips, batch), made.dtype)
+    return lax.fori_loop(0, problem.num_nodes, visit, (zeros, zeros))[1]
 
 
 def _weight_bytes(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> Float[Array, "C B"]:
     """Bytes of weights per chip: one copy on every chip with a consumer."""
     chips, batch = problem.switches.num_chips, assignment.shape[1]
 
-    def visit_weight(w, held):
-        def visit_use(u, carry):
-            held, seen = carry
-            chip = assignment[problem.use_node[u]].astype(jnp.int32)
-            bit = _chip_bit(chip, chips)
-            is_new = jnp.all((seen & bit) == 0, axis=0)
-            return add_at(held, chip, jnp.where(is_new, problem.weight_bytes[w], 0)), seen | bit
+    def visit(u, carry):
+        copies, seen = carry
+        chip = assignment[problem.use_node[u]]
+        begins = u == problem.weight_uses[problem.use_weight[u]]
+        seen = jnp.where(begins, 0, seen)
+        bit = _chip_bit(chip, chips)
+        is_new = jnp.all((seen & bit) == 0, axis=0)
+        return set_row(copies, u, jnp.where(is_new, chip, -1)), seen | bit
 
-        seen = jnp.zeros((-(-chips // _WORD), batch), jnp.uint32)
-        start, stop = problem.weight_uses[w], problem.weight_uses[w + 1]
-        return lax.fori_loop(start, stop, visit_use, (held, seen))[0]
-
-    zeros = jnp.zeros((chips, batch), problem.weight_bytes.dtype)
-    return lax.fori_loop(0, problem.num_weights, visit_weight, zeros)
+    uses = problem.weight_uses[problem.num_weights]
+    copies = jnp.full((problem.use_node.shape[0], batch), -1, problem.switches.chip_dtype)
+    seen = jnp.zeros((-(-chips // _WORD), batch), jnp.uint32)
+    copies = lax.fori_loop(0, uses, visit, (copies, seen))[0]
+    return add_up(copies, uses, chips, lambda u, _: problem.weight_bytes[problem.use_weight[u]])
 
 
 def _triangle(
@@ -330,6 +360,7 @@ def _triangle(
 
 def _chip_bit(chip: Int[Array, " B"], chips: int) -> UInt32[Array, "words B"]:
     """The set of one chip per candidate, as 32-bit words."""
-    word = chip_column(-(-chips // _WORD))
-    bit = jnp.uint32(1) << (chip % _WORD).astype(jnp.uint32)
-    return jnp.where(word == (chip // _WORD)[None], bit[None], jnp.uint32(0))
+    word = jnp.arange(-(-chips // _WORD), dtype=jnp.int32)[:, None]
+    chip = chip.astype(jnp.int32)
+    bit = jnp.uint32(1) << (chip & (_WORD - 1)).astype(jnp.uint32)
+    return jnp.where(word == (chip >> 5)[None], bit[None], jnp.uint32(0))

@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxpart.device import DeviceProblem
+from jaxpart.rows import add_up, set_row
 
 
 class Links:
     """What a tensor loads: on a chain the links up to its last chip, on a mesh a tree of routes.
 
-    `begin`, `extend` and `finish` follow one tensor; a backward hop on a chain loads no link.
+    `begin` and `extend` follow one tensor to its chips, `note` keeps where it went; a backward hop
+    on a chain loads no link.
     """
 
     def __init__(self, problem: DeviceProblem, batch: int) -> None:
+        self.problem = problem
         self.switches = problem.switches
         self.batch = batch
-        self.dtype = problem.tensor_bytes.dtype
 
-    def zeros(self) -> Array:
-        """Nothing loaded yet."""
+    def notes(self) -> Array:
+        """Nothing noted yet: on a chain, the last chip of each tensor; on a mesh, loads."""
         s = self.switches
-        shape = {
-            "host": (0, self.batch),
-            "chain": (s.num_chips, self.batch),
-            "mesh": (4, s.rows, s.cols, self.batch),
-        }[s.topology]
-        return jnp.zeros(shape, self.dtype)
+        if s.topology == "mesh":
+            return jnp.zeros((4, s.rows, s.cols, self.batch), self.problem.tensor_bytes.dtype)
+        rows = self.problem.tensor_bytes.shape[0] if s.topology == "chain" else 0
+        return jnp.full((rows, self.batch), -1, s.chip_dtype)
 
     def begin(self, source: Int[Array, " B"]) -> tuple[Array, ...]:
         """How far a tensor has come that is still on its producer's chip."""
@@ -41,17 +41,23 @@ class Links:
         return col, col, rows, rows
 
     def extend(
-        self, reach: tuple[Array, ...], source: Int[Array, " B"], target: Int[Array, " B"]
+        self,
+        reach: tuple[Array, ...],
+        begins: Bool[Array, ""],
+        source: Int[Array, " B"],
+        target: Int[Array, " B"],
     ) -> tuple[Array, ...]:
-        """The same, once it goes to the chip `target` too."""
+        """The same, once it goes to the chip `target` too; `begins`: its first of all."""
         s = self.switches
+        start = self.begin(source)
+        reach = tuple(jnp.where(begins, new, old) for new, old in zip(start, reach, strict=True))
         if s.topology == "host":
             return ()
         if s.topology == "chain":
             return (jnp.maximum(reach[0], target),)
         low_col, high_col, low_row, high_row = reach
         row, col = target // s.cols, target % s.cols
-        here = chip_column(s.cols) == col[None]
+        here = jnp.arange(s.cols)[:, None] == col[None]
         return (
             jnp.minimum(low_col, col),
             jnp.maximum(high_col, col),
@@ -59,17 +65,20 @@ class Links:
             jnp.where(here, jnp.maximum(high_row, row[None]), high_row),
         )
 
-    def finish(
-        self, link: Array, reach: tuple[Array, ...], source: Int[Array, " B"], size: Array
+    def note(
+        self,
+        notes: Array,
+        reach: tuple[Array, ...],
+        source: Int[Array, " B"],
+        k: Int[Array, ""],
+        ends: Bool[Array, ""],
     ) -> Array:
-        """The links once a tensor of `size` bytes has gone that far, each link loaded once."""
+        """The notes once tensor k has gone that far; `ends`: and no further."""
         s = self.switches
         if s.topology == "host":
-            return link
+            return notes
         if s.topology == "chain":
-            # Differences along the chain; `loads` sums them up.
-            moved = jnp.where(reach[0] > source, size, 0)
-            return add_at(add_at(link, source, moved), reach[0], -moved)
+            return set_row(notes, k, reach[0])
         low_col, high_col, low_row, high_row = reach
         rows = jnp.arange(s.rows)[:, None, None]
         cols = jnp.arange(s.cols)[None, :, None]
@@ -83,15 +92,27 @@ class Links:
                 (rows < row0) & (rows >= low_row[None]),
             ]
         )
-        return link + jnp.where(used, size, 0)
+        return notes + jnp.where(used & ends, self.problem.tensor_bytes[k], 0)
 
-    def loads(self, link: Array) -> Float[Array, "L B"]:
-        """Bytes per link, in the order of `MCM.links`."""
+    def loads(
+        self, notes: Array, departures: Int[Array, "K B"], sent: Float[Array, "C B"]
+    ) -> Float[Array, "L B"]:
+        """Bytes per link, in the order of `MCM.links`.
+
+        Args:
+          notes: of all tensors.
+          departures: the chip that each is sent from, -1 where it is not.
+          sent: bytes sent by each chip.
+        """
         s = self.switches
         if s.topology == "host":
-            return link
+            return sent[:0]
         if s.topology == "chain":
-            return jnp.cumsum(link, axis=0)[: s.num_chips - 1]
+            # Loaded from where it departs to its last chip: a sum of differences along the chain.
+            sizes = self.problem.tensor_bytes
+            stops = jnp.where(departures >= 0, notes, -1)
+            ended = add_up(stops, self.problem.num_tensors, s.num_chips, lambda k, _: sizes[k])
+            return jnp.cumsum(sent - ended, axis=0)[: s.num_chips - 1]
         position = {}
         for row in range(s.rows):
             for col in range(s.cols):
@@ -102,19 +123,4 @@ class Links:
                 if row + 1 < s.rows:
                     position[chip, chip + s.cols], position[chip + s.cols, chip] = flat[2], flat[3]
         order = jnp.array([position[pair] for pair in sorted(position)], jnp.int32)
-        return link.reshape(-1, self.batch)[order]
-
-
-def add_at(
-    totals: Float[Array, "C B"], chip: Int[Array, " B"], value: Float[Array, " B"]
-) -> Float[Array, "C B"]:
-    """Adds one value per candidate to the row of its chip."""
-    lane = jnp.arange(totals.shape[1])
-    return totals.at[chip, lane].add(
-        value.astype(totals.dtype), unique_indices=True, mode="promise_in_bounds"
-    )
-
-
-def chip_column(count: int) -> Int[Array, "count 1"]:
-    """0 to count - 1, to be set beside rows of candidates."""
-    return jnp.arange(count, dtype=jnp.int32)[:, None]
+        return notes.reshape(-1, self.batch)[order]

@@ -1,0 +1,77 @@
+"""Rows of B candidates side by side: the few things that loops over a batch do with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+# On a CPU, candidates that are walked together: enough of them that a loop's steps cost little,
+# and few enough that what a walk writes down stays in the cache until it is read.
+_CHUNK = 512
+
+Amount = Callable[[Array, Int[Array, " B"]], Array]
+
+
+def in_chunks(function: Callable[[Array], Any], assignment: Int[Array, "N B"]) -> Any:
+    """`function` of a batch, which a CPU is given a chunk at a time; memory is that of one chunk.
+
+    Args:
+      function: of [N, any], to a pytree of arrays whose last axis is the candidates.
+      assignment: the batch.
+    """
+    rows, batch = assignment.shape
+    chunks = -(-batch // _CHUNK)
+    if chunks == 1:
+        return function(assignment)
+    width = -(-batch // chunks)
+
+    def one_by_one(assignment: Array) -> Any:
+        padded = jnp.pad(assignment, ((0, 0), (0, chunks * width - batch)))
+        parts = jnp.moveaxis(padded.reshape(rows, chunks, width), 1, 0)
+
+        def whole(values: Array) -> Array:
+            joined = jnp.moveaxis(values, 0, -2)
+            return joined.reshape(*joined.shape[:-2], chunks * width)[..., :batch]
+
+        return jax.tree.map(whole, lax.map(function, parts))
+
+    return lax.platform_dependent(assignment, cpu=one_by_one, default=function)
+
+
+def add_up(
+    chips: Int[Array, "M B"], count: Int[Array, ""], num_chips: int, amount: Amount
+) -> Float[Array, "C B"]:
+    """Sums per chip over the first `count` rows.
+
+    Args:
+      chips: the chip that each row counts for; -1: none.
+      count: at most M.
+      num_chips: C.
+      amount: of row i, given i and its chips (0 for -1): a scalar or [B], of one dtype.
+    """
+    batch = chips.shape[1]
+    lane = jnp.arange(batch, dtype=jnp.int32)
+    dtype = amount(jnp.int32(0), jnp.zeros((batch,), jnp.int32)).dtype
+
+    def add(i, totals):
+        chip = chips[i].astype(jnp.int32)
+        chip, is_any = jnp.maximum(chip, 0), chip >= 0
+        value = jnp.where(is_any, amount(i, chip), 0)
+        return totals.at[chip, lane].add(value, unique_indices=True, mode="promise_in_bounds")
+
+    return lax.fori_loop(0, count, add, jnp.zeros((num_chips, batch), dtype))
+
+
+def add_row(rows: Float[Array, "M B"], i: Int[Array, ""], row: Float[Array, " B"]) -> Array:
+    """`rows` with `row` added to the one at i."""
+    return set_row(rows, i, rows[i] + row)
+
+
+def set_row(rows: Array, i: Int[Array, ""], row: Array) -> Array:
+    """`rows` [M, B] with `row` [B] at i, converted."""
+    return lax.dynamic_update_index_in_dim(rows, row.astype(rows.dtype), i, 0)
