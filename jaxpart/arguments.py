@@ -17,6 +17,9 @@ examples:
   %(prog)s bert-large --mcm mcm64 --time-limit 60 --seed 1
   %(prog)s model.onnx --mcm my-module.toml --out best.json --plot best.png
   %(prog)s bert-large --samples 100000 --out again.json --init best.json
+several processes or hosts, each its own command (here on two, ten.example being the first):
+  %(prog)s bert-large --coordinator ten.example:4321 --processes 2 --process 0
+  %(prog)s bert-large --coordinator ten.example:4321 --processes 2 --process 1
 """
 _EVALUATE_EXAMPLES = """\
 examples:
@@ -81,6 +84,19 @@ def add_partition_arguments(parser: Parser) -> None:
         metavar="NAME_OR_FILE",
         help="weights of --method policy: a checkpoint, or none for fresh ones (default: shipped)",
     )
+    islands = parser.add_argument_group(
+        "islands",
+        "Processes that search for the same partition, with a seed each, and exchange the best. "
+        "Each goes on when others end, die or never come, and writes files of its own; the one "
+        "that ends last has the best of all. All three arguments, or none.",
+    )
+    islands.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="where they meet: the first one's host and a free port, on a network to be trusted",
+    )
+    islands.add_argument("--processes", metavar="N", type=_count, help="how many there are")
+    islands.add_argument("--process", metavar="I", type=_seed, help="which this is, from 0 on")
     add("--out", metavar="FILE.json", help="the result file (default: GRAPH-MCM.result.json)")
     add(
         "--plot",

@@ -28,6 +28,7 @@ from jaxpart.errors import InfeasibleError, InputError, NothingFoundError
 if TYPE_CHECKING:
     from jaxpart.graph import Graph
     from jaxpart.mcm import MCM
+    from jaxpart.search.islands import Islands
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
@@ -68,8 +69,11 @@ def _partition(arguments: argparse.Namespace) -> int:
 
     if arguments.plot is not None:
         kind_of(arguments.plot)
+    islands = _islands(arguments)
     graph, mcm = _graph_and_mcm(arguments)
     stem = re.sub(r"[^\w.+-]+", "-", f"{graph.name}-{mcm.name}")
+    if islands is not None and islands.process:
+        stem += f"-island{islands.process}"
     out = Path(arguments.out or f"{stem}.result.json")
     plot = Path(arguments.plot or f"{stem}.png")
     _check_writable(out)
@@ -98,6 +102,7 @@ def _partition(arguments: argparse.Namespace) -> int:
             init=init,
             gap=arguments.gap,
             policy=arguments.policy,
+            islands=islands,
             progress=callback,
         )
     result.save(out)
@@ -172,6 +177,17 @@ def _graph_and_mcm(arguments: argparse.Namespace, default: MCM | None = None) ->
             f"{arguments.graph}: this format brings its own machine, expected no --mcm"
         )
     return graph, brought or named or default or load_mcm(DEFAULT_MCM)
+
+
+def _islands(arguments: argparse.Namespace) -> Islands | None:
+    given = (arguments.coordinator, arguments.processes, arguments.process)
+    if all(value is None for value in given):
+        return None
+    if any(value is None for value in given):
+        raise InputError("islands need all of --coordinator, --processes and --process, or none")
+    from jaxpart.search.islands import Islands
+
+    return Islands(*given)
 
 
 def _check_pins(graph: Graph, mcm: MCM, where: str) -> None:

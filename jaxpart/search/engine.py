@@ -21,6 +21,7 @@ from jaxpart.search import METHODS
 from jaxpart.search.annealing import annealing
 from jaxpart.search.auto import auto
 from jaxpart.search.clusters import cluster_search
+from jaxpart.search.islands import Islands
 from jaxpart.search.labels import anneal, random
 from jaxpart.search.orders import slice_search
 from jaxpart.search.policy import by_policy
@@ -54,6 +55,7 @@ def partition(
     init: ArrayLike | None = None,
     gap: float = 1e-4,
     policy: str | os.PathLike[str] | None = None,
+    islands: Islands | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Result:
     """Finds a partition of `graph` on `mcm` with a small bottleneck, and a bound on how small.
@@ -69,6 +71,9 @@ def partition(
       gap: stop when the best is proven this close to the optimum (relative).
       policy: the weights of `method="policy"`: a shipped policy's name or a checkpoint; None: the
         shipped one, "none": fresh weights.
+      islands: other processes that search for the same, and where to meet them: each has a seed of
+        its own, they exchange what they find, and the one that ends last has the best of all. Then
+        an answer depends on time. None: this process alone.
       progress: called with the state of the search whenever it changes.
 
     Raises:
@@ -89,7 +94,8 @@ def partition(
     reason = why_infeasible(problem)
     if reason is not None:
         raise InfeasibleError(reason)
-    search = Search(problem, Budget(time_limit_s, samples, gap), seed, progress, policy)
+    own_seed = seed if islands is None else islands.seed(seed)
+    search = Search(problem, Budget(time_limit_s, samples, gap), own_seed, progress, policy)
     if problem.graph is not graph:
         search.notes.append(
             f"bytes rescaled from {graph.element_bytes:g} to {mcm.element_bytes:g} per element"
@@ -110,7 +116,10 @@ def partition(
                 search.notes.append("the partition to start from is not valid here")
             search.offer(start[:, None])
         # Closing the method ends its workers, however the loop ends.
-        with closing(IMPLEMENTATIONS[method](search)) as steps:
+        implementation = IMPLEMENTATIONS[method]
+        if islands is not None:
+            implementation = islands.exchanging(implementation)
+        with closing(implementation(search)) as steps:
             while not search.is_over and next(steps, _ENDED) is not _ENDED:
                 search.report()
     except KeyboardInterrupt:

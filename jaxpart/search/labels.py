@@ -74,9 +74,12 @@ def anneal(search: Search) -> Generator[None]:
     costs = judge(problem, start)
     search.offer_batch(start, costs)
     chains = Chains(start, jnp.where(costs.valid, costs.bottleneck_s, jnp.inf))
-    step = 1
+    step, arrived = 1, search.arrived
     with Workers(search) as workers:
         while True:
+            if search.arrived is not None and search.arrived is not arrived:
+                arrived = search.arrived
+                chains = settled(chains, pad_assignments(problem, arrived[:, None]), search.best_s)
             change, accept = jax.random.split(jax.random.fold_in(key, step))
             candidates = mend(problem, relabel(change, problem, chains.assignment))
             costs = judge(problem, candidates)
@@ -105,6 +108,17 @@ def relabel(
     step = jax.random.randint(where, (nodes, batch), -1, 2)
     moved = jnp.clip(assignment.astype(jnp.int32) + step, 0, chips - 1)
     return jnp.where(is_changed, moved, assignment).astype(assignment.dtype)
+
+
+@jax.jit
+def settled(chains: Chains, newcomer: Int[Array, "N 1"], bottleneck_s: Float[Array, ""]) -> Chains:
+    """One chain in four goes on from a partition that came from elsewhere, where that is better."""
+    one_in_four = jnp.arange(chains.bottleneck_s.shape[0]) % 4 == 0
+    moves = one_in_four & (bottleneck_s < chains.bottleneck_s)
+    return Chains(
+        jnp.where(moves, newcomer, chains.assignment),
+        jnp.where(moves, bottleneck_s, chains.bottleneck_s),
+    )
 
 
 @partial(jax.jit, donate_argnames="chains")

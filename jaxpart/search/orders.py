@@ -25,7 +25,7 @@ from jaxpart.exact import BoolArray, peak_bounds
 from jaxpart.parallel import replicated, split
 from jaxpart.probe import Probed, can_probe, chips_of, probe, weights_of
 from jaxpart.problem import FloatArray, IntArray
-from jaxpart.search.starts import start_keys
+from jaxpart.search.starts import keys_of, start_keys
 from jaxpart.search.state import Search
 from jaxpart.slicing import slice_orders, window_for
 
@@ -78,7 +78,11 @@ def _probed(search: Search) -> Generator[None]:
     key, count = jax.random.key(search.seed), search.problem.num_blocks
     parents, step = jnp.asarray(parents), 0
     sweep = split(swept, prober.lanes, (None, 0), 0)
+    arrived = search.arrived
     while True:
+        if search.arrived is not None and search.arrived is not arrived:
+            arrived = search.arrived
+            parents = parents.at[-1, :count].set(keys_of(search.problem, arrived))
         children = mutate(jax.random.fold_in(key, step), parents, count, prober.lanes)
         children = children.at[: len(parents)].set(parents)
         orders = sorted_nodes(sweep(prober.blocks, children))
@@ -238,7 +242,7 @@ def _cut_optimally(search: Search) -> Generator[None]:
     peaks = jax.device_put(peaks[np.arange(size) // 2 % 2])
     parents = jnp.arange(blocks.padded_nodes, dtype=jnp.float32)[None]
     fitness = np.full(1, np.inf)
-    step = 0
+    step, arrived = 0, search.arrived
     # The program order itself leads the first batch, cut both ways.
     keys = mutate(key, parents, problem.num_blocks, size)
     keys = keys.at[np.array([0, 2 % size])].set(parents[0])
@@ -257,6 +261,10 @@ def _cut_optimally(search: Search) -> Generator[None]:
         kept = np.argsort(pool, kind="stable")[:_PARENTS]
         parents = jnp.concatenate([ranks_of(orders), parents])[kept]
         fitness = pool[kept]
+        if search.arrived is not None and search.arrived is not arrived:
+            arrived = search.arrived
+            parents = parents.at[-1, : problem.num_blocks].set(keys_of(problem, arrived))
+            fitness[-1] = search.best_s
         step += 1
         keys = mutate(jax.random.fold_in(key, step), parents, problem.num_blocks, size)
 

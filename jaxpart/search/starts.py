@@ -24,6 +24,21 @@ def start_keys(blocks: Problem) -> FloatArray:
     return np.stack([np.arange(blocks.num_nodes), from_inputs, from_outputs]).astype(np.float64)
 
 
+def keys_of(problem: Problem, assignment: IntArray) -> FloatArray:
+    """[blocks] keys whose ascending order lists the chips of a valid partition one by one, so that
+    the order can be cut into it again; the order is topological.
+
+    Args:
+      problem: whose blocks are numbered in a topological order.
+      assignment: [N] chips, which data never leaves for a lower one.
+    """
+    chip = np.zeros(problem.num_blocks, np.int64)
+    chip[problem.block] = assignment
+    keys = np.empty(problem.num_blocks)
+    keys[np.argsort(chip, kind="stable")] = np.arange(problem.num_blocks)
+    return keys
+
+
 def _tightened(pairs: IntArray, count: int) -> IntArray:
     """[N] the depth of each node, or one less than the least of its consumers' where it has some.
 

@@ -61,6 +61,9 @@ class Search:
         self.samples = 0
         self.best: IntArray | None = None
         self.best_costs: Costs | None = None
+        # The last best that was found elsewhere, for methods to work on: whoever sees another one
+        # than before takes it up.
+        self.arrived: IntArray | None = None
         self.bound = combinatorial_bound(problem)
         self.exhausted = False  # proven that nothing valid exists
         self.phase = "start"
