@@ -55,7 +55,7 @@ class Figures(NamedTuple):
     stage_s: NDArray[np.float64]  # [B, C]
     link_s: NDArray[np.float64]  # [B, L]
     memory_bytes: NDArray[np.float64]  # [B, C]
-    chips_used: NDArray[np.uint32]  # [B]
+    chips_used: NDArray[np.int32]  # [B]
     sent_bytes: NDArray[np.float64]  # [B]
     acyclic: NDArray[np.bool_]  # [B]
     no_skip: NDArray[np.bool_]  # [B]
@@ -112,20 +112,25 @@ def evaluate(table: Tables, assignments: NDArray[np.integer]) -> Figures:
     """Figures and verdicts of `assignments` [B, N], candidates first."""
     batch, chips = len(assignments), len(table.capacity_bytes)
 
-    def per_chip() -> NDArray[np.float64]:
-        return np.zeros((batch, chips))
-
-    def verdict() -> NDArray[np.bool_]:
-        return np.zeros(batch, np.bool_)
-
+    per_chip = np.zeros((5, batch, chips))
+    verdicts = np.zeros((7, batch), np.bool_)
     figures = Figures(
-        np.zeros(batch),
-        *(per_chip() for _ in range(4)),
-        np.zeros((batch, table.num_links)),
-        per_chip(),
-        np.zeros(batch, np.uint32),
-        np.zeros(batch),
-        *(verdict() for _ in range(7)),
+        bottleneck_s=np.zeros(batch),
+        compute_s=per_chip[0],
+        in_s=per_chip[1],
+        out_s=per_chip[2],
+        stage_s=per_chip[3],
+        link_s=np.zeros((batch, table.num_links)),
+        memory_bytes=per_chip[4],
+        chips_used=np.zeros(batch, np.int32),
+        sent_bytes=np.zeros(batch),
+        acyclic=verdicts[0],
+        no_skip=verdicts[1],
+        triangle=verdicts[2],
+        memory=verdicts[3],
+        colocation=verdicts[4],
+        pins=verdicts[5],
+        valid=verdicts[6],
     )
     _evaluate(table, np.ascontiguousarray(assignments, np.uint16), figures)
     return figures
