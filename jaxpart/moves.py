@@ -170,10 +170,18 @@ def taken_back(
 
 
 def followers(
-    moves: Moves, labels: Int[Array, "N B"], seeds: Bool[Array, "N B"], upward: bool
+    moves: Moves,
+    labels: Int[Array, "N B"],
+    seeds: Bool[Array, "N B"],
+    order: Int[Array, " N"],
+    count: Int[Array, ""],
+    upward: bool,
 ) -> Bool[Array, "N B"]:
     """Seeds with all that must follow them off their chip: successors on it (upward), or
-    predecessors."""
+    predecessors.
+
+    Looks at the first `count` blocks of `order`: producers first if upward, else consumers first.
+    """
     blocks = moves.blocks
 
     def join(v, chosen):
@@ -189,10 +197,7 @@ def followers(
             stop = blocks.tensor_edges[blocks.node_tensors[v + 1]]
         return chosen.at[v].set(lax.fori_loop(start, stop, look, chosen[v]))
 
-    last = blocks.num_nodes - 1
-    return lax.fori_loop(
-        0, blocks.num_nodes, lambda i, chosen: join(i if upward else last - i, chosen), seeds
-    )
+    return lax.fori_loop(0, count, lambda i, chosen: join(order[i], chosen), seeds)
 
 
 def movable(moves: Moves, labels: Int[Array, "N B"]) -> Float[Array, " N"]:

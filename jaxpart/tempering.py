@@ -16,9 +16,18 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from jaxpart.cost import Costs, evaluate
-from jaxpart.moves import Chains, followers, movable, shift_sweep, single_sweep, taken_back
+from jaxpart.moves import (
+    Chains,
+    followers,
+    movable,
+    next_noise,
+    shift_sweep,
+    single_sweep,
+    taken_back,
+    uniform,
+)
 from jaxpart.moves_price import chip_energy, energy_of
-from jaxpart.moves_row import row_sweep
+from jaxpart.moves_row import row_shift, row_sweep
 from jaxpart.moves_state import WORD, Moves, tables_of
 
 # Temperatures, in energy: one stage as long as the unit counts 1.
@@ -27,6 +36,8 @@ _HOTTEST, _COLDEST = 0.3, 1e-4
 _SINGLE, _CUTS = 0.6, 0.6
 # Shifts move a share of a stage's load down to 2 to minus so much.
 _SMALLEST = 10.0
+# Blocks that a group grows from.
+_SEEDS = 1.5
 # Blocks that fewer chains could move are looked at more rarely.
 _RARE = 0.125
 
@@ -94,7 +105,8 @@ def temper(
         zeros = jnp.zeros(energy.shape, jnp.int32)
         chains = Chains(ensemble.labels, tables, energy, ensemble.noise, zeros, zeros)
         single = partial(_single, moves, temperature, unit_s, keys[1], share)
-        shift = partial(_shift, moves, temperature, unit_s, keys[1], orders)
+        ways = _row_shifts if moves.is_row else _shift
+        shift = partial(ways, moves, temperature, unit_s, keys[1], orders)
         is_single = jax.random.uniform(keys[2]) < _SINGLE
         chains, visited = lax.cond(is_single, single, shift, chains)
         return ensemble.replace(
@@ -162,6 +174,67 @@ def _single(
     return chains, count.astype(jnp.float32)
 
 
+def _row_shifts(
+    moves: Moves,
+    temperature: Float[Array, " B"],
+    unit_s: Float[Array, ""],
+    key: jax.Array,
+    orders: Int[Array, "R N"],
+    chains: Chains,
+) -> tuple[Chains, Float[Array, ""]]:
+    """A shift or a group off some chips in turn, the same ones for all chains; and how many."""
+    chips = moves.after.shape[1]
+    nodes, batch = chains.labels.shape
+
+    def shift(i, chains):
+        keys = jax.random.split(jax.random.fold_in(key, i), 7)
+        source = jax.random.randint(keys[0], (), 0, chips)
+        upward = jax.random.bernoulli(keys[1])
+        order = orders[jax.random.randint(keys[2], (), 0, orders.shape[0])]
+        is_here = jnp.any(chains.labels == source.astype(chains.labels.dtype), axis=1)
+        is_here &= jnp.arange(nodes) < moves.blocks.num_nodes
+        # What is here first, in the order in which it may leave.
+        at = jnp.where(upward, -jnp.arange(nodes), jnp.arange(nodes))
+        order = order[jnp.argsort(jnp.where(is_here[order], at, nodes))]
+        count = jnp.sum(is_here, dtype=jnp.int32)
+        load = 2.0 ** -(_SMALLEST * jax.random.uniform(keys[3], (batch,)))
+        is_cut = jax.random.bernoulli(keys[4], _CUTS)
+        rate = jnp.where(is_cut, 1.0, _SEEDS / jnp.maximum(count, 1))
+        seeds = _draws(keys[5], nodes, batch) < rate
+        chosen = _with_followers(moves, chains.labels, seeds, order, count, upward)
+        quota_s = jnp.where(is_cut, load * unit_s, jnp.inf)
+        return row_shift(
+            moves, chains, order, count, source, upward, quota_s, chosen, temperature, unit_s
+        )
+
+    count = max(1, chips // 4)
+    return lax.fori_loop(0, count, shift, chains), jnp.float32(count)
+
+
+def _draws(key: jax.Array, nodes: int, batch: int) -> Float[Array, "N B"]:
+    """Numbers in (0, 1): xorshift of mixed draws, where as many from threefry would take longer
+    than the moves."""
+    rows, lanes = jax.random.split(key)
+    bits = jax.random.bits(rows, (nodes, 1), jnp.uint32)
+    bits = (bits ^ jax.random.bits(lanes, (1, batch), jnp.uint32)) * jnp.uint32(0x9E3779B9)
+    return uniform(next_noise(next_noise(bits | 1)))
+
+
+def _with_followers(
+    moves: Moves,
+    labels: Int[Array, "N B"],
+    seeds: Bool[Array, "N B"],
+    order: Int[Array, " N"],
+    count: Int[Array, ""],
+    upward: Bool[Array, ""],
+) -> Bool[Array, "N B"]:
+    """`followers`, given the order in which blocks may leave: the opposite of theirs."""
+    number = jnp.arange(len(order))
+    order = order[jnp.where(number < count, count - 1 - number, number)]
+    ways = [partial(followers, moves, upward=way) for way in (False, True)]
+    return lax.cond(upward, ways[1], ways[0], labels, seeds, order, count)
+
+
 def _shift(
     moves: Moves,
     temperature: Float[Array, " B"],
@@ -185,17 +258,10 @@ def _shift(
     load = 2.0 ** -(_SMALLEST * jax.random.uniform(keys[3], (goal.shape[0], batch)))
     is_cut = jax.random.bernoulli(keys[4], _CUTS)
 
-    def group(labels):
-        # About one seed for each chip of each chain.
-        rate = jnp.minimum(1.0, goal.shape[0] / jnp.maximum(count, 1))
-        seeds = jax.random.bernoulli(keys[5], rate, (nodes, batch))
-        ways = [partial(followers, moves, upward=way) for way in (False, True)]
-        return lax.cond(upward, ways[1], ways[0], labels, seeds)
-
-    def every(labels):
-        return jnp.ones(labels.shape, bool)
-
-    chosen = lax.cond(is_cut, every, group, chains.labels)
+    # About one seed for each chip of each chain.
+    rate = jnp.where(is_cut, 1.0, goal.shape[0] / jnp.maximum(count, 1))
+    seeds = _draws(keys[5], nodes, batch) < rate
+    chosen = _with_followers(moves, chains.labels, seeds, order, count, upward)
     quota_s = jnp.where(is_cut, load * unit_s, jnp.inf)
     shifted = shift_sweep(moves, chains, order, goal, quota_s, chosen)
     costs = evaluated(moves, shifted.labels)

@@ -103,6 +103,10 @@ def sweep(moves, chains, order, temperature):
     return single(moves, chains, order, count, temperature, UNIT_S)
 
 
+def reversed_head(order, count):
+    return np.concatenate([order[:count][::-1], order[count:]])
+
+
 def without_peaks(problem, memory_bytes, columns):
     if problem.mcm.memory_model == "weights":
         return np.asarray(memory_bytes)
@@ -196,7 +200,14 @@ def test_shifts_keep_the_rules_whichever_pairs_of_chips_are_taken_back(name):
                 number[: problem.num_blocks] = number[: problem.num_blocks][::-1]
             quota_s = jnp.asarray(rng.exponential(2.0, (CHIPS, LANES)), jnp.float32)
             seeds = jnp.asarray(rng.random(chains.labels.shape) < 0.5)
-            chosen = follow(moves, chains.labels, seeds, upward=upward)
+            chosen = follow(
+                moves,
+                chains.labels,
+                seeds,
+                jnp.asarray(reversed_head(number, problem.num_blocks)),
+                problem.num_blocks,
+                upward=upward,
+            )
             shifted = shift(moves, chains, jnp.asarray(number), goal, quota_s, chosen)
             gain = jnp.asarray(rng.normal(size=(CHIPS, LANES)), jnp.float32)
             kept = take_back(shifted, chains, gain, goal, jnp.full((LANES,), 1.0, jnp.float32))
@@ -233,7 +244,11 @@ def test_what_must_follow_is_all_that_hangs_on_a_seed_on_its_chip():
         pairs = problem.contracted.node_pairs
         for upward in (True, False):
             seeds = np.random.default_rng(seed).random(labels.shape) < 0.3
-            chosen = np.asarray(follow(moves, chains.labels, jnp.asarray(seeds), upward=upward))
+            number = np.arange(moves.blocks.padded_nodes)
+            order = number if upward else reversed_head(number, problem.num_blocks)
+            count = problem.num_blocks
+            chosen = follow(moves, chains.labels, jnp.asarray(seeds), order, count, upward=upward)
+            chosen = np.asarray(chosen)
             for lane in range(LANES):
                 expected = seeds[: problem.num_blocks, lane].copy()
                 for _ in range(problem.num_blocks):
