@@ -14,6 +14,7 @@ cyclic, anywhere. Memory is not looked at.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from jaxpart.device import DeviceProblem, Switches
+from jaxpart.rows import in_chunks
 
 _WORD = 32  # bits of a word of a chip set
 
@@ -51,6 +53,12 @@ def project(
       The partitions, and whether each keeps all these rules: it does unless pins contradict the
       rules, or leave chips that this procedure found no node for.
     """
+    return in_chunks(functools.partial(_project, problem), assignment)
+
+
+def _project(
+    problem: DeviceProblem, assignment: Int[Array, "N B"]
+) -> tuple[Int[Array, "N B"], Bool[Array, " B"]]:
     wish = _wishes(problem, assignment)
     low, high = bounds(problem)
     y = jnp.clip(wish, low, high)
@@ -122,13 +130,20 @@ def close(
         u, v = problem.pair_from[e], problem.pair_to[e]
         return x.at[u].set(jnp.maximum(x[u], x[v] + back))
 
-    # No sweep lifts a value above the highest of its column, so this ends.
+    # No sweep lifts a value above the highest of its column, so this ends: when a sweep one way
+    # changes nothing, since the one before it has settled the other way.
     def sweep(carry):
-        x = lax.fori_loop(0, problem.num_pairs, forward, carry[0])
-        swept = lax.fori_loop(0, problem.num_pairs, backward, x)
-        return swept, jnp.any(swept != x)
+        step, x, _ = carry
+        swept = lax.cond(
+            step % 2 == 0,
+            lambda x: lax.fori_loop(0, problem.num_pairs, forward, x),
+            lambda x: lax.fori_loop(0, problem.num_pairs, backward, x),
+            x,
+        )
+        return step + 1, swept, (step == 0) | jnp.any(swept != x)
 
-    return lax.while_loop(lambda carry: carry[1], sweep, (values, jnp.array(True)))[0]
+    start = (jnp.int32(0), values, jnp.array(True))
+    return lax.while_loop(lambda carry: carry[2], sweep, start)[1]
 
 
 def contiguous(
