@@ -84,6 +84,13 @@ def add_partition_arguments(parser: Parser) -> None:
         metavar="NAME_OR_FILE",
         help="weights of --method policy: a checkpoint, or none for fresh ones (default: shipped)",
     )
+    add(
+        "--pool",
+        default="local",
+        metavar="local|ray",
+        help="where solvers run: this machine, or the Ray cluster that RAY_ADDRESS names, by the "
+        "extra jaxpart[ray] (default: %(default)s)",
+    )
     islands = parser.add_argument_group(
         "islands",
         "Processes that search for the same partition, with a seed each, and exchange the best. "

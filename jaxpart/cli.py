@@ -103,6 +103,7 @@ def _partition(arguments: argparse.Namespace) -> int:
             gap=arguments.gap,
             policy=arguments.policy,
             islands=islands,
+            pool=arguments.pool,
             progress=callback,
         )
     result.save(out)

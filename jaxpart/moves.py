@@ -22,6 +22,8 @@ masked arithmetic over 36 chips costs what two gathers and scatters per chain wo
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax.numpy as jnp
 from flax import struct
 from jax import lax
@@ -133,7 +135,7 @@ def shift_sweep(
 
     carry = (before, chains.tables.blocks_on, quota_s, chains.priced)
     labels, _, _, priced = lax.fori_loop(0, moves.blocks.num_nodes, visit, carry)
-    return chains.replace(labels=labels, priced=priced)
+    return dataclasses.replace(chains, labels=labels, priced=priced)
 
 
 def taken_back(
@@ -166,7 +168,7 @@ def taken_back(
     is_kept = kept[before.labels.astype(jnp.int32), lane[None]]
     labels = jnp.where(is_kept, chains.labels, before.labels)
     moved = jnp.sum(labels != before.labels, axis=0, dtype=jnp.int32)
-    return chains.replace(labels=labels, noise=noise, accepted=chains.accepted + moved)
+    return dataclasses.replace(chains, labels=labels, noise=noise, accepted=chains.accepted + moved)
 
 
 def followers(

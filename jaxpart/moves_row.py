@@ -14,6 +14,8 @@ neighbouring chains at most one, which can, is priced.
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -69,7 +71,8 @@ def row_sweep(
         step = _priced(moves, chains, sent_s, v, lane, rank > 0, (rank & 1) == 1, unit_s)
         chance = jnp.log(uniform(next_noise(noise[:slots])))
         accept = step.is_open & (step.gain <= -temperature[lane] * chance)
-        chains = chains.replace(
+        chains = dataclasses.replace(
+            chains,
             noise=noise,
             priced=chains.priced.at[lane].add(step.is_open, unique_indices=True),
             accepted=chains.accepted.at[lane].add(accept, unique_indices=True),
@@ -130,7 +133,8 @@ def row_shift(
     def keep(old, new):
         return jnp.where(accept.reshape((1,) * (new.ndim - 1) + (-1,)), new, old)
 
-    return start.replace(
+    return dataclasses.replace(
+        start,
         labels=keep(start.labels, chains.labels),
         tables=jax.tree.map(keep, start.tables, chains.tables),
         noise=noise,
@@ -242,7 +246,8 @@ def _made(
     def add_both(table, values):
         return add(add(table, low, values[0]), low + 1, values[1])
 
-    new = tables.replace(
+    new = dataclasses.replace(
+        tables,
         compute_s=add_both(tables.compute_s, step.compute_s),
         out_s=add(tables.out_s, low, step.cut_s),
     )
@@ -252,12 +257,12 @@ def _made(
             w = moves.weights.shared[v, column]
             uses = uses.at[w, source, lane].add(-one).at[w, target, lane].add(one)
         memory = add_both(tables.memory_bytes, step.memory_bytes)
-        new = new.replace(memory_bytes=memory, weight_uses=uses)
+        new = dataclasses.replace(new, memory_bytes=memory, weight_uses=uses)
     if rules.no_skip:
-        new = new.replace(blocks_on=add(add(tables.blocks_on, source, -1), target, 1))
+        new = dataclasses.replace(new, blocks_on=add(add(tables.blocks_on, source, -1), target, 1))
     label = jnp.where(accept, target, source).astype(chains.labels.dtype)
     labels = chains.labels.at[v, lane].set(label, unique_indices=True, mode="promise_in_bounds")
-    return chains.replace(labels=labels, tables=new)
+    return dataclasses.replace(chains, labels=labels, tables=new)
 
 
 def _sent_s(moves: Moves) -> Float[Array, " N"]:

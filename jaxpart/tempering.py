@@ -7,6 +7,7 @@ what is stuck warms up. Sweeps and what they cost: `moves`.
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -109,7 +110,8 @@ def temper(
         shift = partial(ways, moves, temperature, unit_s, keys[1], orders)
         is_single = jax.random.uniform(keys[2]) < _SINGLE
         chains, visited = lax.cond(is_single, single, shift, chains)
-        return ensemble.replace(
+        return dataclasses.replace(
+            ensemble,
             labels=chains.labels,
             temperature=temperature,
             noise=chains.noise,
@@ -129,7 +131,8 @@ def evaluated(moves: Moves, labels: Int[Array, "N B"]) -> Costs:
 def _kept(ensemble: Ensemble, costs: Costs) -> Ensemble:
     """Keeps the best valid partition of each chain."""
     better = costs.valid & (costs.bottleneck_s < ensemble.best_s)
-    return ensemble.replace(
+    return dataclasses.replace(
+        ensemble,
         best=jnp.where(better[None], ensemble.labels, ensemble.best),
         best_s=jnp.where(better, costs.bottleneck_s, ensemble.best_s),
     )

@@ -1,6 +1,7 @@
 """The method `annealing`: valid, exact, repeatable, and clear about its limits."""
 
 import dataclasses
+import inspect
 
 import chex
 import jax
@@ -77,7 +78,7 @@ def test_what_chains_keep_is_valid_costs_what_they_say_and_gains():
 
 def test_same_key_same_chains_and_no_second_compilation():
     chex.clear_trace_counter()
-    once = jax.jit(chex.assert_max_traces(temper.__wrapped__, n=1), static_argnames="share")
+    once = jax.jit(chex.assert_max_traces(inspect.unwrap(temper), n=1), static_argnames="share")
     for seed, _, problem, start in problems(module(), 3):
         first, second = (tempered(problem, start, seed, once) for _ in range(2))
         chex.assert_trees_all_equal(first, second)

@@ -21,12 +21,14 @@ from jaxpart.search import METHODS
 from jaxpart.search.annealing import annealing
 from jaxpart.search.auto import auto
 from jaxpart.search.clusters import cluster_search
+from jaxpart.search.interrupt import deferred_interrupt
 from jaxpart.search.islands import Islands
 from jaxpart.search.labels import anneal, random
 from jaxpart.search.orders import slice_search
 from jaxpart.search.policy import by_policy
 from jaxpart.search.proofs import exact, greedy, ideals
 from jaxpart.search.state import Budget, Method, Progress, Search
+from jaxpart.solver.ray_pool import check_pool
 
 IMPLEMENTATIONS: dict[str, Method] = {
     "auto": auto,
@@ -56,6 +58,7 @@ def partition(
     gap: float = 1e-4,
     policy: str | os.PathLike[str] | None = None,
     islands: Islands | None = None,
+    pool: str = "local",
     progress: Callable[[Progress], None] | None = None,
 ) -> Result:
     """Finds a partition of `graph` on `mcm` with a small bottleneck, and a bound on how small.
@@ -74,6 +77,8 @@ def partition(
       islands: other processes that search for the same, and where to meet them: each has a seed of
         its own, they exchange what they find, and the one that ends last has the best of all. Then
         an answer depends on time. None: this process alone.
+      pool: where SCIP and CP-SAT run: "local", processes of this machine, or "ray", actors of a Ray
+        cluster (`ray_pool.RayPool`).
       progress: called with the state of the search whenever it changes.
 
     Raises:
@@ -90,42 +95,33 @@ def partition(
             raise InputError(f"{name} is {value}, expected a positive number")
     if not gap >= 0:
         raise InputError(f"gap is {gap}, expected 0 or more")
+    check_pool(pool)
     problem = Problem.build(graph, mcm)
     reason = why_infeasible(problem)
     if reason is not None:
         raise InfeasibleError(reason)
     own_seed = seed if islands is None else islands.seed(seed)
-    search = Search(problem, Budget(time_limit_s, samples, gap), own_seed, progress, policy)
+    search = Search(problem, Budget(time_limit_s, samples, gap), own_seed, progress, policy, pool)
     if problem.graph is not graph:
         search.notes.append(
             f"bytes rescaled from {graph.element_bytes:g} to {mcm.element_bytes:g} per element"
         )
-    interrupted = False
     baseline_s = None
-    try:
-        search.enter("greedy")
-        greedy = baseline(problem)
-        if greedy is not None:
-            search.samples += 1
-            search.offer(greedy[:, None])
-            baseline_s = search.best_s
-        if init is not None:
-            search.samples += 1
-            start = problem.assignment_of(np.asarray(init))
-            if not verify(problem, start[:, None]).valid[0]:
-                search.notes.append("the partition to start from is not valid here")
-            search.offer(start[:, None])
-        # Closing the method ends its workers, however the loop ends.
-        implementation = IMPLEMENTATIONS[method]
-        if islands is not None:
-            implementation = islands.exchanging(implementation)
-        with closing(implementation(search)) as steps:
-            while not search.is_over and next(steps, _ENDED) is not _ENDED:
-                search.report()
-    except KeyboardInterrupt:
-        if search.best is None:
-            raise
-        interrupted = True
+    with deferred_interrupt() as interrupted:
+        search.interrupted = interrupted
+        try:
+            baseline_s = _start(search, init)
+            # Closing the method ends its workers, however the loop ends.
+            implementation = IMPLEMENTATIONS[method]
+            if islands is not None:
+                implementation = islands.exchanging(implementation)
+            with closing(implementation(search)) as steps:
+                while not search.is_over and next(steps, _ENDED) is not _ENDED:
+                    search.report()
+        except KeyboardInterrupt:  # the second one, or one that was not deferred
+            interrupted.set()
+    if interrupted.is_set() and search.best is None:
+        raise KeyboardInterrupt
     if search.best is None or search.best_costs is None:
         if search.exhausted:
             raise InfeasibleError("no valid partition exists (proven by the solver)")
@@ -134,7 +130,7 @@ def partition(
             f"{search.samples} samples; one may exist"
         )
     info = SearchInfo(
-        method, search.samples, search.elapsed_s, seed, interrupted, tuple(search.history)
+        method, search.samples, search.elapsed_s, seed, interrupted.is_set(), tuple(search.history)
     )
     return Result(
         problem,
@@ -146,3 +142,21 @@ def partition(
         info,
         tuple(search.notes),
     )
+
+
+def _start(search: Search, init: ArrayLike | None) -> float | None:
+    """Offers the baseline, whose bottleneck is returned, and the partition to start from."""
+    search.enter("greedy")
+    greedy = baseline(search.problem)
+    baseline_s = None
+    if greedy is not None:
+        search.samples += 1
+        search.offer(greedy[:, None])
+        baseline_s = search.best_s
+    if init is not None:
+        search.samples += 1
+        start = search.problem.assignment_of(np.asarray(init))
+        if not verify(search.problem, start[:, None]).valid[0]:
+            search.notes.append("the partition to start from is not valid here")
+        search.offer(start[:, None])
+    return baseline_s

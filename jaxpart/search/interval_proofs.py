@@ -14,7 +14,6 @@ from jaxpart.bound import Bound
 from jaxpart.intervals import distinct_weight_bytes, heaviest_interval, sums, two_chips
 from jaxpart.problem import Problem
 from jaxpart.search.state import Search
-from jaxpart.solver.pool import SolverPool
 from jaxpart.solver.repair import Outcome
 from jaxpart.solver.scip import Status
 
@@ -33,7 +32,7 @@ class IntervalProofs:
         self._search = search
         is_timed = search.budget.time_limit_s is not None
         limit_s = _SHARE * search.remaining_s if is_timed else _PATIENCE_S
-        self._pools = [SolverPool(problem) for problem in _worthwhile(search)]
+        self._pools = [search.open_pool(problem) for problem in _worthwhile(search)]
         self._running: list[Future[Outcome]] = [
             pool.exact(time_limit_s=max(limit_s, 0.1)) for pool in self._pools
         ]

@@ -95,7 +95,7 @@ class Prover:
         left_s *= _SHARES.get(self._stage, 1.0)
         provers: dict[str, Prove] = {REDUCTION: "reduction", SUPERBLOCKS: "superblocks"}
         if self._pool is None:
-            self._pool = SolverPool(search.problem)
+            self._pool = search.open_pool()
         self._running = self._pool.prove(
             search.best,
             floor_s=search.bound.seconds,

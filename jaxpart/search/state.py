@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import threading
 import time
 from collections.abc import Callable, Generator
 
@@ -18,6 +19,8 @@ from jaxpart.bound import Bound, combinatorial_bound
 from jaxpart.cost import Costs, verify
 from jaxpart.device import DeviceProblem, lower
 from jaxpart.problem import IntArray, Problem
+from jaxpart.solver.pool import SolverPool
+from jaxpart.solver.ray_pool import open_pool
 
 # How many of a batch's best candidates are verified when the batch may improve on the archive.
 _VERIFIED_PER_BATCH = 4
@@ -53,10 +56,12 @@ class Search:
         seed: int,
         progress: Callable[[Progress], None] | None = None,
         policy: str | os.PathLike[str] | None = None,
+        pool: str = "local",
     ) -> None:
         self.problem = problem
         self.policy = policy  # weights, for methods that use some
         self.budget = budget
+        self._pool = pool  # where solvers run
         self.seed = seed
         self.samples = 0
         self.best: IntArray | None = None
@@ -65,6 +70,7 @@ class Search:
         # than before takes it up.
         self.arrived: IntArray | None = None
         self.bound = combinatorial_bound(problem)
+        self.interrupted = threading.Event()  # by the user
         self.exhausted = False  # proven that nothing valid exists
         self.phase = "start"
         self.history: list[tuple[int, float, float]] = []
@@ -101,7 +107,9 @@ class Search:
 
     @property
     def remaining_s(self) -> float:
-        """Search seconds left; inf without a limit."""
+        """Search seconds left; inf without a limit, none once interrupted."""
+        if self.interrupted.is_set():
+            return 0.0
         limit = self.budget.time_limit_s
         return np.inf if limit is None else limit - self.searched_s
 
@@ -127,10 +135,15 @@ class Search:
         limit = self.budget.samples
         return (
             self.exhausted
+            or self.interrupted.is_set()
             or self.is_proven
             or self.remaining_s <= 0
             or (limit is not None and self.samples >= limit)
         )
+
+    def open_pool(self, problem: Problem | None = None) -> SolverPool:
+        """A solver worker that holds this problem, or another one."""
+        return open_pool(self._pool, problem or self.problem)
 
     def start_clock(self) -> None:
         """Starts the search time, once; methods call it when their programs are compiled."""

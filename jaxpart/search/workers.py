@@ -82,7 +82,7 @@ class Workers:
     @property
     def _solver(self) -> SolverPool:
         if self._pool is None:
-            self._pool = SolverPool(self._search.problem)
+            self._pool = self._search.open_pool()
         return self._pool
 
     def __enter__(self) -> Workers:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from jaxpart.problem import FloatArray, IntArray, Problem
 from jaxpart.solver.batch import Batch, Repairs
-from jaxpart.solver.process import Worker, WorkerEndedError
+from jaxpart.solver.process import SolverWorker, Worker, WorkerEndedError
 from jaxpart.solver.repair import Outcome
 from jaxpart.solver.scip import Status
 
@@ -62,7 +62,7 @@ class SolverPool:
         self._tasks: queue.SimpleQueue[_Task | _Chunk | None] = queue.SimpleQueue()
         self._is_closed = threading.Event()
         self._lock = threading.Lock()  # between taking tasks and closing the pool
-        self._workers = [Worker(self._content, start_s) for _ in range(workers)]
+        self._workers = [self._new_worker(self._content, start_s) for _ in range(workers)]
         self._threads = [
             threading.Thread(target=self._serve, args=(worker,), daemon=True)
             for worker in self._workers
@@ -129,7 +129,7 @@ class SolverPool:
     @property
     def worker_ids(self) -> list[int]:
         """Process numbers of the workers that run now."""
-        return [w.process.pid for w in self._workers if w.process is not None]
+        return [w.worker_id for w in self._workers if w.worker_id is not None]
 
     def close(self) -> None:
         """Kills the workers; tasks that have not ended end with `Status.ERROR`. May be repeated."""
@@ -159,6 +159,9 @@ class SolverPool:
     ) -> None:
         self.close()
 
+    def _new_worker(self, content: bytes, start_s: float) -> SolverWorker:
+        return Worker(content, start_s)
+
     def _submit(self, name: str, time_limit_s: float, **arguments: Any) -> Future[Outcome]:
         arguments["time_limit_s"] = time_limit_s
         future: Future[Outcome] = Future()
@@ -173,7 +176,7 @@ class SolverPool:
             for task in tasks:
                 self._tasks.put(task)
 
-    def _serve(self, worker: Worker) -> None:
+    def _serve(self, worker: SolverWorker) -> None:
         """One worker's thread: starts it, hands it tasks, starts it again."""
         with contextlib.suppress(
             WorkerEndedError
@@ -189,7 +192,7 @@ class SolverPool:
                     outcome = Outcome(Status.ERROR, message=str(error))
                 task.future.set_result(outcome)
 
-    def _serve_chunk(self, worker: Worker, chunk: _Chunk) -> None:
+    def _serve_chunk(self, worker: SolverWorker, chunk: _Chunk) -> None:
         """Takes a worker's answers as they come; what it leaves goes back to the queue."""
         batch, rows, done = chunk.batch, chunk.rows, 0
         try:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 # The workers look for packages where this process does; they import nothing of its `__main__`.
 _COMMAND = "import sys; sys.path[:] = {path!r}; from jaxpart.solver.worker import main; main()"
@@ -23,6 +23,31 @@ class WorkerEndedError(Exception):
         """`hung`: whether it gave no answer in time."""
         super().__init__(message)
         self.hung = hung
+
+
+class SolverWorker(Protocol):
+    """What a pool needs of a worker, wherever that runs; `Worker` says what each part does."""
+
+    @property
+    def worker_id(self) -> int | None:
+        """Number of its process, if one runs."""
+        ...
+
+    def start(self) -> None:
+        """Gets it ready."""
+        ...
+
+    def run(self, message: bytes, patience_s: float, count: int) -> Iterator[Any]:
+        """The `count` answers to one message, as they come."""
+        ...
+
+    def close(self) -> None:
+        """Ends it, for good."""
+        ...
+
+    def discard(self) -> None:
+        """Frees what is left of it."""
+        ...
 
 
 class Worker:
@@ -45,6 +70,11 @@ class Worker:
         self._is_closed = False
         self._is_ready = False
         self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def worker_id(self) -> int | None:
+        """Number of the process that runs now, if any."""
+        return None if self.process is None else self.process.pid
 
     def start(self) -> None:
         """Starts a process, hands it the problem, and waits until it is ready.

@@ -43,12 +43,12 @@ def main() -> None:
     messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(sys.stdin.buffer, messages), daemon=True).start()
     problem: Problem = messages.get()
-    _import_solvers()
+    import_solvers()
     _write(outcomes, None)  # ready
     gc.freeze()  # the graph's many objects stay: no collection need look at them again
     while True:
         name, arguments = messages.get()
-        for outcome in _outcomes(problem, name, arguments):
+        for outcome in outcomes_of(problem, name, arguments):
             _write(outcomes, outcome)
 
 
@@ -61,7 +61,7 @@ def _listen(source: BinaryIO, messages: queue.SimpleQueue[Any]) -> None:
             os._exit(0)
 
 
-def _import_solvers() -> None:
+def import_solvers() -> None:
     """Before the first task, whose time limit should not pay for it."""
     import ortools.graph.python.max_flow  # noqa: F401
     import pyscipopt  # noqa: F401
@@ -72,7 +72,8 @@ def _write(target: BinaryIO, answer: Outcome | None) -> None:
     target.flush()
 
 
-def _outcomes(problem: Problem, name: str, arguments: dict[str, Any]) -> Iterator[Outcome]:
+def outcomes_of(problem: Problem, name: str, arguments: dict[str, Any]) -> Iterator[Outcome]:
+    """One outcome of a task; of a batch one for each candidate, as they come."""
     if name != BATCH:
         yield _run(problem, name, arguments)
         return
