@@ -10,13 +10,14 @@ from jaxpart.search.interrupt import deferred_interrupt
 
 
 def interrupt_when(condition, times=1):
-    """A progress callback that presses Ctrl-C."""
+    """A progress callback that presses Ctrl-C, the first time that the condition holds."""
     pressed = []
 
     def callback(progress):
-        if condition(progress) and len(pressed) < times:
+        if condition(progress) and not pressed:
             pressed.append(progress)
-            signal.raise_signal(signal.SIGINT)
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
 
     return callback
 
