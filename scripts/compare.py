@@ -50,6 +50,7 @@ def main() -> int:
     add("--time-limit", type=float, default=20.0, metavar="SECONDS")
     add("--seed", type=int, default=0)
     add("--json", metavar="FILE", type=Path, help="keep the rows here, and go on from them")
+    add("--results", metavar="FOLDER", type=Path, help="keep what was found, a file a pair")
     arguments = parser.parse_args()
     names = [*arguments.graphs, *(n for side in arguments.split for n in dataset.split(side))]
     if not names:
@@ -61,7 +62,10 @@ def main() -> int:
     for graph, mcm in pairs(names, arguments.mcm):
         row = rows.get(graph, mcm)
         if row is None:
-            row = run(graph, mcm, settings)
+            row, result = run(graph, mcm, settings)
+            if arguments.results is not None and result is not None:
+                arguments.results.mkdir(parents=True, exist_ok=True)
+                result.save(arguments.results / f"{graph.name}-{mcm.name}.result.json")
             rows.add(row)
         shown.append(row)
         print(_line(row), flush=True)
@@ -69,7 +73,7 @@ def main() -> int:
     return int(any(row["status"] == "nothing found" for row in shown))
 
 
-def run(graph: Graph, mcm: MCM, settings: dict[str, Any]) -> Row:
+def run(graph: Graph, mcm: MCM, settings: dict[str, Any]) -> tuple[Row, Result | None]:
     """One pair: what `partition` gives, and what the program order cut optimally gives."""
     from jaxpart.problem import Problem
     from jaxpart.search.engine import partition
@@ -91,9 +95,9 @@ def run(graph: Graph, mcm: MCM, settings: dict[str, Any]) -> Row:
             seed=settings["seed"],
         )
     except InfeasibleError as error:
-        return {**row, "status": "infeasible", "why": str(error)}
+        return {**row, "status": "infeasible", "why": str(error)}, None
     except NothingFoundError as error:
-        return {**row, "status": "nothing found", "why": str(error)}
+        return {**row, "status": "nothing found", "why": str(error)}, None
     row |= {
         "status": "proven" if result.gap is not None and result.gap <= 1e-4 else "valid",
         "baseline_s": result.baseline_s,
@@ -109,7 +113,7 @@ def run(graph: Graph, mcm: MCM, settings: dict[str, Any]) -> Row:
     order_s = program_order_s(problem, result.baseline_s)
     row["program_order_s"] = order_s
     row["headroom"] = order_s / result.lower_bound_s if order_s and result.lower_bound_s else None
-    return row
+    return row, result
 
 
 def program_order_s(problem: Problem, baseline_s: float | None) -> float | None:
