@@ -25,6 +25,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxpart.annealing.ensemble import ensemble_of, evaluated, temper
+from jaxpart.annealing.moves import Chains, single_sweep
+from jaxpart.annealing.price import energy_of
+from jaxpart.annealing.row import row_sweep
+from jaxpart.annealing.state import Moves, chip_graph_of, moves_of, tables_of
 from jaxpart.dataset import resolve
 from jaxpart.device import pad_assignments
 from jaxpart.environment import environment
@@ -32,12 +37,7 @@ from jaxpart.errors import InputError
 from jaxpart.files import write_whole
 from jaxpart.greedy import baseline
 from jaxpart.mcm import load_mcm
-from jaxpart.moves import Chains, single_sweep
-from jaxpart.moves_price import energy_of
-from jaxpart.moves_row import row_sweep
-from jaxpart.moves_state import Moves, chip_graph_of, moves_of, tables_of
 from jaxpart.problem import Problem
-from jaxpart.tempering import ensemble_of, evaluated, temper
 
 _SHARES = (1, 2, 4, 8)
 _WARM_SWEEPS = 20

@@ -10,14 +10,14 @@ import numpy as np
 import oracle
 from strategies import random_graph, random_mcm
 
+from jaxpart.annealing.ensemble import ensemble_of, temper
+from jaxpart.annealing.state import chip_graph_of, moves_of
 from jaxpart.cost import verify
 from jaxpart.device import pad_assignments
 from jaxpart.greedy import baseline
 from jaxpart.mcm import Constraints
-from jaxpart.moves_state import chip_graph_of, moves_of
 from jaxpart.problem import Problem
 from jaxpart.search.engine import partition
-from jaxpart.tempering import ensemble_of, temper
 
 LANES = 32
 

@@ -11,19 +11,15 @@ PACKAGE = Path(__file__).parents[1] / "jaxpart"
 
 # Lowest first. A package's name stands for everything in it that has no entry of its own.
 FLOORS = (
-    {"errors", "topological", "bitsets"},
+    {"errors", "topological"},
     {"files", "environment", "parallel"},
     {"graph", "mcm", "manifest"},
     {"problem", "structure"},
     {"lattice", "intervals"},
     {"ingest", "device", "exact", "rows"},
     {"dataset", "links"},
-    {"cost", "slicing", "probe", "ideals", "stages", "quotient", "greedy", "bound", "feasibility"},
-    {"packing", "moves_state"},
-    {"projection", "sampling", "moves_price"},
-    {"moves"},
-    {"moves_row"},
-    {"tempering"},
+    {"cost", "slicing", "probe", "ideals", "stages", "clusters", "greedy", "bound", "feasibility"},
+    {"projection", "sampling", "annealing"},
     {"verdicts", "result_file", "solver"},
     {"report"},
     {"picture"},

@@ -10,17 +10,24 @@ import oracle
 import pytest
 from strategies import random_graph, random_mcm
 
+from jaxpart.annealing.ensemble import evaluated, exchanged, matching
+from jaxpart.annealing.moves import (
+    Chains,
+    followers,
+    movable,
+    shift_sweep,
+    single_sweep,
+    taken_back,
+)
+from jaxpart.annealing.price import energy_of
+from jaxpart.annealing.row import row_sweep
+from jaxpart.annealing.state import chip_graph_of, moves_of, tables_of
 from jaxpart.cost import verify
 from jaxpart.device import pad_assignments
 from jaxpart.errors import InputError
 from jaxpart.exact import peak_bytes
 from jaxpart.mcm import Constraints
-from jaxpart.moves import Chains, followers, movable, shift_sweep, single_sweep, taken_back
-from jaxpart.moves_price import energy_of
-from jaxpart.moves_row import row_sweep
-from jaxpart.moves_state import chip_graph_of, moves_of, tables_of
 from jaxpart.problem import Problem
-from jaxpart.tempering import evaluated, exchanged, matching
 
 CHIPS, LANES, SHARE = 4, 8, 2
 EVERY = np.stack(np.meshgrid(*[np.arange(CHIPS)] * 6, indexing="ij")).reshape(6, -1)

@@ -5,13 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jaxpart.bitsets import members
-from jaxpart.cost import verify
-from jaxpart.graph import Graph, Node, Tensor
-from jaxpart.mcm import MCM, Chip
-from jaxpart.packing import grown, loosened
-from jaxpart.problem import Problem
-from jaxpart.quotient import (
+from jaxpart.clusters.bitsets import members
+from jaxpart.clusters.packing import grown, loosened
+from jaxpart.clusters.quotient import (
     Quotient,
     Weigher,
     labels_of,
@@ -20,6 +16,10 @@ from jaxpart.quotient import (
     topological,
     weigher_of,
 )
+from jaxpart.cost import verify
+from jaxpart.graph import Graph, Node, Tensor
+from jaxpart.mcm import MCM, Chip
+from jaxpart.problem import Problem
 from jaxpart.search.clusters import merit_of
 from jaxpart.search.engine import partition
 from tests.oracle import best, evaluate, has_no_triangle

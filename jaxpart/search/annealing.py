@@ -13,15 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxpart.annealing.ensemble import Ensemble, ensemble_of, temper
+from jaxpart.annealing.state import Moves, chip_graph_of, moves_of
 from jaxpart.device import pad_assignments
-from jaxpart.moves_state import Moves, chip_graph_of, moves_of
 from jaxpart.problem import IntArray
 from jaxpart.search.labels import anneal
 from jaxpart.search.orders import mutate, sorted_nodes, swept
 from jaxpart.search.proofs import program_order
 from jaxpart.search.starts import start_keys
 from jaxpart.search.state import Search
-from jaxpart.tempering import Ensemble, ensemble_of, temper
 
 # Chains; fewer where they are long.
 _MOST_CHAINS, _LEAST_CHAINS = 256, 32

@@ -17,9 +17,9 @@ from collections.abc import Generator
 import numpy as np
 
 from jaxpart import exact
-from jaxpart.packing import grown, loosened
+from jaxpart.clusters.packing import grown, loosened
+from jaxpart.clusters.quotient import Weigher, weigher_of
 from jaxpart.problem import FloatArray, IntArray, Problem
-from jaxpart.quotient import Weigher, weigher_of
 from jaxpart.search.state import Search
 
 # Fresh partitions that are grown before the best is improved, and steps without gain after which a

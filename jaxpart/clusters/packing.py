@@ -11,7 +11,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from jaxpart.bitsets import (
+from jaxpart.clusters.bitsets import (
     Words,
     add,
     below,
@@ -24,8 +24,7 @@ from jaxpart.bitsets import (
     union,
     unite,
 )
-from jaxpart.problem import IntArray
-from jaxpart.quotient import (
+from jaxpart.clusters.quotient import (
     Quotient,
     Weigher,
     copy_of,
@@ -34,6 +33,7 @@ from jaxpart.quotient import (
     quotient_of,
     reduce,
 )
+from jaxpart.problem import IntArray
 
 # The power of sizes that is summed to compare partitions: near the maximum, but it feels the rest.
 _POWER = 8

@@ -16,8 +16,7 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from jaxpart.cost import Costs, evaluate
-from jaxpart.moves import (
+from jaxpart.annealing.moves import (
     Chains,
     followers,
     movable,
@@ -27,9 +26,10 @@ from jaxpart.moves import (
     taken_back,
     uniform,
 )
-from jaxpart.moves_price import chip_energy, energy_of
-from jaxpart.moves_row import row_shift, row_sweep
-from jaxpart.moves_state import WORD, Moves, tables_of
+from jaxpart.annealing.price import chip_energy, energy_of
+from jaxpart.annealing.row import row_shift, row_sweep
+from jaxpart.annealing.state import WORD, Moves, tables_of
+from jaxpart.cost import Costs, evaluate
 
 # Temperatures, in energy: one stage as long as the unit counts 1.
 _HOTTEST, _COLDEST = 0.3, 1e-4

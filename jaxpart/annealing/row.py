@@ -22,9 +22,9 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from jaxpart.moves import Chains, next_noise, uniform
-from jaxpart.moves_price import over_capacity, powered, seconds_of
-from jaxpart.moves_state import Moves
+from jaxpart.annealing.moves import Chains, next_noise, uniform
+from jaxpart.annealing.price import over_capacity, powered, seconds_of
+from jaxpart.annealing.state import Moves
 
 
 @struct.dataclass

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from jaxpart.bitsets import (
+from jaxpart.clusters.bitsets import (
     Words,
     add,
     discard,

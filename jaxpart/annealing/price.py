@@ -11,7 +11,7 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from jaxpart.moves_state import WORD, Moves, Tables, chip_column
+from jaxpart.annealing.state import WORD, Moves, Tables, chip_column
 
 # Stages count by this power: the longest decides, and those close to it break ties.
 POWER = 16

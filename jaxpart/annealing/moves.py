@@ -5,7 +5,7 @@ the block's edges are read once and the labels of its neighbours are contiguous 
 Two kinds of sweeps:
 
 - single blocks, visited in random order; each chain picks one of the chips that the neighbours
-  leave (`moves_state`), prices the move and accepts it by Metropolis;
+  leave (`state`), prices the move and accepts it by Metropolis;
 - shifts between pairs of chips: blocks leave one chip for its partner in a topological order until
   a random load has moved (a cut point moves), or chosen blocks with all that must follow (a group
   moves). Pairs are disjoint, so that each is accepted or taken back by itself.
@@ -29,7 +29,7 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from jaxpart.moves_price import (
+from jaxpart.annealing.price import (
     allowed_chips,
     committed,
     energy_of,
@@ -38,7 +38,7 @@ from jaxpart.moves_price import (
     pick,
     seconds_of,
 )
-from jaxpart.moves_state import Moves, Tables
+from jaxpart.annealing.state import Moves, Tables
 
 
 @struct.dataclass
