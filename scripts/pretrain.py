@@ -2,11 +2,16 @@
 
   python scripts/pretrain.py runs/policy --minutes 45
   python scripts/pretrain.py runs/policy --minutes 45          again: goes on where it was
+  python scripts/pretrain.py runs/taught --teachers runs/results --minutes 45
   python scripts/pretrain.py runs/small --train a.json.gz b.json.gz --valid c.json.gz --steps 200
 
+With `--teachers` the first placement is fitted to partitions that a search has found (result files;
+`compare.py --split train --mcm mcm4 mcm8 mcm36 --results FOLDER` writes them), before PPO goes on.
+
 The folder gets training.csv (a row per task of a step), validation.csv (geometric mean of
-T_baseline / T after 256 samples on chip labels; step 0 is fresh weights), checkpoints, and
-pretrained.policy: the weights that were best on the validation graphs. Same seed, same device,
+T_baseline / T after 256 samples on chip labels and 256 on orders; step 0 is fresh weights, and once
+more what the teachers made of them), checkpoints, and pretrained.policy: the weights that were best
+on the validation graphs. Same seed, same device,
 same steps: same weights, interrupted or not.
 """
 
@@ -30,10 +35,12 @@ def main() -> int:
     add("--minutes", type=float, help="stop after so long, with a checkpoint")
     add("--seed", type=int, default=0)
     add("--modules", type=int, default=2, help="per training graph (default: %(default)s)")
+    add("--teachers", type=Path, metavar="FOLDER", help="result files of training graphs")
+    add("--epochs", type=int, default=60, help="over the teachers (default: %(default)s)")
     add("--train", nargs="+", default=[], metavar="GRAPH", help="default: the training split")
     add("--valid", nargs="+", default=[], metavar="GRAPH", help="default: the validation split")
     arguments = parser.parse_args()
-    for name in ("steps", "minutes", "modules"):
+    for name in ("steps", "minutes", "modules", "epochs"):
         value = getattr(arguments, name)
         if value is not None and value <= 0:
             parser.error(f"--{name} is {value}, expected more than 0")
@@ -55,6 +62,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
     from jaxpart.environment import keep_compiled
     from jaxpart.policy import pretraining
+    from jaxpart.policy.imitation import Lessons, read_examples
     from jaxpart.policy.training import Plan
 
     keep_compiled()
@@ -70,6 +78,8 @@ def _train(arguments: argparse.Namespace) -> int:
     )
     train_pairs = pretraining.pairs(train, run.modules, plan.seed)
     valid_pairs = pretraining.pairs(valid, run.modules, plan.seed + 1)
+    examples = read_examples(arguments.teachers, train) if arguments.teachers else {}
+    lessons = Lessons(seed=plan.seed, epochs=arguments.epochs)
     columns = (
         TextColumn("step {task.completed}/{task.total}"),
         BarColumn(),
@@ -84,7 +94,14 @@ def _train(arguments: argparse.Namespace) -> int:
             said = f"{rows[-1].task}: best {rows[-1].best:.3f}; validation {best:.4f}"
             progress.update(bar, completed=step, description=said.replace("[", r"\["))
 
-        path = pretraining.pretrain(train_pairs, valid_pairs, plan, run, report)
+        def taught(epoch, loss):
+            said = f"teachers, epoch {epoch + 1}/{lessons.epochs}: distance {loss:.5f}"
+            progress.update(bar, description=said)
+
+        path = pretraining.pretrain(
+            train_pairs, valid_pairs, plan, run, report,
+            examples=examples, lessons=lessons, taught=taught,
+        )  # fmt: skip
     print(f"written: {path}")
     return 0
 

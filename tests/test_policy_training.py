@@ -200,7 +200,7 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path):
     ("changes", "message"),
     [
         ({"version": 2}, "version is 2, expected 1"),
-        ({"features": 0}, "features is 0, expected 1"),
+        ({"features": 0}, "features is 0, expected 2"),
         ({"format": "other"}, "format is 'other', expected 'jaxpart-policy'"),
         ({"sizes": {"depth": 1}}, "depth"),
         ({"sizes": {**dataclasses.asdict(SIZES), "width": 32}}, "has shape"),

@@ -15,10 +15,11 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int
 
+from jaxpart.device import bucket_size
 from jaxpart.errors import InputError
 from jaxpart.problem import FloatArray, Problem
 
-VERSION = 1  # of the feature set; a checkpoint says which it was trained on
+VERSION = 2  # of the feature set; a checkpoint says which it was trained on
 OP_CLASSES = 16
 BASIS = 10  # columns of `Features.order_basis` and `Features.label_basis`
 _WAVES = 4
@@ -31,12 +32,15 @@ _MOST = 1e6
 
 @struct.dataclass
 class Features:
-    """Static inputs of the network, padded: N blocks, P pairs of blocks with an edge, C chips."""
+    """Static inputs of the network, padded: N blocks, P pairs with an edge, U uses, C chips."""
 
     node: Float[Array, "N F"]
     pair: Float[Array, "P D"]
     pair_from: Int[Array, " P"]  # padding runs from the last row to itself
     pair_to: Int[Array, " P"]
+    # Uses of weights with several: recurrent steps of one layer, which share no edge.
+    use_node: Int[Array, " U"]
+    use_weight: Int[Array, " U"]
     module: Float[Array, " G"]
     chip: Float[Array, "C H"]
     position: Float[Array, " N"]  # middle of the block's share of the load in program order, 0..1
@@ -107,6 +111,8 @@ def features(problem: Problem, rows: int, pairs: int) -> Features:
         axis=1,
     )
     node = np.concatenate([node, _op_classes(problem, load_s)], axis=1)
+    of_several = users[blocks.use_weight] > 1
+    uses = max(pairs, bucket_size(max(len(blocks.use_node), len(users)) + 1))
     program = np.arange(count)
     lags = [_ranks(asap, program) - program, _ranks(alap, program) - program]
     waves = [f(np.pi * k * position) / k for k in range(1, _WAVES + 1) for f in (np.sin, np.cos)]
@@ -118,6 +124,8 @@ def features(problem: Problem, rows: int, pairs: int) -> Features:
         pair=_padded(_log(pair_bytes / blocks.mcm.link_bandwidth / chip_s)[:, None], pairs),
         pair_from=_padded(ends[:, 0], pairs, rows - 1),
         pair_to=_padded(ends[:, 1], pairs, rows - 1),
+        use_node=_padded(blocks.use_node[of_several], uses, rows - 1),
+        use_weight=_padded(blocks.use_weight[of_several], uses, uses - 1),
         module=_padded(_module(blocks, chip_s), _MODULE_FIGURES),
         chip=_padded(_chips(blocks), blocks.num_chips),
         position=_padded(position, rows),

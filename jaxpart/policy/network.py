@@ -5,8 +5,8 @@ chips, so that one set of weights serves any graph on any module. Chips enter by
 (c + 1/2) / C, and what they are.
 
 The heads start at zero. With fresh weights the policy is then its prior: it shifts the last
-placement (at first: labels by the load before each node, priorities by program order) along fixed
-directions and adds noise (`rollout`). What is learned is the difference.
+placement (at first: by the load before each node in program order) along fixed directions and adds
+noise (`rollout`). What is learned is the difference, the first placement included.
 
 Graph attention: Velickovic et al. (ICLR 2018), with the dynamic scores of Brody et al. (ICLR 2022).
 """
@@ -17,6 +17,7 @@ import dataclasses
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import jraph
 from flax import struct
@@ -26,6 +27,7 @@ from jaxpart.policy.features import BASIS, Features
 
 PLACEMENT = 8  # columns of what the network is told of the last placement
 _WAVES = 4
+_EDGE = 1e-3  # how near to either end of the module the prior places a block
 _SPREAD = 1.5  # the most that a head may scale noise, as a power of e
 
 
@@ -54,8 +56,9 @@ class Moves:
 
 @struct.dataclass
 class Proposal:
-    """What the network says: moves of node priorities, moves of labels, and scores of chips."""
+    """What the network says: where to start, how to move from there, and scores of chips."""
 
+    first: Float[Array, " N"]  # where each block stands in the module, 0..1, before any placement
     orders: Moves
     labels: Moves
     scores: Float[Array, "N C"]
@@ -90,7 +93,7 @@ class Policy(nn.Module):
         )
         real = features.is_real[:, None]
         for _ in range(self.sizes.layers):
-            graph = graph._replace(nodes=Layer(self.sizes)(graph, real))
+            graph = graph._replace(nodes=Layer(self.sizes)(graph, real, features))
         h = nn.LayerNorm()(graph.nodes)
 
         zero = nn.initializers.zeros
@@ -100,7 +103,10 @@ class Policy(nn.Module):
         keys = nn.Dense(width)(chip)  # [C, width]
         scores = nn.Dense(width, kernel_init=zero)(h) @ keys.T
         assert scores.shape == (rows, chips)
+        prior = jnp.clip(features.position, _EDGE, 1 - _EDGE)
+        turn = nn.Dense(1, kernel_init=zero)(h)[:, 0]
         return Proposal(
+            first=jax.nn.sigmoid(jnp.log(prior) - jnp.log1p(-prior) + turn),
             orders=_moves(orders, features.order_basis),
             labels=_moves(labels, features.label_basis),
             scores=scores,
@@ -117,12 +123,14 @@ def propose(
 
 
 class Layer(nn.Module):
-    """Attention along the edges, attention against them, a view of all; then a dense block."""
+    """Attention along and against the edges, users of the same weights, a view of all; a block."""
 
     sizes: Sizes
 
     @nn.compact
-    def __call__(self, graph: jraph.GraphsTuple, real: Float[Array, "N 1"]) -> Float[Array, "N W"]:
+    def __call__(
+        self, graph: jraph.GraphsTuple, real: Float[Array, "N 1"], features: Features
+    ) -> Float[Array, "N W"]:
         """The new node embeddings; those of padding mean nothing and reach no other."""
         width = self.sizes.width
         # jraph's annotations allow more than what `Policy` puts there.
@@ -134,7 +142,9 @@ class Layer(nn.Module):
         ahead = _attend(self.sizes, x, edges, senders, receivers)
         back = _attend(self.sizes, x, edges, receivers, senders)
         everywhere = jnp.sum(x * real, axis=0, keepdims=True) / jnp.maximum(jnp.sum(real), 1.0)
-        seen = jnp.concatenate([x, ahead, back], axis=1)
+        alike = _mean_of(features.use_node, features.use_weight, x, len(features.use_weight))
+        alike = _mean_of(features.use_weight, features.use_node, alike, x.shape[0])
+        seen = jnp.concatenate([x, ahead, back, alike], axis=1)
         h = h + nn.gelu(nn.Dense(width)(seen) + nn.Dense(width)(everywhere))
         return h + nn.Dense(width)(nn.gelu(nn.Dense(width)(nn.LayerNorm()(h))))
 
@@ -155,6 +165,15 @@ def _attend(
     weights: Any = jraph.segment_softmax(logits, targets, num_segments=rows)
     by_head = seen.reshape(pairs, sizes.heads, -1) * weights[:, :, None]
     return jraph.segment_sum(by_head.reshape(pairs, sizes.width), targets, num_segments=rows)
+
+
+def _mean_of(
+    sources: Int[Array, " U"], targets: Int[Array, " U"], x: Float[Array, "S W"], count: int
+) -> Float[Array, "T W"]:
+    """Each target's mean over its sources; 0 without any."""
+    total = jraph.segment_sum(x[sources], targets, num_segments=count)
+    number = jraph.segment_sum(jnp.ones(len(sources)), targets, num_segments=count)
+    return total / jnp.maximum(number, 1.0)[:, None]
 
 
 def _moves(parts: Float[Array, "N M"], basis: Float[Array, "N R"]) -> Moves:

@@ -19,8 +19,8 @@ from jaxtyping import Array, Bool, Float
 
 from jaxpart.policy.actions import Actions, Decoder, LogProbs, log_probs
 from jaxpart.policy.features import Features
-from jaxpart.policy.network import Sizes, propose
-from jaxpart.policy.rollout import Params, State
+from jaxpart.policy.network import Sizes
+from jaxpart.policy.rollout import Params, State, proposed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,10 +89,10 @@ def ppo_loss(
 
     The mean is over a sample's nodes first: each sample counts once, whether it moved four or all.
     """
-    proposal = propose(params, sizes, transition.features, transition.state.seen)
+    proposal, order, position = proposed(params, sizes, transition.features, transition.state)
     is_order = decoder == "orders"
     moves = proposal.orders if is_order else proposal.labels
-    base = transition.state.order if is_order else transition.state.position
+    base = order if is_order else position
     real = transition.features.is_real > 0
     now, entropy = log_probs(decoder, base, moves, proposal.scores, transition.actions, real)
     shared, was = transition.actions.shared, transition.log_prob

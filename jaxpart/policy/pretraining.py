@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from jaxpart.feasibility import why_infeasible
 from jaxpart.graph import Graph
 from jaxpart.greedy import baseline
 from jaxpart.policy import checkpoint
+from jaxpart.policy.imitation import Example, Lessons, imitate
 from jaxpart.policy.modules import CHIPS, draw_module
 from jaxpart.policy.rollout import Task, initial_params
 from jaxpart.policy.training import Learner, Plan, Row, advance, begin, score
@@ -65,6 +67,10 @@ def pretrain(
     plan: Plan,
     run: Run,
     report: Callable[[int, Sequence[Row], float], None] = lambda step, rows, best: None,
+    *,
+    examples: Mapping[str, Example] | None = None,
+    lessons: Lessons | None = None,
+    taught: Callable[[int, float], None] = lambda epoch, loss: None,
 ) -> Path:
     """Trains, or goes on where `run.folder` has a run; gives the file of the selected policy.
 
@@ -72,6 +78,9 @@ def pretrain(
 
     Args:
       report: called after each step with its rows and the best validation score so far.
+      examples: partitions that the first placement is fitted to before the first step.
+      lessons: how.
+      taught: called after each epoch of that with its number and the mean squared distance.
 
     Raises:
       TrainingError: figures that are none; the folder keeps the last good checkpoint.
@@ -79,7 +88,8 @@ def pretrain(
     """
     folder = run.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    _check_same(folder, plan, train, valid)
+    lessons = lessons or Lessons(seed=plan.seed)
+    _check_same(folder, _stated(plan, train, valid, examples or {}, lessons))
     tasks: dict[str, Task] = {}
     started = time.monotonic()
 
@@ -87,6 +97,11 @@ def pretrain(
         if name not in tasks:
             tasks[name] = Task.build(train[name] if name in train else valid[name])
         return tasks[name]
+
+    def validate(learner: Learner) -> float:
+        reached = score(learner.params, plan, [task(name) for name in sorted(valid)])
+        _append(folder / VALIDATION, ["step", "score"], [[learner.step, reached]])
+        return reached
 
     with ocp.CheckpointManager(
         folder / "checkpoints", options=ocp.CheckpointManagerOptions(max_to_keep=2)
@@ -97,9 +112,14 @@ def pretrain(
         if manager.latest_step() is not None:
             held = _restored(manager, held)
         else:
-            fresh = score(learner.params, plan, [task(name) for name in sorted(valid)])
-            held = dataclasses.replace(held, best_score=fresh)
-            _append(folder / VALIDATION, ["step", "score"], [[0, fresh]])
+            for file in (LOG, VALIDATION):  # of a run that was stopped before its first checkpoint
+                (folder / file).unlink(missing_ok=True)
+            held = dataclasses.replace(held, best_score=validate(held.learner))
+            if examples:
+                params = imitate(learner.params, plan.sizes, examples, lessons, taught)
+                held = dataclasses.replace(held, learner=begin(plan, params))
+                held = _selected(held, validate(held.learner))
+            _save(manager, dataclasses.replace(held, seconds=time.monotonic() - started))
         for file in (LOG, VALIDATION):
             _cut(folder / file, held.learner.step)
         while held.learner.step < run.steps:
@@ -110,10 +130,7 @@ def pretrain(
             held = dataclasses.replace(held, learner=learner)
             _append(folder / LOG, _ALL_ROWS, [list(dataclasses.astuple(row)) for row in rows])
             if learner.step % run.validate_every == 0:
-                reached = score(learner.params, plan, [task(name) for name in sorted(valid)])
-                _append(folder / VALIDATION, ["step", "score"], [[learner.step, reached]])
-                if reached > held.best_score:
-                    held = dataclasses.replace(held, best_params=learner.params, best_score=reached)
+                held = _selected(held, validate(learner))
             if learner.step % run.save_every == 0:
                 seconds = held.seconds + time.monotonic() - started
                 _save(manager, dataclasses.replace(held, seconds=seconds))
@@ -143,6 +160,13 @@ class _Held:
             "best_score": np.array(self.best_score),
             "seconds": np.array(self.seconds),
         }
+
+
+def _selected(held: _Held, reached: float) -> _Held:
+    """With the learner's weights as the best, if they score better."""
+    if reached <= held.best_score:
+        return held
+    return dataclasses.replace(held, best_params=held.learner.params, best_score=reached)
 
 
 def _chosen(names: list[str], plan: Plan, step: int) -> list[str]:
@@ -185,11 +209,25 @@ def _write_policy(folder: Path, held: _Held, plan: Plan, run: Run, seconds: floa
     return path
 
 
-def _check_same(
-    folder: Path, plan: Plan, train: dict[str, Problem], valid: dict[str, Problem]
-) -> None:
+def _stated(
+    plan: Plan,
+    train: dict[str, Problem],
+    valid: dict[str, Problem],
+    examples: Mapping[str, Example],
+    lessons: Lessons,
+) -> str:
+    """All that makes a run what it is, as text."""
+    lines = [str(plan), str(sorted(train)), str(sorted(valid))]
+    if examples:
+        digest = hashlib.sha256()
+        for name in sorted(examples):
+            digest.update(name.encode() + examples[name].assignment.astype("<i4").tobytes())
+        lines += [str(lessons), f"{len(examples)} examples, sha256 {digest.hexdigest()}"]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _check_same(folder: Path, stated: str) -> None:
     """A folder is for one plan on the same pairs: going on with another would be neither run."""
-    stated = f"{plan}\n{sorted(train)}\n{sorted(valid)}\n"
     path = folder / "plan.txt"
     if path.exists() and path.read_text() != stated:
         raise InputError(

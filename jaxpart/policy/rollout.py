@@ -36,7 +36,7 @@ from jaxpart.policy.actions import (
     order_keys,
 )
 from jaxpart.policy.features import Features, features
-from jaxpart.policy.network import PLACEMENT, Policy, Sizes, propose
+from jaxpart.policy.network import PLACEMENT, Policy, Proposal, Sizes, propose
 from jaxpart.problem import Problem
 from jaxpart.sampling import fix, sample
 from jaxpart.search.orders import order_by, ranks_of
@@ -49,8 +49,13 @@ _NEVER = -1e3  # log-probability of what must not be drawn
 
 @struct.dataclass
 class State:
-    """The placement that a round starts from; N rows of blocks."""
+    """The best placement so far; N rows of blocks.
 
+    Round 0 starts from where the network would place each block, round 1 from program order, all
+    others from here.
+    """
+
+    round: Int[Array, ""]
     bottleneck_s: Float[Array, ""]  # inf: nothing valid yet
     order: Float[Array, " N"]  # the place of each block in the order
     position: Float[Array, " N"]  # where each block stands in the module, 0..1
@@ -109,12 +114,9 @@ class Task:
     @property
     def start(self) -> State:
         """Nothing placed yet: program order, and chips by the load that comes before."""
-        rows = self.blocks.padded_nodes
-        order = jnp.arange(rows, dtype=jnp.float32)
-        position = self.features.position
-        seen = jnp.zeros((rows, PLACEMENT)).at[:, 0].set(position)
-        seen = seen.at[:, 1].set(order / self.blocks.num_nodes)
-        return State(jnp.float32(jnp.inf), order, position, seen * self.features.is_real[:, None])
+        order = jnp.arange(self.blocks.padded_nodes, dtype=jnp.float32)
+        seen = _seen_first(self.features)
+        return State(jnp.int32(0), jnp.float32(jnp.inf), order, self.features.position, seen)
 
 
 @struct.dataclass
@@ -152,7 +154,7 @@ def play(
     )  # fmt: skip
     actions, log_prob = drawn.actions, drawn.log_prob
     if decoder == "orders":
-        orders = order_by(task.blocks, order_keys(state.order, actions))
+        orders = order_by(task.blocks, order_keys(drawn.base, actions))
         peaks = jnp.broadcast_to(task.peak_bytes, (batch, task.peak_bytes.shape[0]))
         _, chips = slice_orders(task.blocks, orders, peaks, task.window)
         assignments = chips[task.block_of]
@@ -163,10 +165,11 @@ def play(
         else:
             labels = actions.taken[task.block_of].astype(task.device.switches.chip_dtype)
             assignments = fix(task.device, labels)
-        order = jnp.broadcast_to(state.order[:, None], (state.order.shape[0], batch))
+        order = jnp.broadcast_to(drawn.order[:, None], (drawn.order.shape[0], batch))
     costs = evaluate(task.device, assignments)
     chips = assignments[task.first_node]
     after = _advance(state, chips, order, costs, task.device, task.features.is_real)
+    after = dataclasses.replace(after, round=state.round + 1)
     return Batch(actions, log_prob, assignments, costs, after)
 
 
@@ -182,6 +185,8 @@ def advanced(task: Task, state: State, assignments: Int[Array, "V B"], costs: Co
 
 @struct.dataclass
 class _Drawn:
+    base: Float[Array, " N"]  # order or position
+    order: Float[Array, " N"]
     actions: Actions
     log_prob: LogProbs
     scores: Float[Array, "N C B"] | None  # log-probabilities, for `sample`
@@ -200,12 +205,12 @@ def act(
     decoder: Decoder,
 ) -> _Drawn:
     """Draws actions of a batch and says how probable each node's was."""
-    proposal = propose(params, sizes, features, state.seen)
+    proposal, order, position = proposed(params, sizes, features, state)
     moves = proposal.orders if decoder == "orders" else proposal.labels
-    base = state.order if decoder == "orders" else state.position
+    base = order if decoder == "orders" else position
     shared_key, node_key = jax.random.split(key)
     shared = draw_shared(
-        shared_key, state.order, moves, count, features.chip.shape[0],
+        shared_key, order, moves, count, features.chip.shape[0],
         batch=batch, decoder=decoder,
     )  # fmt: skip
     if decoder == "orders":
@@ -218,7 +223,32 @@ def act(
         scores = jnp.where(shared.moves[:, None], scores, kept)
     real = features.is_real > 0
     log_prob, _ = log_probs(decoder, base, moves, proposal.scores, actions, real)
-    return _Drawn(actions, log_prob, scores)
+    return _Drawn(base, order, actions, log_prob, scores)
+
+
+def proposed(
+    params: Params, sizes: Sizes, features: Features, state: State
+) -> tuple[Proposal, Float[Array, " N"], Float[Array, " N"]]:
+    """What the network says in this round; the order and the positions that it moves away from."""
+    rows = features.is_real.shape[0]
+    program = jnp.arange(rows, dtype=jnp.float32)
+    seen = jnp.where(state.round < 2, _seen_first(features), state.seen)
+    proposal = propose(params, sizes, features, seen)
+    own = jnp.where(features.is_real > 0, proposal.first, 2.0)  # padding stays behind
+    own_order = ranks_of(jnp.argsort(own, stable=True)[None].astype(jnp.int32))[0]
+    choices = [own_order.astype(jnp.float32), program, state.order]
+    order = jnp.select([state.round == 0, state.round == 1], choices[:2], choices[2])
+    starts = [proposal.first, features.position]
+    position = jnp.select([state.round == 0, state.round == 1], starts, state.position)
+    return proposal, order, position
+
+
+def _seen_first(features: Features) -> Float[Array, "N 8"]:
+    """What the network is told while nothing is placed: program order, by load."""
+    order = jnp.arange(features.position.shape[0]) / features.is_real.sum()
+    seen = jnp.zeros((features.position.shape[0], PLACEMENT))
+    seen = seen.at[:, 0].set(features.position).at[:, 1].set(order)
+    return seen * features.is_real[:, None]
 
 
 @jax.jit
@@ -242,6 +272,6 @@ def _advance(
     place = order[:, b]
     told = [position, place / is_real.sum(), jnp.ones_like(position), *(f[chip] for f in figures)]
     seen = jnp.stack(told, axis=1) * is_real[:, None]
-    better = State(best_s, place, position, seen)
+    better = State(state.round, best_s, place, position, seen)
     is_better = best_s < state.bottleneck_s
     return jax.tree.map(lambda new, old: jnp.where(is_better, new, old), better, state)
