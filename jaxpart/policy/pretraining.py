@@ -28,6 +28,9 @@ from jaxpart.problem import Problem
 
 LOG = "training.csv"
 VALIDATION = "validation.csv"
+# Shapes whose programs stay compiled: those of one take about 3,000 memory maps, and Linux gives a
+# process 65,530. The compilation cache on disk, where it is on, makes coming back cheap.
+_SHAPES = 14
 _TRIES = 8  # modules drawn until one has a baseline
 _ALL_ROWS = [field.name for field in dataclasses.fields(Row)]
 
@@ -91,6 +94,7 @@ def pretrain(
     lessons = lessons or Lessons(seed=plan.seed)
     _check_same(folder, _stated(plan, train, valid, examples or {}, lessons))
     tasks: dict[str, Task] = {}
+    programs = _Programs()
     started = time.monotonic()
 
     def task(name: str) -> Task:
@@ -99,7 +103,9 @@ def pretrain(
         return tasks[name]
 
     def validate(learner: Learner) -> float:
-        reached = score(learner.params, plan, [task(name) for name in sorted(valid)])
+        reached = score(
+            learner.params, plan, programs.admit([task(name) for name in sorted(valid)])
+        )
         _append(folder / VALIDATION, ["step", "score"], [[learner.step, reached]])
         return reached
 
@@ -116,7 +122,9 @@ def pretrain(
                 (folder / file).unlink(missing_ok=True)
             held = dataclasses.replace(held, best_score=validate(held.learner))
             if examples:
+                programs.clear()
                 params = imitate(learner.params, plan.sizes, examples, lessons, taught)
+                programs.clear()
                 held = dataclasses.replace(held, learner=begin(plan, params))
                 held = _selected(held, validate(held.learner))
             _save(manager, dataclasses.replace(held, seconds=time.monotonic() - started))
@@ -126,7 +134,8 @@ def pretrain(
             if run.minutes is not None and time.monotonic() - started > 60 * run.minutes:
                 break
             chosen = _chosen(names, plan, held.learner.step)
-            learner, rows = advance(held.learner, plan, chosen, [task(name) for name in chosen])
+            tasks_of_step = programs.admit([task(name) for name in chosen])
+            learner, rows = advance(held.learner, plan, chosen, tasks_of_step)
             held = dataclasses.replace(held, learner=learner)
             _append(folder / LOG, _ALL_ROWS, [list(dataclasses.astuple(row)) for row in rows])
             if learner.step % run.validate_every == 0:
@@ -140,6 +149,32 @@ def pretrain(
         if manager.latest_step() != held.learner.step:
             _save(manager, dataclasses.replace(held, seconds=seconds))
         return _write_policy(folder, held, plan, run, seconds)
+
+
+class _Programs:
+    """Compiled programs, forgotten before there are too many."""
+
+    def __init__(self) -> None:
+        self._shapes: set[Any] = set()
+
+    def admit(self, tasks: list[Task]) -> list[Task]:
+        """The tasks, when there is room for their programs."""
+        shapes = {_shape_of(task) for task in tasks}
+        if self._shapes and len(self._shapes | shapes) > _SHAPES:
+            self.clear()
+        self._shapes |= shapes
+        return tasks
+
+    def clear(self) -> None:
+        """Forgets all of them."""
+        jax.clear_caches()
+        self._shapes.clear()
+
+
+def _shape_of(task: Task) -> tuple[Any, ...]:
+    """What tasks that share their programs have in common."""
+    arrays = jax.tree.leaves((task.device, task.blocks, task.features))
+    return (task.device.switches, task.window, *(array.shape for array in arrays))
 
 
 @dataclasses.dataclass(frozen=True)
