@@ -40,6 +40,16 @@ def ends(process_id):
     return False
 
 
+def test_workers_give_way_by_the_niceness_asked_for():
+    problem = deep_graph_with_little_memory()
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    for niceness in (0, 3):
+        with SolverPool(problem, niceness=niceness) as pool:
+            pool.repair(np.minimum(np.arange(60) // 12, 3), time_limit_s=PATIENCE_S).result()
+            found = [os.getpriority(os.PRIO_PROCESS, worker) for worker in pool.worker_ids]
+        assert found == [min(own + niceness, 19)]
+
+
 def test_the_pool_answers_as_a_call_does():
     problem = deep_graph_with_little_memory()
     y = np.minimum(np.arange(60) // 12, 3)

@@ -6,8 +6,10 @@ as everything is. Starts come from the program order cut optimally, or whatever 
 
 from __future__ import annotations
 
+import concurrent.futures
+import itertools
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 import jax
 import jax.numpy as jnp
@@ -49,37 +51,88 @@ def annealing(search: Search) -> Generator[None]:
         search.notes.append(f"annealing by moves: {reason}; labels are annealed instead")
         yield from anneal(search)
         return
+    for _ in _rounds(search, is_beside=False):
+        yield
+
+
+def annealing_beside(search: Search) -> Generator[bool]:
+    """Tempers chains from the best of all methods, in turn with them.
+
+    Yields whether it has to wait: for a first valid partition, or, under a time limit, for its
+    program, which is compiled in a thread while the others work. Ends where moves cannot work.
+    """
+    problem = search.problem
+    if problem.mcm.topology == "mesh" or problem.num_chips < 2:
+        return
+    while search.best is None:
+        if search.budget.time_limit_s is None:
+            return
+        yield True
+    yield from _rounds(search, is_beside=search.budget.time_limit_s is not None)
+
+
+def _rounds(search: Search, *, is_beside: bool) -> Generator[bool]:
+    """Chains from the best partition, again and again."""
+    problem = search.problem
+    assert search.best is not None
     search.enter("annealing")
     rng, key = np.random.default_rng(search.seed), jax.random.key(search.seed)
-    round_number = 0
-    while True:
+    for number in itertools.count():
         moves = moves_of(problem, chip_graph_of(problem, search.best, rng))
-        orders = _orders(search, moves, jax.random.fold_in(key, 2 * round_number))
-        yield from _tempered(search, moves, orders, jax.random.fold_in(key, 2 * round_number + 1))
-        round_number += 1
+        orders = _orders(search, moves, jax.random.fold_in(key, 2 * number))
+        run_key = jax.random.fold_in(key, 2 * number + 1)
+        yield from _tempered(search, moves, orders, run_key, is_beside=is_beside)
 
 
-def _tempered(search: Search, moves: Moves, orders: jax.Array, key: jax.Array) -> Generator[None]:
-    """Chains from the best partition, until they gain no more."""
+def _tempered(
+    search: Search, moves: Moves, orders: jax.Array, key: jax.Array, *, is_beside: bool
+) -> Generator[bool]:
+    """Chains from the best partition, until they gain no more or another method has gained."""
     assert search.best is not None
-    ensemble = ensemble_of(_repeated(search, moves, search.best), jax.random.fold_in(key, 0))
+    start = search.best
+    ensemble = ensemble_of(_repeated(search, moves, start), jax.random.fold_in(key, 0))
     unit_s = jnp.float32(search.best_s)
-    with search.compiling():
+
+    def compiled() -> None:
         jax.block_until_ready(temper(moves, ensemble, orders, key, unit_s, jnp.int32(0)))
+
+    if is_beside:
+        yield from _in_thread(compiled)
+    else:
+        with search.compiling():
+            compiled()
     search.start_clock()
     sweeps, stale, run = _SWEEPS, 0, 0
-    while stale < _PATIENCE:
+    while stale < _PATIENCE and search.best is start:
         run += 1
         start_s, before = time.perf_counter(), ensemble
         run_key = jax.random.fold_in(key, run)
         ensemble = temper(moves, before, orders, run_key, unit_s, jnp.int32(sweeps))
         priced = float(ensemble.priced) - float(before.priced)
         search.samples += int(priced) + sweeps * ensemble.labels.shape[1]
-        stale = 0 if _offered(search, moves, ensemble) else stale + 1
+        stale += 1
+        if _offered(search, moves, ensemble):
+            stale, start = 0, search.best
         if search.budget.time_limit_s is not None:
             per_sweep_s = (time.perf_counter() - start_s) / sweeps
             sweeps = int(np.clip(_RUN_S / per_sweep_s, 1, min(2 * sweeps, _MOST_SWEEPS)))
-        yield
+        yield False
+
+
+def _in_thread(work: Callable[[], None]) -> Generator[bool]:
+    """Yields True until the work is done.
+
+    Raises:
+      Exception: what the work raised.
+    """
+    executor = concurrent.futures.ThreadPoolExecutor(1)
+    try:
+        done = executor.submit(work)
+        while not done.done():
+            yield True
+        done.result()
+    finally:
+        executor.shutdown(wait=False)
 
 
 def _offered(search: Search, moves: Moves, ensemble: Ensemble) -> bool:

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 
 import numpy as np
 
+from jaxpart.search.annealing import annealing_beside
 from jaxpart.search.clusters import cluster_search
 from jaxpart.search.interval_proofs import IntervalProofs
 from jaxpart.search.orders import slice_search
 from jaxpart.search.proofs import has_many_ideals, ideals, program_order
-from jaxpart.search.prover import Prover, is_small
-from jaxpart.search.state import Search
+from jaxpart.search.prover import Prover
+from jaxpart.search.state import Search, is_small
 from jaxpart.search.workers import Workers
 
-# By how much of the time each method that shares it is ahead of the next: the later ones have
-# programs to compile, and long steps.
-_HEAD_START = 0.3
+# Shares of the time (of so many steps, without a limit):
+_STEPS = 100.0
+# that each method lets pass before it begins: the later ones have programs to compile, long steps,
+# or want a good partition to start from;
+_LATER = {"clusters": 0.0, "annealing": 0.1, "slicing": 0.15}
+# that a gain of a power of e pays for, and that may be ahead at most;
+_WORTH = 5.0
+_MOST_CREDIT = 0.1
+# that a method which has to wait falls behind the others.
+_WAIT = 0.01
 
 # Where the integer program is small, searches rest after a step without gain for so many times what
 # it took.
@@ -31,8 +40,9 @@ def auto(search: Search) -> Generator[None]:
     Without a time limit the solver only repairs, so that the same seed gives the same answer.
 
     Where ideals are few, the second step proves the optimum and the search is over. Elsewhere
-    orders evolve and clusters grow, whichever has paid more lately, while SCIP repairs what memory
-    forbids and polishes the best, and CP-SAT works on what could still be better: a proof.
+    clusters grow, chains of moves are tempered and orders evolve, whichever has paid more lately,
+    while SCIP repairs what memory forbids and polishes the best, and CP-SAT works on what could
+    still be better: a proof.
     """
     # Fewest chips and nothing sent: the best where transfers cost more than they save.
     search.samples += 1
@@ -56,7 +66,8 @@ def auto(search: Search) -> Generator[None]:
             yield
         gives_way = is_small(search.problem)
         best_s, began_s = search.best_s, time.perf_counter()
-        for _ in in_turn(search, {"clusters": clusters, "slicing": slicing}):
+        methods = {"clusters": clusters, "annealing": annealing_beside(search), "slicing": slicing}
+        for _ in in_turn(search, methods):
             workers.repair_promising()
             if not (gives_way and prover.is_solving):
                 workers.polish_best()
@@ -78,25 +89,36 @@ def _give_way(prover: Prover, seconds: float) -> Generator[None]:
         yield
 
 
-def in_turn(search: Search, methods: dict[str, Generator[None]]) -> Generator[None]:
+def in_turn(search: Search, methods: Mapping[str, Generator[bool | None]]) -> Generator[None]:
     """Steps of several methods: next is always the one that has gone the least time without gain.
 
-    So a method that gains goes on, and those that do not share the time evenly. Without a time
-    limit steps are counted instead of seconds, so that the same seed gives the same answer.
+    Gains pay for the time that they took, as far as they go (`_WORTH`). So a method that gains goes
+    on, and those that do not share the time evenly; one that yields True waits behind the others.
+    Without a time limit steps are counted instead of seconds, so that the same seed gives the same
+    answer.
     """
     limit_s = search.budget.time_limit_s
     is_timed = limit_s is not None
-    idle = {name: _HEAD_START * (limit_s or 0.0) * place for place, name in enumerate(methods)}
+    whole = limit_s if is_timed else _STEPS
+    idle = {name: _LATER[name] * whole for name in methods}
     while idle:
         name = min(idle, key=idle.__getitem__)
         search.enter(name)
         start_s, best_s = time.perf_counter(), search.best_s
         try:
-            next(methods[name])
+            is_waiting = next(methods[name])
         except StopIteration:
             del idle[name]
             continue
-        idle[name] += time.perf_counter() - start_s if is_timed else 1.0
+        others = [spent for other, spent in idle.items() if other != name]
+        if is_waiting:
+            if not others:
+                time.sleep(_POLL_S)
+            idle[name] = max(idle[name], min(others, default=0.0) + _WAIT * whole)
+        else:
+            idle[name] += time.perf_counter() - start_s if is_timed else 1.0
         if search.best_s < best_s:
-            idle[name] = 0.0
+            gain = math.log(best_s / search.best_s) if best_s < math.inf else 1.0
+            idle[name] -= _WORTH * whole * gain
+            idle[name] = max(idle[name], min(others, default=0.0) - _MOST_CREDIT * whole)
         yield

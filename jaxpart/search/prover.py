@@ -9,8 +9,7 @@ from types import TracebackType
 import numpy as np
 
 from jaxpart.bound import Bound
-from jaxpart.problem import Problem
-from jaxpart.search.state import Search
+from jaxpart.search.state import Search, is_small
 from jaxpart.solver.pool import SolverPool
 from jaxpart.solver.prove import Prover as Prove
 from jaxpart.solver.repair import Outcome
@@ -21,8 +20,6 @@ from jaxpart.solver.scip import Status
 _SHARES = {"fewer chips": 0.4, "superblocks": 0.4}
 # Above this gap the program is not about to close it.
 _WIDE = 1.01
-# Blocks x chips of a small program.
-_SMALL_BITS = 6000
 _FOREVER_S = 1e6
 # Of the time that is left, how much a slice may take: its outcome must be home before the end.
 _SHARE = 0.95
@@ -36,11 +33,6 @@ _FEW = 0.75
 _ROOM = 1.1
 REDUCTION, SUPERBLOCKS, _FEWER = "reduction", "superblocks", "fewer chips"
 PROGRAM = "integer program, CP-SAT"
-
-
-def is_small(problem: Problem) -> bool:
-    """Whether the integer program finds and proves more in a second than other searches."""
-    return problem.num_blocks * problem.num_chips <= _SMALL_BITS
 
 
 class Prover:

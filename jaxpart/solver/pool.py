@@ -47,6 +47,7 @@ class SolverPool:
         *,
         grace_s: float = _GRACE_S,
         start_s: float = _START_S,
+        niceness: int = 0,
     ) -> None:
         """Starts the workers in the background.
 
@@ -55,6 +56,7 @@ class SolverPool:
           workers: number of processes, one task each at a time.
           grace_s: seconds beyond its time limit after which a task's worker is killed.
           start_s: seconds after which a worker that does not get ready is killed.
+          niceness: by how much processes of this machine give way to others.
         """
         self._problem = problem
         self._content = pickle.dumps(problem, pickle.HIGHEST_PROTOCOL)
@@ -62,6 +64,7 @@ class SolverPool:
         self._tasks: queue.SimpleQueue[_Task | _Chunk | None] = queue.SimpleQueue()
         self._is_closed = threading.Event()
         self._lock = threading.Lock()  # between taking tasks and closing the pool
+        self._niceness = niceness
         self._workers = [self._new_worker(self._content, start_s) for _ in range(workers)]
         self._threads = [
             threading.Thread(target=self._serve, args=(worker,), daemon=True)
@@ -160,7 +163,7 @@ class SolverPool:
         self.close()
 
     def _new_worker(self, content: bytes, start_s: float) -> SolverWorker:
-        return Worker(content, start_s)
+        return Worker(content, start_s, self._niceness)
 
     def _submit(self, name: str, time_limit_s: float, **arguments: Any) -> Future[Outcome]:
         arguments["time_limit_s"] = time_limit_s

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 # The workers look for packages where this process does; they import nothing of its `__main__`.
-_COMMAND = "import sys; sys.path[:] = {path!r}; from jaxpart.solver.worker import main; main()"
+_COMMAND = (
+    "import sys; sys.path[:] = {path!r}; from jaxpart.solver.worker import main; main({niceness})"
+)
 # Starts in a row that may fail: processes that are killed from outside before they are ready.
 _STARTS = 5
 
@@ -57,13 +59,15 @@ class Worker:
       process: the one that runs now, if any.
     """
 
-    def __init__(self, content: bytes, start_s: float) -> None:
+    def __init__(self, content: bytes, start_s: float, niceness: int = 0) -> None:
         """Starts nothing yet.
 
         Args:
           content: the pickled problem.
           start_s: seconds after which a process that is not ready counts as hung.
+          niceness: by how much the process gives way to others.
         """
+        self._niceness = niceness
         self._content = content
         self._start_s = start_s
         self._lock = threading.Lock()  # between starting a process and closing the pool
@@ -137,7 +141,11 @@ class Worker:
             self.discard()
             try:
                 self.process = subprocess.Popen(
-                    [sys.executable, "-c", _COMMAND.format(path=sys.path)],
+                    [
+                        sys.executable,
+                        "-c",
+                        _COMMAND.format(path=sys.path, niceness=self._niceness),
+                    ],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     start_new_session=True,

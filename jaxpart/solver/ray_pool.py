@@ -34,14 +34,16 @@ def check_pool(kind: str) -> None:
         raise InputError("pool 'ray' needs Ray, which is not installed: pip install 'jaxpart[ray]'")
 
 
-def open_pool(kind: str, problem: Problem, workers: int = 1) -> SolverPool:
-    """A pool on this machine or on Ray.
+def open_pool(kind: str, problem: Problem, workers: int = 1, *, niceness: int = 0) -> SolverPool:
+    """A pool on this machine, whose processes give way to others by `niceness`, or on Ray.
 
     Raises:
       InputError: as `check_pool`.
     """
     check_pool(kind)
-    return RayPool(problem, workers) if kind == "ray" else SolverPool(problem, workers)
+    if kind == "ray":
+        return RayPool(problem, workers)
+    return SolverPool(problem, workers, niceness=niceness)
 
 
 class RayPool(SolverPool):
@@ -51,7 +53,7 @@ class RayPool(SolverPool):
     that ends with this process; a program that has called `ray.init` keeps its own.
     """
 
-    def __init__(self, problem: Problem, workers: int = 1, **patience: float) -> None:
+    def __init__(self, problem: Problem, workers: int = 1, **patience: Any) -> None:
         """As `SolverPool`.
 
         Raises:

@@ -32,12 +32,17 @@ TASKS: dict[str, Callable[..., Outcome]] = {
 BATCH = "repair_batch"  # [B, N] candidates, [N], [B, N] or no weights
 
 
-def main() -> None:
+def main(niceness: int = 0) -> None:
     """Reads the problem, says None when ready, then reads tasks (name, keyword arguments) and
     writes an outcome for each.
 
     Of a batch of repairs, an outcome for each candidate as soon as it is there.
+
+    Args:
+      niceness: by how much to give way to other processes, where the system knows that.
     """
+    if hasattr(os, "nice"):
+        os.nice(niceness)
     outcomes = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not end up among the outcomes
     messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
