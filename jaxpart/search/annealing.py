@@ -6,10 +6,10 @@ as everything is. Starts come from the program order cut optimally, or whatever 
 
 from __future__ import annotations
 
-import concurrent.futures
 import itertools
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jaxpart.annealing.ensemble import Ensemble, ensemble_of, temper
 from jaxpart.annealing.state import Moves, chip_graph_of, moves_of
 from jaxpart.device import pad_assignments
 from jaxpart.problem import IntArray
+from jaxpart.search.beside import in_thread
 from jaxpart.search.labels import anneal
 from jaxpart.search.orders import mutate, sorted_nodes, swept
 from jaxpart.search.proofs import program_order
@@ -73,66 +74,67 @@ def annealing_beside(search: Search) -> Generator[bool]:
 
 def _rounds(search: Search, *, is_beside: bool) -> Generator[bool]:
     """Chains from the best partition, again and again."""
-    problem = search.problem
     assert search.best is not None
     search.enter("annealing")
     rng, key = np.random.default_rng(search.seed), jax.random.key(search.seed)
     for number in itertools.count():
-        moves = moves_of(problem, chip_graph_of(problem, search.best, rng))
-        orders = _orders(search, moves, jax.random.fold_in(key, 2 * number))
-        run_key = jax.random.fold_in(key, 2 * number + 1)
-        yield from _tempered(search, moves, orders, run_key, is_beside=is_beside)
+        start = search.best
+
+        def prepared(start: IntArray = start, number: int = number) -> _Run:
+            run = _prepared(search, start, rng, jax.random.fold_in(key, number))
+            jax.block_until_ready(temper(*run, jnp.int32(0)))
+            return run
+
+        if is_beside:
+            run = yield from in_thread(prepared)
+        else:
+            with search.compiling():
+                run = prepared()
+        search.start_clock()
+        yield from _tempered(search, run, start)
 
 
-def _tempered(
-    search: Search, moves: Moves, orders: jax.Array, key: jax.Array, *, is_beside: bool
-) -> Generator[bool]:
-    """Chains from the best partition, until they gain no more or another method has gained."""
-    assert search.best is not None
-    start = search.best
-    ensemble = ensemble_of(_repeated(search, moves, start), jax.random.fold_in(key, 0))
-    unit_s = jnp.float32(search.best_s)
+class _Run(NamedTuple):
+    """The arguments of `temper` but the last."""
 
-    def compiled() -> None:
-        jax.block_until_ready(temper(moves, ensemble, orders, key, unit_s, jnp.int32(0)))
+    moves: Moves
+    ensemble: Ensemble
+    orders: jax.Array
+    key: jax.Array
+    unit_s: jax.Array
 
-    if is_beside:
-        yield from _in_thread(compiled)
-    else:
-        with search.compiling():
-            compiled()
-    search.start_clock()
-    sweeps, stale, run = _SWEEPS, 0, 0
-    while stale < _PATIENCE and search.best is start:
-        run += 1
-        start_s, before = time.perf_counter(), ensemble
-        run_key = jax.random.fold_in(key, run)
-        ensemble = temper(moves, before, orders, run_key, unit_s, jnp.int32(sweeps))
+
+def _prepared(search: Search, start: IntArray, rng: np.random.Generator, key: jax.Array) -> _Run:
+    """Chains that start from a partition."""
+    keys = jax.random.split(key, 3)
+    moves = moves_of(search.problem, chip_graph_of(search.problem, start, rng))
+    ensemble = ensemble_of(_repeated(search, moves, start), keys[0])
+    orders = _orders(search, moves, keys[1])
+    return _Run(moves, ensemble, orders, keys[2], jnp.float32(search.best_s))
+
+
+def _tempered(search: Search, chains: _Run, start: IntArray) -> Generator[bool]:
+    """Tempers chains until they gain no more or another method has a better partition."""
+    sweeps, stale = _SWEEPS, 0
+    best: IntArray | None = start
+    for run in itertools.count(1):
+        if stale >= _PATIENCE or search.best is not best:
+            return
+        start_s, before = time.perf_counter(), chains.ensemble
+        run_key = jax.random.fold_in(chains.key, run)
+        ensemble = temper(
+            chains.moves, before, chains.orders, run_key, chains.unit_s, jnp.int32(sweeps)
+        )
+        chains = chains._replace(ensemble=ensemble)
         priced = float(ensemble.priced) - float(before.priced)
         search.samples += int(priced) + sweeps * ensemble.labels.shape[1]
         stale += 1
-        if _offered(search, moves, ensemble):
-            stale, start = 0, search.best
+        if _offered(search, chains.moves, ensemble):
+            stale, best = 0, search.best
         if search.budget.time_limit_s is not None:
             per_sweep_s = (time.perf_counter() - start_s) / sweeps
             sweeps = int(np.clip(_RUN_S / per_sweep_s, 1, min(2 * sweeps, _MOST_SWEEPS)))
         yield False
-
-
-def _in_thread(work: Callable[[], None]) -> Generator[bool]:
-    """Yields True until the work is done.
-
-    Raises:
-      Exception: what the work raised.
-    """
-    executor = concurrent.futures.ThreadPoolExecutor(1)
-    try:
-        done = executor.submit(work)
-        while not done.done():
-            yield True
-        done.result()
-    finally:
-        executor.shutdown(wait=False)
 
 
 def _offered(search: Search, moves: Moves, ensemble: Ensemble) -> bool:

@@ -12,6 +12,7 @@ from jaxpart.search.annealing import annealing_beside
 from jaxpart.search.clusters import cluster_search
 from jaxpart.search.interval_proofs import IntervalProofs
 from jaxpart.search.orders import slice_search
+from jaxpart.search.policy import policy_beside
 from jaxpart.search.proofs import has_many_ideals, ideals, program_order
 from jaxpart.search.prover import Prover
 from jaxpart.search.state import Search, is_small
@@ -21,7 +22,7 @@ from jaxpart.search.workers import Workers
 _STEPS = 100.0
 # that each method lets pass before it begins: the later ones have programs to compile, long steps,
 # or want a good partition to start from;
-_LATER = {"clusters": 0.0, "annealing": 0.1, "slicing": 0.15}
+_LATER = {"clusters": 0.0, "policy": 0.05, "annealing": 0.1, "slicing": 0.15}
 # that a gain of a power of e pays for, and that may be ahead at most;
 _WORTH = 5.0
 _MOST_CREDIT = 0.1
@@ -31,6 +32,8 @@ _WAIT = 0.01
 # Where the integer program is small, searches rest after a step without gain for so many times what
 # it took.
 _REST = 3.0
+# For that share of the time: what the program has not closed by then, searches may.
+_SOLVER_FIRST = 0.4
 _POLL_S = 0.05
 
 
@@ -64,10 +67,15 @@ def auto(search: Search) -> Generator[None]:
         for _ in ideals(search):
             prover.step()
             yield
-        gives_way = is_small(search.problem)
         best_s, began_s = search.best_s, time.perf_counter()
-        methods = {"clusters": clusters, "annealing": annealing_beside(search), "slicing": slicing}
+        methods = {
+            "clusters": clusters,
+            "policy": policy_beside(search),
+            "annealing": annealing_beside(search),
+            "slicing": slicing,
+        }
         for _ in in_turn(search, methods):
+            gives_way = is_small(search.problem) and search.spent < _SOLVER_FIRST
             workers.repair_promising()
             if not (gives_way and prover.is_solving):
                 workers.polish_best()

@@ -7,6 +7,7 @@ whoever found it: a sample, the solver's repair of one, or the partition to star
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Callable, Generator
 from typing import Any, Literal
@@ -21,13 +22,16 @@ from jaxpart.policy import checkpoint, ppo
 from jaxpart.policy.actions import Decoder
 from jaxpart.policy.checkpoint import Trained
 from jaxpart.policy.network import Sizes
-from jaxpart.policy.rollout import Mode, State, Task, advanced, initial_params, play
+from jaxpart.policy.rollout import Batch, Mode, State, Task, advanced, initial_params, play
+from jaxpart.search.beside import in_thread
 from jaxpart.search.state import Method, Search
 from jaxpart.search.workers import Workers
 
 # One batch of this many samples a round; the first rounds do not learn.
 BATCH = 64
 ZERO_SHOT = 1024  # samples
+# Beyond this many blocks a step takes seconds.
+MOST_BLOCKS = 5000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,11 +85,7 @@ def with_policy(
     def method(search: Search) -> Generator[None]:
         search.enter("policy")
         task = Task.build(search.problem)
-        if trained is None:
-            sizes = Sizes()
-            params: Any = initial_params(sizes, task, search.seed)
-        else:
-            sizes, params = trained.sizes, trained.params
+        params, sizes = _weights(trained, task, search.seed)
         opt_state = ppo.optimizer(use.settings).init(params)
         state, key, step, own = task.start, jax.random.key(search.seed), 0, 0
         with Workers(search) as workers:
@@ -118,6 +118,52 @@ def with_policy(
                 yield
 
     return method
+
+
+def policy_beside(search: Search) -> Generator[bool]:
+    """Zero-shot samples on labels from the best of all methods, in turn with them.
+
+    Yields whether it has to wait: under a time limit its programs are compiled in a thread while
+    the others work. Ends at once with the policy `none`, and on graphs too large for a step to be
+    short.
+
+    Raises:
+      InputError: no such policy, or a damaged one.
+    """
+    if search.policy == NO_POLICY or search.problem.num_blocks > MOST_BLOCKS:
+        return
+    trained, _ = named(search.policy)
+
+    def prepared() -> tuple[Task, Any, Sizes]:
+        task = Task.build(search.problem)
+        params, sizes = _weights(trained, task, search.seed)
+        made = _played(task, params, sizes, task.start, jax.random.key(0))
+        jax.block_until_ready(_joined(search, task, made.after))
+        return task, params, sizes
+
+    if search.budget.time_limit_s is not None:
+        task, params, sizes = yield from in_thread(prepared)
+    else:
+        with search.compiling():
+            task, params, sizes = prepared()
+    search.start_clock()
+    state, key = task.start, jax.random.key(search.seed)
+    for step in itertools.count():
+        made = _played(task, params, sizes, state, jax.random.fold_in(key, step))
+        search.offer_batch(made.assignments, made.costs)
+        state = _joined(search, task, made.after)
+        yield False
+
+
+def _played(task: Task, params: Any, sizes: Sizes, state: State, key: jax.Array) -> Batch:
+    return play(params, sizes, task, state, key, batch=BATCH, decoder="labels", mode="fix")
+
+
+def _weights(trained: Trained | None, task: Task, seed: int) -> tuple[Any, Sizes]:
+    """The trained weights, or fresh ones, with their sizes."""
+    if trained is None:
+        return initial_params(Sizes(), task, seed), Sizes()
+    return trained.params, trained.sizes
 
 
 def _decoder(use: Use, step: int) -> Decoder:
