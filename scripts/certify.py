@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from pairs import Row, Rows, by_module_and_class, class_of, pairs
 
 from jaxpart import dataset
+from jaxpart.environment import keep_compiled
 from jaxpart.errors import InfeasibleError, InputError, NothingFoundError
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def main() -> int:
     add("--seed", type=int, default=0)
     add("--out", type=Path, default=_OUT, metavar="FILE")
     arguments = parser.parse_args()
+    keep_compiled()
     try:
         names = [
             *arguments.graphs,

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from pairs import Row, Rows, by_module_and_class, class_of, pairs
 
 from jaxpart import dataset
+from jaxpart.environment import keep_compiled
 from jaxpart.errors import InfeasibleError, InputError, NothingFoundError
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def main() -> int:
     add("--json", metavar="FILE", type=Path, help="keep the rows here, and go on from them")
     add("--results", metavar="FOLDER", type=Path, help="keep what was found, a file a pair")
     arguments = parser.parse_args()
+    keep_compiled()
     names = [*arguments.graphs, *(n for side in arguments.split for n in dataset.split(side))]
     if not names:
         parser.error("expected a GRAPH or --split")

@@ -1,5 +1,6 @@
 """Settings of all tests."""
 
+import signal
 from pathlib import Path
 
 import hypothesis
@@ -16,3 +17,6 @@ hypothesis.settings.load_profile("jaxpart")
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".jax_cache"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+# A shell starts what runs in its background with Ctrl-C ignored, and so do its children.
+signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -86,7 +86,7 @@ def _rounds(search: Search, *, is_beside: bool) -> Generator[bool]:
             return run
 
         if is_beside:
-            run = yield from in_thread(prepared)
+            run = yield from in_thread(prepared, compiles=number == 0)
         else:
             with search.compiling():
                 run = prepared()

@@ -22,7 +22,7 @@ from jaxpart.search.workers import Workers
 _STEPS = 100.0
 # that each method lets pass before it begins: the later ones have programs to compile, long steps,
 # or want a good partition to start from;
-_LATER = {"clusters": 0.0, "policy": 0.05, "annealing": 0.1, "slicing": 0.15}
+_LATER = {"clusters": 0.0, "annealing": 0.05, "policy": 0.1, "slicing": 0.15}
 # that a gain of a power of e pays for, and that may be ahead at most;
 _WORTH = 5.0
 _MOST_CREDIT = 0.1
@@ -70,8 +70,8 @@ def auto(search: Search) -> Generator[None]:
         best_s, began_s = search.best_s, time.perf_counter()
         methods = {
             "clusters": clusters,
-            "policy": policy_beside(search),
             "annealing": annealing_beside(search),
+            "policy": policy_beside(search),
             "slicing": slicing,
         }
         for _ in in_turn(search, methods):

@@ -142,7 +142,7 @@ def policy_beside(search: Search) -> Generator[bool]:
         return task, params, sizes
 
     if search.budget.time_limit_s is not None:
-        task, params, sizes = yield from in_thread(prepared)
+        task, params, sizes = yield from in_thread(prepared, compiles=True)
     else:
         with search.compiling():
             task, params, sizes = prepared()
