@@ -11,28 +11,39 @@ the greedy baseline. On labels every sample is made valid by the same procedures
 what memory forbids; on orders every sample is an order cut optimally. A study that was stopped goes
 on. Pairs without a baseline have no improvement and are left out, and named as such in the file.
 
-Tables are geometric means of T_baseline / T after so many samples: over all pairs, and over those
-with headroom (program order cut optimally / lower bound) above 1.02.
+Tables (on the console, and beside the JSON) are geometric means of T_baseline / T after so many
+samples: over all pairs, and over those with headroom (program order cut optimally / the best lower
+bound of five seconds) above 1.02.
+
+`--methods` also takes what is left of zero-shot without one part: one-round (no refinement),
+sample-mode, no-solver (labels made valid, but for memory), as-drawn (labels as they are: how often
+is anything valid?); and no-attention, scratch without the layers that look at neighbours.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
-import statistics
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from compare import program_order_s
+from transfer_figures import METHODS, draw, tables
 
 from jaxpart.errors import InputError, JaxpartError
 
-METHODS = ("random", "annealing", "fresh", "scratch", "zero-shot", "fine-tuned")
-CHECKPOINTS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
-HEADROOM = 1.02
+if TYPE_CHECKING:
+    from jaxpart.problem import Problem
+
+# What parts are worth: the policy as it is used, and without one of them. Labels only.
+ABLATIONS = ("one-round", "sample-mode", "no-solver", "as-drawn", "no-attention")
+_BOUND_S = 5.0  # of wall time, for the lower bound of a pair
 QUICK = ("rnnsearch", "tree-lstm", "gnmt", "inception-v3")
 
 
@@ -45,12 +56,13 @@ def main() -> int:
     add("--graphs", nargs="+", metavar="GRAPH", help="default: the test split and bert-large")
     add("--mcm", nargs="+", metavar="NAME_OR_TOML", help="default: mcm8 mcm36 mcm64 mesh6x6")
     add("--decoders", nargs="+", choices=("labels", "orders"), default=["labels", "orders"])
-    add("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    add("--methods", nargs="+", choices=[*METHODS, *ABLATIONS], default=list(METHODS))
     add("--policy", default=None, metavar="NAME_OR_FILE", help="default: the shipped one")
     add("--samples", type=int, help="per run (default: 10240 labels, 2048 orders)")
     add("--seeds", type=int, default=3)
     add("--quick", action="store_true")
     add("--out", type=Path, help="default: data/benchmarks/transfer.json, or transfer-quick.json")
+    add("--picture", type=Path, metavar="FILE", help="of the means against samples")
     arguments = parser.parse_args()
     try:
         return _study(arguments)
@@ -101,11 +113,15 @@ def _study(arguments: argparse.Namespace) -> int:
             if key in pairs[pair]["runs"]:
                 continue
             run = _run(problem, _method(decoder, method, trained), samples[decoder], seed)
+            run |= {"method": method, "seed": seed}
             pairs[pair]["runs"][key] = run
             print(f"{pair:<32} {key:<24} {run['final']:.4f} {run['seconds']:6.1f} s", flush=True)
             write_whole(out, json.dumps(document, indent=1).encode())
-    for decoder in arguments.decoders:
-        print("\n".join(_tables(document, decoder)))
+    lines = [line for decoder in arguments.decoders for line in tables(document, decoder)]
+    print("\n".join(lines))
+    write_whole(out.with_suffix(".txt"), "\n".join([*lines, ""]).lstrip().encode())
+    if arguments.picture is not None:
+        draw(document, arguments.picture)
     return 0
 
 
@@ -119,31 +135,25 @@ def _begin(out: Path, settings: dict[str, Any], environment: dict[str, Any]) -> 
     return {"settings": settings, "environment": environment, "pairs": {}}
 
 
-def _about(problem: Any) -> dict[str, Any]:
+def _about(problem: Problem) -> dict[str, Any]:
     """Baseline, headroom and the bound that it is measured against."""
-    from jaxpart.bound import combinatorial_bound
     from jaxpart.feasibility import why_infeasible
-    from jaxpart.ideals import list_prefixes, solve
     from jaxpart.result import baseline_of
+    from jaxpart.solver.bounds import best_bound
 
     about: dict[str, Any] = {"baseline_s": None, "headroom": None, "runs": {}}
     if why_infeasible(problem) is not None:
         return about
     baseline_s = baseline_of(problem)
-    bound = combinatorial_bound(problem)
-    outcome = None
-    if baseline_s is not None:
-        outcome = solve(problem, list_prefixes(problem), baseline_s, span=True)
-    order_s = None
-    if outcome is not None and outcome.assignment is not None:
-        order_s = min(outcome.bottleneck_s, baseline_s or float("inf"))
+    order_s = program_order_s(problem, baseline_s) or baseline_s
+    bound = best_bound(problem, _BOUND_S, order_s)
     about |= {"baseline_s": baseline_s, "bound_s": bound.seconds, "bound": bound.method}
-    order_s = order_s or baseline_s
     about["headroom"] = order_s / bound.seconds if order_s and bound.seconds else None
     return about
 
 
 def _method(decoder: str, method: str, trained: Any) -> Callable[[Any], Iterable[None]]:
+    from jaxpart.policy.network import Sizes
     from jaxpart.search.labels import anneal, random
     from jaxpart.search.orders import slice_search
     from jaxpart.search.policy import Use, with_policy
@@ -154,7 +164,16 @@ def _method(decoder: str, method: str, trained: Any) -> Callable[[Any], Iterable
         return anneal if decoder == "labels" else slice_search
     learn_after = {"scratch": 0, "fine-tuned": 1024 if decoder == "labels" else 256}.get(method)
     use = Use(decoder, learn_after=learn_after, solver=decoder == "labels")  # pyright: ignore
-    return with_policy(trained if method in ("zero-shot", "fine-tuned") else None, use)
+    changes: dict[str, dict[str, Any]] = {
+        "one-round": {"refines": False},
+        "sample-mode": {"mode": "sample"},
+        "no-solver": {"solver": False},
+        "as-drawn": {"solver": False, "mode": "none"},
+        "no-attention": {"learn_after": 0, "sizes": Sizes(layers=0)},
+    }
+    use = dataclasses.replace(use, **changes.get(method, {}))
+    is_fresh = method in ("fresh", "scratch", "no-attention")
+    return with_policy(None if is_fresh else trained, use)
 
 
 def _random_orders(search: Any) -> Generator[None]:
@@ -198,50 +217,15 @@ def _run(problem: Any, method: Any, samples: int, seed: int) -> dict[str, Any]:
                     break
     except JaxpartError as error:
         search.notes.append(str(error))
-    reached = {}
-    for count in CHECKPOINTS:
-        if count > samples:
-            break
-        best = [t for n, _, t in search.history if n <= count]
-        reached[str(count)] = baseline_s / min(best, default=baseline_s)
     return {
         "final": baseline_s / search.best_s,
         "samples": search.samples,
+        "valid": search.valid,
         "search_s": search.searched_s,
         "seconds": time.perf_counter() - start_s,
-        "reached": reached,
         "history": [[n, round(s, 3), baseline_s / t] for n, s, t in search.history],
         "notes": search.notes,
     }
-
-
-def _tables(document: dict[str, Any], decoder: str) -> list[str]:
-    """Improvement against samples, over all pairs and over those with headroom."""
-    pairs = {k: v for k, v in document["pairs"].items() if v["runs"]}
-    wide = {k: v for k, v in pairs.items() if (v["headroom"] or 9) > HEADROOM}
-    lines = []
-    for title, chosen in (("all pairs", pairs), (f"headroom > {HEADROOM}", wide)):
-        lines += ["", f"{decoder}, {title} ({len(chosen)}): T_baseline / T after so many samples"]
-        counts = [c for c in CHECKPOINTS if c <= document["settings"]["samples"][decoder]]
-        head = "".join(f"{count:>9}" for count in counts)
-        lines.append(f"{'method':<12}{head}{'final':>9}{'spread':>8}")
-        for method in METHODS:
-            runs = [
-                [run for key, run in pair["runs"].items() if key.startswith(f"{decoder}/{method}/")]
-                for pair in chosen.values()
-            ]
-            runs = [of_pair for of_pair in runs if of_pair]
-            if not runs:
-                continue
-            every = [run for of_pair in runs for run in of_pair]
-            mean = statistics.geometric_mean
-            cells = "".join(f"{mean(r['reached'][str(c)] for r in every):>9.4f}" for c in counts)
-            by_seed = [mean(r["final"] for r in of_seed) for of_seed in zip(*runs, strict=False)]
-            spread = statistics.pstdev(by_seed)
-            lines.append(
-                f"{method:<12}{cells}{mean(r['final'] for r in every):>9.4f}{spread:>8.4f}"
-            )
-    return lines
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ from jaxpart.search.orders import order_by, ranks_of
 from jaxpart.slicing import slice_orders, window_for
 
 Params = Any  # the network's weights, a pytree
-Mode = Literal["fix", "sample"]  # how labels are made valid
+Mode = Literal["fix", "sample", "none"]  # how labels are made valid, if they are
 _NEVER = -1e3  # log-probability of what must not be drawn
 
 
@@ -164,7 +164,7 @@ def play(
             assignments = sample(task.device, solve_key, drawn.scores[task.block_of], batch)
         else:
             labels = actions.taken[task.block_of].astype(task.device.switches.chip_dtype)
-            assignments = fix(task.device, labels)
+            assignments = labels if mode == "none" else fix(task.device, labels)
         order = jnp.broadcast_to(drawn.order[:, None], (drawn.order.shape[0], batch))
     costs = evaluate(task.device, assignments)
     chips = assignments[task.first_node]

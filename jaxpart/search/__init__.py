@@ -2,14 +2,14 @@
 
 # What each method is, for `--help`; `engine.IMPLEMENTATIONS` has the code.
 METHODS: dict[str, str] = {
-    "auto": "the default: all of slice, clusters, ideals and the solver, until proven optimal",
+    "auto": "the default: ideals, then searches in turn beside the solvers, until proven",
     "greedy": "the compiler's heuristic that improvements are measured against",
     "slice": "optimal cuts of node orders, with evolution over the orders",
     "clusters": "groups grown from single nodes, side by side where the graph branches",
     "ideals": "exact dynamic program over the graph's down-sets, where they are few",
     "exact": "integer program, warm-started by cuts and clusters; for small graphs",
     "random": "the paper's random search: uniform samples made valid",
-    "policy": "a graph-attention network proposes moves and learns on the graph (none is shipped)",
+    "policy": "a graph-attention network proposes moves and learns on the graph",
     "annealing": "moves of blocks, groups and cut points, in parallel chains at many temperatures",
     "anneal": "the paper's simulated annealing: changed labels made valid",
 }

@@ -43,6 +43,8 @@ class Use:
     learn_after: int | None = ZERO_SHOT  # samples without learning first; None: never learn
     settings: ppo.Settings = dataclasses.field(default_factory=ppo.Settings)
     solver: bool = True  # whether SCIP repairs what memory forbids
+    refines: bool = True  # whether rounds go on from the best so far, or all begin anew
+    sizes: Sizes = dataclasses.field(default_factory=Sizes)  # of fresh weights
 
 
 NO_POLICY = "none"
@@ -85,7 +87,7 @@ def with_policy(
     def method(search: Search) -> Generator[None]:
         search.enter("policy")
         task = Task.build(search.problem)
-        params, sizes = _weights(trained, task, search.seed)
+        params, sizes = _weights(trained, task, search.seed, use.sizes)
         opt_state = ppo.optimizer(use.settings).init(params)
         state, key, step, own = task.start, jax.random.key(search.seed), 0, 0
         with Workers(search) as workers:
@@ -112,7 +114,8 @@ def with_policy(
                         params, opt_state = ppo.apply_gradients(
                             params, opt_state, [gradient], use.settings
                         )
-                state = _joined(search, task, made.after)
+                if use.refines:
+                    state = _joined(search, task, made.after)
                 step += 1
                 keep(Trained(params, sizes, {}))
                 yield
@@ -159,10 +162,13 @@ def _played(task: Task, params: Any, sizes: Sizes, state: State, key: jax.Array)
     return play(params, sizes, task, state, key, batch=BATCH, decoder="labels", mode="fix")
 
 
-def _weights(trained: Trained | None, task: Task, seed: int) -> tuple[Any, Sizes]:
+def _weights(
+    trained: Trained | None, task: Task, seed: int, fresh: Sizes | None = None
+) -> tuple[Any, Sizes]:
     """The trained weights, or fresh ones, with their sizes."""
     if trained is None:
-        return initial_params(Sizes(), task, seed), Sizes()
+        sizes = fresh or Sizes()
+        return initial_params(sizes, task, seed), sizes
     return trained.params, trained.sizes
 
 

@@ -68,6 +68,7 @@ class Search:
         self._pool = pool  # where solvers run
         self.seed = seed
         self.samples = 0
+        self.valid = 0  # of the samples that came in batches
         self.best: IntArray | None = None
         self.best_costs: Costs | None = None
         # The last best that was found elsewhere, for methods to work on: whoever sees another one
@@ -209,6 +210,7 @@ class Search:
         """Screens a device batch [padded N, B] by its float32 costs and verifies its best few."""
         self.samples += assignments.shape[1]
         valid, bottleneck = np.asarray(costs.valid), np.asarray(costs.bottleneck_s)
+        self.valid += int(valid.sum())
         self.promising = None
         if bottleneck[~valid].min(initial=np.inf) < self.best_s:
             self.promising = (assignments, costs)
