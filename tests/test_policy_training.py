@@ -3,7 +3,9 @@
 import csv
 import dataclasses
 import functools
+import itertools
 import json
+from contextlib import closing
 from typing import Any
 
 import jax
@@ -18,11 +20,14 @@ from jaxpart.graph import Graph, Node, Tensor
 from jaxpart.mcm import load_mcm
 from jaxpart.policy import checkpoint, ppo, pretraining, training
 from jaxpart.policy.actions import LogProbs, log_probs
-from jaxpart.policy.network import propose
+from jaxpart.policy.network import Sizes, propose
 from jaxpart.policy.pretraining import LOG, VALIDATION, Run, pairs, pretrain
 from jaxpart.policy.rollout import Task, initial_params, play
 from jaxpart.policy.training import Plan, TrainingError
 from jaxpart.problem import Problem
+from jaxpart.search import policy
+from jaxpart.search.policy import BATCH, Use, with_policy
+from jaxpart.search.state import Budget, Search
 
 PLAN = Plan(seed=1, tasks=2, rounds=2, learned=1, batch=8, order_share=0.0, sizes=SIZES)
 
@@ -69,6 +74,54 @@ def test_rollouts_keep_the_rules_and_report_exact_costs(decoder, mode):
     assert exact.valid.all()
     np.testing.assert_allclose(made.costs.bottleneck_s, exact.bottleneck_s, rtol=1e-5)
     assert made.after.bottleneck_s == made.costs.bottleneck_s.min()
+
+
+def test_labels_may_be_costed_as_they_are_drawn():
+    drawn, mended = round_of("labels", "none"), round_of("labels", "fix")
+
+    count = task().problem.num_nodes
+    labels = np.asarray(drawn.actions.taken[task().block_of])[:count]
+    np.testing.assert_array_equal(np.asarray(drawn.assignments)[:count], labels)
+    exact = verify(task().problem, np.asarray(drawn.assignments)[:count].astype(np.int64))
+    np.testing.assert_array_equal(drawn.costs.valid, exact.valid)
+    assert np.asarray(drawn.costs.valid).sum() < np.asarray(mended.costs.valid).sum()
+
+
+def searched(**changes):
+    """A search of four rounds by fresh weights that do not learn."""
+    search = Search(task().problem, Budget(None, 4 * BATCH, 0.0), 0)
+    use = dataclasses.replace(Use(learn_after=None, solver=False), **changes)
+    kept = []
+    with closing(with_policy(None, use, keep=kept.append)(search)) as steps:
+        for _ in itertools.islice(steps, 4):
+            pass
+    return search, kept[-1]
+
+
+def test_a_search_counts_how_many_of_its_samples_are_valid():
+    search, _ = searched()
+    as_drawn, _ = searched(mode="none")
+
+    assert search.samples == search.valid == 4 * BATCH
+    assert as_drawn.valid < as_drawn.samples == 4 * BATCH
+
+
+@pytest.mark.parametrize(("refines", "expected"), [(True, [0, 1, 2, 3]), (False, [0, 0, 0, 0])])
+def test_without_refinement_every_round_begins_anew(monkeypatch, refines, expected):
+    rounds = []
+
+    def noted(params, sizes, task, state, *args, **kwargs):
+        rounds.append(int(state.round))
+        return play(params, sizes, task, state, *args, **kwargs)
+
+    monkeypatch.setattr(policy, "play", noted)
+    searched(refines=refines)
+    assert rounds == expected
+
+
+def test_fresh_weights_have_the_layers_that_are_asked_for():
+    trees = [searched(**sizes)[1].params["params"] for sizes in ({}, {"sizes": Sizes(layers=0)})]
+    assert [sum(name.startswith("Layer_") for name in tree) for tree in trees] == [3, 0]
 
 
 def test_a_round_never_loses_the_best_and_starts_from_it():
