@@ -23,6 +23,13 @@ def environment() -> dict[str, object]:
     }
 
 
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def keep_compiled() -> None:
     """Compiled programs are kept between runs, in the user's cache unless JAX is told elsewhere."""
     import jax

@@ -73,7 +73,15 @@ def loads(
 def _link_bytes(
     problem: Problem, source: IntArray, target: IntArray, tensor: IntArray
 ) -> FloatArray:
+    """[L] bytes on each link, of hops in ascending order of (tensor, target)."""
     links = problem.mcm.links
+    if problem.mcm.topology == "chain" and (source < target).all():
+        # From its producer to the farthest consumer, a tensor is on every link once.
+        is_farthest = np.append(tensor[1:] != tensor[:-1], True)[: len(tensor)]
+        sent = problem.tensor_bytes[tensor[is_farthest]]
+        begins = _sums(source[is_farthest], sent, problem.num_chips)
+        ends = _sums(target[is_farthest], sent, problem.num_chips)
+        return np.maximum(np.cumsum(begins - ends)[:-1], 0.0)
     number = {link: position for position, link in enumerate(links)}
     if not links or not len(tensor):
         return np.zeros(len(links))

@@ -10,9 +10,22 @@ from jaxpart.search.beside import in_thread
 def returned(steps):
     while True:
         try:
-            assert next(steps) is True
+            next(steps)
         except StopIteration as end:
             return end.value
+
+
+def test_turns_are_waits_but_those_given_to_what_compiles():
+    may_end = threading.Event()
+    beside = in_thread(lambda: may_end.wait(60.0))
+    assert [next(beside) for _ in range(3)] == [True] * 3
+    compiling = in_thread(lambda: may_end.wait(60.0), compiles=True)
+    while next(compiling):  # until its thread has begun
+        pass
+    assert [next(compiling) for _ in range(3)] == [False] * 3
+    assert next(in_thread(lambda: None, compiles=True)) is True  # behind the other
+    may_end.set()
+    assert returned(compiling) is True
 
 
 def test_what_the_work_gives_or_raises_comes_back():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxpart.clusters.bitsets import members
+from jaxpart.clusters.growth import measured
 from jaxpart.clusters.packing import grown, loosened
 from jaxpart.clusters.quotient import (
     Quotient,
@@ -20,7 +21,6 @@ from jaxpart.cost import verify
 from jaxpart.graph import Graph, Node, Tensor
 from jaxpart.mcm import MCM, Chip
 from jaxpart.problem import Problem
-from jaxpart.search.clusters import merit_of
 from jaxpart.search.engine import partition
 from tests.oracle import best, evaluate, has_no_triangle
 from tests.strategies import random_graph
@@ -147,7 +147,7 @@ def test_merit_is_the_bottleneck_and_what_does_not_fit(name):
             graph = random_graph(rng, max_nodes=7, pins=False, colocation=False)
             problem = Problem.build(graph, mcm)
             labels = np.sort(rng.integers(0, mcm.num_chips, problem.num_nodes))
-            merit = merit_of(problem, labels)
+            merit = measured(problem, labels).merit
             expected = evaluate(graph, mcm, labels.tolist())
             assert merit.bottleneck_s == pytest.approx(expected.bottleneck_s)
             held = np.array(expected.memory_bytes) - problem.capacity_bytes

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Generator, Mapping
+from contextlib import closing
 
 import numpy as np
 
 from jaxpart.search.annealing import annealing_beside
-from jaxpart.search.clusters import cluster_search
+from jaxpart.search.clusters import cluster_search, clusters_beside
 from jaxpart.search.interval_proofs import IntervalProofs
 from jaxpart.search.orders import slice_search
 from jaxpart.search.policy import policy_beside
@@ -20,14 +21,15 @@ from jaxpart.search.workers import Workers
 
 # Shares of the time (of so many steps, without a limit):
 _STEPS = 100.0
-# that each method lets pass before it begins: the later ones have programs to compile, long steps,
-# or want a good partition to start from;
-_LATER = {"clusters": 0.0, "annealing": 0.05, "policy": 0.1, "slicing": 0.15}
+# that each method lets pass before it begins: starting up, compiling above all, is time that the
+# others could use, and the policy has the most to compile and finds the least alone;
+_LATER = {"clusters": 0.0, "annealing": 0.05, "slicing": 0.1, "policy": 0.15}
 # that a gain of a power of e pays for, and that may be ahead at most;
 _WORTH = 5.0
 _MOST_CREDIT = 0.1
-# that a method which has to wait falls behind the others.
+# that a method which has to wait falls behind the others, and its most seconds.
 _WAIT = 0.01
+_MOST_WAIT_S = 0.2
 
 # Where the integer program is small, searches rest after a step without gain for so many times what
 # it took.
@@ -53,18 +55,24 @@ def auto(search: Search) -> Generator[None]:
     yield
     yield from program_order(search)
     # Finds on wide graphs what cut orders cannot; where ideals are few, they are enough.
-    clusters = cluster_search(search)
-    if has_many_ideals(search.problem):
+    is_wide, is_timed = has_many_ideals(search.problem), search.budget.time_limit_s is not None
+    clusters = clusters_beside(search)
+    if is_wide:
         next(clusters, None)
+        if is_timed:
+            next(cluster_search(search), None)
         yield
     slicing = slice_search(search)
     with (
+        closing(clusters),
         IntervalProofs(search) as proofs,
         Prover(search) as prover,
         Workers(search) as workers,
     ):
         prover.step()
         for _ in ideals(search):
+            if is_wide and is_timed:
+                next(clusters, None)
             prover.step()
             yield
         best_s, began_s = search.best_s, time.perf_counter()
@@ -108,7 +116,9 @@ def in_turn(search: Search, methods: Mapping[str, Generator[bool | None]]) -> Ge
     limit_s = search.budget.time_limit_s
     is_timed = limit_s is not None
     whole = limit_s if is_timed else _STEPS
+    wait = min(_WAIT * whole, _MOST_WAIT_S) if is_timed else _WAIT * whole
     idle = {name: _LATER[name] * whole for name in methods}
+    waiting: set[str] = set()
     while idle:
         name = min(idle, key=idle.__getitem__)
         search.enter(name)
@@ -117,13 +127,16 @@ def in_turn(search: Search, methods: Mapping[str, Generator[bool | None]]) -> Ge
             is_waiting = next(methods[name])
         except StopIteration:
             del idle[name]
+            waiting.discard(name)
             continue
         others = [spent for other, spent in idle.items() if other != name]
         if is_waiting:
-            if not others:
+            waiting.add(name)
+            if len(waiting) == len(idle):
                 time.sleep(_POLL_S)
-            idle[name] = max(idle[name], min(others, default=0.0) + _WAIT * whole)
+            idle[name] = max(idle[name], min(others, default=0.0) + wait)
         else:
+            waiting.discard(name)
             idle[name] += time.perf_counter() - start_s if is_timed else 1.0
         if search.best_s < best_s:
             gain = math.log(best_s / search.best_s) if best_s < math.inf else 1.0

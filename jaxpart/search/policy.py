@@ -135,9 +135,9 @@ def policy_beside(search: Search) -> Generator[bool]:
     """
     if search.policy == NO_POLICY or search.problem.num_blocks > MOST_BLOCKS:
         return
-    trained, _ = named(search.policy)
 
     def prepared() -> tuple[Task, Any, Sizes]:
+        trained, _ = named(search.policy)
         task = Task.build(search.problem)
         params, sizes = _weights(trained, task, search.seed)
         made = _played(task, params, sizes, task.start, jax.random.key(0))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import Future
 from types import TracebackType
 
 import numpy as np
 
 from jaxpart.bound import Bound
+from jaxpart.environment import usable_cores
 from jaxpart.search.state import Search, is_small
 from jaxpart.solver.pool import SolverPool
 from jaxpart.solver.prove import Prover as Prove
@@ -49,7 +49,7 @@ class Prover:
         self._search = search
         self._is_timed = search.budget.time_limit_s is not None
         self._is_wanted = always or self._is_timed
-        self._threads = min(_MOST_THREADS, os.cpu_count() or 1) if self._is_timed else 1
+        self._threads = min(_MOST_THREADS, usable_cores()) if self._is_timed else 1
         self._gap = max(_CLOSER * search.budget.gap, _CLOSEST)
         self._pool: SolverPool | None = None
         self._running: Future[Outcome] | None = None

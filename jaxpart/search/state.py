@@ -21,6 +21,8 @@ from jaxpart.device import DeviceProblem, lower
 from jaxpart.problem import IntArray, Problem
 from jaxpart.solver.pool import SolverPool
 from jaxpart.solver.ray_pool import open_pool
+from jaxpart.solver.repair import Outcome
+from jaxpart.solver.scip import Status
 
 # How many of a batch's best candidates are verified when the batch may improve on the archive.
 _VERIFIED_PER_BATCH = 4
@@ -146,13 +148,21 @@ class Search:
             or (limit is not None and self.samples >= limit)
         )
 
-    def open_pool(self, problem: Problem | None = None) -> SolverPool:
-        """A solver worker that holds this problem, or another one.
+    def open_pool(
+        self, problem: Problem | None = None, *, workers: int = 1, gives_way: bool = True
+    ) -> SolverPool:
+        """Solver workers that hold this problem, or another one.
 
-        It gives way to the search, but where the program is small.
+        They give way to the search where that is wanted and the program is not small.
         """
-        niceness = 0 if is_small(self.problem) else _NICENESS
-        return open_pool(self._pool, problem or self.problem, niceness=niceness)
+        niceness = _NICENESS if gives_way and not is_small(self.problem) else 0
+        return open_pool(self._pool, problem or self.problem, workers, niceness=niceness)
+
+    def note_failure(self, outcome: Outcome) -> None:
+        """Tells the user, once, of a task whose worker failed; nothing of other outcomes."""
+        note = f"a solver task failed: {outcome.message}"
+        if outcome.status is Status.ERROR and note not in self.notes:
+            self.notes.append(note)
 
     def start_clock(self) -> None:
         """Starts the search time, once; methods call it when their programs are compiled."""

@@ -71,10 +71,7 @@ class Workers:
             self._search.offer(outcome.assignment[:, None])
         elif outcome.status is Status.INFEASIBLE and self._search.best is None:
             self._search.exhausted = True
-        elif outcome.status is Status.ERROR:
-            note = f"a solver task failed: {outcome.message}"
-            if note not in self._search.notes:
-                self._search.notes.append(note)
+        self._search.note_failure(outcome)
 
     def _limit(self, seconds: float) -> float:
         return max(0.1, min(seconds, self._search.remaining_s))

@@ -129,6 +129,12 @@ class SolverPool:
         """As `prove.prove`."""
         return self._submit("prove", time_limit_s, incumbent=incumbent, **options)
 
+    def grow(
+        self, best: IntArray | None = None, *, time_limit_s: float, **options: Any
+    ) -> Future[Outcome]:
+        """As `grow.grow`."""
+        return self._submit("grow", time_limit_s, best=best, **options)
+
     @property
     def worker_ids(self) -> list[int]:
         """Process numbers of the workers that run now."""

@@ -23,11 +23,19 @@ from jaxpart.solver.prove import prove
 from jaxpart.solver.repair import Outcome, repair
 from jaxpart.solver.scip import Status
 
+
+def _grow(problem: Problem, **arguments: Any) -> Outcome:
+    from jaxpart.solver.grow import grow  # numba takes half a second, which others need not pay
+
+    return grow(problem, **arguments)
+
+
 TASKS: dict[str, Callable[..., Outcome]] = {
     "repair": repair,
     "polish": polish,
     "exact": solve_exact,
     "prove": prove,
+    "grow": _grow,
 }
 BATCH = "repair_batch"  # [B, N] candidates, [N], [B, N] or no weights
 
