@@ -45,9 +45,9 @@ def auto(search: Search) -> Generator[None]:
     Without a time limit the solver only repairs, so that the same seed gives the same answer.
 
     Where ideals are few, the second step proves the optimum and the search is over. Elsewhere
-    clusters grow, chains of moves are tempered and orders evolve, whichever has paid more lately,
-    while SCIP repairs what memory forbids and polishes the best, and CP-SAT works on what could
-    still be better: a proof.
+    chains of moves are tempered, orders evolve and the policy proposes, whichever has paid more
+    lately, while clusters grow, SCIP repairs what memory forbids and polishes the best, and CP-SAT
+    works on what could still be better: a proof.
     """
     # Fewest chips and nothing sent: the best where transfers cost more than they save.
     search.samples += 1
@@ -59,7 +59,7 @@ def auto(search: Search) -> Generator[None]:
     clusters = clusters_beside(search)
     if is_wide:
         next(clusters, None)
-        if is_timed:
+        if is_timed:  # a worker takes a second to start: the first ones are grown here
             next(cluster_search(search), None)
         yield
     slicing = slice_search(search)
