@@ -7,7 +7,8 @@ not hold the weights twice over, their memory is larger.
   first s   from the call of `partition` until the first valid partition is evaluated
   1% s      from there as well, until within 1% of what the run ends with, compilation included
   all s     until `partition` returned
-  peak GiB  most resident memory of the process; of its largest worker beside it
+  peak GiB  most resident memory of the process; of its largest worker beside it, which for Linux
+            includes what the process held when it started the worker
 """
 
 from __future__ import annotations

@@ -81,14 +81,16 @@ def _certify(names: Sequence[str], modules: Sequence[str], arguments: argparse.N
 
 def certify(graph: Graph, mcm: MCM, *, method: str, seconds: float, seed: int) -> Row:
     """One pair: the bottleneck, the bound, and which proof gave it."""
+    from jaxpart.bound import combinatorial_bound
     from jaxpart.problem import Problem
     from jaxpart.search.engine import partition
 
+    problem = Problem.build(graph, mcm)
     row: Row = {
         "graph": graph.name,
         "mcm": mcm.name,
         "nodes": len(graph.nodes),
-        "class": class_of(Problem.build(graph, mcm)),
+        "class": class_of(problem),
     }
     start_s = time.perf_counter()
     try:
@@ -98,7 +100,9 @@ def certify(graph: Graph, mcm: MCM, *, method: str, seconds: float, seed: int) -
         return {**row, "status": "infeasible", "proof": str(error), "seconds": took_s}
     except NothingFoundError as error:
         took_s = time.perf_counter() - start_s
-        return {**row, "status": "nothing", "proof": str(error), "seconds": took_s}
+        bound_s = combinatorial_bound(problem).seconds  # of whatever the search may have missed
+        row |= {"lower_bound_s": bound_s, "proof": str(error)}
+        return {**row, "status": "nothing", "seconds": took_s}
     is_proven = result.gap is not None and result.gap <= _GAP
     return row | {
         "status": "proven" if is_proven else "open",
@@ -113,10 +117,10 @@ def certify(graph: Graph, mcm: MCM, *, method: str, seconds: float, seed: int) -
 def _line(row: Row) -> str:
     start = (row["graph"][:20], row["mcm"], row["class"], row["status"])
     seconds = f"{row['seconds']:.1f}"
-    if "gap" not in row:
-        return _ROW.format(*start, "-", "-", "-", seconds, row["proof"])
-    gap = "-" if row["gap"] is None else f"{100 * row['gap']:.4f}"
-    times = (f"{1e6 * row[key]:.2f}" for key in ("bottleneck_s", "lower_bound_s"))
+    gap = "-" if row.get("gap") is None else f"{100 * row['gap']:.4f}"
+    times = (
+        f"{1e6 * row[key]:.2f}" if key in row else "-" for key in ("bottleneck_s", "lower_bound_s")
+    )
     return _ROW.format(*start, *times, gap, seconds, row["proof"])
 
 
