@@ -44,7 +44,7 @@ def test_what_is_grown_is_better_than_what_was_known_and_valid(problem):
 def test_nothing_comes_back_where_nothing_is_better(problem):
     best = grow(problem, time_limit_s=0.5, bound_s=1.0).assignment
     assert best is not None
-    outcome = grow(problem, best, time_limit_s=0.2, bound_s=1.0)
+    outcome = grow(problem, best, time_limit_s=0.2, bound_s=1.0, best_s=100.0)
 
     assert (outcome.status, outcome.assignment) == (Status.TIME_LIMIT, None)
     assert outcome.lead is not None
@@ -59,6 +59,45 @@ def test_growing_goes_on_with_its_lead_as_long_as_its_patience_lasts(problem):
     assert after_one.lead is not None
     gained = measured(problem, after_one.lead).merit < measured(problem, lead).merit
     assert after_one.patience == (PATIENCE if gained else 6)
+
+
+def test_however_short_the_slices_fresh_ones_and_the_best_have_their_turns(problem):
+    best = np.arange(8) // 2
+    lead, patience, turn, firsts = None, PATIENCE, True, []
+    for _ in range(2000):
+        step = grow(
+            problem, best, time_limit_s=0.0, bound_s=1.0, best_s=1.0,
+            lead=lead, patience=min(patience, 20), is_turn_of_best=turn,
+        )  # fmt: skip
+        if step.is_turn_of_best != turn:
+            firsts.append(turn)
+        lead, patience, turn = step.lead, step.patience, step.is_turn_of_best
+        if patience == 0:
+            lead = None
+    assert firsts[:4] == [True, False, True, False]
+
+
+def test_the_best_without_the_chips_that_it_leaves_out_is_found(problem):
+    fast, slow = problem.mcm.chips[0], dataclasses.replace(problem.mcm.chips[0], speed=0.5)
+    rules = Constraints(no_skip=False)
+    mcm = dataclasses.replace(problem.mcm, chips=(fast, fast, slow, slow), constraints=rules)
+    unlike = Problem.build(grid(2, 4), mcm)
+    f = np.repeat([0, 2], 4)
+    best_s = float(verify(unlike, f[:, None]).bottleneck_s[0])
+
+    outcome = grow(unlike, f, time_limit_s=0.2, bound_s=1.0, best_s=best_s)
+
+    assert outcome.assignment is not None
+    assert verify(unlike, outcome.assignment[:, None]).bottleneck_s[0] <= best_s / 2
+
+
+def test_as_many_chips_as_equal_blocks_need_are_enough():
+    graph = grid(1, 36)
+    problem = Problem.build(graph, chain_module(6))
+    total_s = float(problem.node_s[:, 0].sum())
+    # Rounding makes seven of six chips' worth.
+    best_s = np.nextafter(total_s / 6, 0.0)
+    assert grow(problem, time_limit_s=0.1, bound_s=1.0, best_s=best_s).lead is not None
 
 
 def test_what_does_not_fit_is_a_lead_and_no_answer(problem):
@@ -119,18 +158,22 @@ def beside(problem, pool, limit_s=LONG_S):
 def test_slices_go_on_where_the_last_one_ended_and_what_they_find_is_offered(problem):
     better = grow(problem, IN_A_ROW, time_limit_s=0.5, bound_s=1.0)
     lead = np.zeros(problem.num_blocks, np.int64)
-    first = Grown(Status.FEASIBLE, better.assignment, samples=5, lead=lead, patience=3)
-    pool = Asked(first)
+    rest = {"samples": 5, "lead": lead, "patience": 3, "is_turn_of_best": False}
+    pool = Asked(Grown(Status.FEASIBLE, better.assignment, **rest))
     search, steps = beside(problem, pool)
 
-    assert [next(steps) for _ in range(4)] == [True] * 4
+    next(steps)  # the pool is opened
+    next(steps)
+    assert search.best_s == pytest.approx(200.0)
+    assert len(pool.asked) == 2  # the next one as soon as the first is home; it is not answered
+    next(steps)
 
-    assert len(pool.asked) == 2  # the second one is not answered
-    np.testing.assert_array_equal(pool.asked[0]["lead"], blocks_of(problem, IN_A_ROW))
-    np.testing.assert_array_equal(pool.asked[1]["best"], better.assignment)
+    assert (pool.asked[0]["lead"], pool.asked[0]["is_turn_of_best"]) == (None, True)
+    assert pool.asked[0]["best_s"] == pytest.approx(200.0)
     assert pool.asked[1]["lead"] is lead
-    assert pool.asked[1]["patience"] == 3
+    assert (pool.asked[1]["patience"], pool.asked[1]["is_turn_of_best"]) == (3, False)
     assert pool.asked[1]["seed"] != pool.asked[0]["seed"]
+    assert len(pool.asked) == 2
     assert search.best_s == pytest.approx(100.0)
     assert search.samples == 5
     steps.close()
@@ -139,34 +182,41 @@ def test_slices_go_on_where_the_last_one_ended_and_what_they_find_is_offered(pro
 
 def test_a_worker_that_dies_costs_its_slice_and_is_told_once(problem):
     dead = Outcome(Status.ERROR, message="the worker ended")
-    pool = Asked(dead, dead)
+    lead = np.zeros(problem.num_blocks, np.int64)
+    pool = Asked(Grown(Status.TIME_LIMIT, lead=lead), dead, dead)
     search, steps = beside(problem, pool)
 
-    for _ in range(4):
+    for _ in range(5):
+        next(steps)
+
+    assert search.notes == ["a solver task failed: the worker ended"]
+    # Whatever it died of is not handed to the next one.
+    assert [asked["lead"] is lead for asked in pool.asked] == [False, True, False, False]
+
+
+def test_a_worker_that_only_dies_gets_no_more_work(problem):
+    pool = Asked(*[Outcome(Status.ERROR, message="the worker ended")] * 9)
+    _, steps = beside(problem, pool)
+
+    for _ in range(9):
         next(steps)
 
     assert len(pool.asked) == 3
-    assert search.notes == ["a solver task failed: the worker ended"]
 
 
 def test_the_last_slice_is_home_before_the_time_is_up(problem):
-    pool = Asked(*[Grown(Status.TIME_LIMIT, samples=1)] * 6)
-    _, steps = beside(problem, pool)
-    for _ in range(8):
+    for limit_s, least, most in ((LONG_S, 1.0, 1.0), (0.5, 0.05, 0.45)):
+        pool = Asked()
+        _, steps = beside(problem, pool, limit_s)
         next(steps)
-    assert [asked["time_limit_s"] for asked in pool.asked[:5]] == [0.25, 0.5, 1.0, 2.0, 2.0]
-
-    pool = Asked()
-    _, steps = beside(problem, pool, limit_s=0.5)
-    for _ in range(2):
         next(steps)
-    assert pool.asked[0]["time_limit_s"] < 0.5 - 0.05
+        assert least <= pool.asked[0]["time_limit_s"] <= most
 
 
 def test_without_a_time_limit_growing_takes_its_turns_here(problem):
     search = AskedSearch(problem, Budget(None, 100, 0.0), 0)
 
-    assert next(clusters_beside(search)) is False
+    next(clusters_beside(search))
     assert search.best is not None
 
 

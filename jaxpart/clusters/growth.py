@@ -130,9 +130,9 @@ class Grower:
             yield Step(candidate, lead, patience)
 
     def _fresh(self, best_s: float) -> Candidate | None:
-        blocks = self._problem.num_blocks
-        least = math.ceil(self._weigher.seconds.sum() / best_s)
-        labels = self._grow(np.arange(blocks), least, self._problem.num_chips)
+        blocks, chips = self._problem.num_blocks, self._problem.num_chips
+        least = math.ceil(self._weigher.seconds.sum() / best_s * (1 - _ROUNDING))
+        labels = self._grow(np.arange(blocks), min(least, chips), chips)
         return measured(self._problem, labels) if len(labels) else None
 
     def _around(self, lead: Candidate) -> Candidate | None:

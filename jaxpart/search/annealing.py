@@ -59,8 +59,8 @@ def annealing(search: Search) -> Generator[None]:
 def annealing_beside(search: Search) -> Generator[bool]:
     """Tempers chains from the best of all methods, in turn with them.
 
-    Yields whether it has to wait: for a first valid partition, or, under a time limit, for its
-    program, which is compiled in a thread while the others work. Ends where moves cannot work.
+    Yields whether it has to wait: for a first valid partition, or for another's compilation. Under
+    a time limit its own runs in a thread, which has its turns. Ends where moves cannot work.
     """
     problem = search.problem
     if problem.mcm.topology == "mesh" or problem.num_chips < 2:

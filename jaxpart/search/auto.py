@@ -21,8 +21,8 @@ from jaxpart.search.workers import Workers
 
 # Shares of the time (of so many steps, without a limit):
 _STEPS = 100.0
-# that each method lets pass before it begins: starting up, compiling above all, is time that the
-# others could use, and the policy has the most to compile and finds the least alone;
+# that each method lets the others have before it begins: starting up, compiling above all, is time
+# that they could use, and the policy has the most to compile and finds the least alone;
 _LATER = {"clusters": 0.0, "annealing": 0.05, "slicing": 0.1, "policy": 0.15}
 # that a gain of a power of e pays for, and that may be ahead at most;
 _WORTH = 5.0
@@ -54,40 +54,47 @@ def auto(search: Search) -> Generator[None]:
     search.offer(np.zeros((search.problem.num_nodes, 1), np.int64))
     yield
     yield from program_order(search)
-    # Finds on wide graphs what cut orders cannot; where ideals are few, they are enough.
-    is_wide, is_timed = has_many_ideals(search.problem), search.budget.time_limit_s is not None
-    clusters = clusters_beside(search)
-    if is_wide:
-        next(clusters, None)
-        if is_timed:  # a worker takes a second to start: the first ones are grown here
-            next(cluster_search(search), None)
-        yield
-    slicing = slice_search(search)
+    is_timed = search.budget.time_limit_s is not None
+    with closing(clusters_beside(search)) as clusters:
+        # Finds on wide graphs what cut orders cannot; where ideals are few, they are enough.
+        if has_many_ideals(search.problem):
+            next(clusters, None)
+            if is_timed:  # a worker takes a second to start: the first ones are grown here
+                next(cluster_search(search), None)
+                next(clusters, None)
+            yield
+        yield from _proofs_and_searches(search, clusters, is_timed=is_timed)
+
+
+def _proofs_and_searches(
+    search: Search, clusters: Generator[None], *, is_timed: bool
+) -> Generator[None]:
+    """Ideals, then what the device searches, in turn; solvers and growing beside them."""
     with (
-        closing(clusters),
         IntervalProofs(search) as proofs,
         Prover(search) as prover,
         Workers(search) as workers,
     ):
         prover.step()
         for _ in ideals(search):
-            if is_wide and is_timed:
-                next(clusters, None)
             prover.step()
             yield
-        best_s, began_s = search.best_s, time.perf_counter()
-        methods = {
-            "clusters": clusters,
+        methods: dict[str, Generator[bool | None]] = {
             "annealing": annealing_beside(search),
+            "slicing": slice_search(search),
             "policy": policy_beside(search),
-            "slicing": slicing,
         }
+        if not is_timed:
+            methods = {"clusters": clusters, **methods}
+        best_s, began_s = search.best_s, time.perf_counter()
         for _ in in_turn(search, methods):
             gives_way = is_small(search.problem) and search.spent < _SOLVER_FIRST
             workers.repair_promising()
             if not (gives_way and prover.is_solving):
                 workers.polish_best()
             workers.collect()
+            if is_timed:
+                next(clusters, None)
             proofs.collect()
             prover.step()
             yield

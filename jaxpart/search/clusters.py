@@ -8,17 +8,17 @@ grown and improved by `clusters.growth`.
 from __future__ import annotations
 
 import contextlib
+import queue
 import time
 from collections.abc import Generator
+from concurrent.futures import Future
 
 import numpy as np
 
 from jaxpart.clusters.growth import (
     MOST_BLOCKS,
-    PATIENCE,
     Grower,
     Step,
-    blocks_of,
     can_grow,
     compile_growth,
     of_nodes,
@@ -27,16 +27,19 @@ from jaxpart.environment import usable_cores
 from jaxpart.search.state import Search
 from jaxpart.solver.grow import Grown
 from jaxpart.solver.pool import SolverPool
+from jaxpart.solver.repair import Outcome
+from jaxpart.solver.scip import Status
 
 # Candidates are offered, and the engine asked, about so often.
 _ROUND_S = 0.25
 _ROUND_STEPS = 16
-# What a worker finds is home after a slice: short ones first, then such that it seldom waits for
-# whoever asks for the next; the last is home before the end.
-_FIRST_SLICE_S, _LONGEST_SLICE_S = 0.25, 2.0
+# What a worker finds is home after so many seconds; the last before the end.
+_SLICE_S = 1.0
 _LEAST_SLICE_S, _WAY_HOME_S = 0.05, 0.1
-# Cores for each worker: the others are the device's and the solvers'.
-_CORES_EACH = 2
+# Cores for each worker (the others are the device's and the solvers'), and the most workers.
+_CORES_EACH, _MOST_WORKERS = 2, 8
+# Failures in a row after which a worker gets no more work.
+_MOST_FAILURES = 3
 _SEEDS = 2**32
 
 
@@ -69,26 +72,27 @@ def cluster_search(search: Search) -> Generator[None]:
             start_s, steps = time.perf_counter(), 0
 
 
-def clusters_beside(search: Search) -> Generator[bool]:
-    """Grows clusters in turn with other methods.
+def clusters_beside(search: Search) -> Generator[None]:
+    """Grows clusters beside other methods.
 
-    Under a time limit processes of their own do it, one for two cores, and this yields True: it has
-    to wait for them. The generator ends where clusters cannot be grown.
+    Under a time limit processes of their own do it, one for two cores, and a step takes in what
+    they have found. Ends where clusters cannot be grown.
     """
     if search.budget.time_limit_s is None:
-        for _ in cluster_search(search):
-            yield False
+        yield from cluster_search(search)
         return
     if not can_grow(search.problem):
         return
-    count = max(1, usable_cores() // _CORES_EACH)
+    with search.compiling():
+        compile_growth()  # the workers read what was compiled here
+    count = min(max(1, usable_cores() // _CORES_EACH), _MOST_WORKERS)
     with contextlib.closing(search.open_pool(workers=count, gives_way=False)) as pool:
-        yield True  # workers take a second to start
-        slices = [_slices(search, pool, number) for number in range(count)]
+        growths = [_Growth(search, pool, number) for number in range(count)]
+        yield  # workers take a second to start: meanwhile the caller may find what to begin with
         while True:
-            for worker in slices:
-                next(worker)
-            yield True
+            for growth in growths:
+                growth.step()
+            yield
 
 
 def _steps(search: Search, grower: Grower) -> Generator[Step]:
@@ -99,28 +103,58 @@ def _steps(search: Search, grower: Grower) -> Generator[Step]:
             yield from grower.life(of_nodes(search.problem, search.best), search.best_s)
 
 
-def _slices(search: Search, pool: SolverPool, number: int) -> Generator[None]:
-    """One worker's lives, slice by slice, without end; waits between steps."""
-    rng, slice_s = np.random.default_rng([search.seed, number]), _FIRST_SLICE_S
-    # Somebody grows the best further from the beginning.
-    lead = None if number or search.best is None else blocks_of(search.problem, search.best)
-    patience = PATIENCE
-    while True:
-        task = pool.grow(
+class _Growth:
+    """One worker's lives, slice by slice.
+
+    The next slice is asked for as soon as one is home, by the pool's thread: whoever steps may be
+    away for seconds.
+    """
+
+    def __init__(self, search: Search, pool: SolverPool, number: int) -> None:
+        self._search, self._pool = search, pool
+        self._rng = np.random.default_rng([search.seed, number])
+        self._home: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+        # The first goes on from the best, the second begins with fresh ones, and so on.
+        self._last = Grown(Status.TIME_LIMIT, is_turn_of_best=number % 2 == 0)
+        self._is_under_way = False
+        self._failures = 0
+
+    def step(self) -> None:
+        """Takes in what is home, and sees to it that there is work; never waits."""
+        search = self._search
+        while not self._home.empty():
+            outcome = self._home.get()
+            search.note_failure(outcome)
+            if isinstance(outcome, Grown):
+                search.samples += outcome.samples
+            if outcome.assignment is not None:
+                search.offer(outcome.assignment[:, None])
+        if not self._is_under_way and self._failures < _MOST_FAILURES:
+            self._ask()
+
+    def _ask(self) -> None:
+        search, last = self._search, self._last
+        self._is_under_way = True
+        task = self._pool.grow(
             search.best,
-            time_limit_s=max(min(slice_s, search.remaining_s - _WAY_HOME_S), _LEAST_SLICE_S),
+            time_limit_s=max(min(_SLICE_S, search.remaining_s - _WAY_HOME_S), _LEAST_SLICE_S),
             bound_s=search.bound.seconds,
-            lead=lead,
-            patience=patience,
-            seed=int(rng.integers(_SEEDS)),
+            best_s=search.best_s,
+            lead=last.lead,
+            patience=last.patience,
+            is_turn_of_best=last.is_turn_of_best,
+            seed=int(self._rng.integers(_SEEDS)),
         )
-        while not task.done():
-            yield
-        slice_s = min(2 * slice_s, _LONGEST_SLICE_S)
+        task.add_done_callback(self._take)
+
+    def _take(self, task: Future[Outcome]) -> None:
+        """Runs in the pool's thread. After a failure the next step begins anew."""
         outcome = task.result()
-        search.note_failure(outcome)
+        self._home.put(outcome)
         if isinstance(outcome, Grown):
-            search.samples += outcome.samples
-            lead, patience = outcome.lead, outcome.patience
-        if outcome.assignment is not None:
-            search.offer(outcome.assignment[:, None])
+            self._last, self._failures = outcome, 0
+            with contextlib.suppress(RuntimeError):  # the pool was closed
+                self._ask()
+        else:
+            self._last, self._failures = Grown(Status.TIME_LIMIT), self._failures + 1
+            self._is_under_way = False

@@ -25,7 +25,7 @@ from jaxpart.search.interrupt import deferred_interrupt
 from jaxpart.search.islands import Islands
 from jaxpart.search.labels import anneal, random
 from jaxpart.search.orders import slice_search
-from jaxpart.search.policy import by_policy
+from jaxpart.search.policy import by_policy, named
 from jaxpart.search.proofs import exact, greedy, ideals
 from jaxpart.search.state import Budget, Method, Progress, Search
 from jaxpart.solver.ray_pool import check_pool
@@ -96,6 +96,8 @@ def partition(
     if not gap >= 0:
         raise InputError(f"gap is {gap}, expected 0 or more")
     check_pool(pool)
+    if policy is not None:
+        named(policy)  # what is wrong with it shows now, not when a method comes to it
     problem = Problem.build(graph, mcm)
     reason = why_infeasible(problem)
     if reason is not None:

@@ -126,9 +126,9 @@ def with_policy(
 def policy_beside(search: Search) -> Generator[bool]:
     """Zero-shot samples on labels from the best of all methods, in turn with them.
 
-    Yields whether it has to wait: under a time limit its programs are compiled in a thread while
-    the others work. Ends at once with the policy `none`, and on graphs too large for a step to be
-    short.
+    Yields whether it has to wait, for another's compilation: under a time limit its own runs in a
+    thread, which has its turns. Ends at once with the policy `none`, and on graphs too large for a
+    step to be short.
 
     Raises:
       InputError: no such policy, or a damaged one.

@@ -153,8 +153,10 @@ class Search:
     ) -> SolverPool:
         """Solver workers that hold this problem, or another one.
 
-        They give way to the search where that is wanted and the program is not small.
+        They give way to the search where that is wanted and the program is not small. Of a Ray
+        cluster, whose size is not known here, one worker is taken.
         """
+        workers = workers if self._pool == "local" else 1
         niceness = _NICENESS if gives_way and not is_small(self.problem) else 0
         return open_pool(self._pool, problem or self.problem, workers, niceness=niceness)
 

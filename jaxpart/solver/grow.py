@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Generator
@@ -22,6 +23,9 @@ from jaxpart.problem import IntArray, Problem
 from jaxpart.solver.repair import Outcome
 from jaxpart.solver.scip import Status
 
+# A bottleneck counts as better from here on.
+_BETTER = 1 - 1e-9
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Grown(Outcome):
@@ -30,6 +34,7 @@ class Grown(Outcome):
     samples: int = 0  # partitions that were grown
     lead: IntArray | None = None  # [blocks] to go on with
     patience: int = PATIENCE  # that is left with it
+    is_turn_of_best: bool = True  # after its life
 
 
 def grow(
@@ -38,8 +43,10 @@ def grow(
     *,
     time_limit_s: float,
     bound_s: float,
+    best_s: float = math.inf,
     lead: IntArray | None = None,
     patience: int = PATIENCE,
+    is_turn_of_best: bool = True,
     seed: int = 0,
 ) -> Grown:
     """Grows and improves partitions, life after life, until time is up.
@@ -49,37 +56,54 @@ def grow(
       best: [N] the best valid partition that is known.
       time_limit_s: of growing; compilation comes beside it.
       bound_s: no valid partition has a smaller bottleneck.
-      lead: [blocks] the partition of an earlier call to go on with; None: fresh ones.
+      best_s: the bottleneck of the best.
+      lead: [blocks] the partition of an earlier call to go on with.
       patience: that was left with it.
+      is_turn_of_best: whether the next life is that of the best; then they alternate with fresh
+        ones.
       seed: of random choices.
     """
     compile_growth()
     start_s = time.perf_counter()
     known = None if best is None else of_nodes(problem, best)
     first = None if lead is None else measured(problem, lead)
-    least_s = math.inf if known is None else known.merit.bottleneck_s
-    found: Candidate | None = None
+    # Without the chips that it leaves out, the best can be better where chips are not alike.
+    found = known if known is not None and _is_better(known, best_s) else None
     grower = Grower(problem, bound_s, np.random.default_rng(seed))
-    for samples, step in enumerate(_lives(grower, known, first, least_s, patience), 1):
-        merit = None if step.grown is None else step.grown.merit
-        if merit is not None and merit.overfull == 0 and merit.bottleneck_s < least_s:
-            found, least_s = step.grown, merit.bottleneck_s
+    lives = _lives(grower, known, first, best_s, patience, is_turn_of_best)
+    for samples, (step, is_turn) in enumerate(lives, 1):
+        least_s = best_s if found is None else found.merit.bottleneck_s
+        if step.grown is not None and _is_better(step.grown, least_s):
+            found = step.grown
         seconds = time.perf_counter() - start_s
         if seconds > time_limit_s:
             labels = None if step.lead is None else step.lead.labels
             rest = {"samples": samples, "lead": labels, "patience": step.patience}
+            rest |= {"seconds": seconds, "is_turn_of_best": is_turn}
             if found is None:
-                return Grown(Status.TIME_LIMIT, seconds=seconds, **rest)
+                return Grown(Status.TIME_LIMIT, **rest)
             chips = found.labels[problem.block]
-            return Grown(Status.FEASIBLE, chips, least_s, seconds=seconds, **rest)
+            return Grown(Status.FEASIBLE, chips, found.merit.bottleneck_s, **rest)
     raise AssertionError("lives have no end")
 
 
+def _is_better(candidate: Candidate, best_s: float) -> bool:
+    merit = candidate.merit
+    return merit.overfull == 0 and merit.bottleneck_s < best_s * _BETTER
+
+
 def _lives(
-    grower: Grower, best: Candidate | None, lead: Candidate | None, best_s: float, patience: int
-) -> Generator[Step]:
-    """The life of the lead, then in turn those of fresh partitions and of the best."""
-    yield from grower.life(lead, best_s, patience)
-    while True:
-        yield from grower.life(best, best_s)
-        yield from grower.life(None, best_s)
+    grower: Grower,
+    best: Candidate | None,
+    lead: Candidate | None,
+    best_s: float,
+    patience: int,
+    is_turn_of_best: bool,
+) -> Generator[tuple[Step, bool]]:
+    """Steps of the lead's life, then of the best's and fresh ones' in turn; and whose is next."""
+    if lead is not None:
+        for step in grower.life(lead, best_s, patience):
+            yield step, is_turn_of_best
+    for number in itertools.count(int(not is_turn_of_best)):
+        for step in grower.life(best if number % 2 == 0 else None, best_s):
+            yield step, number % 2 == 1
