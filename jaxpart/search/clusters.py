@@ -38,6 +38,8 @@ _SLICE_S = 1.0
 _LEAST_SLICE_S, _WAY_HOME_S = 0.05, 0.1
 # Cores for each worker (the others are the device's and the solvers'), and the most workers.
 _CORES_EACH, _MOST_WORKERS = 2, 8
+# They give way to what searches on the device, and share what it leaves with the solvers.
+_NICENESS = 5
 # Failures in a row after which a worker gets no more work.
 _MOST_FAILURES = 3
 _SEEDS = 2**32
@@ -86,7 +88,7 @@ def clusters_beside(search: Search) -> Generator[None]:
     with search.compiling():
         compile_growth()  # the workers read what was compiled here
     count = min(max(1, usable_cores() // _CORES_EACH), _MOST_WORKERS)
-    with contextlib.closing(search.open_pool(workers=count, gives_way=False)) as pool:
+    with contextlib.closing(search.open_pool(workers=count, niceness=_NICENESS)) as pool:
         growths = [_Growth(search, pool, number) for number in range(count)]
         yield  # workers take a second to start: meanwhile the caller may find what to begin with
         while True:

@@ -24,15 +24,20 @@ from jaxpart.search.state import Search
 from jaxpart.search.workers import Workers
 
 _BATCH = 512
-# Annealing accepts a loss of this share of the bottleneck with probability 1/e, first and last.
+# Temperatures of annealing, first and last.
 _HOTTEST, _COLDEST = 3e-2, 1e-5
 
 
-def random(search: Search) -> Generator[None]:
-    """Uniform samples, each through `sample`; SCIP repairs the best that memory forbids."""
+def random(search: Search, batch: int = _BATCH) -> Generator[None]:
+    """Uniform samples, each through `sample`; SCIP repairs the best that memory forbids.
+
+    Args:
+      search: to offer to.
+      batch: samples a step.
+    """
     search.enter("random")
-    problem = replicated(search.device_problem, _BATCH)
-    draw, judge = split_draws(sample, _BATCH, None, _BATCH), split(evaluate, _BATCH, (None, 1))
+    problem = replicated(search.device_problem, batch)
+    draw, judge = split_draws(sample, batch, None, batch), split(evaluate, batch, (None, 1))
     key = jax.random.key(search.seed)
     step = 0
     with Workers(search) as workers:
@@ -55,41 +60,50 @@ class Chains:
     bottleneck_s: Float[Array, " B"]  # inf: not valid
 
 
-def anneal(search: Search) -> Generator[None]:
+def anneal(
+    search: Search, chains: int = _BATCH, hottest: float = _HOTTEST, coldest: float = _COLDEST
+) -> Generator[None]:
     """Simulated annealing: change a few labels, `fix`, and accept by Metropolis.
 
     Chains start from the best partition known, or from uniform samples where none is. The
     temperature falls geometrically with the share of the budget that is spent.
+
+    Args:
+      search: to offer to.
+      chains: side by side; with few samples, few chains go further.
+      hottest: temperature at first: a loss of this share of the bottleneck is accepted with
+        probability 1/e.
+      coldest: temperature at last.
     """
     search.enter("anneal")
-    problem = replicated(search.device_problem, _BATCH)
-    mend, judge = (split(function, _BATCH, (None, 1)) for function in (fix, evaluate))
+    problem = replicated(search.device_problem, chains)
+    mend, judge = (split(function, chains, (None, 1)) for function in (fix, evaluate))
     key = jax.random.key(search.seed)
     if search.best is not None:
-        columns = np.repeat(search.best[:, None], _BATCH, axis=1)
+        columns = np.repeat(search.best[:, None], chains, axis=1)
         start = jnp.asarray(pad_assignments(problem, columns))
     else:
-        draw = split_draws(sample, _BATCH, None, _BATCH)
+        draw = split_draws(sample, chains, None, chains)
         start = draw(problem, jax.random.fold_in(key, 0))
     costs = judge(problem, start)
     search.offer_batch(start, costs)
-    chains = Chains(start, jnp.where(costs.valid, costs.bottleneck_s, jnp.inf))
+    state = Chains(start, jnp.where(costs.valid, costs.bottleneck_s, jnp.inf))
     step, arrived = 1, search.arrived
     with Workers(search) as workers:
         while True:
             if search.arrived is not None and search.arrived is not arrived:
                 arrived = search.arrived
-                chains = settled(chains, pad_assignments(problem, arrived[:, None]), search.best_s)
+                state = settled(state, pad_assignments(problem, arrived[:, None]), search.best_s)
             change, accept = jax.random.split(jax.random.fold_in(key, step))
-            candidates = mend(problem, relabel(change, problem, chains.assignment))
+            candidates = mend(problem, relabel(change, problem, state.assignment))
             costs = judge(problem, candidates)
             search.offer_batch(candidates, costs)
             workers.repair_promising()
             workers.collect()
             search.start_clock()
-            temperature = _HOTTEST * (_COLDEST / _HOTTEST) ** search.spent
+            temperature = hottest * (coldest / hottest) ** search.spent
             reached = jnp.where(costs.valid, costs.bottleneck_s, jnp.inf)
-            chains = metropolis(accept, chains, candidates, reached, temperature)
+            state = metropolis(accept, state, candidates, reached, temperature)
             step += 1
             yield
 

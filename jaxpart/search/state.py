@@ -149,15 +149,19 @@ class Search:
         )
 
     def open_pool(
-        self, problem: Problem | None = None, *, workers: int = 1, gives_way: bool = True
+        self, problem: Problem | None = None, *, workers: int = 1, niceness: int | None = None
     ) -> SolverPool:
         """Solver workers that hold this problem, or another one.
 
-        They give way to the search where that is wanted and the program is not small. Of a Ray
-        cluster, whose size is not known here, one worker is taken.
+        Args:
+          problem: the other one.
+          workers: of them; of a Ray cluster, whose size is not known here, one.
+          niceness: by how much they give way. None: to all of the search, where the program is not
+            small.
         """
+        if niceness is None:
+            niceness = 0 if is_small(self.problem) else _NICENESS
         workers = workers if self._pool == "local" else 1
-        niceness = _NICENESS if gives_way and not is_small(self.problem) else 0
         return open_pool(self._pool, problem or self.problem, workers, niceness=niceness)
 
     def note_failure(self, outcome: Outcome) -> None:
