@@ -6,6 +6,7 @@ Part of `repair_study.py`.
 from __future__ import annotations
 
 import collections
+import contextlib
 import os
 import signal
 import threading
@@ -142,5 +143,8 @@ def _resident_mib(process: int) -> float:
 
 
 def _children() -> list[str]:
-    own = Path(f"/proc/{os.getpid()}/task")
-    return [pid for task in own.iterdir() for pid in (task / "children").read_text().split()]
+    found = []
+    for task in Path(f"/proc/{os.getpid()}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # a thread that has ended has none
+            found += (task / "children").read_text().split()
+    return found
