@@ -67,8 +67,9 @@ def grow(
     start_s = time.perf_counter()
     known = None if best is None else of_nodes(problem, best)
     first = None if lead is None else measured(problem, lead)
-    # Without the chips that it leaves out, the best can be better where chips are not alike.
-    found = known if known is not None and _is_better(known, best_s) else None
+    # Without the chips that it leaves out the best can be faster or slower than `best_s`, where chips
+    # are not alike: what is grown has to beat `best_s`.
+    found: Candidate | None = None
     grower = Grower(problem, bound_s, np.random.default_rng(seed))
     lives = _lives(grower, known, first, best_s, patience, is_turn_of_best)
     for samples, (step, is_turn) in enumerate(lives, 1):
