@@ -67,8 +67,8 @@ def grow(
     start_s = time.perf_counter()
     known = None if best is None else of_nodes(problem, best)
     first = None if lead is None else measured(problem, lead)
-    # Without the chips that it leaves out the best can be faster or slower than `best_s`, where chips
-    # are not alike: what is grown has to beat `best_s`.
+    # Where chips are not alike, the best without those that it leaves out is faster or slower than
+    # `best_s`, which is what is to be beaten.
     found: Candidate | None = None
     grower = Grower(problem, bound_s, np.random.default_rng(seed))
     lives = _lives(grower, known, first, best_s, patience, is_turn_of_best)
