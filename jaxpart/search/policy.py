@@ -27,9 +27,11 @@ from jaxpart.search.beside import in_thread
 from jaxpart.search.state import Method, Search
 from jaxpart.search.workers import Workers
 
-# One batch of this many samples a round; the first rounds do not learn.
-BATCH = 64
-ZERO_SHOT = 1024  # samples
+# Samples of a round: the fewer, the more often rounds go on from something better; learning needs
+# more of them to compare, and beside other methods a step has to be worth its start.
+BATCH = 16
+_LEARNED_BATCH = _BATCH_BESIDE = 64
+ZERO_SHOT = 1024  # samples that are not learned from
 # Beyond this many blocks a step takes seconds.
 MOST_BLOCKS = 5000
 
@@ -93,17 +95,19 @@ def with_policy(
         with Workers(search) as workers:
             while True:
                 decoder = _decoder(use, step)
+                learns = use.learn_after is not None and own >= use.learn_after
+                batch = _LEARNED_BATCH if learns else BATCH
                 made = play(
                     params, sizes, task, state, jax.random.fold_in(key, step),
-                    batch=BATCH, decoder=decoder, mode=use.mode,
+                    batch=batch, decoder=decoder, mode=use.mode,
                 )  # fmt: skip
                 search.offer_batch(made.assignments, made.costs)
                 if use.solver:
                     workers.repair_promising()
                     workers.collect()
                 search.start_clock()
-                own += BATCH
-                if use.learn_after is not None and own > use.learn_after:
+                own += batch
+                if learns:
                     reward = task.reference_s / made.costs.bottleneck_s
                     worth = ppo.advantages(reward, made.costs.valid)
                     transition = ppo.Transition(
@@ -115,7 +119,7 @@ def with_policy(
                             params, opt_state, [gradient], use.settings
                         )
                 if use.refines:
-                    state = _joined(search, task, made.after)
+                    state = _joined(search, task, made)
                 step += 1
                 keep(Trained(params, sizes, {}))
                 yield
@@ -141,7 +145,7 @@ def policy_beside(search: Search) -> Generator[bool]:
         task = Task.build(search.problem)
         params, sizes = _weights(trained, task, search.seed)
         made = _played(task, params, sizes, task.start, jax.random.key(0))
-        jax.block_until_ready(_joined(search, task, made.after))
+        jax.block_until_ready(_joined(search, task, made))
         return task, params, sizes
 
     if search.budget.time_limit_s is not None:
@@ -154,12 +158,12 @@ def policy_beside(search: Search) -> Generator[bool]:
     for step in itertools.count():
         made = _played(task, params, sizes, state, jax.random.fold_in(key, step))
         search.offer_batch(made.assignments, made.costs)
-        state = _joined(search, task, made.after)
+        state = _joined(search, task, made)
         yield False
 
 
 def _played(task: Task, params: Any, sizes: Sizes, state: State, key: jax.Array) -> Batch:
-    return play(params, sizes, task, state, key, batch=BATCH, decoder="labels", mode="fix")
+    return play(params, sizes, task, state, key, batch=_BATCH_BESIDE, decoder="labels", mode="fix")
 
 
 def _weights(
@@ -179,10 +183,12 @@ def _decoder(use: Use, step: int) -> Decoder:
     return "orders" if step % 8 == 7 else "labels"
 
 
-def _joined(search: Search, task: Task, state: State) -> State:
-    """The state, or the search's best where somebody else found a better one."""
+def _joined(search: Search, task: Task, made: Batch) -> State:
+    """The state after the batch, or the search's best where somebody else found a better one."""
+    state = made.after
     if search.best is None or search.best_s >= float(state.bottleneck_s) * (1 - 1e-5):
         return state
-    columns = np.repeat(search.best[:, None], BATCH, axis=1)
+    # As wide as the batch, whose programs are compiled.
+    columns = np.repeat(search.best[:, None], made.assignments.shape[1], axis=1)
     assignments = jnp.asarray(pad_assignments(task.device, columns))
     return advanced(task, state, assignments, evaluate(task.device, assignments))
