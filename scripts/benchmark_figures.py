@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -247,24 +247,61 @@ def race_table(judged: Sequence[Judged], method: str, others: Sequence[str]) -> 
     return lines
 
 
-def behind(judged: Sequence[Judged], method: str) -> list[tuple[Judged, Judged]]:
-    """Where the method ends worse than somebody, beyond 0.01%: its run, and the best run."""
-    pairs = []
-    for mine in judged:
-        if mine.method == method:
-            same = [run for run in judged if (run.pair, run.seed) == (mine.pair, mine.seed)]
-            best = min(same, key=lambda run: run.ratio)
-            if mine.ratio > best.ratio * EQUAL:
-                pairs.append((mine, best))
-    return sorted(pairs, key=lambda runs: runs[1].ratio / runs[0].ratio)
+@dataclasses.dataclass(frozen=True)
+class Behind:
+    """A pair on which a method ends worse than another.
+
+    Attributes:
+      pair: graph and module.
+      nodes: N.
+      seeds: runs of each that were compared.
+      ratio: its final over the other's, means over seeds; inf where it found nothing in one.
+      best: the other, whose mean is the best.
+    """
+
+    pair: tuple[str, str]
+    nodes: int
+    seeds: int
+    ratio: float
+    best: str
+
+
+def behind(judged: Sequence[Judged], method: str) -> list[Behind]:
+    """Where the method ends worse than the best on that pair, beyond 0.01%, the worst first.
+
+    By geometric means over the seeds that all have: of one run, who is ahead is luck.
+    """
+    found = []
+    for pair in dict.fromkeys(run.pair for run in judged):
+        runs = [run for run in judged if run.pair == pair]
+        methods = list(dict.fromkeys(run.method for run in runs))
+        seeds = set[int].intersection(
+            *({run.seed for run in runs if run.method == each} for each in methods)
+        )
+        if method not in methods or not seeds:
+            continue
+        finals = {
+            each: _mean_ratio(r for r in runs if r.method == each and r.seed in seeds)
+            for each in methods
+        }
+        best = min(finals, key=finals.__getitem__)
+        if finals[method] > finals[best] * EQUAL:
+            ratio = finals[method] / finals[best]
+            found.append(Behind(pair, runs[0].nodes, len(seeds), ratio, best))
+    return sorted(found, key=lambda entry: -entry.ratio)
+
+
+def _mean_ratio(runs: Iterable[Judged]) -> float:
+    """The geometric mean of finals over the best known; inf where a run found nothing."""
+    return math.exp(statistics.fmean(math.log(run.ratio) for run in runs))
 
 
 def behind_table(judged: Sequence[Judged], method: str) -> list[str]:
     """Pair by pair, the worst first: by how much the method ends worse than the best."""
-    lines = [_BEHIND.format("graph", "mcm", "nodes", "seed", f"{method} x", "best by")]
-    for mine, best in behind(judged, method):
-        more = f"{mine.ratio / best.ratio:.4f}" if math.isfinite(mine.ratio) else "nothing"
-        row = (mine.pair[0][:22], mine.pair[1], mine.nodes, mine.seed, more, best.method)
+    lines = [_BEHIND.format("graph", "mcm", "nodes", "seeds", f"{method} x", "best by")]
+    for entry in behind(judged, method):
+        more = f"{entry.ratio:.4f}" if math.isfinite(entry.ratio) else "nothing"
+        row = (entry.pair[0][:22], entry.pair[1], entry.nodes, entry.seeds, more, entry.best)
         lines.append(_BEHIND.format(*row))
     return lines if len(lines) > 1 else [f"{method} never ends worse than another"]
 

@@ -147,10 +147,26 @@ def test_a_race_counts_ties_and_what_is_never_reached():
     assert result.of_limit == pytest.approx((0.1 * 1.0 * 0.1) ** (1 / 3))
     assert result.of_theirs == pytest.approx((0.5 * 8.0 * 0.1) ** (1 / 3))
     assert race(judge(rows, 10.0), "auto", "scip") is None
-    (mine, best), *more = behind(judge(rows, 10.0), "auto")
+    only, *more = behind(judge(rows, 10.0), "auto")
     assert not more
-    assert (mine.pair[0], best.method) == ("never", "slice")
-    assert mine.ratio / best.ratio == pytest.approx(1.5)
+    assert (only.pair[0], only.best, only.seeds) == ("never", "slice", 1)
+    assert only.ratio == pytest.approx(1.5)
+
+
+def test_who_is_behind_is_told_by_means_over_the_seeds_that_all_have():
+    def run(method, seed, value, graph="g"):
+        return {**run_of(method, *([(1.0, value)] if value else []), graph=graph), "seed": seed}
+
+    # Behind with one seed, ahead with both; the third is not compared.
+    level = [run("auto", 0, 2.0), run("slice", 0, 1.5), run("auto", 1, 1.0), run("slice", 1, 1.5)]
+    assert behind(judge([*level, run("auto", 2, 9.0)], 10.0), "auto") == []
+    rows = [
+        run("auto", 0, 2.0), run("slice", 0, 1.0), run("auto", 1, 2.0), run("slice", 1, 2.0),
+        run("auto", 0, None, "h"), run("slice", 0, 1.0, "h"),
+    ]  # fmt: skip
+    nothing, half = behind(judge(rows, 10.0), "auto")
+    assert (nothing.pair[0], nothing.ratio) == ("h", math.inf)
+    assert (half.pair[0], half.seeds, half.ratio) == ("g", 2, pytest.approx(2**0.5))
 
 
 def test_tables_have_a_line_for_each_class_and_method():
