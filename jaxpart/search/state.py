@@ -18,11 +18,13 @@ import numpy as np
 from jaxpart.bound import Bound, combinatorial_bound
 from jaxpart.cost import Costs, verify
 from jaxpart.device import DeviceProblem, lower
+from jaxpart.environment import usable_cores
 from jaxpart.problem import IntArray, Problem
 from jaxpart.solver.pool import SolverPool
 from jaxpart.solver.ray_pool import open_pool
 from jaxpart.solver.repair import Outcome
 from jaxpart.solver.scip import Status
+from jaxpart.solver.turns import Turns
 
 # How many of a batch's best candidates are verified when the batch may improve on the archive.
 _VERIFIED_PER_BATCH = 4
@@ -68,6 +70,8 @@ class Search:
         self.policy = policy  # weights, for methods that use some
         self.budget = budget
         self._pool = pool  # where solvers run
+        # Processes that give way have all cores but the one that steps the search.
+        self._turns = Turns(max(1, usable_cores() - 1))
         self.seed = seed
         self.samples = 0
         self.valid = 0  # of the samples that came in batches
@@ -162,7 +166,10 @@ class Search:
         if niceness is None:
             niceness = 0 if is_small(self.problem) else _NICENESS
         workers = workers if self._pool == "local" else 1
-        return open_pool(self._pool, problem or self.problem, workers, niceness=niceness)
+        turns = self._turns if niceness else None
+        return open_pool(
+            self._pool, problem or self.problem, workers, niceness=niceness, turns=turns
+        )
 
     def note_failure(self, outcome: Outcome) -> None:
         """Tells the user, once, of a task whose worker failed; nothing of other outcomes."""

@@ -18,6 +18,7 @@ from jaxpart.solver.batch import Batch, Repairs
 from jaxpart.solver.process import SolverWorker, Worker, WorkerEndedError
 from jaxpart.solver.repair import Outcome
 from jaxpart.solver.scip import Status
+from jaxpart.solver.turns import Turns
 
 # How much longer than its own time limit a task may take (to state a program, to be interrupted)
 # before its worker counts as hung.
@@ -48,6 +49,7 @@ class SolverPool:
         grace_s: float = _GRACE_S,
         start_s: float = _START_S,
         niceness: int = 0,
+        turns: Turns | None = None,
     ) -> None:
         """Starts the workers in the background.
 
@@ -57,6 +59,7 @@ class SolverPool:
           grace_s: seconds beyond its time limit after which a task's worker is killed.
           start_s: seconds after which a worker that does not get ready is killed.
           niceness: by how much processes of this machine give way to others.
+          turns: that they take while they are busy.
         """
         self._problem = problem
         self._content = pickle.dumps(problem, pickle.HIGHEST_PROTOCOL)
@@ -64,7 +67,7 @@ class SolverPool:
         self._tasks: queue.SimpleQueue[_Task | _Chunk | None] = queue.SimpleQueue()
         self._is_closed = threading.Event()
         self._lock = threading.Lock()  # between taking tasks and closing the pool
-        self._niceness = niceness
+        self._niceness, self._turns = niceness, turns
         self._workers = [self._new_worker(self._content, start_s) for _ in range(workers)]
         self._threads = [
             threading.Thread(target=self._serve, args=(worker,), daemon=True)
@@ -169,7 +172,7 @@ class SolverPool:
         self.close()
 
     def _new_worker(self, content: bytes, start_s: float) -> SolverWorker:
-        return Worker(content, start_s, self._niceness)
+        return Worker(content, start_s, self._niceness, self._turns)
 
     def _submit(self, name: str, time_limit_s: float, **arguments: Any) -> Future[Outcome]:
         arguments["time_limit_s"] = time_limit_s

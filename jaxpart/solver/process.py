@@ -10,6 +10,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+from jaxpart.solver.turns import Turns
+
 # The workers look for packages where this process does; they import nothing of its `__main__`.
 _COMMAND = (
     "import sys; sys.path[:] = {path!r}; from jaxpart.solver.worker import main; main({niceness})"
@@ -59,15 +61,19 @@ class Worker:
       process: the one that runs now, if any.
     """
 
-    def __init__(self, content: bytes, start_s: float, niceness: int = 0) -> None:
+    def __init__(
+        self, content: bytes, start_s: float, niceness: int = 0, turns: Turns | None = None
+    ) -> None:
         """Starts nothing yet.
 
         Args:
           content: the pickled problem.
           start_s: seconds after which a process that is not ready counts as hung.
           niceness: by how much the process gives way to others.
+          turns: that it takes while it is busy.
         """
         self._niceness = niceness
+        self._turns = turns
         self._content = content
         self._start_s = start_s
         self._lock = threading.Lock()  # between starting a process and closing the pool
@@ -113,10 +119,17 @@ class Worker:
             self.start()
         try:
             for k in range(count):
-                yield self._receive(patience_s, message if k == 0 else b"")
+                with self._turn():
+                    answer = self._receive(patience_s, message if k == 0 else b"")
+                yield answer
         except WorkerEndedError:
             self._is_ready = False
             raise
+
+    def _turn(self) -> contextlib.AbstractContextManager[None]:
+        if self._turns is None or self.process is None:
+            return contextlib.nullcontext()
+        return self._turns.taken_by(self.process)
 
     def close(self) -> None:
         """Kills the process, for good."""

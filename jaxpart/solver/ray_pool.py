@@ -20,6 +20,7 @@ from jaxpart.errors import InputError
 from jaxpart.problem import Problem
 from jaxpart.solver.pool import SolverPool
 from jaxpart.solver.process import SolverWorker, WorkerEndedError
+from jaxpart.solver.turns import Turns
 
 POOLS = ("local", "ray")
 # Actors find the package where this process does, if they run on this machine.
@@ -34,8 +35,15 @@ def check_pool(kind: str) -> None:
         raise InputError("pool 'ray' needs Ray, which is not installed: pip install 'jaxpart[ray]'")
 
 
-def open_pool(kind: str, problem: Problem, workers: int = 1, *, niceness: int = 0) -> SolverPool:
-    """A pool on this machine, whose processes give way to others by `niceness`, or on Ray.
+def open_pool(
+    kind: str,
+    problem: Problem,
+    workers: int = 1,
+    *,
+    niceness: int = 0,
+    turns: Turns | None = None,
+) -> SolverPool:
+    """A pool on this machine, whose processes give way by `niceness` and in `turns`, or on Ray.
 
     Raises:
       InputError: as `check_pool`.
@@ -43,7 +51,7 @@ def open_pool(kind: str, problem: Problem, workers: int = 1, *, niceness: int = 
     check_pool(kind)
     if kind == "ray":
         return RayPool(problem, workers)
-    return SolverPool(problem, workers, niceness=niceness)
+    return SolverPool(problem, workers, niceness=niceness, turns=turns)
 
 
 class RayPool(SolverPool):

@@ -22,6 +22,7 @@ from jaxpart.solver.polish import polish, solve_exact
 from jaxpart.solver.prove import prove
 from jaxpart.solver.repair import Outcome, repair
 from jaxpart.solver.scip import Status
+from jaxpart.solver.turns import end_with_parent
 
 
 def _grow(problem: Problem, **arguments: Any) -> Outcome:
@@ -49,6 +50,7 @@ def main(niceness: int = 0) -> None:
     Args:
       niceness: by how much to give way to other processes, where the system knows that.
     """
+    end_with_parent()
     if hasattr(os, "nice"):
         os.nice(niceness)
     outcomes = os.fdopen(os.dup(1), "wb")
