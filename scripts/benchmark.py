@@ -7,11 +7,12 @@
 
 *quality*: every method on every pair of graph and module, each run in a process of its own with the
 same seconds and cores. The clock of a method leaves out start-up and what it compiles before it
-searches (of a rival: stating its program); "cold s" has both. Compiled programs are kept between
-runs, as the command keeps them; numba's too, so run `--quick` once after an installation. "1%" is
-of the best that anybody found for the pair, "final x" is over that best; who never gets there
-counts as the limit.
-"no-policy" is `auto` without the policy.
+searches (of a rival: stating its program); "cold s" has both. What `auto` compiles beside its
+searches is on its clock; `--warm 10` has it compiled, as in a process that partitions more than
+once. Compiled programs are kept between runs, as the command keeps them; numba's too, so run
+`--quick` once after an installation. "1%" is of the best that anybody found for the pair, "final x"
+is over that best; who never gets there counts as the limit. "no-policy" is `auto` without the
+policy.
 
 *growth*: `auto` on a decoder of more and more nodes and chips; see `benchmark_growth.py`.
 
@@ -76,7 +77,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         _show(rows, arguments.pictures)
         return 0
     names = ("seconds", "growth_seconds", "threads")
-    rows = Rows(arguments.json, {name: getattr(arguments, name) for name in names})
+    settings = {name: getattr(arguments, name) for name in names}
+    if arguments.warm:
+        settings["warm_s"] = arguments.warm
+    rows = Rows(arguments.json, settings)
     code = 0
     try:
         if "quality" in arguments.parts:
@@ -106,6 +110,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     methods, choices = [*_OURS, *RIVALS], [*METHODS, WITHOUT_POLICY, *RIVALS]
     add("--methods", nargs="+", choices=choices, default=methods, metavar="METHOD")
     add("--seconds", type=float, default=20.0, help="of each run (20)")
+    warm = "of `auto` on the pair before each run of it, in the same process (0)"
+    add("--warm", type=float, default=0.0, metavar="SECONDS", help=warm)
     add("--threads", type=int, default=1, help="cores of each run (1)")
     add("--seeds", type=int, default=1, help="runs of each method on each pair (1)")
     add("--nodes", type=int, nargs="*", default=[1_000, 3_000, 10_000, 30_000, 100_000])
@@ -190,6 +196,7 @@ def _run(rows: Rows, pair: Row, names: tuple[str, str], method: str, seed: int) 
         arguments = {
             **{"graph": names[0], "mcm": names[1], "method": method, "seed": seed},
             **{"seconds": seconds, "threads": threads, "began": time.time()},
+            "warm_s": rows.settings.get("warm_s", 0.0),
         }
         answer = measure(
             # Stating the largest program takes minutes on a busy core.
@@ -211,7 +218,9 @@ def _show(rows: Rows, pictures: Path | None) -> None:
     if judged:
         others = [m for m in dict.fromkeys(run.method for run in judged) if m != "auto"]
         threads = rows.settings["threads"]
-        lines += ["", f"time to quality: {limit_s:g} s, {threads} core(s) each"]
+        warm_s = rows.settings.get("warm_s")
+        warmed = f", auto after {warm_s:g} s of the same" if warm_s else ""
+        lines += ["", f"time to quality: {limit_s:g} s, {threads} core(s) each{warmed}"]
         lines += method_table(judged)
         lines += ["", *race_table(judged, "auto", others), "", *behind_table(judged, "auto")]
     for rival, package in rows.missing.items():

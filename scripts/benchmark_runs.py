@@ -8,8 +8,10 @@ programs are kept from one process to the next, as the command keeps them.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,7 +26,14 @@ _SLACK = 2.0  # of memory, for growing models
 
 
 def by_method(
-    graph: str, mcm: str, method: str, seconds: float, threads: int, seed: int, began: float
+    graph: str,
+    mcm: str,
+    method: str,
+    seconds: float,
+    threads: int,
+    seed: int,
+    began: float,
+    warm_s: float = 0.0,
 ) -> dict[str, Any]:
     """One run of a method of jaxpart, or of a rival.
 
@@ -36,6 +45,8 @@ def by_method(
       threads: that a rival may use; jaxpart takes the cores it is given.
       seed: of the run.
       began: when the process was started, `time.time()`.
+      warm_s: seconds of `auto` on the pair before it, in the same process: the other methods have
+        all that they compile beside their clocks.
     """
     from rivals import RIVALS, Limits
 
@@ -47,9 +58,12 @@ def by_method(
     module = machine or load_mcm(mcm)
     if method in RIVALS:
         return _by_rival(loaded, module, method, Limits(seconds, threads, seed, GAP), began)
-    if method == WITHOUT_POLICY:
-        return by_jaxpart(loaded, module, "auto", seconds, seed, began, policy=NO_POLICY)[0]
-    return by_jaxpart(loaded, module, method, seconds, seed, began)[0]
+    policy = NO_POLICY if method == WITHOUT_POLICY else None
+    method = "auto" if method == WITHOUT_POLICY else method
+    if method == "auto" and warm_s:
+        by_jaxpart(loaded, module, "auto", warm_s, seed, began, policy=policy)
+        began = time.time()
+    return by_jaxpart(loaded, module, method, seconds, seed, began, policy=policy)[0]
 
 
 def _by_rival(graph: Graph, mcm: MCM, rival: str, limits: Any, began: float) -> dict[str, Any]:
@@ -92,19 +106,19 @@ def by_jaxpart(
 
     keep_compiled()
     watch = _Watch(began)
-    watch.on(method)
     result, why = None, {}
     try:
-        result = partition(
-            graph,
-            mcm,
-            method=method,
-            time_limit_s=seconds,
-            seed=seed,
-            gap=GAP,
-            progress=watch,
-            policy=policy,
-        )
+        with watch.on(method):
+            result = partition(
+                graph,
+                mcm,
+                method=method,
+                time_limit_s=seconds,
+                seed=seed,
+                gap=GAP,
+                progress=watch,
+                policy=policy,
+            )
     except InfeasibleError as error:
         why = {"infeasible": str(error)}
     except NothingFoundError as error:
@@ -128,8 +142,9 @@ class _Watch:
     search: Search | None = None
     points: list[tuple[float, float, float]] = dataclasses.field(default_factory=list)
 
-    def on(self, method: str) -> None:
-        """Looks into every search that this process begins with the method from now on."""
+    @contextlib.contextmanager
+    def on(self, method: str) -> Generator[None]:
+        """Inside, looks into every search that this process begins with the method."""
         from jaxpart.search.engine import IMPLEMENTATIONS
 
         implementation = IMPLEMENTATIONS[method]
@@ -139,6 +154,10 @@ class _Watch:
             yield from implementation(search)
 
         IMPLEMENTATIONS[method] = watched
+        try:
+            yield
+        finally:
+            IMPLEMENTATIONS[method] = implementation
 
     def __call__(self, state: Progress) -> None:
         if state.best_s is None or (self.points and state.best_s >= self.points[-1][2]):

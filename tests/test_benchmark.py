@@ -6,6 +6,7 @@ import os
 import time
 
 import benchmark
+import benchmark_runs
 import numpy as np
 import oracle
 import pytest
@@ -30,8 +31,9 @@ from benchmark_rows import Rows
 from strategies import random_graph, random_mcm
 
 from jaxpart.cost import verify
-from jaxpart.errors import InputError
+from jaxpart.errors import InputError, NothingFoundError
 from jaxpart.problem import Problem
+from jaxpart.search import engine
 
 LIMITS = rivals.Limits(seconds=30.0, threads=1, seed=0, gap=1e-6)
 SETTINGS = {"seconds": 10.0, "growth_seconds": 5.0, "threads": 1}
@@ -372,6 +374,22 @@ def test_files_of_equal_settings_are_merged_and_of_two_rows_the_first_stays(tmp_
     assert len(merged.environments) == 1
     with pytest.raises(InputError, match="made with"):
         Rows.merged([a, c], None)
+
+
+def test_auto_is_warmed_by_seconds_of_the_same_that_leave_no_trace(monkeypatch):
+    called = []
+
+    def noted(graph, mcm, *, method, time_limit_s, policy, **rest):
+        called.append((method, time_limit_s, policy))
+        raise NothingFoundError("nothing")
+
+    monkeypatch.setattr(engine, "partition", noted)
+    before = dict(engine.IMPLEMENTATIONS)
+    for method in ("no-policy", "slice"):
+        row = benchmark_runs.by_method("darts", "mcm8", method, 2.0, 1, 0, time.time(), warm_s=1.0)
+        assert row["notes"] == ["nothing"]
+    assert called == [("auto", 1.0, "none"), ("auto", 2.0, "none"), ("slice", 2.0, None)]
+    assert before == engine.IMPLEMENTATIONS
 
 
 def test_the_command_measures_once_shows_and_merges(tmp_path, monkeypatch, capsys):
