@@ -27,11 +27,12 @@ from jaxpart.search.beside import in_thread
 from jaxpart.search.state import Method, Search
 from jaxpart.search.workers import Workers
 
-# Samples of a round: the fewer, the more often rounds go on from something better; learning needs
-# more of them to compare, and beside other methods a step has to be worth its start.
+# Samples of a round. To begin with few, so that rounds soon go on from something better; later more,
+# which find a way out where few find none. Learning needs them to compare, and beside other methods
+# a step has to be worth its start.
 BATCH = 16
-_LEARNED_BATCH = _BATCH_BESIDE = 64
-ZERO_SHOT = 1024  # samples that are not learned from
+_LARGE_BATCH = 64
+ZERO_SHOT = 1024  # samples of small rounds, not learned from
 # Beyond this many blocks a step takes seconds.
 MOST_BLOCKS = 5000
 
@@ -96,7 +97,7 @@ def with_policy(
             while True:
                 decoder = _decoder(use, step)
                 learns = use.learn_after is not None and own >= use.learn_after
-                batch = _LEARNED_BATCH if learns else BATCH
+                batch = _LARGE_BATCH if learns or own >= ZERO_SHOT else BATCH
                 made = play(
                     params, sizes, task, state, jax.random.fold_in(key, step),
                     batch=batch, decoder=decoder, mode=use.mode,
@@ -163,7 +164,7 @@ def policy_beside(search: Search) -> Generator[bool]:
 
 
 def _played(task: Task, params: Any, sizes: Sizes, state: State, key: jax.Array) -> Batch:
-    return play(params, sizes, task, state, key, batch=_BATCH_BESIDE, decoder="labels", mode="fix")
+    return play(params, sizes, task, state, key, batch=_LARGE_BATCH, decoder="labels", mode="fix")
 
 
 def _weights(
