@@ -27,7 +27,7 @@ from jaxpart.search.beside import in_thread
 from jaxpart.search.state import Method, Search
 from jaxpart.search.workers import Workers
 
-# Samples of a round. To begin with few, so that rounds soon go on from something better; later more,
+# Samples of a round. At first few, so that rounds soon go on from something better; later more,
 # which find a way out where few find none. Learning needs them to compare, and beside other methods
 # a step has to be worth its start.
 BATCH = 16
