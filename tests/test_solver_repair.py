@@ -8,6 +8,7 @@ import pytest
 from strategies import TOPOLOGIES, random_graph, random_mcm
 
 from jaxpart import exact
+from jaxpart.cost import verify
 from jaxpart.graph import Graph, Node, Tensor, Weight
 from jaxpart.mcm import MCM, PRESETS, Chip, Constraints
 from jaxpart.problem import Problem
@@ -178,3 +179,25 @@ def test_presets_of_every_kind_repair_a_chain_of_nodes(name):
     problem = Problem.build(Graph(nodes, tensors, weights, element_bytes=1), mcm)
     f, _ = answer(repair(problem, np.arange(120) // 40, time_limit_s=PATIENCE_S))
     assert oracle.evaluate(problem.graph, mcm, f).valid
+
+
+@pytest.mark.parametrize("seed", [3, 4, 8, 10])
+def test_a_window_lies_around_what_squeezing_has_moved(seed):
+    """Labels whose nearest cut leaves chips unused, and too little memory for it all."""
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(6, 16))
+    nodes = tuple(Node(f"n{v}", "op", 0.0, 0.0, seconds=1.0) for v in range(count))
+    tensors = tuple(
+        Tensor(
+            v, float(rng.integers(1, 20)), tuple({int(x) for x in rng.integers(v + 1, count, 2)})
+        )
+        for v in range(count - 1)
+    )
+    chips = (Chip(1.0, 1.0, float(rng.integers(25, 90))),) * int(rng.integers(3, 7))
+    problem = Problem.build(Graph(nodes, tensors, ()), MCM("tight", "chain", chips, 1e3))
+    for k in range(6):
+        y = rng.integers(0, len(chips), count)
+        found = repair(problem, np.sort(y) if k % 2 else y, time_limit_s=PATIENCE_S, window=1)
+        assert found.status in (Status.OPTIMAL, Status.FEASIBLE, Status.INFEASIBLE)
+        if found.assignment is not None:
+            assert verify(problem, found.assignment[:, None]).valid.all()

@@ -70,8 +70,8 @@ class Search:
         self.policy = policy  # weights, for methods that use some
         self.budget = budget
         self._pool = pool  # where solvers run
-        # Processes that give way have all cores but the one that steps the search.
-        self._turns = Turns(max(1, usable_cores() - 1))
+        # Of those that give way, one for each core runs at a time.
+        self._turns = Turns(usable_cores())
         self.seed = seed
         self.samples = 0
         self.valid = 0  # of the samples that came in batches

@@ -150,7 +150,7 @@ def repair(
         model.seek_nearest(problem.block, y, weights)
         starts, cutoff = [], math.inf
         if best is None:
-            model.separate(block_chips(problem, guide))
+            model.separate(block_chips(problem, guide if f is None else f))  # in every window
         elif window is None:
             starts.append(block_chips(problem, best))
         else:
