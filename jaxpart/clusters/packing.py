@@ -18,6 +18,7 @@ from jaxpart.clusters.bitsets import (
     has,
     have_common,
     members,
+    next_in,
     order_of,
     size_of,
     uniform,
@@ -130,8 +131,10 @@ def _place(whole: Quotient, centre: int, rng: Words) -> NDArray[np.bool_]:
 def _power_sum(quotient: Quotient) -> float:
     """The sum of a high power of the sizes: the less, the more even."""
     total = 0.0
-    for a in members(quotient.alive):
-        total += float(quotient.size[int(a)]) ** _POWER
+    a = next_in(quotient.alive, 0)
+    while a >= 0:
+        total += float(quotient.size[a]) ** _POWER
+        a = next_in(quotient.alive, a + 1)
     return total
 
 

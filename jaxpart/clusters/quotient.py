@@ -32,6 +32,7 @@ from jaxpart.clusters.bitsets import (
     have_common,
     intersection,
     members,
+    next_in,
     order_of,
     size_of,
     size_of_both,
@@ -99,8 +100,10 @@ def weigher_of(problem: Problem, target_s: float) -> Weigher:
 @njit(cache=True)
 def _held(weigher: Weigher, own: float, shared: Words) -> float:
     held = own
-    for w in members(shared):
-        held += float(weigher.shared_bytes[int(w)])
+    w = next_in(shared, 0)
+    while w >= 0:
+        held += float(weigher.shared_bytes[w])
+        w = next_in(shared, w + 1)
     return held
 
 
@@ -240,16 +243,20 @@ def merge(quotient: Quotient, weigher: Weigher, a: int, b: int) -> None:
     _join(quotient.above, a, b)
     _join(quotient.after, a, b)
     _join(quotient.before, a, b)
-    for x in members(quotient.above[a]):
+    x = next_in(quotient.above[a], 0)
+    while x >= 0:
         _replace(quotient.after[x], a, b)
         unite(quotient.below[x], quotient.below[a])
         add(quotient.below[x], a)
         discard(quotient.below[x], b)
-    for y in members(quotient.below[a]):
+        x = next_in(quotient.above[a], x + 1)
+    y = next_in(quotient.below[a], 0)
+    while y >= 0:
         _replace(quotient.before[y], a, b)
         unite(quotient.above[y], quotient.above[a])
         add(quotient.above[y], a)
         discard(quotient.above[y], b)
+        y = next_in(quotient.below[a], y + 1)
     discard(quotient.alive, b)
     quotient.home[b] = a
     quotient.first[a] = min(quotient.first[a], quotient.first[b])
@@ -281,18 +288,13 @@ def reduce(quotient: Quotient, weigher: Weigher, rng: Words) -> None:
     `rng` does.
     """
     while True:
-        count = 0
-        alive = members(quotient.alive)
-        for a in alive:
-            for b in members(quotient.after[a]):
-                if have_common(quotient.below[a], quotient.above[b]):
-                    count += 1
+        count = _shortcuts(quotient)
         if count == 0:
             return
         ends = np.empty((count, 2), np.int64)
         key = np.empty(count)
         count = 0
-        for a in alive:
+        for a in members(quotient.alive):
             for b in members(quotient.after[a]):
                 between = size_of_both(quotient.below[a], quotient.above[b])
                 if between:
@@ -303,6 +305,21 @@ def reduce(quotient: Quotient, weigher: Weigher, rng: Words) -> None:
             a, b = root(quotient, ends[i, 0]), root(quotient, ends[i, 1])
             if a != b and have_common(quotient.below[a], quotient.above[b]):
                 _close(quotient, weigher, a, b, rng)
+
+
+@njit(cache=True)
+def _shortcuts(quotient: Quotient) -> int:
+    """How many edges have a longer path beside them: most of what growing does is to ask this."""
+    count = 0
+    a = next_in(quotient.alive, 0)
+    while a >= 0:
+        b = next_in(quotient.after[a], 0)
+        while b >= 0:
+            if have_common(quotient.below[a], quotient.above[b]):
+                count += 1
+            b = next_in(quotient.after[a], b + 1)
+        a = next_in(quotient.alive, a + 1)
+    return count
 
 
 @njit(cache=True)
