@@ -11,9 +11,11 @@ from jaxpart.clusters.packing import grown, loosened
 from jaxpart.clusters.quotient import (
     Quotient,
     Weigher,
+    compacted,
     labels_of,
     quotient_of,
     reduce,
+    root,
     topological,
     weigher_of,
 )
@@ -116,6 +118,28 @@ def test_bit_sets_after_merging_are_those_of_a_fresh_quotient():
                 mapped = {position[x] for x in members(getattr(quotient, name)[a])}
                 assert mapped == set(members(getattr(fresh, name)[i]))
             assert quotient.size[a] == pytest.approx(fresh.size[i])
+
+
+def test_a_compacted_quotient_is_the_one_of_its_clusters_in_their_order():
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        problem = Problem.build(random_graph(rng, int(rng.integers(3, 12))), chain_module(4))
+        quotient = single_blocks(problem)
+        reduce(quotient, weigher(problem), random_state(seed))
+
+        dense, number = compacted(quotient)
+        again, same = compacted(dense)
+
+        fresh = quotient_of(number, problem.contracted.node_pairs, weigher(problem))
+        for name in ("alive", "home", "first", "after", "before", "below", "above", "shared"):
+            np.testing.assert_array_equal(getattr(dense, name), getattr(fresh, name), name)
+            np.testing.assert_array_equal(getattr(again, name), getattr(fresh, name), name)
+        np.testing.assert_allclose(dense.seconds, fresh.seconds)
+        np.testing.assert_allclose(dense.size, fresh.size)
+        assert same.tolist() == list(range(len(members(quotient.alive))))
+        assert (
+            members(quotient.alive)[number] == [root(quotient, v) for v in range(len(number))]
+        ).all()
 
 
 def test_clusters_with_a_circle_are_refused():

@@ -28,6 +28,7 @@ from jaxpart.clusters.bitsets import (
 from jaxpart.clusters.quotient import (
     Quotient,
     Weigher,
+    compacted,
     copy_of,
     labels_of,
     merge,
@@ -38,6 +39,8 @@ from jaxpart.problem import IntArray
 
 # The power of sizes that is summed to compare partitions: near the maximum, but it feels the rest.
 _POWER = 8
+# Clusters, and those that were merged, for each that there is: with more they are numbered anew.
+_SPARSE = 1.25
 # By how much, at most, the size of a pair is taken for larger than it is.
 _NOISE = 0.2
 # A place is a cluster, up to so many of its neighbours, and so often one that is beside it.
@@ -69,10 +72,10 @@ def grown(
     quotient = quotient_of(cluster, pairs, weigher)
     if has_triangle:
         reduce(quotient, weigher, rng)
-    quotient = pack(quotient, weigher, chips, tried, has_triangle, rng)
+    quotient, number = pack(quotient, weigher, chips, tried, has_triangle, rng)
     if size_of(quotient.alive) > chips:
         return np.empty(0, np.int64)
-    return labels_of(quotient, cluster)
+    return labels_of(quotient, number[cluster])
 
 
 @njit(cache=True)
@@ -146,7 +149,7 @@ def pack(
     tried: int,
     has_triangle: bool,
     rng: Words,
-) -> Quotient:
+) -> tuple[Quotient, IntArray]:
     """A reduced quotient of at most `count` clusters, as even as greedy merging finds.
 
     Args:
@@ -156,11 +159,16 @@ def pack(
       has_triangle: whether to reduce again after each merging.
 
     Returns:
-      More clusters than `count` where no two can be merged.
+      The quotient, with more clusters than `count` where no two can be merged; and the number there
+      of each cluster [n] that there was.
     """
-    quotient = copy_of(quotient)
+    quotient, number = compacted(quotient)
     size = size_of(quotient.alive)
     while size > count:
+        # What is tried out is copied, those that were merged too.
+        if _SPARSE * size < len(quotient.home):
+            quotient, again = compacted(quotient)
+            number = again[number]
         power_sum = _power_sum(quotient)
         best, least = quotient, np.inf
         pairs = _mergeable(quotient, tried, rng)
@@ -176,7 +184,7 @@ def pack(
             break
         quotient = best
         size = size_of(quotient.alive)
-    return quotient
+    return quotient, number
 
 
 @njit(cache=True)

@@ -206,7 +206,7 @@ def labels_of(quotient: Quotient, cluster: IntArray) -> IntArray:
     """[N] the position of each block's cluster in topological order.
 
     Args:
-      cluster: [N] what the quotient was made of.
+      cluster: [N] the cluster that each block is in, or was in before that was merged.
     """
     position = np.zeros(len(quotient.home), np.int64)
     order = topological(quotient)
@@ -234,6 +234,49 @@ def copy_of(quotient: Quotient) -> Quotient:
         quotient.shared.copy(),
         quotient.size.copy(),
     )
+
+
+@njit(cache=True)
+def compacted(quotient: Quotient) -> tuple[Quotient, IntArray]:
+    """The quotient without the clusters that were merged, and the number [n] that each has there.
+
+    Clusters keep their order.
+    """
+    alive = members(quotient.alive)
+    count = len(alive)
+    words = max(1, (count + 63) // 64)
+    number = np.empty(len(quotient.home), np.int64)
+    for i in range(count):
+        number[alive[i]] = i
+    for a in range(len(number)):
+        number[a] = number[root(quotient, a)]
+    dense = Quotient(
+        np.zeros(words, np.uint64),
+        np.arange(count),
+        quotient.first[alive],
+        _renumbered(quotient.after, alive, number, words),
+        _renumbered(quotient.before, alive, number, words),
+        _renumbered(quotient.below, alive, number, words),
+        _renumbered(quotient.above, alive, number, words),
+        quotient.seconds[alive],
+        quotient.own[alive],
+        quotient.shared[alive],
+        quotient.size[alive],
+    )
+    for i in range(count):
+        add(dense.alive, i)
+    return dense, number
+
+
+@njit(cache=True)
+def _renumbered(rows: Words, alive: IntArray, number: IntArray, words: int) -> Words:
+    dense = np.zeros((len(alive), words), np.uint64)
+    for i in range(len(alive)):
+        b = next_in(rows[alive[i]], 0)
+        while b >= 0:
+            add(dense[i], number[b])
+            b = next_in(rows[alive[i]], b + 1)
+    return dense
 
 
 @njit(cache=True)
