@@ -70,8 +70,7 @@ def tables(document: dict[str, Any], decoder: str) -> list[str]:
     most = document["settings"]["samples"][decoder]
     lines: list[str] = []
     for title, chosen in classes(document["pairs"]):
-        by_method = {method: runs_of(chosen, decoder, method) for method in METHODS}
-        by_method = {method: runs for method, runs in by_method.items() if runs}
+        by_method = _by_method(chosen, decoder)
         if by_method:
             lines += ["", *_improvements(f"{decoder}, {title}", len(chosen), by_method, most)]
             lines += ["", *_needed(by_method, most)]
@@ -80,19 +79,28 @@ def tables(document: dict[str, Any], decoder: str) -> list[str]:
     return lines
 
 
+def _by_method(pairs: Mapping[str, Pair], decoder: str) -> dict[str, list[Run]]:
+    """The runs of each method that has some; those of `METHODS` come first."""
+    keys = [key.split("/") for pair in pairs.values() for key in pair["runs"]]
+    others = dict.fromkeys(method for of, method, _ in keys if of == decoder)
+    by_method = {m: runs_of(pairs, decoder, m) for m in dict.fromkeys((*METHODS, *others))}
+    return {method: runs for method, runs in by_method.items() if runs}
+
+
 def _improvements(title: str, pairs: int, by_method: dict[str, list[Run]], most: int) -> list[str]:
     counts = [count for count in CHECKPOINTS if count <= most]
     head = "".join(f"{count:>9}" for count in counts)
     lines = [
         f"{title} ({pairs}): T_baseline / T after so many samples",
-        f"{'method':<12}{head}{'final':>9}{'spread':>8}{'runs':>6}{'s':>8}",
+        f"{'method':<12}{head}{'final':>9}{'spread':>8}{'runs':>6}{'valid %':>9}{'s':>8}",
     ]
     for method, runs in by_method.items():
         cells = "".join(f"{mean(runs, count):>9.4f}" for count in counts)
         seconds = statistics.geometric_mean(run["seconds"] for run in runs)
+        valid = statistics.fmean(run["valid"] / max(run["samples"], 1) for run in runs)
         lines.append(
             f"{method:<12}{cells}{mean(runs, most):>9.4f}{spread(runs, most):>8.4f}"
-            f"{len(runs):>6}{seconds:>8.1f}"
+            f"{len(runs):>6}{100 * valid:>9.1f}{seconds:>8.1f}"
         )
     return lines
 
@@ -120,8 +128,7 @@ def _needed(by_method: dict[str, list[Run]], most: int) -> list[str]:
 
 def _paper(pair: Pair, decoder: str, most: int) -> list[str]:
     """The paper's own pair: finals beside random and annealing, and what they took."""
-    by_method = {method: runs_of({PAPER: pair}, decoder, method) for method in METHODS}
-    by_method = {method: runs for method, runs in by_method.items() if runs}
+    by_method = _by_method({PAPER: pair}, decoder)
     if not {"random", "annealing", "scratch"} <= by_method.keys():
         return []
     finals = {method: mean(runs, most) for method, runs in by_method.items()}

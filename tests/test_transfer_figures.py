@@ -11,6 +11,8 @@ def run_of(*history, method="random", seed=0):
         "method": method,
         "seed": seed,
         "seconds": 2.0,
+        "samples": 64,
+        "valid": 16,
         "history": [[n, s, gain] for n, s, gain in history],
     }
 
@@ -72,7 +74,14 @@ def test_tables_say_who_needs_how_many_samples_and_how_far_the_paper_is():
     # Annealing: 4 is as good as random's 4; scratch's 2 it has after 128 samples and 1 s.
     assert paper[1].split() == ["annealing", "4.0000", "0.00%", "0.00%", "128", "1.0"]
     assert paper[2].split() == ["scratch", "2.0000", "-50.00%", "-50.00%", "256", "5.0"]
+    assert text[wide + 2].split()[-3:] == ["2", "25.0", "2.0"]
     assert tables(DOCUMENT | {"settings": {"samples": {"orders": 8}}}, "orders") == []
+
+
+def test_what_is_left_without_a_part_stands_behind_the_methods():
+    pair = {"headroom": 1.5, "runs": {"labels/no-solver/0": LATE, "labels/zero-shot/0": EARLY}}
+    text = tables(DOCUMENT | {"pairs": {"a/b": pair}}, "labels")
+    assert [line.split()[0] for line in text[3:5]] == ["zero-shot", "no-solver"]
 
 
 def test_the_picture_is_written_where_there_is_something_to_draw(tmp_path):
