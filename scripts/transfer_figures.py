@@ -118,11 +118,11 @@ def _needed(by_method: dict[str, list[Run]], most: int) -> list[str]:
     targets = list(by_method)
     lines = [
         f"samples until as good as the others in the end ({most})",
-        f"{'method':<12}" + "".join(f"{target:>12}" for target in targets),
+        f"{'method':<12}" + "".join(f"{target:>14}" for target in targets),
     ]
     for method, runs in by_method.items():
         needed = [samples_to(runs, mean(by_method[other], most), most) for other in targets]
-        lines.append(f"{method:<12}" + "".join(f"{_whole(value):>12}" for value in needed))
+        lines.append(f"{method:<12}" + "".join(f"{_whole(value):>14}" for value in needed))
     return lines
 
 
