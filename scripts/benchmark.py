@@ -130,6 +130,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     for name in ("seconds", "growth_seconds", "threads", "seeds"):
         if not getattr(arguments, name) > 0:
             parser.error(f"--{name.replace('_', '-')}: expected a positive number")
+    if not arguments.warm >= 0:
+        parser.error("--warm: expected no negative number")
     if arguments.json is None and not arguments.merge:
         arguments.json = _FOLDER / f"benchmark{'-quick' * arguments.quick}.json"
         if arguments.quick:

@@ -97,10 +97,12 @@ def _improvements(title: str, pairs: int, by_method: dict[str, list[Run]], most:
     for method, runs in by_method.items():
         cells = "".join(f"{mean(runs, count):>9.4f}" for count in counts)
         seconds = statistics.geometric_mean(run["seconds"] for run in runs)
-        valid = statistics.fmean(run["valid"] / max(run["samples"], 1) for run in runs)
+        valid = f"{100 * statistics.fmean(run['valid'] / run['samples'] for run in runs):.1f}"
+        # Who offers candidate by candidate, as evolution of orders does, is not counted.
+        valid = valid if any(run["valid"] for run in runs) else "-"
         lines.append(
             f"{method:<12}{cells}{mean(runs, most):>9.4f}{spread(runs, most):>8.4f}"
-            f"{len(runs):>6}{100 * valid:>9.1f}{seconds:>8.1f}"
+            f"{len(runs):>6}{valid:>9}{seconds:>8.1f}"
         )
     return lines
 

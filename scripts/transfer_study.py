@@ -162,7 +162,7 @@ def _method(decoder: str, method: str, trained: Any) -> Callable[[Any], Iterable
     from jaxpart.search.policy import BATCH, Use, with_policy
 
     if method == "random":
-        as_often = functools.partial(random, batch=BATCH)  # as the policy asks SCIP for repairs
+        as_often = functools.partial(random, batch=BATCH)  # no fewer repairs than the policy
         return as_often if decoder == "labels" else _random_orders
     if method == "annealing":
         few_chains = functools.partial(anneal, chains=_CHAINS)

@@ -22,6 +22,9 @@ def test_sets_are_pythons(first, second):
 
     assert bitsets.members(row).tolist() == sorted(first)
     assert bitsets.size_of(row) == len(first)
+    for start in range(257):
+        expected = min((i for i in first if i >= start), default=-1)
+        assert bitsets.next_in(row, start) == expected
     assert bitsets.size_of_both(row, other) == len(first & second)
     assert bitsets.have_common(row, other) == bool(first & second)
     assert set(bitsets.members(bitsets.union(row, other))) == first | second

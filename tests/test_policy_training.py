@@ -119,6 +119,24 @@ def test_without_refinement_every_round_begins_anew(monkeypatch, refines, expect
     assert rounds == expected
 
 
+@pytest.mark.parametrize(
+    ("learn_after", "expected"), [(None, [16, 16, 64, 64]), (0, [64] * 4), (16, [16, 64, 64, 64])]
+)
+def test_rounds_are_small_to_begin_with_and_where_nothing_is_learned(
+    monkeypatch, learn_after, expected
+):
+    sizes = []
+
+    def noted(*args, batch, **kwargs):
+        sizes.append(batch)
+        return play(*args, batch=batch, **kwargs)
+
+    monkeypatch.setattr(policy, "play", noted)
+    monkeypatch.setattr(policy, "ZERO_SHOT", 32)
+    searched(learn_after=learn_after)
+    assert sizes == expected
+
+
 def test_fresh_weights_have_the_layers_that_are_asked_for():
     trees = [searched(**sizes)[1].params["params"] for sizes in ({}, {"sizes": Sizes(layers=0)})]
     assert [sum(name.startswith("Layer_") for name in tree) for tree in trees] == [3, 0]

@@ -33,9 +33,10 @@ from jaxpart.solver.scip import Status
 # Candidates are offered, and the engine asked, about so often.
 _ROUND_S = 0.25
 _ROUND_STEPS = 16
-# What a worker finds is home after so many seconds; the last before the end.
+# What a worker finds is home after so many seconds; the last before the end, though it may first
+# have to wait for its turn.
 _SLICE_S = 1.0
-_LEAST_SLICE_S, _WAY_HOME_S = 0.05, 0.1
+_LEAST_SLICE_S, _WAY_HOME_S = 0.05, 0.3
 # Cores for each worker (the others are the device's and the solvers'), and the most workers.
 _CORES_EACH, _MOST_WORKERS = 2, 8
 # They give way to what searches on the device, and share what it leaves with the solvers.

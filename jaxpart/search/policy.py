@@ -6,6 +6,7 @@ whoever found it: a sample, the solver's repair of one, or the partition to star
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -93,15 +94,20 @@ def with_policy(
         params, sizes = _weights(trained, task, search.seed, use.sizes)
         opt_state = ppo.optimizer(use.settings).init(params)
         state, key, step, own = task.start, jax.random.key(search.seed), 0, 0
+        compiled: set[int] = set()
         with Workers(search) as workers:
             while True:
                 decoder = _decoder(use, step)
                 learns = use.learn_after is not None and own >= use.learn_after
                 batch = _LARGE_BATCH if learns or own >= ZERO_SHOT else BATCH
-                made = play(
-                    params, sizes, task, state, jax.random.fold_in(key, step),
-                    batch=batch, decoder=decoder, mode=use.mode,
-                )  # fmt: skip
+                is_new = batch not in compiled
+                with search.compiling() if is_new else contextlib.nullcontext():
+                    made = play(
+                        params, sizes, task, state, jax.random.fold_in(key, step),
+                        batch=batch, decoder=decoder, mode=use.mode,
+                    )  # fmt: skip
+                    jax.block_until_ready(made.after)
+                compiled.add(batch)
                 search.offer_batch(made.assignments, made.costs)
                 if use.solver:
                     workers.repair_promising()

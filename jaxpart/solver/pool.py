@@ -23,6 +23,8 @@ from jaxpart.solver.turns import Turns
 # How much longer than its own time limit a task may take (to state a program, to be interrupted)
 # before its worker counts as hung.
 _GRACE_S = 20.0
+# So many times as long where workers take turns, and are stopped meanwhile.
+_PATIENCE_IN_TURNS = 4.0
 # Until a worker that starts is ready: on a busy machine, Python and the solvers take a while.
 _START_S = 60.0
 
@@ -63,7 +65,7 @@ class SolverPool:
         """
         self._problem = problem
         self._content = pickle.dumps(problem, pickle.HIGHEST_PROTOCOL)
-        self._grace_s = grace_s
+        self._grace_s = grace_s if turns is None else _PATIENCE_IN_TURNS * grace_s
         self._tasks: queue.SimpleQueue[_Task | _Chunk | None] = queue.SimpleQueue()
         self._is_closed = threading.Event()
         self._lock = threading.Lock()  # between taking tasks and closing the pool

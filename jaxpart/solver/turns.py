@@ -1,8 +1,8 @@
 """Processes that take turns on the cores that a search leaves them.
 
-Niceness alone does not do it: kernels in user space, as some containers have, do not know it, and
-on one core four busy processes then have a quarter each, the search among them. So those that are
-busy and too many are stopped (SIGSTOP), and go on in turn.
+Niceness alone does not do it: where the system shares its cores out by session or by container, it
+does not count between them, and on one core four busy processes then have a quarter each, the
+search among them. So those that are busy and too many are stopped (SIGSTOP), and go on in turn.
 """
 
 from __future__ import annotations
@@ -42,10 +42,11 @@ class Turns:
             yield
             return
         with self._changed:
+            if self._thread is None and len(self._busy) >= self._slots:
+                thread = threading.Thread(target=self._rotate, daemon=True)
+                thread.start()  # it waits for the lock
+                self._thread = thread
             self._busy.append(process)
-            if self._thread is None and len(self._busy) > self._slots:
-                self._thread = threading.Thread(target=self._rotate, daemon=True)
-                self._thread.start()
         try:
             yield
         finally:
@@ -57,21 +58,23 @@ class Turns:
     def _rotate(self) -> None:
         """A turn after the other, as long as there are more than may run."""
         with self._changed:
-            while len(self._busy) > self._slots:
-                in_turn = list(self._busy)
-                for process in in_turn[self._slots :]:
-                    _send(process, signal.SIGSTOP)
-                for process in in_turn[: self._slots]:
+            try:
+                while len(self._busy) > self._slots:
+                    in_turn = list(self._busy)
+                    for process in in_turn[self._slots :]:
+                        _send(process, signal.SIGSTOP)
+                    for process in in_turn[: self._slots]:
+                        _send(process, signal.SIGCONT)
+                    self._busy.rotate(-self._slots)
+                    self._changed.wait(_TURN_S)
+            finally:
+                for process in self._busy:
                     _send(process, signal.SIGCONT)
-                self._busy.rotate(-self._slots)
-                self._changed.wait(_TURN_S)
-            for process in self._busy:
-                _send(process, signal.SIGCONT)
-            self._thread = None
+                self._thread = None
 
 
 def _send(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+    with contextlib.suppress(OSError):  # it ended meanwhile, or may not be told
         process.send_signal(number)
 
 
