@@ -107,7 +107,7 @@ def next_in(row: Words, start: int) -> int:
             return -1
         x = row[w]
     low = x & (~x + _ONE)
-    return 64 * w + _PLACE[(low * _DE_BRUIJN) >> np.uint64(58)]
+    return 64 * w + int(_PLACE[(low * _DE_BRUIJN) >> np.uint64(58)])
 
 
 @njit(cache=True)
