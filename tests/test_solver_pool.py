@@ -17,6 +17,7 @@ from test_solver_repair import answer, deep_graph_with_little_memory
 from jaxpart.solver.pool import SolverPool
 from jaxpart.solver.repair import repair
 from jaxpart.solver.scip import Status
+from jaxpart.solver.turns import IS_POSSIBLE
 
 PATIENCE_S = 60.0
 
@@ -109,7 +110,8 @@ def test_closing_ends_what_runs_and_what_waits_and_leaves_no_process():
         pool.repair(f)
 
 
-def test_workers_end_with_a_parent_that_is_killed_and_never_load_jax(tmp_path):
+@pytest.mark.parametrize("is_stopped", [False, True] if IS_POSSIBLE else [False])
+def test_workers_end_with_a_parent_that_is_killed_and_never_load_jax(tmp_path, is_stopped):
     """And the program that made the pool is not imported again: it has no guard."""
     (tmp_path / "program.py").write_text(
         textwrap.dedent("""
@@ -134,5 +136,7 @@ def test_workers_end_with_a_parent_that_is_killed_and_never_load_jax(tmp_path):
         libraries = Path(f"/proc/{worker}/maps")
         if libraries.exists():
             assert "jaxlib" not in libraries.read_text()
+        if is_stopped:
+            os.kill(worker, signal.SIGSTOP)
         parent.kill()
         assert ends(worker)

@@ -1,18 +1,15 @@
 """Turns: of the busy processes at most so many run, all get on, and none stays stopped."""
 
 import contextlib
-import os
-import signal
 import subprocess
 import sys
-import textwrap
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 from test_solver_cut import layered
-from test_solver_pool import PATIENCE_S, ends, noisy
+from test_solver_pool import PATIENCE_S, noisy
 from test_solver_repair import answer
 
 from jaxpart.solver import turns as turns_module
@@ -90,28 +87,3 @@ def test_pools_that_take_turns_answer_as_others_do(monkeypatch, is_possible):
         for future, outcome in zip(found, expected, strict=True):
             np.testing.assert_array_equal(answer(future.result())[0], answer(outcome)[0])
         assert batch.result().valid.all()
-
-
-@linux_only
-def test_a_stopped_worker_ends_with_a_parent_that_is_killed(tmp_path):
-    (tmp_path / "program.py").write_text(
-        textwrap.dedent("""
-            import sys, time
-            sys.path[:0] = sys.argv[1:]
-            from test_solver_cut import layered
-            from jaxpart.solver.pool import SolverPool
-            problem, f = layered()
-            pool = SolverPool(problem)
-            pool.repair(f).result()
-            print(pool.worker_ids[0], flush=True)
-            time.sleep(60)
-        """)
-    )
-    tests = Path(__file__).parent
-    command = [sys.executable, str(tmp_path / "program.py"), str(tests), str(tests.parent)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout is not None
-        worker = int(parent.stdout.readline())
-        os.kill(worker, signal.SIGSTOP)
-        parent.kill()
-        assert ends(worker)

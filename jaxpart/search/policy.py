@@ -94,20 +94,20 @@ def with_policy(
         params, sizes = _weights(trained, task, search.seed, use.sizes)
         opt_state = ppo.optimizer(use.settings).init(params)
         state, key, step, own = task.start, jax.random.key(search.seed), 0, 0
-        compiled: set[int] = set()
+        compiled: set[tuple[int, Decoder]] = set()
         with Workers(search) as workers:
             while True:
                 decoder = _decoder(use, step)
                 learns = use.learn_after is not None and own >= use.learn_after
                 batch = _LARGE_BATCH if learns or own >= ZERO_SHOT else BATCH
-                is_new = batch not in compiled
+                is_new = (batch, decoder) not in compiled
                 with search.compiling() if is_new else contextlib.nullcontext():
                     made = play(
                         params, sizes, task, state, jax.random.fold_in(key, step),
                         batch=batch, decoder=decoder, mode=use.mode,
                     )  # fmt: skip
                     jax.block_until_ready(made.after)
-                compiled.add(batch)
+                compiled.add((batch, decoder))
                 search.offer_batch(made.assignments, made.costs)
                 if use.solver:
                     workers.repair_promising()
