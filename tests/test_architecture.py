@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "jaxpart"
 
 # Lowest first. A package's name stands for everything in it that has no entry of its own.
 FLOORS = (
-    {"errors", "topological"},
+    {"errors", "topological", "bitsets"},
     {"files", "environment", "parallel"},
     {"graph", "mcm", "manifest"},
     {"problem", "structure"},

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxpart.clusters import bitsets
+from jaxpart import bitsets
 
 NUMBERS = st.sets(st.integers(0, 199), max_size=40)
 

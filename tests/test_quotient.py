@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jaxpart.clusters.bitsets import members
+from jaxpart.bitsets import members
 from jaxpart.clusters.growth import measured
 from jaxpart.clusters.packing import grown, loosened
 from jaxpart.clusters.quotient import (

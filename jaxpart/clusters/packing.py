@@ -11,7 +11,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from jaxpart.clusters.bitsets import (
+from jaxpart.bitsets import (
     Words,
     add,
     below,

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from jaxpart.clusters.bitsets import (
+from jaxpart.bitsets import (
     Words,
     add,
     discard,
