@@ -20,8 +20,6 @@ from jaxpart.problem import FloatArray, IntArray, Problem
 
 # Entries of the [ideals, tensors] tables beyond which traffic between two cuts is left out.
 _TABLE_ENTRIES = 20_000_000
-# Words of the [ideals, words] bit sets beyond which ideals count as too many.
-_MEMBER_WORDS = 20_000_000
 # What a pair of ideals costs beside its words and chips, in the same unit (about 0.65 ns), and the
 # work beyond which the program is not run: about 20 s.
 _PAIR_OVERHEAD = 230
@@ -62,19 +60,18 @@ def count_ideals(problem: Problem, limit: int) -> int | None:
 
 def list_ideals(problem: Problem, limit: int) -> Ideals | None:
     """All ideals of the blocks; None where there are more than `limit`."""
-    blocks = problem.contracted
-    words = -(-blocks.num_nodes // WORD)
-    found = lattice.enumerate_ideals(problem, min(limit, _MEMBER_WORDS // words))
-    return None if found is None else _with_figures(problem, found)
+    found = lattice.enumerate_ideals(problem, limit)
+    return None if found is None else with_figures(problem, found)
 
 
 def list_prefixes(problem: Problem) -> Ideals:
     """The ideals that the program order runs through; `solve` then cuts that order optimally."""
-    return _with_figures(problem, lattice.prefixes(problem))
+    return with_figures(problem, lattice.prefixes(problem))
 
 
-def _with_figures(problem: Problem, found: Lattice) -> Ideals:
-    blocks, members = problem.contracted, found.members
+def with_figures(problem: Problem, found: Lattice) -> Ideals:
+    """The ideals of a lattice, with what `solve` reads of them."""
+    blocks, members = problem.contracted, found.members()
     first = np.zeros(len(found), np.int64)
     for v in np.flatnonzero(blocks.pin >= 0):
         is_inside = (members[:, v // WORD] >> np.uint64(v % WORD)) & np.uint64(1) == 1
@@ -87,7 +84,7 @@ def _with_figures(problem: Problem, found: Lattice) -> Ideals:
     made, joined = _traffic_tables(blocks, members)
     return Ideals(
         members=members,
-        needed=found.needed,
+        needed=found.needed_members(),
         load_s=found.sums(blocks.node_s),
         cut_bytes=found.cut_bytes,
         own_weight_bytes=found.sums(_own_weight_bytes(blocks)),

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 from jaxpart.bound import Bound, bound_of
-from jaxpart.ideals import count_ideals, list_ideals, list_prefixes, solve
-from jaxpart.lattice import enumerate_ideals
+from jaxpart.fewest import Chains, can_count, compile_counting, is_narrow
+from jaxpart.ideals import count_ideals, solve, with_figures
+from jaxpart.lattice import Lattice, enumerate_ideals, prefixes
 from jaxpart.problem import Problem
 from jaxpart.search.clusters import cluster_search
 from jaxpart.search.prover import Prover
@@ -39,45 +40,96 @@ def greedy(search: Search) -> Generator[None]:
 
 
 def program_order(search: Search) -> Generator[None]:
-    """The program order cut optimally, with nothing to compile."""
+    """The program order cut optimally."""
     problem = search.problem
-    if not problem.mcm.constraints.acyclic or problem.num_blocks > MOST_BLOCKS:
+    if not problem.mcm.constraints.acyclic:
         return
+    with search.compiling():
+        compile_counting()
     search.enter("program order")
     search.start_clock()
-    cutoff_s = search.best_s if search.best is not None else math.inf
-    found = list_prefixes(problem)
     until_s = search.searched_s + _SHARE_TO_CUT * max(search.remaining_s, 0.0)
-    has_triangle = problem.mcm.constraints.triangle
-    outcome = solve(
-        problem,
-        found,
-        cutoff_s,
-        span=has_triangle,
-        is_bound=False,
-        weighings=_FEW_WEIGHINGS,
-        give_up=lambda: search.searched_s > until_s,
-    )
-    search.samples += 1
-    if outcome is not None and outcome.assignment is not None:
-        search.offer(outcome.assignment[:, None])
+
+    def is_too_long() -> bool:
+        return search.searched_s > until_s
+
+    order = prefixes(problem)
+    is_best = can_count(problem) and _offer_best(search, Chains(problem, order), is_too_long)
+    if not is_best and problem.num_blocks <= MOST_BLOCKS:
+        cutoff_s = search.best_s if search.best is not None else math.inf
+        outcome = solve(
+            problem,
+            with_figures(problem, order),
+            cutoff_s,
+            span=problem.mcm.constraints.triangle,
+            is_bound=False,
+            weighings=_FEW_WEIGHINGS,
+            give_up=is_too_long,
+        )
+        search.samples += 1
+        if outcome is not None and outcome.assignment is not None:
+            search.offer(outcome.assignment[:, None])
     yield
 
 
 def ideals(search: Search) -> Generator[None]:
-    """Bounds by the dynamic program over ideals, and the best partition within the span rule."""
+    """Bounds by the dynamic programs over ideals, and the best partition within the span rule."""
+    problem, rules = search.problem, search.problem.mcm.constraints
+    if not rules.acyclic:
+        return
+    with search.compiling():
+        compile_counting()
     search.enter("ideals")
-    problem = search.problem
     search.start_clock()
+    until_s = search.searched_s + _SHARE_TO_LIST * max(search.remaining_s, 0.0)
+    most = MOST_BISECTED if search.remaining_s > _LONG_S else MOST_BISECTED // 4
+    lattice = enumerate_ideals(problem, most, lambda: search.searched_s > until_s)
+    if lattice is None:
+        search.notes.append(f"over {most} ideals, or too many for the time: no bound")
+        return
+    yield
+    if can_count(problem) and is_narrow(lattice):
+        chains = Chains(problem, lattice)
+        is_best = _offer_best(search, chains, lambda: search.remaining_s <= 0)
+        yield
+        seconds = chains.bound(
+            search.bound.seconds,
+            _upper_s(search),
+            gap=_gap(search),
+            give_up=lambda: search.remaining_s <= 0,
+        )
+        search.raise_bound(Bound(seconds, "ideals"))
+        yield
+        # Where no memory is in the way, nor ports of chips, that was the program over pairs.
+        if search.is_proven or (is_best and problem.mcm.topology == "chain"):
+            return
+    if len(lattice) <= MOST_IDEALS:
+        yield from _pairs_of_ideals(search, lattice)
+    else:
+        yield from _least_bottleneck(search, lattice)
+
+
+def _offer_best(search: Search, chains: Chains, give_up: Callable[[], bool]) -> bool:
+    """Offers the best chain; whether it is the best even with all the memory one could wish for."""
+    search.samples += 1
+    lower_s, gap = search.bound.seconds, _gap(search)
+    chain = chains.best(lower_s, search.best_s, gap=gap, give_up=give_up)
+    if chain is not None:
+        search.offer(chain.assignment[:, None])
+    if not search.problem.mcm.constraints.memory:
+        return not give_up()
+    roomy = chains.best(lower_s, search.best_s, gap=gap, has_memory=False, give_up=give_up)
+    return roomy is None and not give_up()
+
+
+def _pairs_of_ideals(search: Search, lattice: Lattice) -> Generator[None]:
+    """The dynamic program over pairs of ideals, which weighs memory exactly."""
+    problem = search.problem
 
     def out_of_time() -> bool:
         return search.remaining_s <= 0
 
-    found = list_ideals(problem, MOST_IDEALS) if problem.mcm.constraints.acyclic else None
-    if found is None:
-        yield from _least_bottleneck(search)
-        return
-    yield
+    found = with_figures(problem, lattice)
     cutoff_s = search.best_s if search.best is not None else float(found.load_s[-1].max()) * 4
     relaxed = solve(problem, found, cutoff_s, span=False, give_up=out_of_time)
     if relaxed is None:
@@ -107,26 +159,14 @@ def has_many_ideals(problem: Problem) -> bool:
     return not is_acyclic or count_ideals(problem, MOST_IDEALS) is None
 
 
-def _least_bottleneck(search: Search) -> Generator[None]:
+def _least_bottleneck(search: Search, lattice: Lattice) -> Generator[None]:
     """The bound, and often the optimum, where ideals are too many for pairs of them."""
-    problem, rules = search.problem, search.problem.mcm.constraints
-    until_s = search.searched_s + _SHARE_TO_LIST * max(search.remaining_s, 0.0)
-
-    def is_too_long() -> bool:
-        return search.searched_s > until_s
-
-    most = MOST_BISECTED if search.remaining_s > _LONG_S else MOST_BISECTED // 4
-    lattice = enumerate_ideals(problem, most, is_too_long) if rules.acyclic else None
-    if lattice is None:
-        search.notes.append(f"over {most} ideals, or too many for the time: no bound")
-        return
-    yield
     outcome = least_bottleneck(
-        problem,
+        search.problem,
         lattice,
         search.bound.seconds,
-        search.best_s if search.best is not None else 4 * problem.mean_load_s,
-        gap=max(search.budget.gap / 2, _LEAST_GAP),
+        _upper_s(search),
+        gap=_gap(search),
         give_up=lambda: search.remaining_s <= 0,
     )
     search.samples += 1
@@ -134,6 +174,15 @@ def _least_bottleneck(search: Search) -> Generator[None]:
     if outcome.assignment is not None:
         search.offer(outcome.assignment[:, None])
     yield
+
+
+def _upper_s(search: Search) -> float:
+    """Where bounds need not go beyond."""
+    return search.best_s if search.best is not None else 4 * search.problem.mean_load_s
+
+
+def _gap(search: Search) -> float:
+    return max(search.budget.gap / 2, _LEAST_GAP)
 
 
 def exact(search: Search) -> Generator[None]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from jaxpart.bound import Bound, combinatorial_bound
+from jaxpart.fewest import Chains, can_count, is_narrow
 from jaxpart.lattice import enumerate_ideals
 from jaxpart.problem import Problem
 from jaxpart.solver.reduce import destructive_bound
@@ -71,5 +72,7 @@ def ideals_bound(
     lattice = enumerate_ideals(problem, _MOST_IDEALS, give_up)
     if lattice is None:
         return low_s
+    if can_count(problem) and is_narrow(lattice):
+        return Chains(problem, lattice).bound(low_s, high_s, gap=_CLOSE, give_up=give_up)
     outcome = least_bottleneck(problem, lattice, low_s, high_s, gap=_CLOSE, give_up=give_up)
     return outcome.lower_s
