@@ -35,7 +35,7 @@ _SLACK = 1e-11
 # Pairs of ideals between two looks at the clock: a tenth of a second.
 _PAIRS = 20_000_000
 # Ideals a block beyond which there are too many pairs of them.
-_MOST_A_BLOCK = 100
+_MOST_A_BLOCK = 30
 
 
 def can_count(problem: Problem) -> bool:

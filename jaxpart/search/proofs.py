@@ -95,7 +95,7 @@ def ideals(search: Search) -> Generator[None]:
         seconds = chains.bound(
             search.bound.seconds,
             _upper_s(search),
-            gap=_gap(search),
+            gap=_LEAST_GAP,
             give_up=lambda: search.remaining_s <= 0,
         )
         search.raise_bound(Bound(seconds, "ideals"))
@@ -112,7 +112,7 @@ def ideals(search: Search) -> Generator[None]:
 def _offer_best(search: Search, chains: Chains, give_up: Callable[[], bool]) -> bool:
     """Offers the best chain; whether it is the best even with all the memory one could wish for."""
     search.samples += 1
-    lower_s, gap = search.bound.seconds, _gap(search)
+    lower_s, gap = search.bound.seconds, _LEAST_GAP
     chain = chains.best(lower_s, search.best_s, gap=gap, give_up=give_up)
     if chain is not None:
         search.offer(chain.assignment[:, None])
