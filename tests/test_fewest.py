@@ -11,7 +11,7 @@ from jaxpart.cost import verify
 from jaxpart.fewest import Chains, can_count
 from jaxpart.ideals import list_ideals, solve
 from jaxpart.lattice import enumerate_ideals, prefixes
-from jaxpart.mcm import MCM, Constraints, load_mcm
+from jaxpart.mcm import MCM, Constraints
 from jaxpart.problem import Problem
 from tests.oracle import all_valid, best, evaluate
 from tests.strategies import random_graph
@@ -181,7 +181,6 @@ def test_unlike_chips_pins_and_cycles_are_not_counted():
     )
     assert not can_count(Problem.build(pinned, MODULES["chain"]))
     cyclic = dataclasses.replace(
-        load_mcm("mcm4"),
-        constraints=Constraints(acyclic=False, triangle=False),
+        MODULES["host, any triangle"], constraints=Constraints(acyclic=False, triangle=False)
     )
     assert not can_count(Problem.build(graph, cyclic))
