@@ -27,7 +27,7 @@ from numba import njit
 
 from jaxpart import exact
 from jaxpart.bitsets import Words
-from jaxpart.lattice import WORD, Lattice
+from jaxpart.lattice import WORD, Lattice, compile_lattice
 from jaxpart.problem import FloatArray, IntArray, Problem
 
 # Relative: what sums of a few thousand float64 can be off by, many times over.
@@ -52,6 +52,7 @@ def is_narrow(lattice: Lattice) -> bool:
 @functools.cache
 def compile_counting() -> None:
     """Compiles what counts chips, or reads what an earlier process compiled."""
+    compile_lattice()
     one, many = np.zeros(1, np.int64), np.zeros(2, np.int64)
     ideals = _Ideals(
         np.arange(3),
@@ -71,6 +72,7 @@ def compile_counting() -> None:
     fewest, parent, least = _start(ideals)
     _advance(ideals, rules, 2.0, 1, 1, _PAIRS, fewest, parent, least)
     _labels(ideals, parent, fewest, one)
+    _extents(ideals.layer_start, ideals.first_word, ideals.window)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ new ideal costs its window, the neighbours of the block that joined, and a look 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -100,6 +101,16 @@ def _sums(parent: NDArray[np.int32], last: NDArray[np.int32], values: FloatArray
         for column in range(values.shape[1]):
             total[i, column] = total[parent[i], column] + values[last[i], column]
     return total
+
+
+@functools.cache
+def compile_lattice() -> None:
+    """Compiles what lists ideals, or reads what an earlier process compiled."""
+    none, two = np.zeros(0, np.int64), np.zeros(2, np.int64)
+    sizes, salt = np.zeros(1), np.ones(1, np.uint64)
+    graph = _Graph(two, none, two, none, two, none, two[:1], none, np.zeros(0), sizes, salt)
+    _walk(graph, _bottom(graph), 0, 1, 1, False)
+    _sums(np.zeros(1, np.int32), np.zeros(1, np.int32), np.zeros((1, 1)))
 
 
 def count(problem: Problem, limit: int) -> int | None:
