@@ -26,8 +26,9 @@ import numpy as np
 from numba import njit
 
 from jaxpart import exact
-from jaxpart.bitsets import Words
-from jaxpart.lattice import WORD, Lattice, compile_lattice
+from jaxpart.bitsets import Words, has
+from jaxpart.lattice import Lattice, compile_lattice
+from jaxpart.lattice_walk import WORD
 from jaxpart.problem import FloatArray, IntArray, Problem
 
 # Relative: what sums of a few thousand float64 can be off by, many times over.
@@ -174,21 +175,10 @@ class Chains:
         Returns:
           None where there is no such chain, or none was found in time.
         """
-        rules = self._rules(has_memory=has_memory)
-        found: Chain | None = None
         if not math.isfinite(upper_s):
             upper_s = (self._ideals.load_s[-1] + 2 * self._ideals.cut_s.max()) * (1 + 2 * gap)
-        limit_s = upper_s / (1 + gap)
-        while upper_s > lower_s * (1 + gap):
-            is_known, chain = self._within(limit_s, rules, give_up)
-            if not is_known:
-                break
-            if chain is None:
-                lower_s = limit_s
-            else:
-                found, upper_s = chain, min(limit_s, chain.bottleneck_s)
-            limit_s = min((lower_s + upper_s) / 2, upper_s / (1 + gap))
-        return found
+        rules = self._rules(has_memory=has_memory)
+        return self._bisect(lower_s, upper_s, rules, gap, give_up)[1]
 
     def bound(
         self,
@@ -209,7 +199,18 @@ class Chains:
           gap: relative; bisection ends there.
           give_up: asked now and then whether to stop, with what was proven by then.
         """
-        rules = self._generous_rules()
+        return self._bisect(lower_s, upper_s, self._generous_rules(), gap, give_up)[0]
+
+    def _bisect(
+        self,
+        lower_s: float,
+        upper_s: float,
+        rules: _Rules,
+        gap: float,
+        give_up: Callable[[], bool],
+    ) -> tuple[float, Chain | None]:
+        """A limit within which there is no chain, and the best chain found; within `gap` of it."""
+        found: Chain | None = None
         limit_s = upper_s / (1 + gap)
         while upper_s > lower_s * (1 + gap):
             is_known, chain = self._within(limit_s, rules, give_up)
@@ -218,9 +219,9 @@ class Chains:
             if chain is None:
                 lower_s = limit_s
             else:
-                upper_s = limit_s
+                found, upper_s = chain, min(limit_s, chain.bottleneck_s)
             limit_s = min((lower_s + upper_s) / 2, upper_s / (1 + gap))
-        return lower_s
+        return lower_s, found
 
     def _rules(self, *, has_memory: bool) -> _Rules:
         mcm = self._problem.mcm
@@ -304,19 +305,14 @@ def _extents(
         first = WORD * first_word[layer]
         for i in range(layer_start[layer], layer_start[layer + 1]):
             place = 0
-            while place < WORD * window.shape[1] and _has(window[i], place):
+            while place < WORD * window.shape[1] and has(window[i], place):
                 place += 1
             begin[i] = first + place
             end[i] = begin[i]
             for later in range(place + 1, WORD * window.shape[1]):
-                if _has(window[i], later):
+                if has(window[i], later):
                     end[i] = first + later + 1
     return begin, end
-
-
-@njit(cache=True)
-def _has(row: Words, place: int) -> bool:
-    return (row[place >> 6] >> np.uint64(place & 63)) & np.uint64(1) != 0
 
 
 def _start(ideals: _Ideals) -> tuple[IntArray, IntArray, IntArray]:
@@ -435,8 +431,8 @@ def _labels(ideals: _Ideals, parent: IntArray, fewest: IntArray, labels: IntArra
         before, behind = WORD * ideals.first_word[low], WORD * ideals.first_word[high]
         for v in range(ideals.begin[x], ideals.end[y]):
             is_after = v - before >= WORD * ideals.window.shape[1]
-            is_new = is_after or not _has(ideals.window[x], v - before)
-            if is_new and (v < behind or _has(ideals.window[y], v - behind)):
+            is_new = is_after or not has(ideals.window[x], v - before)
+            if is_new and (v < behind or has(ideals.window[y], v - behind)):
                 labels[v] = fewest[y] - 1
         y, high = x, low
     return labels

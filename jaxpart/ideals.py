@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxpart import exact, lattice
-from jaxpart.lattice import WORD, Lattice
+from jaxpart.lattice import Lattice
+from jaxpart.lattice_walk import WORD
 from jaxpart.problem import FloatArray, IntArray, Problem
 
 # Entries of the [ideals, tensors] tables beyond which traffic between two cuts is left out.

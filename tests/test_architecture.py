@@ -15,7 +15,7 @@ FLOORS = (
     {"files", "environment", "parallel"},
     {"graph", "mcm", "manifest"},
     {"problem", "structure"},
-    {"lattice", "intervals"},
+    {"lattice", "lattice_walk", "intervals"},
     {"ingest", "device", "exact", "rows"},
     {"dataset", "links"},
     {"cost", "slicing", "probe", "ideals", "stages", "fewest"},
