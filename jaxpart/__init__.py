@@ -10,37 +10,37 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxpart.dataset import load
+    from jaxpart.datasets.shipped import load
+    from jaxpart.engine import partition
     from jaxpart.errors import InfeasibleError, InputError, JaxpartError, NothingFoundError
-    from jaxpart.graph import Graph, Node, Tensor, Weight
-    from jaxpart.ingest.jaxpr import from_jax
+    from jaxpart.ingest.jaxpr.importer import from_jax
     from jaxpart.ingest.load import load_graph
-    from jaxpart.ingest.onnx import from_onnx
-    from jaxpart.mcm import MCM, Chip, Constraints, load_mcm
-    from jaxpart.problem import Problem
-    from jaxpart.result import Result
-    from jaxpart.search.engine import partition
+    from jaxpart.ingest.onnx.importer import from_onnx
+    from jaxpart.problem.graph import Graph, Node, Tensor, Weight
+    from jaxpart.problem.mcm import MCM, Chip, Constraints, load_mcm
+    from jaxpart.problem.problem import Problem
+    from jaxpart.results.result import Result
 
 _HOME = {
-    "load": "dataset",
+    "load": "datasets.shipped",
     "InfeasibleError": "errors",
     "InputError": "errors",
     "JaxpartError": "errors",
     "NothingFoundError": "errors",
-    "Graph": "graph",
-    "Node": "graph",
-    "Tensor": "graph",
-    "Weight": "graph",
-    "from_jax": "ingest.jaxpr",
+    "Graph": "problem.graph",
+    "Node": "problem.graph",
+    "Tensor": "problem.graph",
+    "Weight": "problem.graph",
+    "from_jax": "ingest.jaxpr.importer",
     "load_graph": "ingest.load",
-    "from_onnx": "ingest.onnx",
-    "MCM": "mcm",
-    "Chip": "mcm",
-    "Constraints": "mcm",
-    "load_mcm": "mcm",
-    "Problem": "problem",
-    "Result": "result",
-    "partition": "search.engine",
+    "from_onnx": "ingest.onnx.importer",
+    "MCM": "problem.mcm",
+    "Chip": "problem.mcm",
+    "Constraints": "problem.mcm",
+    "load_mcm": "problem.mcm",
+    "Problem": "problem.problem",
+    "Result": "results.result",
+    "partition": "engine",
 }
 
 __all__ = [

@@ -150,15 +150,15 @@ def _add_graph_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def _lists(*, with_methods: bool) -> str:
-    from jaxpart import dataset
-    from jaxpart.mcm import PRESETS
+    from jaxpart import datasets
+    from jaxpart.problem.mcm import PRESETS
 
-    lines = ["graphs:", f"  {', '.join(dataset.names())}", "modules:"]
-    from jaxpart.report import machine_line
+    lines = ["graphs:", f"  {', '.join(datasets.names())}", "modules:"]
+    from jaxpart.results.report import machine_line
 
     lines += [f"  {machine_line(make())}" for make in PRESETS.values()]
     if with_methods:
-        from jaxpart.search import METHODS
+        from jaxpart.methods import METHODS
 
         width = max(map(len, METHODS))
         lines += ["methods:", *(f"  {name:{width}}  {what}" for name, what in METHODS.items())]

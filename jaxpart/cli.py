@@ -26,9 +26,9 @@ from jaxpart.arguments import (
 from jaxpart.errors import InfeasibleError, InputError, NothingFoundError
 
 if TYPE_CHECKING:
-    from jaxpart.graph import Graph
-    from jaxpart.mcm import MCM
-    from jaxpart.search.islands import Islands
+    from jaxpart.problem.graph import Graph
+    from jaxpart.problem.mcm import MCM
+    from jaxpart.runtime.islands import Islands
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
@@ -65,7 +65,7 @@ def _run(command: Callable[[argparse.Namespace], int], arguments: argparse.Names
 
 
 def _partition(arguments: argparse.Namespace) -> int:
-    from jaxpart.picture import kind_of
+    from jaxpart.results.picture import kind_of
 
     if arguments.plot is not None:
         kind_of(arguments.plot)
@@ -83,9 +83,9 @@ def _partition(arguments: argparse.Namespace) -> int:
     _check_pins(graph, mcm, arguments.graph)
 
     _start_jax()
-    from jaxpart import progress
-    from jaxpart.result_file import read_assignment
-    from jaxpart.search.engine import partition
+    from jaxpart.engine import partition
+    from jaxpart.results import progress
+    from jaxpart.results.file import read_assignment
 
     init = None if arguments.init is None else read_assignment(arguments.init, graph, mcm)
     time_limit_s = arguments.time_limit
@@ -116,7 +116,7 @@ def _partition(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from jaxpart.result_file import StoredResult, read_partition
+    from jaxpart.results.file import StoredResult, read_partition
 
     stored = read_partition(arguments.result)
     default = stored.mcm if isinstance(stored, StoredResult) else None
@@ -125,10 +125,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     assignment = stored.on(graph, mcm)
 
     _start_jax()
-    from jaxpart import report
-    from jaxpart.bound import combinatorial_bound
-    from jaxpart.problem import Problem
-    from jaxpart.result import baseline_of, score
+    from jaxpart.bounds.combinatorial import combinatorial_bound
+    from jaxpart.problem.problem import Problem
+    from jaxpart.results import report
+    from jaxpart.results.result import baseline_of, score
 
     problem = Problem.build(graph, mcm)
     costs = score(problem, assignment)
@@ -163,13 +163,13 @@ def _graph_and_mcm(arguments: argparse.Namespace, default: MCM | None = None) ->
 
     Warnings of the importers become one line each.
     """
-    from jaxpart import dataset
-    from jaxpart.mcm import load_mcm
+    from jaxpart import datasets
+    from jaxpart.problem.mcm import load_mcm
 
     named = None if arguments.mcm is None else load_mcm(arguments.mcm)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        graph, brought = dataset.resolve(arguments.graph, dims=dict(arguments.dim))
+        graph, brought = datasets.resolve(arguments.graph, dims=dict(arguments.dim))
     told = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
     for message in dict.fromkeys(told):
         _say(f"warning: {' '.join(message.split())}")
@@ -186,13 +186,13 @@ def _islands(arguments: argparse.Namespace) -> Islands | None:
         return None
     if any(value is None for value in given):
         raise InputError("islands need all of --coordinator, --processes and --process, or none")
-    from jaxpart.search.islands import Islands
+    from jaxpart.runtime.islands import Islands
 
     return Islands(*given)
 
 
 def _check_pins(graph: Graph, mcm: MCM, where: str) -> None:
-    from jaxpart.problem import Problem
+    from jaxpart.problem.problem import Problem
 
     try:
         Problem.build(graph, mcm)

@@ -16,11 +16,11 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from jaxpart import dataset
+from jaxpart import datasets
+from jaxpart.datasets.manifest import Entry
 from jaxpart.errors import InputError
 from jaxpart.files import write_whole
-from jaxpart.graph import Graph
-from jaxpart.manifest import Entry
+from jaxpart.problem.graph import Graph
 
 _LAYOUT = "{:<24} {:<5} {:<11} {:>5} {:>5} {:>9} {:>9} {:>5} {:>5} {:>9} {:>7}"
 _HEADER = (
@@ -34,23 +34,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--split", choices=dataset.SPLITS)
+    parser.add_argument("--split", choices=datasets.SPLITS)
     parser.add_argument("--show", metavar="NAME")
     parser.add_argument("--plot", metavar="FILE", type=Path, help="draw the graphs named after it")
     parser.add_argument("graphs", nargs="*", metavar="NAME")
     arguments = parser.parse_args()
     if arguments.show:
-        for field, value in msgspec.structs.asdict(dataset.entry(arguments.show)).items():
+        for field, value in msgspec.structs.asdict(datasets.entry(arguments.show)).items():
             print(f"{field:<20} {'' if value is None else value}")
         return
     if arguments.plot or arguments.graphs:
         if not (arguments.plot and arguments.graphs):
             parser.error("expected --plot FILE and the names of graphs")
-        write_whole(arguments.plot, draw([dataset.load(name) for name in arguments.graphs]))
+        write_whole(arguments.plot, draw([datasets.load(name) for name in arguments.graphs]))
         print(f"wrote {arguments.plot}")
         return
-    sides = [arguments.split] if arguments.split else dataset.SPLITS
-    chosen = [e for side in sides for e in dataset.contents().graphs if e.split == side]
+    sides = [arguments.split] if arguments.split else datasets.SPLITS
+    chosen = [e for side in sides for e in datasets.contents().graphs if e.split == side]
     print(_LAYOUT.format(*_HEADER))
     for entry in chosen:
         print(_LAYOUT.format(*_row(entry)))

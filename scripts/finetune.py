@@ -44,19 +44,20 @@ def main() -> int:
 
 
 def _finetune(arguments: argparse.Namespace) -> int:
-    from jaxpart import dataset, progress
+    from jaxpart import datasets
+    from jaxpart.bounds.infeasible import why_infeasible
     from jaxpart.environment import environment, keep_compiled
     from jaxpart.errors import InfeasibleError
-    from jaxpart.feasibility import why_infeasible
-    from jaxpart.mcm import load_mcm
-    from jaxpart.policy import checkpoint
-    from jaxpart.problem import Problem
-    from jaxpart.result import baseline_of
-    from jaxpart.search.policy import Use, named, with_policy
-    from jaxpart.search.state import Budget, Search
+    from jaxpart.methods.policy import checkpoint
+    from jaxpart.methods.policy.search import Use, named, with_policy
+    from jaxpart.problem.mcm import load_mcm
+    from jaxpart.problem.problem import Problem
+    from jaxpart.results import progress
+    from jaxpart.results.result import baseline_of
+    from jaxpart.runtime.state import Budget, Search
 
     keep_compiled()
-    graph, machine = dataset.resolve(arguments.graph)
+    graph, machine = datasets.resolve(arguments.graph)
     problem = Problem.build(graph, machine or load_mcm(arguments.mcm))
     reason = why_infeasible(problem)
     if reason is not None:

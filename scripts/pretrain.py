@@ -61,9 +61,9 @@ def _train(arguments: argparse.Namespace) -> int:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     from jaxpart.environment import keep_compiled
-    from jaxpart.policy import pretraining
-    from jaxpart.policy.imitation import Lessons, read_examples
-    from jaxpart.policy.training import Plan
+    from jaxpart.methods.policy import pretraining
+    from jaxpart.methods.policy.imitation import Lessons, read_examples
+    from jaxpart.methods.policy.training import Plan
 
     keep_compiled()
     plan = Plan(seed=arguments.seed)

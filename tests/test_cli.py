@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from jaxpart.cli import main
-from jaxpart.graph import Graph, Node, Tensor, Weight
-from jaxpart.result import Result
+from jaxpart.problem.graph import Graph, Node, Tensor, Weight
+from jaxpart.results.result import Result
 
 MIB = 2**20
 MODULE = """\

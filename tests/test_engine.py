@@ -5,43 +5,25 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jaxpart.cost import verify
+from jaxpart.cost.evaluate import verify
+from jaxpart.engine import IMPLEMENTATIONS, partition
 from jaxpart.errors import InfeasibleError, InputError, NothingFoundError
-from jaxpart.graph import Graph, Node, Tensor, Weight
-from jaxpart.mcm import MCM, Chip, Constraints, load_mcm
-from jaxpart.problem import Problem
-from jaxpart.search import METHODS, state
-from jaxpart.search.engine import IMPLEMENTATIONS, partition
-from tests import oracle
-from tests.strategies import random_graph
-
-_CHIP = Chip(peak_flops=1e3, sram_bandwidth=1e3, sram_bytes=4e3)
-_MODULE = MCM("three", "chain", (_CHIP,) * 3, 1e3)
-
-
-def layered(width: int, depth: int, seed: int = 0) -> Graph:
-    """`width` parallel chains of `depth` nodes that start and end together: many orders."""
-    rng = np.random.default_rng(seed)
-    nodes = [Node("start", "op", 1.0, 1.0)]
-    tensors = []
-    ends = []
-    for w in range(width):
-        previous = 0
-        for d in range(depth):
-            nodes.append(Node(f"w{w}d{d}", "op", float(rng.integers(1, 100)), 1.0))
-            tensors.append(Tensor(previous, 1.0, (len(nodes) - 1,)))
-            previous = len(nodes) - 1
-        ends.append(previous)
-    nodes.append(Node("end", "op", 1.0, 1.0))
-    tensors += [Tensor(end, 1.0, (len(nodes) - 1,)) for end in ends]
-    return Graph(tuple(nodes), tuple(tensors), (Weight(1.0, (0,)),), "layered", None)
+from jaxpart.methods import METHODS
+from jaxpart.problem.graph import Graph, Node, Tensor, Weight
+from jaxpart.problem.mcm import Constraints, load_mcm
+from jaxpart.problem.problem import Problem
+from jaxpart.runtime import state
+from tests.support import oracle
+from tests.support.graphs import parallel_chains
+from tests.support.modules import CHIP, THREE_CHIPS
+from tests.support.strategies import random_graph
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_results_of_every_method_are_valid_and_no_worse_than_the_baseline(method):
-    graph = layered(3, 6)
-    result = partition(graph, _MODULE, method=method, time_limit_s=3, samples=300, seed=1)
-    judged = oracle.evaluate(graph, _MODULE, result.assignment.tolist())
+    graph = parallel_chains(3, 6)
+    result = partition(graph, THREE_CHIPS, method=method, time_limit_s=3, samples=300, seed=1)
+    judged = oracle.evaluate(graph, THREE_CHIPS, result.assignment.tolist())
     assert judged.valid
     np.testing.assert_allclose(judged.bottleneck_s, result.bottleneck_s, rtol=1e-12)
     assert result.baseline_s is not None
@@ -59,7 +41,7 @@ def test_every_method_that_is_described_exists():
 @pytest.mark.parametrize("method", ["slice", "ideals", "exact", "auto"])
 def test_best_methods_find_the_optimum_of_small_graphs(method):
     rng = np.random.default_rng(5)
-    module = dataclasses.replace(_MODULE, constraints=Constraints(triangle=False))
+    module = dataclasses.replace(THREE_CHIPS, constraints=Constraints(triangle=False))
     module = dataclasses.replace(module, memory_model="weights")
     for _ in range(3):
         graph = random_graph(rng, max_nodes=6, max_chips=3)
@@ -71,9 +53,9 @@ def test_best_methods_find_the_optimum_of_small_graphs(method):
 
 
 def test_search_over_orders_beats_the_program_order():
-    graph = layered(4, 30)
+    graph = parallel_chains(4, 30)
     problem = Problem.build(graph, load_mcm("mcm8"))
-    module = dataclasses.replace(_MODULE, chips=(_CHIP,) * 8)
+    module = dataclasses.replace(THREE_CHIPS, chips=(CHIP,) * 8)
     first = partition(graph, module, method="slice", samples=2, time_limit_s=None, gap=0)
     later = partition(graph, module, method="slice", samples=2000, time_limit_s=None, gap=0)
     assert later.bottleneck_s < first.bottleneck_s
@@ -82,31 +64,31 @@ def test_search_over_orders_beats_the_program_order():
 
 @pytest.mark.parametrize("method", ["slice", "auto", "anneal"])
 def test_same_seed_and_samples_give_the_same_answer(method):
-    graph = layered(4, 12)
+    graph = parallel_chains(4, 12)
     arguments = {"method": method, "samples": 600, "time_limit_s": None, "gap": 0.0}
-    one, two = (partition(graph, _MODULE, seed=7, **arguments) for _ in range(2))
+    one, two = (partition(graph, THREE_CHIPS, seed=7, **arguments) for _ in range(2))
     np.testing.assert_array_equal(one.assignment, two.assignment)
     assert [h[::2] for h in one.search.history] == [h[::2] for h in two.search.history]
 
 
 def test_a_start_better_than_what_is_found_is_kept():
-    graph = layered(3, 6)
-    good = partition(graph, _MODULE, method="auto", time_limit_s=5)
-    kept = partition(graph, _MODULE, method="greedy", init=good.assignment)
+    graph = parallel_chains(3, 6)
+    good = partition(graph, THREE_CHIPS, method="auto", time_limit_s=5)
+    kept = partition(graph, THREE_CHIPS, method="greedy", init=good.assignment)
     assert kept.bottleneck_s == good.bottleneck_s
 
 
 def test_an_invalid_start_is_never_reported():
-    graph = layered(3, 6)
+    graph = parallel_chains(3, 6)
     backward = np.zeros(len(graph.nodes), int)
     backward[0] = 1
-    result = partition(graph, _MODULE, method="greedy", init=backward)
-    problem = Problem.build(graph, _MODULE)
+    result = partition(graph, THREE_CHIPS, method="greedy", init=backward)
+    problem = Problem.build(graph, THREE_CHIPS)
     assert verify(problem, result.assignment[:, None]).valid[0]
 
 
 def test_proven_optimal_search_stops_early():
-    result = partition(layered(1, 10), _MODULE, time_limit_s=None)
+    result = partition(parallel_chains(1, 10), THREE_CHIPS, time_limit_s=None)
     assert result.gap is not None
     assert result.gap <= 1e-4
 
@@ -128,14 +110,14 @@ def heavy(weight_bytes: float, pins: tuple[int | None, ...] = (None, None)) -> G
 )
 def test_infeasible_problems_say_why(graph, reason):
     with pytest.raises(InfeasibleError, match=reason):
-        partition(graph, _MODULE)
+        partition(graph, THREE_CHIPS)
 
 
 def test_a_method_that_finds_nothing_says_so():
     # Two nodes of 3 kB fit on two chips, but the pinned neighbour forces the walk astray.
     graph = heavy(3.5e3, (None, 1))
-    small = dataclasses.replace(_CHIP, sram_bytes=3501)
-    module = dataclasses.replace(_MODULE, chips=(_CHIP, small))
+    small = dataclasses.replace(CHIP, sram_bytes=3501)
+    module = dataclasses.replace(THREE_CHIPS, chips=(CHIP, small))
     with pytest.raises(NothingFoundError, match="greedy"):
         partition(graph, module, method="greedy")
 
@@ -153,18 +135,20 @@ def test_a_method_that_finds_nothing_says_so():
 )
 def test_bad_arguments_are_refused(arguments):
     with pytest.raises(InputError):
-        partition(layered(1, 6), _MODULE, **arguments)
+        partition(parallel_chains(1, 6), THREE_CHIPS, **arguments)
 
 
 def test_a_pin_beyond_the_module_is_refused():
     with pytest.raises(InputError, match=r"'n1'.*chip 7"):
-        partition(heavy(1.0, (None, 7)), _MODULE)
+        partition(heavy(1.0, (None, 7)), THREE_CHIPS)
 
 
 def test_what_is_compiled_is_beside_the_search_time(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(state.time, "perf_counter", lambda: now[0])
-    search = state.Search(Problem.build(layered(2, 2), _MODULE), state.Budget(10.0, None, 0.0), 0)
+    search = state.Search(
+        Problem.build(parallel_chains(2, 2), THREE_CHIPS), state.Budget(10.0, None, 0.0), 0
+    )
     search.start_clock()
     now[0] = 3.0
     with search.compiling():

@@ -1,1 +1,1 @@
-"""Models from outside become Graphs."""
+"""Models from outside become graphs."""

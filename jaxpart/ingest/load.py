@@ -9,9 +9,9 @@ import msgspec
 
 from jaxpart import errors
 from jaxpart.files import read_bytes
-from jaxpart.graph import Graph, decode, uncompressed
 from jaxpart.ingest import max_load, pipedream
-from jaxpart.mcm import MCM
+from jaxpart.problem.graph import Graph, decode, uncompressed
+from jaxpart.problem.mcm import MCM
 
 
 def load_graph(
@@ -41,7 +41,7 @@ def load_graph(
             f"{path}: line 1: expected a graph: JSON (jaxpart or max-load), a PipeDream profile or "
             "an ONNX model"
         )
-    from jaxpart.ingest.onnx import from_onnx_bytes  # slow to import
+    from jaxpart.ingest.onnx.importer import from_onnx_bytes
 
     return from_onnx_bytes(content, path, dims=dims), None
 

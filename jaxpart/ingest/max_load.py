@@ -15,8 +15,8 @@ from pathlib import Path
 import msgspec
 
 from jaxpart import errors
-from jaxpart.graph import Graph, Node, Tensor, Weight, from_unordered
-from jaxpart.mcm import MCM, Chip, Constraints
+from jaxpart.problem.graph import Graph, Node, Tensor, Weight, from_unordered
+from jaxpart.problem.mcm import MCM, Chip, Constraints
 
 
 class _Node(msgspec.Struct, frozen=True):

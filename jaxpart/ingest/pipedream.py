@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 
 from jaxpart import errors
-from jaxpart.graph import Graph, Node, Tensor, Weight, from_unordered
+from jaxpart.problem.graph import Graph, Node, Tensor, Weight, from_unordered
 
 _NODE = re.compile(r"^(?P<id>\S+) -- (?P<op>.*) -- (?P<fields>[^-].*)$")
 _EDGE = re.compile(r"^\s+(?P<source>\S+) -- (?P<target>\S+)\s*$")

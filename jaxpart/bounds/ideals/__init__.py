@@ -1,0 +1,1 @@
+"""Ideals (down-sets) of a graph, and the dynamic programs over them. No JAX."""

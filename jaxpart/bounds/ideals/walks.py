@@ -1,0 +1,382 @@
+"""Walks through the ideals of a graph, from those of one size to those of the next, compiled.
+
+All ideals of one size have the same blocks up to some place and none far behind it, so only a
+window of each is kept, a few words wide where the numbers of the blocks follow the graph. A new
+ideal costs its window, the neighbours of the block that joined, and a look into a hash table.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from jaxpart.bounds.ideals.bitsets import Words, add, discard, has, next_in, size_of, words_for
+from jaxpart.problem.problem import FloatArray, IntArray, Problem
+
+WORD = 64
+# Ideals that are found in one go, at first and at most; and covers for each.
+_LEAST_ROOM, _MOST_ROOM = 1 << 10, 1 << 17
+_COVERS = 8
+# Why a walk stopped: at the last layer, for want of room, because its windows are too narrow, or
+# because a layer has more ideals than are wanted.
+_DONE, _NO_ROOM, _TOO_NARROW, _TOO_MANY = 0, 1, 2, 3
+
+
+@functools.cache
+def compile_walk() -> None:
+    """Compiles what walks, or reads what an earlier process compiled."""
+    none, two = np.zeros(0, np.int64), np.zeros(2, np.int64)
+    sizes, salt = np.zeros(1), np.ones(1, np.uint64)
+    graph = _Graph(two, none, two, none, two, none, two[:1], none, np.zeros(0), sizes, salt)
+    _walk(graph, _bottom(graph), 0, 1, 1, False)
+
+
+class _Graph(NamedTuple):
+    """Neighbours of blocks and of tensors, as lists one behind the other and where each begins."""
+
+    before_start: IntArray
+    before: IntArray
+    after_start: IntArray
+    after: IntArray
+    taken_start: IntArray  # tensors by the block that consumes them
+    taken: IntArray
+    consumer_start: IntArray
+    consumer: IntArray
+    tensor_bytes: FloatArray
+    sent_bytes: FloatArray  # [blocks] of what each makes for others
+    salt: Words  # [blocks] a random word each; an ideal's hash is the xor of its blocks'
+
+
+class _Layer(NamedTuple):
+    """The L ideals of one size."""
+
+    first_word: int
+    window: Words  # [L, width]
+    needed: Words
+    ready: Words  # blocks that may join next: all their producers are inside
+    hashes: Words  # [L]
+    cut_bytes: FloatArray
+
+
+class _Links(NamedTuple):
+    """How the ideals of a layer come from those of the one before; positions within layers."""
+
+    parent: IntArray  # [L]
+    last: IntArray
+    below: IntArray  # [R]
+    above: IntArray
+    added: IntArray
+
+
+class Found(NamedTuple):
+    """Layers that one walk has found, one behind the other; positions are within layers."""
+
+    window: Words
+    needed: Words
+    cut_bytes: FloatArray
+    parent: NDArray[np.int32]
+    last: NDArray[np.int32]
+    below: NDArray[np.int32]
+    above: NDArray[np.int32]
+    added: NDArray[np.int32]
+    first_word: IntArray
+    ideals: IntArray  # of each layer
+    covers: IntArray
+
+
+def _graph_of(blocks: Problem) -> _Graph:
+    count = blocks.num_nodes
+    pairs = blocks.node_pairs.reshape(-1, 2)
+    after_start, after = _lists(pairs[:, 0], pairs[:, 1], count)
+    before_start, before = _lists(pairs[:, 1], pairs[:, 0], count)
+    taken_start, taken = _lists(blocks.edge_consumer, blocks.edge_tensor, count)
+    consumer_start, consumer = _lists(blocks.edge_tensor, blocks.edge_consumer, blocks.num_tensors)
+    is_used = np.diff(consumer_start) > 0
+    sent = np.bincount(blocks.tensor_producer, blocks.tensor_bytes * is_used, minlength=count)
+    return _Graph(
+        before_start,
+        before,
+        after_start,
+        after,
+        taken_start,
+        taken,
+        consumer_start,
+        consumer,
+        np.ascontiguousarray(blocks.tensor_bytes, np.float64),
+        sent.astype(np.float64),
+        np.random.default_rng(0).integers(1, 2**64, count, np.uint64),
+    )
+
+
+def _lists(owner: IntArray, items: IntArray, count: int) -> tuple[IntArray, IntArray]:
+    order = np.argsort(owner, kind="stable")
+    start = np.searchsorted(owner[order], np.arange(count + 1))
+    return start.astype(np.int64), items[order].astype(np.int64)
+
+
+def walks(problem: Problem, limit: int, *, in_order: bool = False) -> Iterator[Found]:
+    """The ideals of 1, 2, ... blocks; more than `limit` where it ends early."""
+    graph = _graph_of(problem.contracted)
+    layer, size, room = _bottom(graph), 0, _LEAST_ROOM
+    while size < problem.num_blocks:
+        status, layer, found = _walk(graph, layer, size, room, limit, in_order)
+        size += len(found.ideals)
+        if len(found.ideals):
+            yield found
+        if status == _NO_ROOM:
+            room = min(2 * room, _MOST_ROOM) if len(found.ideals) else 2 * room
+        elif status == _TOO_NARROW:
+            layer = _wider(layer)
+        elif status == _TOO_MANY:
+            yield _no_more(limit + 1)
+            return
+
+
+def _bottom(graph: _Graph) -> _Layer:
+    """The layer of the empty ideal."""
+    sources = np.flatnonzero(np.diff(graph.before_start) == 0)
+    width = 1 << (words_for(int(sources.max()) + 1) - 1).bit_length()
+    empty = np.zeros((1, width), np.uint64)
+    ready = empty.copy()
+    for v in sources.tolist():
+        add(ready[0], v)
+    return _Layer(0, empty, empty, ready, np.zeros(1, np.uint64), np.zeros(1))
+
+
+def _wider(layer: _Layer) -> _Layer:
+    width = layer.window.shape[1]
+    window, needed, ready = (
+        np.pad(bits, ((0, 0), (0, width))) for bits in (layer.window, layer.needed, layer.ready)
+    )
+    return layer._replace(window=window, needed=needed, ready=ready)
+
+
+def _no_more(count: int) -> Found:
+    """Stands for `count` ideals that nobody wants to see."""
+    none, words = np.zeros(0, np.int64), np.zeros((0, 1), np.uint64)
+    few = np.zeros(count, np.int32)
+    return Found(words, words, np.zeros(0), few, few, few, few, few, none, none, none)
+
+
+@njit(cache=True)
+def _walk(
+    graph: _Graph, layer: _Layer, size: int, room: int, most: int, in_order: bool
+) -> tuple[int, _Layer, Found]:
+    """Layer after layer of ideals, as long as there is room.
+
+    Args:
+      graph: of the blocks.
+      layer: the ideals of `size` blocks.
+      size: see there.
+      room: ideals that are kept.
+      most: ideals that a layer may have.
+      in_order: whether blocks join in the order of their numbers alone.
+
+    Returns:
+      Why it stopped, the last layer, and all after the first.
+    """
+    width = layer.window.shape[1]
+    found = Found(
+        np.empty((room, width), np.uint64),
+        np.empty((room, width), np.uint64),
+        np.empty(room),
+        np.empty(room, np.int32),
+        np.empty(room, np.int32),
+        np.empty(_COVERS * room, np.int32),
+        np.empty(_COVERS * room, np.int32),
+        np.empty(_COVERS * room, np.int32),
+        np.empty(room, np.int64),
+        np.empty(room, np.int64),
+        np.empty(room, np.int64),
+    )
+    ideals, covers, layers, status = 0, 0, 0, _DONE
+    while size < len(graph.salt):
+        status, grown, links = _grown(graph, layer, size, most, in_order)
+        if status != _DONE:
+            break
+        count, more = len(grown.hashes), len(links.below)
+        if ideals + count > room or covers + more > _COVERS * room:
+            status = _NO_ROOM
+            break
+        for i in range(count):
+            found.window[ideals + i] = grown.window[i]
+            found.needed[ideals + i] = grown.needed[i]
+            found.cut_bytes[ideals + i] = grown.cut_bytes[i]
+            found.parent[ideals + i] = links.parent[i]
+            found.last[ideals + i] = links.last[i]
+        for r in range(more):
+            found.below[covers + r] = links.below[r]
+            found.above[covers + r] = links.above[r]
+            found.added[covers + r] = links.added[r]
+        found.first_word[layers] = grown.first_word
+        found.ideals[layers], found.covers[layers] = count, more
+        ideals, covers, layers = ideals + count, covers + more, layers + 1
+        layer = grown
+        size += 1
+    kept = Found(
+        found.window[:ideals].copy(),
+        found.needed[:ideals].copy(),
+        found.cut_bytes[:ideals].copy(),
+        found.parent[:ideals].copy(),
+        found.last[:ideals].copy(),
+        found.below[:covers].copy(),
+        found.above[:covers].copy(),
+        found.added[:covers].copy(),
+        found.first_word[:layers].copy(),
+        found.ideals[:layers].copy(),
+        found.covers[:layers].copy(),
+    )
+    return status, layer, kept
+
+
+@njit(cache=True)
+def _grown(
+    graph: _Graph, layer: _Layer, size: int, most: int, in_order: bool
+) -> tuple[int, _Layer, _Links]:
+    """The ideals with one block more; or why there are none."""
+    covers = 0
+    for i in range(len(layer.hashes)):
+        covers += 1 if in_order else size_of(layer.ready[i])
+    slots = 4
+    while slots < 2 * covers:
+        slots *= 2
+    table = np.full(slots, -1, np.int64)
+    width = layer.window.shape[1]
+    grown = _Layer(
+        layer.first_word,
+        np.empty((covers, width), np.uint64),
+        np.empty((covers, width), np.uint64),
+        np.empty((covers, width), np.uint64),
+        np.empty(covers, np.uint64),
+        np.empty(covers),
+    )
+    links = _Links(
+        np.empty(covers, np.int64),
+        np.empty(covers, np.int64),
+        np.empty(covers, np.int64),
+        np.empty(covers, np.int64),
+        np.empty(covers, np.int64),
+    )
+    count, more = 0, 0
+    for i in range(len(layer.hashes)):
+        place = next_in(layer.ready[i], 0)
+        while place >= 0:
+            v = WORD * layer.first_word + place
+            if not in_order or v == size:
+                bits = layer.hashes[i] ^ graph.salt[v]
+                slot = np.int64(bits & np.uint64(slots - 1))
+                while table[slot] >= 0:
+                    child = table[slot]
+                    is_same = grown.hashes[child] == bits
+                    if is_same and _is_joined(layer.window[i], place, grown.window[child]):
+                        break
+                    slot = (slot + 1) & (slots - 1)
+                if table[slot] < 0:
+                    if count == most:
+                        return _TOO_MANY, layer, links
+                    table[slot] = count
+                    grown.hashes[count] = bits
+                    if not _join(graph, layer, i, v, grown, count):
+                        return _TOO_NARROW, layer, links
+                    links.parent[count], links.last[count] = i, v
+                    count += 1
+                links.below[more], links.above[more], links.added[more] = i, table[slot], v
+                more += 1
+            place = next_in(layer.ready[i], place + 1)
+    shift = _full_words(grown.window[:count])
+    kept = _Layer(
+        layer.first_word + shift,
+        _shifted(grown.window[:count], shift),
+        _shifted(grown.needed[:count], shift),
+        _shifted(grown.ready[:count], shift),
+        grown.hashes[:count].copy(),
+        grown.cut_bytes[:count].copy(),
+    )
+    found = _Links(
+        links.parent[:count].copy(),
+        links.last[:count].copy(),
+        links.below[:more].copy(),
+        links.above[:more].copy(),
+        links.added[:more].copy(),
+    )
+    return _DONE, kept, found
+
+
+@njit(cache=True)
+def _is_joined(row: Words, place: int, other: Words) -> bool:
+    """Whether the other set is the row's with one more: a hash alone would prove nothing."""
+    for w in range(len(row)):
+        bits = row[w]
+        if w == place // WORD:
+            bits |= np.uint64(1) << np.uint64(place % WORD)
+        if bits != other[w]:
+            return False
+    return True
+
+
+@njit(cache=True)
+def _join(graph: _Graph, layer: _Layer, i: int, v: int, grown: _Layer, child: int) -> bool:
+    """Makes `child` of ideal i and block v; whether what follows from it fits into the window."""
+    first = WORD * layer.first_word
+    window, needed, ready = grown.window[child], grown.needed[child], grown.ready[child]
+    window[:], needed[:], ready[:] = layer.window[i], layer.needed[i], layer.ready[i]
+    add(window, v - first)
+    discard(needed, v - first)
+    discard(ready, v - first)
+    for j in range(graph.after_start[v], graph.after_start[v + 1]):
+        w = graph.after[j]
+        if w - first >= WORD * len(window):
+            return False
+        add(needed, w - first)
+        is_ready = True
+        for k in range(graph.before_start[w], graph.before_start[w + 1]):
+            if not _is_inside(window, first, graph.before[k]):
+                is_ready = False
+                break
+        if is_ready:
+            add(ready, w - first)
+    cut_bytes = layer.cut_bytes[i] + graph.sent_bytes[v]
+    for j in range(graph.taken_start[v], graph.taken_start[v + 1]):
+        tensor = graph.taken[j]
+        is_done = True
+        for k in range(graph.consumer_start[tensor], graph.consumer_start[tensor + 1]):
+            if not _is_inside(window, first, graph.consumer[k]):
+                is_done = False
+                break
+        if is_done:
+            cut_bytes -= graph.tensor_bytes[tensor]
+    grown.cut_bytes[child] = cut_bytes
+    return True
+
+
+@njit(cache=True)
+def _is_inside(window: Words, first: int, v: int) -> bool:
+    if v < first:
+        return True
+    return v - first < WORD * len(window) and has(window, v - first)
+
+
+@njit(cache=True)
+def _full_words(windows: Words) -> int:
+    """Words at the front of the windows that all have in full."""
+    shift = windows.shape[1]
+    for i in range(len(windows)):
+        w = 0
+        while w < shift and not ~windows[i, w]:
+            w += 1
+        shift = w
+    return shift
+
+
+@njit(cache=True)
+def _shifted(windows: Words, shift: int) -> Words:
+    moved = np.zeros(windows.shape, np.uint64)
+    for i in range(len(windows)):
+        for w in range(windows.shape[1] - shift):
+            moved[i, w] = windows[i, w + shift]
+    return moved

@@ -1,0 +1,1 @@
+"""The cost model and the rules of a valid partition, stated once."""

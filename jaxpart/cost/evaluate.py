@@ -1,0 +1,366 @@
+"""The cost model and the constraints, for a batch of partitions. The one place where both stand.
+
+A batch of assignments is `[N, B]`, batch last, in the smallest integer that holds a chip number:
+the chips of one node over all candidates are one contiguous row. Everything is a loop over tensors,
+weights or nodes whose body works on rows of B candidates; per-chip sums are `[C, B]`.
+
+`evaluate` runs in the dtype of its problem: float32 screens thousands on the device, float64
+decides (`verify`). Definitions: README, "What every figure means"; Xie et al. (MLSys 2022), section
+3.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+from jaxpart.cost.device import DeviceProblem, lower, pad_assignments
+from jaxpart.cost.links import Links
+from jaxpart.cost.rows import add_row, add_up, in_chunks, set_row
+from jaxpart.problem.problem import Problem
+
+_WORD = 32  # bits of a word of a chip set
+_VERIFIED = 4  # candidates that `verify` looks at in one go at least
+
+
+@struct.dataclass
+class Costs:
+    """The figures of B candidates on C chips and L links (in the order of `MCM.links`)."""
+
+    bottleneck_s: Float[Array, " B"]
+    compute_s: Float[Array, "C B"]
+    in_s: Float[Array, "C B"]
+    out_s: Float[Array, "C B"]
+    stage_s: Float[Array, "C B"]
+    link_s: Float[Array, "L B"]
+    memory_bytes: Float[Array, "C B"]
+    chips_used: Int[Array, " B"]
+    sent_bytes: Float[Array, " B"]
+    # Verdicts, whether the rule is switched on or not. A candidate whose data flows backward fails
+    # the triangle rule too: the rule is about acyclic chip graphs.
+    acyclic: Bool[Array, " B"]
+    no_skip: Bool[Array, " B"]
+    triangle: Bool[Array, " B"]
+    memory: Bool[Array, " B"]
+    colocation: Bool[Array, " B"]
+    pins: Bool[Array, " B"]
+    valid: Bool[Array, " B"]  # every rule that is on, colocation and pins
+
+
+@jax.jit
+def evaluate(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> Costs:
+    """Costs and verdicts of a batch.
+
+    Args:
+      problem: padded to N nodes.
+      assignment: chips 0..C-1; rows of padding nodes are ignored.
+    """
+    return in_chunks(functools.partial(_evaluate, problem), assignment)
+
+
+def _evaluate(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> Costs:
+    switches = problem.switches
+    rules = switches.constraints
+    traffic = _traffic(problem, assignment)
+    nodes = _node_rules(problem, assignment)
+    compute_s = _compute_s(problem, assignment)
+    memory = _weight_bytes(problem, assignment)
+    if switches.memory_model == "full":
+        peak = _peak_bytes(problem, assignment, traffic)
+        memory += 2 * (traffic.sent + traffic.received) + peak
+    in_s = traffic.received / problem.link_bandwidth
+    out_s = traffic.sent / problem.link_bandwidth
+    link_s = traffic.link / problem.link_bandwidth
+    if switches.overlap:
+        stage_s = jnp.maximum(compute_s, jnp.maximum(in_s, out_s))
+    else:
+        stage_s = compute_s + in_s + out_s
+    bottleneck_s = jnp.max(stage_s, axis=0)
+    if link_s.shape[0]:
+        bottleneck_s = jnp.maximum(bottleneck_s, jnp.max(link_s, axis=0))
+
+    chips_used = jnp.sum(lax.population_count(nodes.used), axis=0, dtype=jnp.int32)
+    no_skip = _is_first_chips(nodes.used)
+    memory_ok = jnp.all(memory <= problem.capacity_bytes[:, None], axis=0)
+    # Where data flows backward the verdict stands already: nothing is left to check.
+    is_settled = traffic.span | ~traffic.acyclic
+    triangle = traffic.acyclic & _triangle(problem, assignment, is_settled)
+    true = jnp.ones_like(no_skip)
+    valid = (
+        nodes.colocation
+        & nodes.pins
+        & (traffic.acyclic if rules.acyclic else true)
+        & (no_skip if rules.no_skip else true)
+        & (triangle if rules.triangle else true)
+        & (memory_ok if rules.memory else true)
+    )
+    return Costs(
+        bottleneck_s=bottleneck_s,
+        compute_s=compute_s,
+        in_s=in_s,
+        out_s=out_s,
+        stage_s=stage_s,
+        link_s=link_s,
+        memory_bytes=memory,
+        chips_used=chips_used,
+        sent_bytes=jnp.sum(traffic.sent, axis=0),
+        acyclic=traffic.acyclic,
+        no_skip=no_skip,
+        triangle=triangle,
+        memory=memory_ok,
+        colocation=nodes.colocation,
+        pins=nodes.pins,
+        valid=valid,
+    )
+
+
+def verify(problem: Problem, assignments: np.ndarray) -> Costs:
+    """Exact costs and verdicts on the host, in float64: what decides.
+
+    Args:
+      problem: the host problem.
+      assignments: [N, B] chips 0..C-1 of the real nodes.
+
+    Returns:
+      numpy arrays of shapes [C, B], [L, B] and [B].
+    """
+    batch = assignments.shape[1]
+    size = _VERIFIED  # batches of a few sizes, so that few programs are compiled
+    while size < batch:
+        size *= 4
+    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
+        lowered = _lowered_exactly(problem)
+        padded = pad_assignments(lowered, np.pad(assignments, ((0, 0), (0, size - batch))))
+        costs = evaluate(lowered, jnp.asarray(padded))
+        return jax.tree.map(lambda figure: np.asarray(figure)[..., :batch], costs)
+
+
+@functools.lru_cache(maxsize=4)
+def _lowered_exactly(problem: Problem) -> DeviceProblem:
+    return lower(problem, jnp.float64)
+
+
+@struct.dataclass
+class _Traffic:
+    received: Float[Array, "C B"]  # bytes, each tensor once per chip
+    sent: Float[Array, "C B"]  # bytes, each tensor once
+    link: Float[Array, "L B"]  # bytes, each tensor once per link
+    kept: Float[Array, "N B"]  # bytes that a node makes for others on its chip
+    freed: Float[Array, "N B"]  # bytes of others on its chip that only the node still waited for
+    acyclic: Bool[Array, " B"]
+    span: Bool[Array, " B"]  # every edge goes to the same chip or the next
+
+
+def _traffic(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> _Traffic:
+    """Walks the edges once, the consumers of each tensor from the last to the first.
+
+    The walk notes with each edge on which chip its tensor arrives, if on a new one, and with each
+    tensor from which chip it departs and how far it goes. `add_up` then counts the bytes.
+    """
+    switches = problem.switches
+    chips, batch = switches.num_chips, assignment.shape[1]
+    links = Links(problem, batch)
+    chip_dtype = switches.chip_dtype
+
+    def visit(step, carry):
+        arrivals, departures, routes, kept, freed, state = carry
+        seen, is_kept, is_sent, reach, acyclic, span = state
+        e = problem.num_edges - 1 - step
+        k, consumer = problem.edge_tensor[e], problem.edge_consumer[e]
+        producer, size = problem.edge_producer[e], problem.tensor_bytes[k]
+        source, target = assignment[producer], assignment[consumer]
+        begins, ends = e + 1 == problem.tensor_edges[k + 1], e == problem.tensor_edges[k]
+        is_local = source == target
+        kept_before = is_kept & ~begins
+        is_kept = kept_before | is_local
+        is_sent = (is_sent & ~begins) | ~is_local
+        seen = jnp.where(begins, 0, seen)
+        bit = _chip_bit(target, chips)
+        is_new = jnp.all((seen & bit) == 0, axis=0) & ~is_local
+        freed = add_row(freed, consumer, jnp.where(is_local & ~kept_before, size, 0))
+        kept = add_row(kept, producer, jnp.where(ends & is_kept, size, 0))
+        reach = links.extend(reach, begins, source, target)
+        state = (
+            seen | bit,
+            is_kept,
+            is_sent,
+            reach,
+            acyclic & (target >= source),
+            span & (target - source <= 1) & (target >= source),
+        )
+        arrivals = set_row(arrivals, e, jnp.where(is_new, target, -1))
+        departures = set_row(departures, k, jnp.where(is_sent, source, -1))
+        routes = links.note(routes, reach, source, k, ends)
+        return arrivals, departures, routes, kept, freed, state
+
+    false, true = jnp.zeros((batch,), bool), jnp.ones((batch,), bool)
+    nowhere = jnp.full((problem.edge_tensor.shape[0], batch), -1, chip_dtype)
+    nothing = jnp.zeros(assignment.shape, problem.tensor_bytes.dtype)
+    seen = jnp.zeros((-(-chips // _WORD), batch), jnp.uint32)
+    carry = (
+        nowhere,
+        nowhere[: problem.tensor_bytes.shape[0]],
+        links.notes(),
+        nothing,
+        nothing,
+        (seen, false, false, links.begin(assignment[0]), true, true),
+    )
+    arrivals, departures, routes, kept, freed, state = lax.fori_loop(
+        0, problem.num_edges, visit, carry
+    )
+    sizes = problem.tensor_bytes
+    sent = add_up(departures, problem.num_tensors, chips, lambda k, _: sizes[k])
+    return _Traffic(
+        received=add_up(
+            arrivals, problem.num_edges, chips, lambda e, _: sizes[problem.edge_tensor[e]]
+        ),
+        sent=sent,
+        link=links.loads(routes, departures, sent),
+        kept=kept,
+        freed=freed,
+        acyclic=state[-2],
+        span=state[-1],
+    )
+
+
+@struct.dataclass
+class _Nodes:
+    used: UInt32[Array, "words B"]  # set of chips
+    colocation: Bool[Array, " B"]
+    pins: Bool[Array, " B"]
+
+
+def _node_rules(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> _Nodes:
+    """The chips in use, and the rules that look at one node at a time."""
+    chips, batch = problem.switches.num_chips, assignment.shape[1]
+
+    def visit(v, nodes):
+        chip = assignment[v]
+        return _Nodes(
+            nodes.used | _chip_bit(chip, chips),
+            nodes.colocation & (assignment[problem.group_head[v]] == chip),
+            nodes.pins & ((problem.pin[v] < 0) | (chip == problem.pin[v])),
+        )
+
+    true = jnp.ones((batch,), bool)
+    nothing = jnp.zeros((-(-chips // _WORD), batch), jnp.uint32)
+    return lax.fori_loop(0, problem.num_nodes, visit, _Nodes(nothing, true, true))
+
+
+def _is_first_chips(used: UInt32[Array, "words B"]) -> Bool[Array, " B"]:
+    """Whether a set of chips is 0 to some chip, none left out."""
+    full = jnp.uint32(2**_WORD - 1)
+    runs = (used & (used + 1)) == 0  # ones from the lowest bit on
+    follows = (used[1:] == 0) | (used[:-1] == full)
+    return jnp.all(runs, axis=0) & jnp.all(follows, axis=0)
+
+
+def _compute_s(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> Float[Array, "C B"]:
+    """Seconds of the nodes of each chip."""
+
+    def seconds(v, chip):
+        if problem.node_s.shape[1] == 1:
+            return problem.node_s[v, 0]
+        return problem.node_s[v][problem.chip_kind[chip]]
+
+    return add_up(assignment, problem.num_nodes, problem.switches.num_chips, seconds)
+
+
+def _peak_bytes(
+    problem: DeviceProblem, assignment: Int[Array, "N B"], traffic: _Traffic
+) -> Float[Array, "C B"]:
+    """Peak of live activations; nodes run in number order, the order in which a chip runs them."""
+    chips, batch = problem.switches.num_chips, assignment.shape[1]
+    made = jnp.zeros(problem.padded_nodes, problem.tensor_bytes.dtype)
+    made = made.at[problem.tensor_producer].add(problem.tensor_bytes)
+    lane = jnp.arange(batch)
+
+    def visit(v, carry):
+        live, peak = carry
+        chip = assignment[v].astype(jnp.int32)
+        before = live.at[chip, lane].get(mode="promise_in_bounds")
+        peak = peak.at[chip, lane].max(
+            before + made[v], unique_indices=True, mode="promise_in_bounds"
+        )
+        after = before + traffic.kept[v] - traffic.freed[v]
+        return live.at[chip, lane].set(after, unique_indices=True, mode="promise_in_bounds"), peak
+
+    zeros = jnp.zeros((chips, batch), made.dtype)
+    return lax.fori_loop(0, problem.num_nodes, visit, (zeros, zeros))[1]
+
+
+def _weight_bytes(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> Float[Array, "C B"]:
+    """Bytes of weights per chip: one copy on every chip with a consumer."""
+    chips, batch = problem.switches.num_chips, assignment.shape[1]
+
+    def visit(u, carry):
+        copies, seen = carry
+        chip = assignment[problem.use_node[u]]
+        begins = u == problem.weight_uses[problem.use_weight[u]]
+        seen = jnp.where(begins, 0, seen)
+        bit = _chip_bit(chip, chips)
+        is_new = jnp.all((seen & bit) == 0, axis=0)
+        return set_row(copies, u, jnp.where(is_new, chip, -1)), seen | bit
+
+    uses = problem.weight_uses[problem.num_weights]
+    copies = jnp.full((problem.use_node.shape[0], batch), -1, problem.switches.chip_dtype)
+    seen = jnp.zeros((-(-chips // _WORD), batch), jnp.uint32)
+    copies = lax.fori_loop(0, uses, visit, (copies, seen))[0]
+    return add_up(copies, uses, chips, lambda u, _: problem.weight_bytes[problem.use_weight[u]])
+
+
+def _triangle(
+    problem: DeviceProblem, assignment: Int[Array, "N B"], is_settled: Bool[Array, " B"]
+) -> Bool[Array, " B"]:
+    """Whether no edge of the chip graph has a longer path beside it; for acyclic candidates.
+
+    A candidate whose edges all stay or go to the next chip has a path for a chip graph: nothing to
+    check. Only a batch with others in it pays for reachability.
+    """
+    chips, batch = problem.switches.num_chips, assignment.shape[1]
+    words = -(-chips // _WORD)
+    lane = jnp.arange(batch)
+
+    def check(_):
+        def join(e, adjacent):
+            source = assignment[problem.edge_producer[e]].astype(jnp.int32)
+            target = assignment[problem.edge_consumer[e]].astype(jnp.int32)
+            bit = jnp.where((source == target)[None], 0, _chip_bit(target, chips))
+            return adjacent.at[source, :, lane].set(adjacent[source, :, lane] | bit.T)
+
+        adjacent = jnp.zeros((chips, words, batch), jnp.uint32)
+        adjacent = lax.fori_loop(0, problem.num_edges, join, adjacent)
+
+        def close(step, carry):
+            reachable, holds = carry
+            chip = chips - 1 - step
+            direct = adjacent[chip]  # [words, B]
+            number = jnp.arange(chips)
+            is_next = (direct[number // _WORD] >> (number % _WORD).astype(jnp.uint32)[:, None]) & 1
+            beyond = lax.reduce(
+                jnp.where((is_next == 1)[:, None], reachable, jnp.uint32(0)),
+                jnp.uint32(0),
+                lax.bitwise_or,
+                (0,),
+            )
+            holds &= jnp.all((direct & beyond) == 0, axis=0)
+            return reachable.at[chip].set(direct | beyond), holds
+
+        start = (jnp.zeros_like(adjacent), jnp.ones((batch,), bool))
+        return lax.fori_loop(0, chips, close, start)[1]
+
+    return lax.cond(jnp.all(is_settled), lambda _: jnp.ones((batch,), bool), check, None)
+
+
+def _chip_bit(chip: Int[Array, " B"], chips: int) -> UInt32[Array, "words B"]:
+    """The set of one chip per candidate, as 32-bit words."""
+    word = jnp.arange(-(-chips // _WORD), dtype=jnp.int32)[:, None]
+    chip = chip.astype(jnp.int32)
+    bit = jnp.uint32(1) << (chip & (_WORD - 1)).astype(jnp.uint32)
+    return jnp.where(word == (chip >> 5)[None], bit[None], jnp.uint32(0))

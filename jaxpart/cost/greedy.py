@@ -1,0 +1,174 @@
+"""The compiler's greedy heuristic: the baseline that improvements are measured against.
+
+A fixed procedure (README, "What every figure means"): walk the nodes in number order, close the
+chip when it has done its share or its memory is full, and only where that leaves no tensor alive
+across two cuts; relax or tighten the share until the outcome is valid. Cycles are contracted and
+capacities close chips whatever rules are switched off; these decide only which outcome is valid.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+
+import numpy as np
+
+from jaxpart.cost import host
+from jaxpart.cost.evaluate import verify
+from jaxpart.problem.problem import IntArray, Problem
+
+_TRIES = 64
+_FACTOR = 1.1
+
+
+@functools.lru_cache(maxsize=4)
+def baseline(problem: Problem) -> IntArray | None:
+    """[N] the first valid walk's assignment; None where no target gives one."""
+    rules = dataclasses.replace(problem.mcm.constraints, acyclic=True)
+    walked = dataclasses.replace(problem, mcm=dataclasses.replace(problem.mcm, constraints=rules))
+    if (walked.block_pin == -2).any():
+        return None
+    walk = _Walk(walked)
+    first = problem.mean_load_s
+    up = itertools.accumulate(range(_TRIES), lambda t, _: t * _FACTOR, initial=first)
+    down = itertools.accumulate(range(_TRIES), lambda t, _: t / _FACTOR, initial=first)
+    down = itertools.islice(down, 1, None)
+    targets = itertools.chain(up, down)
+    size = 1  # most walks are valid at once; then verify in growing batches
+    while batch := list(itertools.islice(targets, size)):
+        outcomes = [walk(target) for target in batch]
+        valid = verify(problem, np.stack(outcomes, axis=1)).valid
+        if valid.any():
+            return outcomes[int(np.argmax(valid))]
+        size = 16
+    return None
+
+
+class _Walk:
+    """What all walks over one problem share."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.blocks = problem.contracted
+        blocks = self.blocks
+        count = blocks.num_nodes
+        self.made = _lists(blocks.tensor_producer, np.arange(blocks.num_tensors), count)
+        self.taken = _lists(blocks.edge_consumer, blocks.edge_tensor, count)
+        self.weights = _lists(blocks.use_node, blocks.use_weight, count)
+        last = blocks.tensor_producer.copy()
+        np.maximum.at(last, blocks.edge_tensor, blocks.edge_consumer)
+        self.last = last.tolist()
+        self.bytes = blocks.tensor_bytes.tolist()
+        self.producer = blocks.tensor_producer.tolist()
+        self.weight_bytes = blocks.weight_bytes.tolist()
+        self.least_capacity = float(problem.capacity_bytes.min())
+        self.live_bytes = host.peak_bounds(problem)[1].tolist()  # at most, around each block
+
+    def __call__(self, target: float) -> IntArray:
+        """[N] the outcome of one walk, valid or not."""
+        blocks = self.blocks
+        kinds, capacity = blocks.chip_kind.tolist(), blocks.capacity_bytes.tolist()
+        seconds, pins = blocks.node_s.tolist(), blocks.pin.tolist()
+        placed = np.empty(blocks.num_nodes, np.int64)
+        chip, start = 0, 0
+        loads: list[float] = []  # of the blocks on the chip
+        compute = 0.0
+        needed = -1  # last consumer of what is alive across the chip's opening cut
+        alive_last = -1  # last consumer of anything made so far
+        memory = _ChipMemory(self, 0)
+        for v in range(blocks.num_nodes):
+            can_close = v > start and chip < blocks.num_chips - 1 and needed < v
+            if can_close and (
+                _reaches(compute, loads, target)
+                or pins[v] > chip
+                or memory.with_block(v) > capacity[chip]
+            ):
+                chip, start, compute, loads = chip + 1, v, 0.0, []
+                needed = alive_last
+                memory = _ChipMemory(self, v)
+            placed[v] = chip
+            loads.append(seconds[v][kinds[chip]])
+            compute += loads[-1]
+            memory.add(v)
+            alive_last = max([alive_last, *(self.last[k] for k in self.made[v])])
+        return placed[self.problem.block]
+
+
+class _ChipMemory:
+    """The memory of a chip that holds the blocks from `start` on; all later ones are elsewhere."""
+
+    def __init__(self, walk: _Walk, start: int) -> None:
+        self.walk = walk
+        self.start = start
+        self.stop = start
+        self.held: set[int] = set()  # weights
+        self.received: set[int] = set()  # tensors
+        self.weight_bytes = 0.0
+        self.received_bytes = 0.0
+        self.made_bytes = 0.0  # of all tensors made here: no fewer than are ever alive
+        self.dead_bytes = 0.0  # of those made here whose last consumer is here
+        self.live_bytes = 0.0  # no fewer than are ever alive either
+
+    def add(self, v: int) -> None:
+        walk = self.walk
+        for w in walk.weights[v]:
+            if w not in self.held:
+                self.held.add(w)
+                self.weight_bytes += walk.weight_bytes[w]
+        for k in walk.taken[v]:
+            if walk.producer[k] < self.start and k not in self.received:
+                self.received.add(k)
+                self.received_bytes += walk.bytes[k]
+            if walk.producer[k] >= self.start and walk.last[k] == v:
+                self.dead_bytes += walk.bytes[k]
+        for k in walk.made[v]:
+            self.made_bytes += walk.bytes[k]
+            if walk.last[k] == v:
+                self.dead_bytes += walk.bytes[k]
+        self.live_bytes = max(self.live_bytes, walk.live_bytes[v])
+        self.stop = v + 1
+
+    def with_block(self, v: int) -> float:
+        """M_c with block v added: exact where it could exceed a capacity, else a bound."""
+        walk = self.walk
+        weights = self.weight_bytes + sum(
+            walk.weight_bytes[w] for w in walk.weights[v] if w not in self.held
+        )
+        if walk.problem.mcm.memory_model == "weights":
+            return weights
+        taken, made = walk.taken[v], walk.made[v]
+        received = self.received_bytes + sum(
+            walk.bytes[k] for k in taken if walk.producer[k] < self.start and k not in self.received
+        )
+        made_bytes = self.made_bytes + sum(walk.bytes[k] for k in made)
+        dead = self.dead_bytes + sum(
+            walk.bytes[k]
+            for k in {*taken, *made}
+            if walk.producer[k] >= self.start and walk.last[k] == v
+        )
+        boundary = 2 * (made_bytes - dead + received)
+        at_most = weights + boundary + min(made_bytes, max(self.live_bytes, walk.live_bytes[v]))
+        if at_most <= walk.least_capacity:
+            return at_most
+        return weights + boundary + self._peak(v)
+
+    def _peak(self, v: int) -> float:
+        block = self.walk.problem.block
+        inside = (block >= self.start) & (block <= v)
+        return host.piece_peak_bytes(self.walk.problem, inside)
+
+
+def _reaches(total: float, loads: list[float], target: float) -> bool:
+    """Whether the loads sum up to the target; rounding of the running total does not decide."""
+    if abs(total - target) <= 1e-9 * target:
+        return math.fsum(loads) >= target
+    return total >= target
+
+
+def _lists(owner: IntArray, items: IntArray, count: int) -> list[list[int]]:
+    lists: list[list[int]] = [[] for _ in range(count)]
+    for o, item in zip(owner.tolist(), items.tolist(), strict=True):
+        lists[o].append(item)
+    return lists

@@ -1,0 +1,193 @@
+"""What a solver worker must know of one partition without starting JAX.
+
+`loads` gives the integer program the constant part of its rows (what lies outside its window);
+`peak_bytes` and `triangle_conflicts` are the two rules whose rows it adds only when broken.
+Verdicts are `cost.verify`'s alone. Definitions: README, "What every figure means".
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxpart.problem.problem import FloatArray, IntArray, Problem
+
+BoolArray = NDArray[np.bool_]
+
+
+class Loads(NamedTuple):
+    """What some of the nodes, tensors and weights load, on C chips and L links."""
+
+    compute_s: FloatArray  # [C]
+    in_bytes: FloatArray  # [C]
+    out_bytes: FloatArray  # [C]
+    link_bytes: FloatArray  # [L] in the order of `MCM.links`
+    weight_bytes: FloatArray  # [C]
+
+
+def loads(
+    problem: Problem,
+    f: IntArray,
+    nodes: BoolArray | None = None,
+    tensors: BoolArray | None = None,
+    weights: BoolArray | None = None,
+) -> Loads:
+    """Loads of the partition f [N].
+
+    Args:
+      problem: of N nodes, K tensors and W weights.
+      f: [N] chips.
+      nodes: [N] which nodes count; all by default.
+      tensors: [K] which tensors.
+      weights: [W] which weights.
+    """
+    chips = problem.num_chips
+    who = np.arange(problem.num_nodes) if nodes is None else np.flatnonzero(nodes)
+    compute_s = _sums(f[who], problem.node_s[who, problem.chip_kind[f[who]]], chips)
+
+    source = f[problem.edge_producer]
+    target = f[problem.edge_consumer]
+    sent = source != target
+    if tensors is not None:
+        sent &= tensors[problem.edge_tensor]
+    # Each tensor once per chip that it goes to.
+    hops = np.unique(problem.edge_tensor[sent] * chips + target[sent])
+    tensor, target = hops // chips, hops % chips
+    in_bytes = _sums(target, problem.tensor_bytes[tensor], chips)
+    senders = np.unique(tensor)
+    source = f[problem.tensor_producer]
+    out_bytes = _sums(source[senders], problem.tensor_bytes[senders], chips)
+
+    used = (
+        np.ones(len(problem.use_weight), bool) if weights is None else weights[problem.use_weight]
+    )
+    copies = np.unique(problem.use_weight[used] * chips + f[problem.use_node[used]])
+    weight_bytes = _sums(copies % chips, problem.weight_bytes[copies // chips], chips)
+
+    link_bytes = _link_bytes(problem, source[tensor], target, tensor)
+    return Loads(compute_s, in_bytes, out_bytes, link_bytes, weight_bytes)
+
+
+def _link_bytes(
+    problem: Problem, source: IntArray, target: IntArray, tensor: IntArray
+) -> FloatArray:
+    """[L] bytes on each link, of hops in ascending order of (tensor, target)."""
+    links = problem.mcm.links
+    if problem.mcm.topology == "chain" and (source < target).all():
+        # From its producer to the farthest consumer, a tensor is on every link once.
+        is_farthest = np.append(tensor[1:] != tensor[:-1], True)[: len(tensor)]
+        sent = problem.tensor_bytes[tensor[is_farthest]]
+        begins = _sums(source[is_farthest], sent, problem.num_chips)
+        ends = _sums(target[is_farthest], sent, problem.num_chips)
+        return np.maximum(np.cumsum(begins - ends)[:-1], 0.0)
+    number = {link: position for position, link in enumerate(links)}
+    if not links or not len(tensor):
+        return np.zeros(len(links))
+    routes, inverse = np.unique(np.stack([source, target], axis=1), axis=0, return_inverse=True)
+    used = [
+        np.array([number[link] for link in problem.mcm.route(a, b)], np.int64)
+        for a, b in routes.tolist()
+    ]
+    length = np.array([len(route) for route in used])[inverse.ravel()]
+    on_link = np.concatenate([used[i] for i in inverse.ravel()])
+    pairs = np.unique(np.repeat(tensor, length) * len(links) + on_link)
+    return _sums(pairs % len(links), problem.tensor_bytes[pairs // len(links)], len(links))
+
+
+def _sums(position: IntArray, values: FloatArray, count: int) -> FloatArray:
+    """[count] the sum of the values at each position."""
+    return np.bincount(position, values, count).astype(np.float64)
+
+
+def peak_bytes(problem: Problem, f: IntArray) -> tuple[FloatArray, IntArray]:
+    """[C], [C] each chip's peak of live activations and the node at which it is reached first.
+
+    A tensor lives on its producer's chip from its producer to its last consumer there. The node is
+    -1 where nothing is ever alive.
+    """
+    chips, last = problem.num_chips, problem.tensor_producer.copy()
+    local = f[problem.edge_producer] == f[problem.edge_consumer]
+    np.maximum.at(last, problem.edge_tensor[local], problem.edge_consumer[local])
+    chip = np.tile(f[problem.tensor_producer], 2)
+    # Born before its producer is looked at, dead after its last consumer was.
+    moment = np.concatenate([2 * problem.tensor_producer, 2 * last + 1])
+    change = np.concatenate([problem.tensor_bytes, -problem.tensor_bytes])
+    order = np.lexsort((moment, chip))
+    chip, moment = chip[order], moment[order]
+    # Every tensor that is born dies, so each chip's sums begin at zero.
+    live = np.cumsum(change[order])
+    peak, node = np.zeros(chips), np.full(chips, -1, np.int64)
+    np.maximum.at(peak, chip, live)
+    reached = np.flatnonzero((live >= peak[chip]) & (peak[chip] > 0))[::-1]
+    node[chip[reached]] = moment[reached] // 2
+    return peak, node
+
+
+def memory_bytes(problem: Problem, f: IntArray) -> FloatArray:
+    """[C] what each chip holds under the partition f [N]."""
+    load = loads(problem, f)
+    if problem.mcm.memory_model == "weights":
+        return load.weight_bytes
+    return load.weight_bytes + 2 * (load.in_bytes + load.out_bytes) + peak_bytes(problem, f)[0]
+
+
+def triangle_conflicts(problem: Problem, f: IntArray) -> list[list[int]]:
+    """For each edge a -> b of the chip graph with a longer path beside it, such a path [a, ..., b].
+
+    The path has the fewest chips. f [N] keeps dataflow: chip edges run upward.
+    """
+    pairs = f[problem.node_pairs]
+    pairs = np.unique(pairs[pairs[:, 0] != pairs[:, 1]], axis=0).reshape(-1, 2)
+    following: dict[int, list[int]] = {}
+    for a, b in pairs.tolist():
+        following.setdefault(a, []).append(b)
+    found = []
+    for a, b in pairs.tolist():
+        if b - a < 2:
+            continue
+        before = {m: a for m in following[a] if m < b}
+        queue = list(before)
+        for m in queue:
+            for following_m in following.get(m, []):
+                if following_m <= b and following_m not in before:
+                    before[following_m] = m
+                    queue.append(following_m)
+        if b in before:
+            path = [b]
+            while path[-1] != a:
+                path.append(before[path[-1]])
+            found.append(path[::-1])
+    return found
+
+
+def piece_peak_bytes(problem: Problem, inside: BoolArray) -> float:
+    """The peak of live activations of a chip that runs just the nodes in `inside` [N]."""
+    last = problem.tensor_producer.copy()
+    local = np.flatnonzero(inside[problem.edge_producer] & inside[problem.edge_consumer])
+    np.maximum.at(last, problem.edge_tensor[local], problem.edge_consumer[local])
+    made = np.flatnonzero(inside[problem.tensor_producer])
+    # Between two of its nodes nothing is born, so the peak over all numbers is that over its nodes.
+    size = problem.tensor_bytes[made]
+    change = np.bincount(problem.tensor_producer[made], size, problem.num_nodes + 1)
+    change -= np.bincount(last[made] + 1, size, problem.num_nodes + 1)
+    return float(np.cumsum(change).max(initial=0.0))
+
+
+def peak_bounds(problem: Problem) -> tuple[FloatArray, FloatArray]:
+    """[blocks] twice: what a block's chip has alive at least, and at most whatever else it runs.
+
+    At least the outputs of one of its nodes; at most what would be alive around any of its nodes if
+    one chip ran everything.
+    """
+    output = np.zeros(problem.num_nodes)
+    np.add.at(output, problem.tensor_producer, problem.tensor_bytes)
+    change = np.zeros(problem.num_nodes + 1)
+    np.add.at(change, problem.tensor_producer, problem.tensor_bytes)
+    np.add.at(change, problem.last_consumer + 1, -problem.tensor_bytes)
+    live = np.maximum(np.cumsum(change)[:-1], output)
+    least, most = np.zeros(problem.num_blocks), np.zeros(problem.num_blocks)
+    np.maximum.at(least, problem.block, output)
+    np.maximum.at(most, problem.block, live)
+    return least, most

@@ -1,0 +1,132 @@
+"""Why a partition is valid or not: each rule's verdict in words, with an example where it fails.
+
+The verdicts themselves come from `cost`, the only place that decides; here they are explained.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jaxpart.problem.problem import IntArray, Problem
+
+if TYPE_CHECKING:
+    from jaxpart.cost.evaluate import Costs
+
+_MIB = 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What one rule says about one partition."""
+
+    rule: str
+    is_on: bool  # whether the module (or the graph) asks for it
+    holds: bool
+    detail: str  # one phrase; of a failure, an example
+
+
+def verdicts(problem: Problem, assignment: IntArray, costs: Costs) -> tuple[Verdict, ...]:
+    """Every rule's verdict on one partition, in the order of the README.
+
+    Args:
+      assignment: [N] chip of each node.
+      costs: of this one candidate, as from `result.score`.
+    """
+    rules = problem.mcm.constraints
+    graph_has_groups = bool((problem.colocate >= 0).any())
+    graph_has_pins = bool((problem.pin >= 0).any())
+    table = (
+        ("acyclic dataflow", rules.acyclic, costs.acyclic, _acyclic),
+        ("no skipped chip", rules.no_skip, costs.no_skip, _no_skip),
+        ("chip triangle", rules.triangle, costs.triangle, _triangle),
+        ("memory", rules.memory, costs.memory, lambda p, f: _memory(p, costs)),
+        ("colocation", graph_has_groups, costs.colocation, _colocation),
+        ("pins", graph_has_pins, costs.pins, _pins),
+    )
+    return tuple(
+        Verdict(rule, is_on, bool(holds), explain(problem, assignment))
+        for rule, is_on, holds, explain in table
+    )
+
+
+def broken_rules(problem: Problem, assignment: IntArray, costs: Costs) -> tuple[Verdict, ...]:
+    """The rules that are on and do not hold; none for a valid partition."""
+    return tuple(v for v in verdicts(problem, assignment, costs) if v.is_on and not v.holds)
+
+
+def _acyclic(problem: Problem, f: IntArray) -> str:
+    pairs = problem.node_pairs
+    backward = pairs[f[pairs[:, 0]] > f[pairs[:, 1]]]
+    if not len(backward):
+        return "data flows to the same or a higher chip"
+    u, v = backward[0]
+    return (
+        f"{len(backward)} of {len(pairs)} edges flow backward, as {_node(problem, f, u)} -> "
+        f"{_node(problem, f, v)}"
+    )
+
+
+def _no_skip(problem: Problem, f: IntArray) -> str:
+    used = np.unique(f)
+    skipped = np.setdiff1d(np.arange(used[-1]), used)
+    if not len(skipped):
+        return f"{len(used)} of {problem.num_chips} chips in use, from chip 0 on"
+    return f"nothing on {_chips(skipped)}, but something on chip {used[-1]}"
+
+
+def _triangle(problem: Problem, f: IntArray) -> str:
+    hops = f[problem.node_pairs]
+    hops = hops[hops[:, 0] != hops[:, 1]]
+    if (hops[:, 0] > hops[:, 1]).any():
+        return "undefined where data flows backward"
+    after: dict[int, set[int]] = {}
+    for a, b in np.unique(hops, axis=0).tolist():
+        after.setdefault(a, set()).add(b)
+    reachable: dict[int, set[int]] = {}
+    for a in sorted(after, reverse=True):  # hops go up: what follows is known
+        for b in sorted(after[a]):
+            via = next((c for c in sorted(after[a]) if b in reachable.get(c, ())), None)
+            if via is not None:
+                return f"chip {a} sends to chip {b} directly and through chip {via}"
+        reachable[a] = after[a].union(*(reachable.get(b, set()) for b in after[a]))
+    return "no transfer has a longer path beside it"
+
+
+def _memory(problem: Problem, costs: Costs) -> str:
+    held, room = np.asarray(costs.memory_bytes), problem.capacity_bytes
+    over = np.flatnonzero(held > room)
+    c = int(np.argmax(held / room))
+    figures = f"chip {c} needs {held[c] / _MIB:.2f} of {room[c] / _MIB:.2f} MiB"
+    if not len(over):
+        return f"fullest: {figures}"
+    return figures if len(over) == 1 else f"{len(over)} chips are over, most of all {figures}"
+
+
+def _colocation(problem: Problem, f: IntArray) -> str:
+    first: dict[int, int] = {}
+    for v in np.flatnonzero(problem.colocate >= 0).tolist():
+        u = first.setdefault(int(problem.colocate[v]), v)
+        if f[u] != f[v]:
+            return f"{_node(problem, f, u)} and {_node(problem, f, v)} must share a chip"
+    return "each group is on one chip" if first else "the graph has no groups"
+
+
+def _pins(problem: Problem, f: IntArray) -> str:
+    pinned = np.flatnonzero(problem.pin >= 0)
+    astray = pinned[f[pinned] != problem.pin[pinned]]
+    if len(astray):
+        v = astray[0]
+        return f"{_node(problem, f, v)} is pinned to chip {problem.pin[v]}"
+    return "each pinned node is where it must be" if len(pinned) else "the graph has no pins"
+
+
+def _node(problem: Problem, f: IntArray, v: int) -> str:
+    return f"{problem.graph.nodes[v].name!r} (chip {f[v]})"
+
+
+def _chips(chips: IntArray) -> str:
+    shown = ", ".join(str(c) for c in chips[:6])
+    return f"chip{'s' if len(chips) > 1 else ''} {shown}{', ...' if len(chips) > 6 else ''}"

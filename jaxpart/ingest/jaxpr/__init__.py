@@ -1,0 +1,1 @@
+"""JAX functions become graphs: one node per primitive equation."""

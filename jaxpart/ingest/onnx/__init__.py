@@ -1,0 +1,1 @@
+"""ONNX models become graphs: one node per operator."""

@@ -1,0 +1,46 @@
+"""What the operators' schemas ask of the nodes of an ONNX model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import onnx.defs
+from onnx import ModelProto, NodeProto
+
+from jaxpart.errors import FileFormatError
+from jaxpart.ingest.onnx.operation import subgraphs
+from jaxpart.ingest.onnx.shapes import attributes
+
+
+def check_nodes(nodes: Iterable[NodeProto], model: ModelProto, where: str) -> None:
+    """Refuses nodes without what their operator needs: shape inference may crash on them.
+
+    Raises:
+      FileFormatError: the node, and what is missing.
+    """
+    versions = {opset.domain or "ai.onnx": opset.version for opset in model.opset_import}
+    single = onnx.defs.OpSchema.FormalParameterOption.Single
+    for v, node in enumerate(nodes):
+        place = f"{where}: node {v}, {node.name or 'a node'} ({node.op_type}),"
+        for body in subgraphs(node):
+            check_nodes(body.node, model, where)
+        version = versions.get(node.domain or "ai.onnx", 0)
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        if not onnx.defs.has(node.op_type, version, domain):
+            continue
+        schema = onnx.defs.get_schema(node.op_type, version, domain)
+        given = attributes(node)
+        for name, attribute in schema.attributes.items():
+            if attribute.required and name not in given:
+                raise FileFormatError(f"{place} has no attribute {name!r}, expected it")
+        for i, operand in enumerate(schema.inputs):
+            if operand.option == single and not "".join(node.input[i : i + 1]):
+                raise FileFormatError(f"{place} has no operand {i} ({operand.name}), expected it")
+        parts = given["num_outputs"].i if "num_outputs" in given else len(node.output)
+        if node.op_type == "Split" and not domain and parts != len(node.output):
+            raise FileFormatError(
+                f"{place} has {len(node.output)} outputs, expected num_outputs, {parts}"
+            )
+        equation = given["equation"].s if "equation" in given else b""
+        if not equation.isascii():
+            raise FileFormatError(f"{place} has the equation {equation!r}, expected ASCII")

@@ -1,0 +1,245 @@
+"""An ONNX model made ready for counting: every dimension a number, every shape known.
+
+Weights are known by type and shape alone from here on; their contents are never read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import onnx
+import onnx.inliner
+from google.protobuf.message import DecodeError
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+
+from jaxpart.errors import CycleError, FileFormatError, InputError
+from jaxpart.ingest.onnx import shapes
+from jaxpart.ingest.onnx.check import check_nodes
+from jaxpart.ingest.onnx.inference import checked, live, with_shapes
+from jaxpart.ingest.onnx.operation import label, reads, subgraphs
+from jaxpart.ingest.onnx.shapes import SMALL, Array
+from jaxpart.problem.topological import find_cycle, topological_order
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """What counting needs of a model.
+
+    Attributes:
+      nodes: in a topological order, each with a path to an output; local functions inlined.
+      arrays: type and shape of every value.
+      outputs: names of what the model gives.
+      initializers: names of the stored tensors, with their bytes.
+      values: contents of small constants, where known: shapes, axes, trip counts.
+    """
+
+    nodes: tuple[NodeProto, ...]
+    arrays: dict[str, Array]
+    outputs: tuple[str, ...]
+    initializers: dict[str, float]
+    values: dict[str, np.ndarray]
+
+
+def parse(content: bytes, where: str) -> ModelProto:
+    """A model from the bytes of a file; weights kept in other files are not read.
+
+    Raises:
+      FileFormatError: the bytes are no ONNX model.
+    """
+    try:
+        model = onnx.load_model_from_string(content)
+    except DecodeError as error:
+        raise FileFormatError(f"{where}: broken bytes, expected an ONNX model ({error})") from error
+    if not model.HasField("graph") or not model.graph.output:
+        raise FileFormatError(f"{where}: no graph with an output, expected an ONNX model")
+    return model
+
+
+def prepare(model: ModelProto, where: str, dims: Mapping[str, int]) -> Model:
+    """A model with all shapes known.
+
+    Args:
+      model: left as it is.
+      where: for messages.
+      dims: size of each free dimension by its name, or as "INPUT:AXIS" where it has none.
+
+    Raises:
+      InputError: a free dimension has no size, or a shape cannot be inferred; names them.
+      CycleError: the nodes feed each other in a circle.
+      FileFormatError: the model is broken.
+    """
+    _check_fields(model.graph, where)
+    stored = _stored(model.graph)
+    light = _without_weights(model, stored, where)
+    if light.functions:
+        light = checked(lambda: onnx.inliner.inline_local_functions(light), where)
+    check_nodes(light.graph.node, light, where)
+    _set_dims(light.graph, frozenset(stored), dims, where)
+    order = live(light.graph, _sorted(light.graph, where))
+    del light.graph.node[:]
+    light.graph.node.extend(order)
+    light, arrays = with_shapes(light, where)
+    arrays.update((name, array) for name, (array, _) in stored.items())
+    return Model(
+        nodes=tuple(light.graph.node),
+        arrays=arrays,
+        outputs=tuple(output.name for output in light.graph.output),
+        initializers={
+            **{tensor.name: shapes.array_of(tensor).bytes for tensor in light.graph.initializer},
+            **{name: size for name, (_, size) in stored.items()},
+        },
+        values=shapes.small_values(light.graph, where),
+    )
+
+
+def _check_fields(graph: GraphProto, where: str) -> None:
+    """Refuses what protobuf lets pass: names that are no text, tensors of no type or size."""
+    named = (*graph.input, *graph.output, *graph.value_info, *graph.initializer)
+    texts: list[object] = [graph.name, *(value.name for value in named)]
+    tensors = list(graph.initializer)
+    for node in graph.node:
+        texts += [node.name, node.op_type, node.domain, *node.input, *node.output]
+        texts += [attribute.name for attribute in node.attribute]
+        tensors += [a.t for a in node.attribute if a.type == AttributeProto.TENSOR]
+        for body in subgraphs(node):
+            _check_fields(body, where)
+    for text in texts:
+        if not isinstance(text, str):  # bytes where they are not UTF-8
+            raise FileFormatError(f"{where}: the name {text!r} is no UTF-8 text")
+    for tensor in tensors:
+        array = shapes.array_of(tensor)
+        if not array.is_proper:
+            raise FileFormatError(
+                f"{where}: tensor {tensor.name!r} has type {array.dtype} and shape {array.shape}, "
+                "expected a type of ONNX and sizes of 0 or more"
+            )
+
+
+def _stored(graph: GraphProto) -> dict[str, tuple[Array, float]]:
+    """Type, shape and bytes of the initializers that are not small."""
+    stored = {}
+    for tensor in graph.initializer:
+        array = shapes.array_of(tensor)
+        external = tensor.data_location == TensorProto.EXTERNAL
+        if array.elements > SMALL or external:
+            stored[tensor.name] = (array, array.bytes)
+    for sparse in graph.sparse_initializer:
+        kept = sum(shapes.array_of(part).bytes for part in (sparse.values, sparse.indices))
+        array = Array(sparse.values.data_type, tuple(sparse.dims))
+        stored[sparse.values.name] = (array, kept)
+    return stored
+
+
+def _without_weights(
+    model: ModelProto, stored: Mapping[str, tuple[Array, float]], where: str
+) -> ModelProto:
+    """A copy whose large initializers are inputs: models beyond protobuf's 2 GB stay possible."""
+    light = ModelProto(ir_version=max(model.ir_version, 4))
+    light.opset_import.extend(model.opset_import)
+    light.functions.extend(model.functions)
+    graph, source = light.graph, model.graph
+    graph.name = source.name or "graph"
+    graph.node.extend(source.node)
+    small = [tensor for tensor in source.initializer if tensor.name not in stored]
+    graph.initializer.extend(small)
+    # Old models list initializers among the inputs; no input is one here.
+    constant = {tensor.name for tensor in small} | stored.keys()
+    graph.input.extend(value for value in source.input if value.name not in constant)
+    for name, (array, _) in stored.items():
+        graph.input.append(onnx.helper.make_tensor_value_info(name, array.dtype, array.shape))
+    graph.output.extend(source.output)
+    graph.value_info.extend(value for value in source.value_info if value.name not in constant)
+    if not light.opset_import:
+        raise FileFormatError(f"{where}: no opset_import, expected the version of the operators")
+    return light
+
+
+def _set_dims(
+    graph: GraphProto, constant: frozenset[str], dims: Mapping[str, int], where: str
+) -> None:
+    """Puts sizes where the model has names; forgets other names, which inference finds anew."""
+    for name, size in dims.items():
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise InputError(
+                f"{where}: dimension {name!r} is {size!r}, expected a whole number > 0"
+            )
+    known: set[str] = set()
+    missing: dict[str, str] = {}  # free dimension -> the input that has it
+    for value in graph.input:
+        if value.name in constant:
+            continue
+        if not value.type.HasField("tensor_type"):
+            raise FileFormatError(f"{where}: input {value.name!r} is no tensor, expected one")
+        if not value.type.tensor_type.HasField("shape"):
+            raise InputError(f"{where}: input {value.name!r} has no shape, expected one")
+        if not Array(value.type.tensor_type.elem_type, ()).is_proper:
+            raise FileFormatError(f"{where}: input {value.name!r} has no type of ONNX")
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if dim.HasField("dim_value") and dim.dim_value >= 0:
+                continue
+            place = f"{value.name}:{axis}"
+            known.add(place)
+            if place in dims:
+                dim.dim_value = dims[place]
+            elif not dim.dim_param or dim.dim_param not in dims:
+                missing.setdefault(dim.dim_param or place, value.name)
+    values = [*graph.input, *_values(graph)]
+    known.update(dim.dim_param for value in values for dim in _dims(value) if dim.dim_param)
+    if unknown := [name for name in dims if name not in known]:
+        names = ", ".join(sorted(known)) or "none"
+        raise InputError(f"{where}: no dimension is named {unknown[0]!r}, it has: {names}")
+    if missing:
+        listed = ", ".join(f"{name} (of input {owner!r})" for name, owner in missing.items())
+        raise InputError(f"{where}: free dimensions {listed}: expected a size for each (dims)")
+    for value in values:
+        for dim in _dims(value):
+            if dim.dim_param in dims:
+                dim.dim_value = dims[dim.dim_param]
+            elif dim.dim_param or dim.dim_value < 0:
+                dim.Clear()
+
+
+def _values(graph: GraphProto) -> Iterable[ValueInfoProto]:
+    """What is said of values within the graph and its subgraphs."""
+    yield from graph.value_info
+    yield from graph.output
+    for node in graph.node:
+        for body in subgraphs(node):
+            yield from body.input
+            yield from _values(body)
+
+
+def _dims(value: ValueInfoProto) -> Sequence[onnx.TensorShapeProto.Dimension]:
+    return value.type.tensor_type.shape.dim if value.type.HasField("tensor_type") else ()
+
+
+def _sorted(graph: GraphProto, where: str) -> list[NodeProto]:
+    """The nodes by Kahn's algorithm, smallest position in the file first."""
+    maker: dict[str, int] = {}
+    given = {value.name for value in graph.input} | {t.name for t in graph.initializer}
+    for v, node in enumerate(graph.node):
+        for name in filter(None, node.output):
+            if name in maker or name in given:
+                raise FileFormatError(f"{where}: value {name!r} is made twice, expected once")
+            maker[name] = v
+    successors: list[list[int]] = [[] for _ in graph.node]
+    for v, node in enumerate(graph.node):
+        for name in reads(node):
+            if name in maker:
+                successors[maker[name]].append(v)
+            elif name not in given:
+                raise FileFormatError(
+                    f"{where}: node {v}, {label(node)}, reads {name!r}, expected "
+                    "an input, an initializer or the output of a node"
+                )
+    for output in graph.output:
+        if output.name not in maker and output.name not in given:
+            raise FileFormatError(f"{where}: nothing makes the output {output.name!r}")
+    order = topological_order(successors)
+    if order is None:
+        circle = [label(graph.node[v]) for v in find_cycle(successors)]
+        shown = " -> ".join([*circle[:5], *(["..."] if len(circle) > 5 else []), circle[0]])
+        raise CycleError(f"{where}: the nodes close a cycle: {shown}; expected an acyclic graph")
+    return [graph.node[v] for v in order]

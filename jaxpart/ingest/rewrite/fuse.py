@@ -1,0 +1,254 @@
+"""Merges what compilers merge: layout and elementwise operations join the work beside them.
+
+A trace has one node per primitive; a compiler runs far fewer kernels. `fuse` brings a trace to the
+granularity of kernels, where a partition of it is decided.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from jaxpart.ingest.rewrite.contract import contract
+from jaxpart.ingest.rewrite.groups import Blocks
+from jaxpart.problem.graph import Graph, Node, Tensor
+
+# Operations that move or relabel elements; those that pick some of them are parts.
+# fmt: off
+_VIEWS = frozenset(
+    [
+        "bitcast_convert_type", "broadcast", "broadcast_in_dim", "broadcast_to", "copy", "copy_p",
+        "expand_dims", "layout_constraint", "name", "optimization_barrier", "reshape", "rev",
+        "sharding_constraint", "squeeze", "stop_gradient", "tile", "transpose",
+        "Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Tile", "Transpose", "Unsqueeze",
+    ]
+)
+_PARTS = frozenset(
+    ["dynamic_slice", "pad", "slice", "split", "unstack", "Pad", "Slice", "Split"]
+)
+_ELEMENTWISE = frozenset(
+    [
+        "abs", "add", "add_any", "and", "atan2", "cbrt", "ceil", "clamp", "convert_element_type",
+        "cos", "cosh", "div", "eq", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge",
+        "gt", "integer_pow", "is_finite", "le", "log", "log1p", "logistic", "lt", "max", "min",
+        "mul", "ne", "neg", "not", "or", "pow", "reduce_precision", "rem", "round", "rsqrt",
+        "select_n", "sign", "sin", "sinh", "sqrt", "square", "sub", "tan", "tanh", "xor",
+        "Abs", "Add", "Cast", "Ceil", "Clip", "Div", "Dropout", "Elu", "Erf", "Exp", "Floor",
+        "HardSigmoid", "HardSwish", "LeakyRelu", "Log", "Max", "Min", "Mul", "Neg", "PRelu", "Pow",
+        "Reciprocal", "Relu", "Selu", "Sigmoid", "Softplus", "Sqrt", "Sub", "Tanh", "Where",
+    ]
+)
+_REDUCTIONS = frozenset(
+    [
+        "argmax", "argmin", "reduce_and", "reduce_max", "reduce_min", "reduce_or", "reduce_prod",
+        "reduce_sum", "reduce_window", "reduce_window_max", "reduce_window_min",
+        "reduce_window_sum", "ArgMax", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin",
+        "ReduceSum",
+    ]
+)
+# fmt: on
+_LIGHT = _VIEWS | _PARTS | _ELEMENTWISE
+
+
+def fuse(graph: Graph) -> Graph:
+    """The graph at the granularity of a compiler's kernels.
+
+    1. Views (reshape, transpose, broadcast, ...) of one tensor that is no larger than they are
+       vanish: their consumers read that tensor itself. Across a broadcast the small tensor moves.
+    2. A light operation (elementwise or layout) joins
+       - its only producer, where that has no other consumer;
+       - its only producer together with all other consumers of that, where all of them pick parts
+         (the gates of an LSTM out of one product);
+       - its only consumer, where it has no producer (it works on inputs), or where it has one and
+         that consumer is a reduction (a sum of squares), or is light too and reads the same
+         producer (x * sigmoid(x)).
+       This repeats until nothing joins. An elementwise operation of several producers (a residual
+       addition) starts a kernel of its own; none is recomputed.
+
+    Total FLOPs and weights stay. Every edge follows a path of the original, so nothing is sent that
+    was not. A kernel accesses what enters and leaves it: tensors that stay inside are not counted
+    any more, one that several of its nodes read counts once. Its op and name are those of its
+    node with the most FLOPs. Pinned, colocated and profiled nodes join nothing.
+
+    Returns:
+      A graph of at most as many nodes, in a topological order.
+    """
+    graph = _without_views(graph)
+    block = _joined(graph)
+    members: dict[int, list[int]] = {}
+    for v, b in enumerate(block):
+        members.setdefault(b, []).append(v)
+    accessed = _accessed_bytes(graph, block)
+    small = contract(graph, block).graph
+    kernel = {graph.nodes[part[0]].name: (b, part) for b, part in members.items()}
+    nodes = []
+    for node in small.nodes:
+        b, part = kernel[node.name]
+        main = max((graph.nodes[v] for v in part), key=_importance)
+        nodes.append(
+            msgspec.structs.replace(node, name=main.name, op=main.op, bytes_accessed=accessed[b])
+            if len(part) > 1
+            else node
+        )
+    return dataclasses.replace(small, nodes=tuple(nodes))
+
+
+def _importance(node: Node) -> tuple[bool, float]:
+    return node.op not in _LIGHT, node.flops
+
+
+def _is_fixed(node: Node) -> bool:
+    return (node.pin, node.colocate, node.seconds) != (None, None, None)
+
+
+def _without_views(graph: Graph) -> Graph:
+    """Views vanish, and their consumers read what is viewed."""
+    read: list[list[int]] = [[] for _ in graph.nodes]  # tensors
+    made: list[list[int]] = [[] for _ in graph.nodes]
+    weighted = {q for weight in graph.weights for q in weight.consumers}
+    for k, tensor in enumerate(graph.tensors):
+        made[tensor.producer].append(k)
+        for q in tensor.consumers:
+            read[q].append(k)
+    root = list(range(len(graph.tensors)))  # tensor -> the one that it is a view of
+    views: set[int] = set()
+    for v, node in enumerate(graph.nodes):
+        if node.op not in _VIEWS or node.flops or _is_fixed(node) or v in weighted:
+            continue
+        sources = {root[k] for k in read[v]}
+        if len(sources) != 1 or not made[v]:
+            continue
+        (source,) = sources
+        if all(graph.tensors[source].bytes <= graph.tensors[k].bytes for k in made[v]):
+            views.add(v)
+            for k in made[v]:
+                root[k] = source
+    if not views:
+        return graph
+    number = {}
+    accessed = []
+    for v, node in enumerate(graph.nodes):
+        if v in views:
+            continue
+        number[v] = len(number)
+        before = sum(graph.tensors[k].bytes for k in read[v])
+        after = sum(graph.tensors[k].bytes for k in {root[k] for k in read[v]})
+        accessed.append(max(node.bytes_accessed - before + after, min(after, node.bytes_accessed)))
+    consumers: list[set[int]] = [set() for _ in graph.tensors]
+    for k, tensor in enumerate(graph.tensors):
+        consumers[root[k]].update(number[q] for q in tensor.consumers if q in number)
+    tensors = (
+        Tensor(number[tensor.producer], tensor.bytes, tuple(sorted(consumers[k])))
+        for k, tensor in enumerate(graph.tensors)
+        if root[k] == k
+    )
+    weights = (
+        msgspec.structs.replace(w, consumers=tuple(number[q] for q in w.consumers))
+        for w in graph.weights
+    )
+    nodes = (
+        msgspec.structs.replace(graph.nodes[v], bytes_accessed=accessed[new])
+        for v, new in number.items()
+    )
+    return dataclasses.replace(
+        graph, nodes=tuple(nodes), tensors=tuple(tensors), weights=tuple(weights)
+    )
+
+
+class _Kernels:
+    """Blocks, what kind of work each does, and which join."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.blocks = Blocks(graph)
+        self.is_free = [not _is_fixed(node) for node in graph.nodes]
+        self.is_light = self._kind(graph, _LIGHT)
+        self.is_part = self._kind(graph, _PARTS)
+        self.is_reduction = self._kind(graph, _REDUCTIONS)
+        self.is_output = [False] * len(graph.nodes)
+        for tensor in graph.tensors:
+            self.is_output[tensor.producer] |= not tensor.consumers
+
+    def _kind(self, graph: Graph, ops: frozenset[str]) -> list[bool]:
+        return [
+            free and node.op in ops for free, node in zip(self.is_free, graph.nodes, strict=True)
+        ]
+
+    def join(self, b: int, into: int) -> None:
+        self.blocks.join(b, into)
+        self.is_light[into] &= self.is_light[b]
+        self.is_part[into] &= self.is_part[b]
+        self.is_output[into] |= self.is_output[b]
+
+    def partner(self, b: int) -> int | None:
+        """The block that b joins."""
+        if not self.is_light[b]:
+            return None
+        producers, consumers = self.blocks.producers[b], self.blocks.consumers[b]
+        producer = next(iter(producers)) if len(producers) == 1 else None
+        if producer is not None and self.is_free[producer] and not self.is_output[producer]:
+            rivals = self.blocks.consumers[producer] - {b}
+            if not rivals or (
+                self.is_part[b] and all(self._is_part_of(q, producer) for q in rivals)
+            ):
+                return producer
+        if len(consumers) != 1 or self.is_output[b]:
+            return None
+        (consumer,) = consumers
+        if producer is None:
+            return consumer if not producers and self.is_free[consumer] else None
+        reads_the_same = producer in self.blocks.producers[consumer]
+        if self.is_reduction[consumer] or (self.is_light[consumer] and reads_the_same):
+            return consumer
+        return None
+
+    def _is_part_of(self, b: int, producer: int) -> bool:
+        return self.is_part[b] and self.blocks.producers[b] == {producer}
+
+
+def _joined(graph: Graph) -> list[int]:
+    """[N] the block of each node."""
+    kernels = _Kernels(graph)
+    changed = True
+    while changed:
+        changed = False
+        for b in kernels.blocks.alive():
+            into = kernels.partner(b)
+            if into is None:
+                continue
+            rivals = kernels.blocks.consumers[into] - {b}
+            is_producer = b in kernels.blocks.consumers[into]
+            # All parts of one product join together: the first alone would leave a fan-out.
+            for q in [b, *sorted(rivals)] if is_producer else [b]:
+                kernels.join(q, into)
+            changed = True
+    return kernels.blocks.of_nodes()
+
+
+def _accessed_bytes(graph: Graph, block: Sequence[int]) -> dict[int, float]:
+    """Bytes that each block reads and writes: what stays inside is neither."""
+    separate: dict[int, float] = dict.fromkeys(block, 0.0)
+    leaving: dict[int, float] = dict.fromkeys(block, 0.0)
+    for node, b in zip(graph.nodes, block, strict=True):
+        separate[b] += node.bytes_accessed
+    accessed = dict(separate)
+
+    def drop_repeats(size: float, consumers: Iterable[int], maker: int | None) -> None:
+        readers: dict[int, int] = {}
+        for q in consumers:
+            readers[block[q]] = readers.get(block[q], 0) + 1
+        for b, count in readers.items():
+            accessed[b] -= size * (count if b == maker else count - 1)
+
+    for tensor in graph.tensors:
+        b = block[tensor.producer]
+        drop_repeats(tensor.bytes, tensor.consumers, b)
+        if tensor.consumers and all(block[q] == b for q in tensor.consumers):
+            accessed[b] -= tensor.bytes
+        else:
+            leaving[b] += tensor.bytes
+    for weight in graph.weights:
+        drop_repeats(weight.bytes, weight.consumers, None)
+    # A node that reads a part of a table counted less of it than is dropped above.
+    return {b: max(size, min(leaving[b], separate[b])) for b, size in accessed.items()}

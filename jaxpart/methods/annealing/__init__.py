@@ -1,0 +1,1 @@
+"""Parallel tempering of valid partitions: moves priced by what they touch."""

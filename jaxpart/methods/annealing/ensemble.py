@@ -1,0 +1,296 @@
+"""Thousands of annealing chains at a ladder of temperatures, in one program without host trips.
+
+Parallel tempering (Geyer 1991; Earl and Deem, Phys. Chem. Chem. Phys. 7, 2005): chains at
+neighbouring temperatures exchange theirs by Metropolis, so that what hot chains find cools down and
+what is stuck warms up. Sweeps and what they cost: `moves`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+from jaxpart.cost.evaluate import Costs, evaluate
+from jaxpart.methods.annealing.moves import (
+    Chains,
+    followers,
+    movable,
+    next_noise,
+    shift_sweep,
+    single_sweep,
+    taken_back,
+    uniform,
+)
+from jaxpart.methods.annealing.price import chip_energy, energy_of
+from jaxpart.methods.annealing.row import row_shift, row_sweep
+from jaxpart.methods.annealing.state import WORD, Moves, tables_of
+
+# Temperatures, in energy: one stage as long as the unit counts 1.
+_HOTTEST, _COLDEST = 0.3, 1e-4
+# The share of sweeps of single blocks; of the others, the share that shifts cut points (or groups).
+_SINGLE, _CUTS = 0.6, 0.6
+# Shifts move a share of a stage's load down to 2 to minus so much.
+_SMALLEST = 10.0
+# Blocks that a group grows from.
+_SEEDS = 1.5
+# Blocks that fewer chains could move are looked at more rarely.
+_RARE = 0.125
+
+
+@struct.dataclass
+class Ensemble:
+    """B chains between sweeps, and what they have found."""
+
+    labels: Int[Array, "N B"]  # of blocks
+    temperature: Float[Array, " B"]
+    noise: UInt32[Array, " B"]
+    best: Int[Array, "N B"]  # the best valid partition of each chain
+    best_s: Float[Array, " B"]  # inf: none
+    proposed: Float[Array, ""]
+    priced: Float[Array, ""]
+    accepted: Float[Array, ""]
+
+
+def ensemble_of(labels: Int[Array, "N B"], key: jax.Array) -> Ensemble:
+    """Chains that start from the partitions of blocks `labels`."""
+    batch = labels.shape[1]
+    ladder = _HOTTEST * (_COLDEST / _HOTTEST) ** (jnp.arange(batch) / max(batch - 1, 1))
+    none = jnp.zeros((), jnp.float32)
+    return Ensemble(
+        labels=labels,
+        temperature=ladder.astype(jnp.float32),
+        noise=jax.random.bits(key, (batch,), jnp.uint32) | 1,
+        best=labels,
+        best_s=jnp.full((batch,), jnp.inf, jnp.float32),
+        proposed=none,
+        priced=none,
+        accepted=none,
+    )
+
+
+@partial(jax.jit, static_argnames="share")
+def temper(
+    moves: Moves,
+    ensemble: Ensemble,
+    orders: Int[Array, "R N"],
+    key: jax.Array,
+    unit_s: Float[Array, ""],
+    sweeps: Int[Array, ""],
+    share: int = 4,
+) -> Ensemble:
+    """Sweeps over all blocks in all chains; exact costs before each.
+
+    Args:
+      moves: the problem, N blocks.
+      ensemble: partitions that keep every edge within the chip graph of `moves`.
+      orders: topological orders of the blocks for shifts; padding comes last.
+      key: same key, same answer.
+      unit_s: a stage so long counts 1; the best bottleneck known, about.
+      sweeps: how many; what the last one finds is evaluated by the next call.
+      share: see `row_sweep`; divides B.
+    """
+
+    def step(i, ensemble):
+        keys = jax.random.split(jax.random.fold_in(key, i), 3)
+        costs = evaluated(moves, ensemble.labels)
+        ensemble = _kept(ensemble, costs)
+        tables = tables_of(moves, ensemble.labels, costs)
+        energy = energy_of(moves, tables, unit_s)
+        temperature = exchanged(keys[0], ensemble.temperature, energy)
+        zeros = jnp.zeros(energy.shape, jnp.int32)
+        chains = Chains(ensemble.labels, tables, energy, ensemble.noise, zeros, zeros)
+        single = partial(_single, moves, temperature, unit_s, keys[1], share)
+        ways = _row_shifts if moves.is_row else _shift
+        shift = partial(ways, moves, temperature, unit_s, keys[1], orders)
+        is_single = jax.random.uniform(keys[2]) < _SINGLE
+        chains, visited = lax.cond(is_single, single, shift, chains)
+        return dataclasses.replace(
+            ensemble,
+            labels=chains.labels,
+            temperature=temperature,
+            noise=chains.noise,
+            proposed=ensemble.proposed + visited * float(energy.shape[0]),
+            priced=ensemble.priced + jnp.sum(chains.priced, dtype=jnp.float32),
+            accepted=ensemble.accepted + jnp.sum(chains.accepted, dtype=jnp.float32),
+        )
+
+    return lax.fori_loop(0, sweeps, step, ensemble)
+
+
+def evaluated(moves: Moves, labels: Int[Array, "N B"]) -> Costs:
+    """Costs of partitions of the blocks, node by node."""
+    return evaluate(moves.nodes, labels[moves.nodes.block])
+
+
+def _kept(ensemble: Ensemble, costs: Costs) -> Ensemble:
+    """Keeps the best valid partition of each chain."""
+    better = costs.valid & (costs.bottleneck_s < ensemble.best_s)
+    return dataclasses.replace(
+        ensemble,
+        best=jnp.where(better[None], ensemble.labels, ensemble.best),
+        best_s=jnp.where(better, costs.bottleneck_s, ensemble.best_s),
+    )
+
+
+def exchanged(
+    key: jax.Array, temperature: Float[Array, " B"], energy: Float[Array, " B"]
+) -> Float[Array, " B"]:
+    """Temperatures after neighbours on the ladder exchanged theirs, with detailed balance."""
+    batch = temperature.shape[0]
+    parity_key, accept_key = jax.random.split(key)
+    order = jnp.argsort(temperature)
+    rung = jnp.arange(batch)
+    parity = jax.random.randint(parity_key, (), 0, 2)
+    other = jnp.where((rung + parity) % 2 == 0, rung + 1, rung - 1)
+    other = jnp.where((other < 0) | (other >= batch), rung, other)
+    cold, hot = jnp.minimum(rung, other), jnp.maximum(rung, other)
+    t, e = temperature[order], energy[order]
+    gain = (1 / t[cold] - 1 / t[hot]) * (e[cold] - e[hot])
+    draw = jnp.log(jax.random.uniform(accept_key, (batch,)))[cold]
+    return temperature.at[order].set(jnp.where(draw < gain, t[other], t))
+
+
+def _single(
+    moves: Moves,
+    temperature: Float[Array, " B"],
+    unit_s: Float[Array, ""],
+    key: jax.Array,
+    share: int,
+    chains: Chains,
+) -> tuple[Chains, Float[Array, ""]]:
+    """A sweep of single blocks in random order, and proposals per chain."""
+    keys = jax.random.split(key)
+    nodes = chains.labels.shape[0]
+    is_visited = jax.random.uniform(keys[0], (nodes,)) * _RARE < movable(moves, chains.labels)
+    order = jnp.argsort(jnp.where(is_visited, jax.random.uniform(keys[1], (nodes,)), 2.0))
+    count = jnp.sum(is_visited, dtype=jnp.int32)
+    if moves.is_row:
+        chains = row_sweep(moves, chains, order, count, temperature, unit_s, share)
+    else:
+        chains = single_sweep(moves, chains, order, count, temperature, unit_s)
+    return chains, count.astype(jnp.float32)
+
+
+def _row_shifts(
+    moves: Moves,
+    temperature: Float[Array, " B"],
+    unit_s: Float[Array, ""],
+    key: jax.Array,
+    orders: Int[Array, "R N"],
+    chains: Chains,
+) -> tuple[Chains, Float[Array, ""]]:
+    """A shift or a group off some chips in turn, the same ones for all chains; and how many."""
+    chips = moves.after.shape[1]
+    nodes, batch = chains.labels.shape
+
+    def shift(i, chains):
+        keys = jax.random.split(jax.random.fold_in(key, i), 7)
+        source = jax.random.randint(keys[0], (), 0, chips)
+        upward = jax.random.bernoulli(keys[1])
+        order = orders[jax.random.randint(keys[2], (), 0, orders.shape[0])]
+        is_here = jnp.any(chains.labels == source.astype(chains.labels.dtype), axis=1)
+        is_here &= jnp.arange(nodes) < moves.blocks.num_nodes
+        # What is here first, in the order in which it may leave.
+        at = jnp.where(upward, -jnp.arange(nodes), jnp.arange(nodes))
+        order = order[jnp.argsort(jnp.where(is_here[order], at, nodes))]
+        count = jnp.sum(is_here, dtype=jnp.int32)
+        load = 2.0 ** -(_SMALLEST * jax.random.uniform(keys[3], (batch,)))
+        is_cut = jax.random.bernoulli(keys[4], _CUTS)
+        rate = jnp.where(is_cut, 1.0, _SEEDS / jnp.maximum(count, 1))
+        seeds = _draws(keys[5], nodes, batch) < rate
+        chosen = _with_followers(moves, chains.labels, seeds, order, count, upward)
+        quota_s = jnp.where(is_cut, load * unit_s, jnp.inf)
+        return row_shift(
+            moves, chains, order, count, source, upward, quota_s, chosen, temperature, unit_s
+        )
+
+    count = max(1, chips // 4)
+    return lax.fori_loop(0, count, shift, chains), jnp.float32(count)
+
+
+def _draws(key: jax.Array, nodes: int, batch: int) -> Float[Array, "N B"]:
+    """Numbers in (0, 1): xorshift of mixed draws, where as many from threefry would take longer
+    than the moves."""
+    rows, lanes = jax.random.split(key)
+    bits = jax.random.bits(rows, (nodes, 1), jnp.uint32)
+    bits = (bits ^ jax.random.bits(lanes, (1, batch), jnp.uint32)) * jnp.uint32(0x9E3779B9)
+    return uniform(next_noise(next_noise(bits | 1)))
+
+
+def _with_followers(
+    moves: Moves,
+    labels: Int[Array, "N B"],
+    seeds: Bool[Array, "N B"],
+    order: Int[Array, " N"],
+    count: Int[Array, ""],
+    upward: Bool[Array, ""],
+) -> Bool[Array, "N B"]:
+    """`followers`, given the order in which blocks may leave: the opposite of theirs."""
+    number = jnp.arange(len(order))
+    order = order[jnp.where(number < count, count - 1 - number, number)]
+    ways = [partial(followers, moves, upward=way) for way in (False, True)]
+    return lax.cond(upward, ways[1], ways[0], labels, seeds, order, count)
+
+
+def _shift(
+    moves: Moves,
+    temperature: Float[Array, " B"],
+    unit_s: Float[Array, ""],
+    key: jax.Array,
+    orders: Int[Array, "R N"],
+    chains: Chains,
+) -> tuple[Chains, Float[Array, ""]]:
+    """A sweep that shifts cut points, or groups of blocks, between pairs of chips."""
+    keys = jax.random.split(key, 6)
+    nodes, batch = chains.labels.shape
+    count = moves.blocks.num_nodes
+    goal = matching(moves, keys[0])
+    upward = jax.random.bernoulli(keys[1])
+    chip = jnp.arange(goal.shape[0])
+    goal = jnp.where((goal != chip) & ((goal > chip) == upward), goal, -1)
+    # From the end of the order where blocks move to higher chips.
+    number = jnp.arange(nodes)
+    number = jnp.where(upward & (number < count), count - 1 - number, number)
+    order = orders[jax.random.randint(keys[2], (), 0, orders.shape[0])][number]
+    load = 2.0 ** -(_SMALLEST * jax.random.uniform(keys[3], (goal.shape[0], batch)))
+    is_cut = jax.random.bernoulli(keys[4], _CUTS)
+
+    # About one seed for each chip of each chain.
+    rate = jnp.where(is_cut, 1.0, goal.shape[0] / jnp.maximum(count, 1))
+    seeds = _draws(keys[5], nodes, batch) < rate
+    chosen = _with_followers(moves, chains.labels, seeds, order, count, upward)
+    quota_s = jnp.where(is_cut, load * unit_s, jnp.inf)
+    shifted = shift_sweep(moves, chains, order, goal, quota_s, chosen)
+    costs = evaluated(moves, shifted.labels)
+    tables = tables_of(moves, shifted.labels, costs)
+    gain = chip_energy(moves, tables, unit_s) - chip_energy(moves, chains.tables, unit_s)
+    return taken_back(shifted, chains, gain, goal, temperature), count.astype(jnp.float32)
+
+
+def matching(moves: Moves, key: jax.Array) -> Int[Array, " C"]:
+    """Random disjoint pairs of chips that may feed each other: partners, or the chip itself."""
+    chips = moves.after.shape[1]
+    chip = jnp.arange(chips)
+    bits = moves.after[chip // WORD] >> (chip % WORD).astype(jnp.uint32)[:, None]
+    feeds: Bool[Array, "C C"] = (bits & 1) == 1  # [to, from]
+    joined = (feeds | feeds.T) & (chip[:, None] != chip[None])
+    order_key, rank_key = jax.random.split(key)
+    order = jax.random.permutation(order_key, chips)
+    rank = jax.random.uniform(rank_key, (chips, chips))
+
+    def visit(i, partner):
+        a = order[i]
+        is_free = joined[a] & (partner == chip)
+        b = jnp.argmax(jnp.where(is_free, rank[a], -1.0))
+        pairs = jnp.any(is_free) & (partner[a] == a)
+        return jnp.where(pairs & (chip == a), b, jnp.where(pairs & (chip == b), a, partner)).astype(
+            partner.dtype
+        )
+
+    return lax.fori_loop(0, chips, visit, chip)

@@ -1,0 +1,288 @@
+"""What one move of one block changes, for thousands of chains side by side.
+
+Everything follows from the labels of the block's neighbours and the tables of the chips: which
+chips keep its edges within the chip graph, what its tensors load before and after, what chips hold.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+from jaxpart.methods.annealing.state import WORD, Moves, Tables, chip_column
+
+# Stages count by this power: the longest decides, and those close to it break ties.
+POWER = 16
+# What a chip that is over capacity by its whole capacity costs, in stages as long as the longest.
+_OVERFULL = 40.0
+_MOST_RATIO = 100.0  # to the 16th power still a float32
+
+
+@struct.dataclass
+class _Change:
+    """What a move changes, by chain; seconds."""
+
+    in_from: Float[Array, " B"]
+    in_to: Float[Array, " B"]
+    out_from: Float[Array, " B"]
+    out_to: Float[Array, " B"]
+    out_s: Float[Array, "C B"]  # of chips that feed the block; none on a row of chips
+    link_s: Float[Array, "L B"]
+
+
+def chip_energy(moves: Moves, tables: Tables, unit_s: Float[Array, ""]) -> Float[Array, "C B"]:
+    """[C, B] what each chip adds to the energy: its stage in units, to a power, and a penalty."""
+    switches = moves.blocks.switches
+    if switches.overlap:
+        stage_s = jnp.maximum(tables.compute_s, jnp.maximum(tables.in_s, tables.out_s))
+    else:
+        stage_s = tables.compute_s + tables.in_s + tables.out_s
+    energy = powered(stage_s / unit_s)
+    if switches.constraints.memory:
+        energy += over_capacity(tables.memory_bytes, moves.blocks.capacity_bytes[:, None])
+    return energy
+
+
+def energy_of(moves: Moves, tables: Tables, unit_s: Float[Array, ""]) -> Float[Array, " B"]:
+    """Sum over chips and links of how long each is busy in units of `unit_s`, to a high power."""
+    energy = jnp.sum(chip_energy(moves, tables, unit_s), axis=0)
+    if tables.link_s.shape[0]:
+        energy += jnp.sum(powered(tables.link_s / unit_s), axis=0)
+    return energy
+
+
+def over_capacity(held_bytes: Array, capacity_bytes: Array) -> Array:
+    """What memory beyond a capacity adds to the energy; a chip without any may hold nothing."""
+    return _OVERFULL * jnp.maximum(held_bytes / jnp.maximum(capacity_bytes, 1) - 1, 0)
+
+
+def powered(ratio: Array) -> Array:
+    """What something that is busy for so many units adds to the energy."""
+    return jnp.minimum(ratio, _MOST_RATIO) ** POWER
+
+
+def seconds_of(moves: Moves, v: Array) -> Float[Array, " C"]:
+    """Seconds of block v on each chip."""
+    return moves.blocks.node_s[v][moves.blocks.chip_kind]
+
+
+def allowed_chips(moves: Moves, labels: Int[Array, "N B"], v: Array) -> UInt32[Array, "words B"]:
+    """The chips on which block v keeps every edge within the chip graph."""
+    blocks = moves.blocks
+
+    def after(e, allowed):
+        u = blocks.tensor_producer[blocks.in_edge_tensor[e]]
+        return allowed & moves.after[:, labels[u].astype(jnp.int32)]
+
+    def before(e, allowed):
+        return allowed & moves.before[:, labels[blocks.edge_consumer[e]].astype(jnp.int32)]
+
+    every = jnp.full((moves.after.shape[0], labels.shape[1]), 0xFFFFFFFF, jnp.uint32)
+    every = jnp.where(blocks.pin[v] >= 0, jnp.uint32(0), every)
+    allowed = lax.fori_loop(blocks.node_in_edges[v], blocks.node_in_edges[v + 1], after, every)
+    start = blocks.tensor_edges[blocks.node_tensors[v]]
+    stop = blocks.tensor_edges[blocks.node_tensors[v + 1]]
+    return lax.fori_loop(start, stop, before, allowed)
+
+
+def holds(allowed: UInt32[Array, "words B"], chip: Int[Array, " B"]) -> Bool[Array, " B"]:
+    """Whether each chain's chip is in its set."""
+    word = chip_column(allowed.shape[0]) == (chip // WORD)[None]
+    bit = (allowed >> (chip % WORD).astype(jnp.uint32)[None]) & 1
+    return jnp.any(word & (bit == 1), axis=0)
+
+
+def pick(
+    moves: Moves,
+    tables: Tables,
+    allowed: UInt32[Array, "words B"],
+    source: Int[Array, " B"],
+    noise: UInt32[Array, " B"],
+) -> tuple[Int[Array, " B"], Bool[Array, " B"]]:
+    """A random chip of the allowed ones, other than the source, and whether there is one."""
+    chips = moves.blocks.switches.num_chips
+    chip = chip_column(chips)
+    bits = jnp.repeat(allowed, WORD, axis=0, total_repeat_length=len(allowed) * WORD)[:chips]
+    is_open = ((bits >> (chip % WORD).astype(jnp.uint32)) & 1) == 1
+    is_open &= chip != source[None]
+    if moves.blocks.switches.constraints.no_skip:
+        used = jnp.sum(tables.blocks_on > 0, axis=0, dtype=jnp.int32)
+        alone = jnp.sum(jnp.where(chip == source[None], tables.blocks_on, 0), axis=0) == 1
+        # Only the highest chip in use may be left empty, for a lower one.
+        most = jnp.where(alone, jnp.where(source == used - 1, source - 1, -1), used)
+        is_open &= chip <= most[None]
+    # The first one behind a random chip, around the end.
+    turn = ((noise >> 16) * jnp.uint32(chips) >> 16).astype(jnp.int32)
+    rank = chip + turn[None]
+    rank = jnp.where(rank >= chips, rank - chips, rank)
+    best = jnp.max(jnp.where(is_open, rank, -1), axis=0)
+    target = best - turn
+    return jnp.where(target < 0, target + chips, target) % chips, best >= 0
+
+
+def _change(
+    moves: Moves,
+    labels: Int[Array, "N B"],
+    tables: Tables,
+    v: Array,
+    source: Int[Array, " B"],
+    target: Int[Array, " B"],
+) -> _Change:
+    """Follows the tensors that block v consumes, and those that it makes."""
+    blocks = moves.blocks
+    chip, link = chip_column(len(tables.in_s)), chip_column(len(tables.link_s))
+    no = jnp.zeros(source.shape, bool)
+
+    def others(k, home, then):
+        """Of the consumers of tensor k, v apart: is one on the source, on the target, away from
+        `home`, away from `then`; and the highest chip."""
+
+        def look(e, seen):
+            on_source, on_target, away, away_then, far = seen
+            q = blocks.edge_consumer[e]
+            label = labels[q].astype(jnp.int32)
+            there = q != v
+            return (
+                on_source | (there & (label == source)),
+                on_target | (there & (label == target)),
+                away | (there & (label != home)),
+                away_then | (there & (label != then)),
+                jnp.where(there, jnp.maximum(far, label), far),
+            )
+
+        start, stop = blocks.tensor_edges[k], blocks.tensor_edges[k + 1]
+        return lax.fori_loop(start, stop, look, (no, no, no, no, jnp.full_like(source, -1)))
+
+    def amount(k, is_less, is_more):
+        """Seconds of tensor k that are no longer sent (negative), or are from now on."""
+        size_s = blocks.tensor_bytes[k] / blocks.link_bandwidth
+        return size_s * (is_more.astype(size_s.dtype) - is_less.astype(size_s.dtype))
+
+    def on_links(change, k, old, new):
+        """Moves tensor k from the links of one stretch of chips to those of another."""
+        if not len(link):
+            return change.link_s
+        is_old = (link >= old[0][None]) & (link < old[1][None])
+        is_new = (link >= new[0][None]) & (link < new[1][None])
+        return change.link_s + amount(k, is_old, is_new)
+
+    def consumed(e, change):
+        k = blocks.in_edge_tensor[e]
+        home = labels[blocks.tensor_producer[k]].astype(jnp.int32)
+        on_source, on_target, away, _, far = others(k, home, home)
+        sent = amount(k, away | (source != home), away | (target != home))
+        if moves.is_row:  # the producer is on the source or on the target
+            at_source = home == source
+            out_from = change.out_from + jnp.where(at_source, sent, 0)
+            out_to = change.out_to + jnp.where(at_source, 0, sent)
+            out_s = change.out_s
+        else:
+            out_from, out_to = change.out_from, change.out_to
+            out_s = change.out_s + jnp.where(chip == home[None], sent[None], 0)
+        ends = jnp.maximum(far, source), jnp.maximum(far, target)
+        return _Change(
+            change.in_from + amount(k, (source != home) & ~on_source, no),
+            change.in_to + amount(k, no, (target != home) & ~on_target),
+            out_from,
+            out_to,
+            out_s,
+            on_links(change, k, (home, ends[0]), (home, ends[1])),
+        )
+
+    def made(k, change):
+        on_source, on_target, away, away_then, far = others(k, source, target)
+        return _Change(
+            change.in_from + amount(k, no, on_source),
+            change.in_to + amount(k, on_target, no),
+            change.out_from + amount(k, away, no),
+            change.out_to + amount(k, no, away_then),
+            change.out_s,
+            on_links(change, k, (source, far), (target, far)),
+        )
+
+    nothing = jnp.zeros(source.shape, tables.in_s.dtype)
+    out_s = jnp.zeros_like(tables.out_s)[: 0 if moves.is_row else None]
+    links = jnp.zeros_like(tables.link_s)
+    change = _Change(nothing, nothing, nothing, nothing, out_s, links)
+    start, stop = blocks.node_in_edges[v], blocks.node_in_edges[v + 1]
+    change = lax.fori_loop(start, stop, consumed, change)
+    return lax.fori_loop(blocks.node_tensors[v], blocks.node_tensors[v + 1], made, change)
+
+
+def moved(
+    moves: Moves,
+    labels: Int[Array, "N B"],
+    tables: Tables,
+    v: Array,
+    source: Int[Array, " B"],
+    target: Int[Array, " B"],
+) -> Tables:
+    """The tables with block v on its target, but for `weight_uses`."""
+    switches = moves.blocks.switches
+    change = _change(moves, labels, tables, v, source, target)
+    chip = chip_column(switches.num_chips)
+    dtype = tables.in_s.dtype
+    leaves, enters = chip == source[None], chip == target[None]
+    step = enters.astype(jnp.int32) - leaves.astype(jnp.int32)
+
+    def at(leaving, entering):
+        return jnp.where(leaves, leaving[None], 0) + jnp.where(enters, entering[None], 0)
+
+    in_s = at(change.in_from, change.in_to)
+    out_s = at(change.out_from, change.out_to)
+    if len(change.out_s):
+        out_s += change.out_s
+    held = jnp.zeros_like(tables.memory_bytes)
+    if switches.constraints.memory:
+        held = moves.weights.own_bytes[v] * step.astype(dtype)
+        for column in range(moves.weights.shared.shape[1]):
+            w = moves.weights.shared[v, column]
+            uses, size = tables.weight_uses[w], moves.weights.shared_bytes[w]
+            held += jnp.where(enters & (uses == 0), size, 0)
+            held -= jnp.where(leaves & (uses == 1), size, 0)
+        if switches.memory_model == "full":
+            held += 2 * moves.blocks.link_bandwidth * (in_s + out_s)
+    return Tables(
+        tables.compute_s + seconds_of(moves, v)[:, None] * step.astype(dtype),
+        tables.in_s + in_s,
+        tables.out_s + out_s,
+        tables.link_s + change.link_s,
+        tables.memory_bytes + held,
+        tables.blocks_on + step,
+        tables.weight_uses,
+    )
+
+
+def committed(
+    moves: Moves,
+    old: Tables,
+    new: Tables,
+    accept: Bool[Array, " B"],
+    v: Array,
+    source: Int[Array, " B"],
+    target: Int[Array, " B"],
+) -> Tables:
+    """The new tables in chains that accept, weights included."""
+    chip = chip_column(moves.blocks.switches.num_chips)
+    uses = old.weight_uses
+    if len(uses):
+        step = (chip == target[None]).astype(uses.dtype) - (chip == source[None])
+        step = jnp.where(accept[None], step, 0).astype(uses.dtype)
+        for column in range(moves.weights.shared.shape[1]):
+            w = moves.weights.shared[v, column]
+            uses = uses.at[w].set(uses[w] + step)
+
+    def keep(old, new):
+        return jnp.where(accept[None], new, old)
+
+    return Tables(
+        compute_s=keep(old.compute_s, new.compute_s),
+        in_s=keep(old.in_s, new.in_s),
+        out_s=keep(old.out_s, new.out_s),
+        link_s=keep(old.link_s, new.link_s),
+        memory_bytes=keep(old.memory_bytes, new.memory_bytes),
+        blocks_on=keep(old.blocks_on, new.blocks_on),
+        weight_uses=uses,
+    )

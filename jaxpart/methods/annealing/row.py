@@ -1,0 +1,319 @@
+"""Moves of single blocks along a row of chips: the figures of two chips and the cut between them.
+
+Where every edge stays on its chip or goes to the next (span one), what a chip sends is what the
+next receives and what the link between them carries. Block v on chip a may go to a + 1 if all its
+producers are on a and all its consumers on a + 1, to a - 1 if all its producers are there and all
+its consumers on a. Either way, with lo the lower of the two chips, one cut changes:
+
+    up:    cut[lo] += sum of b(k) over inputs k that no other block on lo + 1 reads - what v sends,
+
+and down takes the same away. So a proposal is one row of labels per neighbour and about a dozen
+figures of the chips lo and lo + 1. In most chains a given block cannot move: of every `share`
+neighbouring chains at most one, which can, is priced.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+from jaxpart.methods.annealing.moves import Chains, next_noise, uniform
+from jaxpart.methods.annealing.price import over_capacity, powered, seconds_of
+from jaxpart.methods.annealing.state import Moves
+
+
+@struct.dataclass
+class _Step:
+    """A move of one block in some of the chains, priced."""
+
+    lane: Int[Array, " slots"]  # which chains
+    is_open: Bool[Array, " slots"]  # whether it keeps the rules
+    source: Int[Array, " slots"]
+    target: Int[Array, " slots"]
+    compute_s: tuple[Array, Array]  # what the lower and the higher chip gain
+    cut_s: Float[Array, " slots"]
+    memory_bytes: tuple[Array, Array]
+    gain: Float[Array, " slots"]  # of energy
+
+
+def row_sweep(
+    moves: Moves,
+    chains: Chains,
+    order: Int[Array, " N"],
+    count: Int[Array, ""],
+    temperature: Float[Array, " B"],
+    unit_s: Float[Array, ""],
+    share: int,
+) -> Chains:
+    """One proposal for each of the first `count` blocks of `order` in every chain.
+
+    Args:
+      moves: of a row of chips.
+      chains: B chains; `energy` and `in_s` are left as they are.
+      order: blocks.
+      count: how many of them.
+      temperature: per chain.
+      unit_s: of the energy.
+      share: of so many chains at most one moves in a step; divides B.
+    """
+    slots = temperature.shape[0] // share
+    sent_s = _sent_s(moves)
+
+    def visit(i, chains):
+        v = order[i]
+        rank, noise = _one_of_each(moves, chains.labels, v, chains.noise, share)
+        lane = (rank >> 2) % share * slots + jnp.arange(slots)
+        step = _priced(moves, chains, sent_s, v, lane, rank > 0, (rank & 1) == 1, unit_s)
+        chance = jnp.log(uniform(next_noise(noise[:slots])))
+        accept = step.is_open & (step.gain <= -temperature[lane] * chance)
+        chains = dataclasses.replace(
+            chains,
+            noise=noise,
+            priced=chains.priced.at[lane].add(step.is_open, unique_indices=True),
+            accepted=chains.accepted.at[lane].add(accept, unique_indices=True),
+        )
+        return _made(moves, chains, v, step, accept)
+
+    return lax.fori_loop(0, count, visit, chains) if moves.after.shape[1] > 1 else chains
+
+
+def row_shift(
+    moves: Moves,
+    chains: Chains,
+    order: Int[Array, " N"],
+    count: Int[Array, ""],
+    source: Int[Array, ""],
+    upward: Bool[Array, ""],
+    quota_s: Float[Array, " B"],
+    chosen: Bool[Array, "N B"],
+    temperature: Float[Array, " B"],
+    unit_s: Float[Array, ""],
+) -> Chains:
+    """Moves blocks from one chip to the next or the one before, and keeps all of that or none.
+
+    Args:
+      moves: of a row of chips.
+      chains: B chains; `energy` and `in_s` are left as they are.
+      order: blocks in the order in which they may leave, producers first if downward, consumers
+        first if upward.
+      count: how many of them.
+      source: the chip, the same for all chains.
+      upward: whether they go to the next chip.
+      quota_s: seconds of compute that leave at most (the last block goes beyond).
+      chosen: the blocks that may leave.
+      temperature: per chain; the sum of what all blocks change is accepted by Metropolis.
+      unit_s: of the energy.
+    """
+    sent_s, batch = _sent_s(moves), temperature.shape[0]
+    lane, start = jnp.arange(batch), chains
+    is_up = jnp.broadcast_to(upward, (batch,))
+
+    def visit(i, carry):
+        chains, left_s, gain = carry
+        v = order[i]
+        can_rise, can_fall = _free(moves, chains.labels, v)
+        is_open = jnp.where(upward, can_rise, can_fall) & (chains.labels[v] == source)
+        is_open &= chosen[v] & (left_s > 0)
+        step = _priced(moves, chains, sent_s, v, lane, is_open, is_up, unit_s)
+        left_s -= jnp.where(step.is_open, seconds_of(moves, v)[source], 0)
+        gain += jnp.where(step.is_open, step.gain, 0)
+        return _made(moves, chains, v, step, step.is_open), left_s, gain
+
+    carry = (chains, quota_s, jnp.zeros_like(quota_s))
+    chains, left_s, gain = lax.fori_loop(0, count, visit, carry)
+    noise = next_noise(start.noise)
+    has_moved = left_s < quota_s
+    accept = gain <= -temperature * jnp.log(uniform(noise))
+
+    def keep(old, new):
+        return jnp.where(accept.reshape((1,) * (new.ndim - 1) + (-1,)), new, old)
+
+    return dataclasses.replace(
+        start,
+        labels=keep(start.labels, chains.labels),
+        tables=jax.tree.map(keep, start.tables, chains.tables),
+        noise=noise,
+        priced=start.priced + has_moved,
+        accepted=start.accepted + (has_moved & accept),
+    )
+
+
+def _priced(
+    moves: Moves,
+    chains: Chains,
+    sent_s: Float[Array, " N"],
+    v: Array,
+    lane: Int[Array, " slots"],
+    is_open: Bool[Array, " slots"],
+    is_up: Bool[Array, " slots"],
+    unit_s: Float[Array, ""],
+) -> _Step:
+    """What moving block v up or down would change in some chains."""
+    blocks, switches = moves.blocks, moves.blocks.switches
+    labels, tables, chips = chains.labels, chains.tables, moves.after.shape[1]
+    source = labels[v, lane].astype(jnp.int32)
+    low = jnp.clip(jnp.where(is_up, source, source - 1), 0, chips - 2)
+    high = low + 1
+    sign = jnp.where(is_up, 1.0, -1.0).astype(tables.out_s.dtype)
+
+    def consumed(e, gained):
+        k = blocks.in_edge_tensor[e]
+
+        def look(e, is_read):
+            q = blocks.edge_consumer[e]
+            return is_read | ((q != v) & (labels[q, lane].astype(jnp.int32) == high))
+
+        start, stop = blocks.tensor_edges[k], blocks.tensor_edges[k + 1]
+        is_read = lax.fori_loop(start, stop, look, jnp.zeros(lane.shape, bool))
+        return gained + jnp.where(is_read, 0, blocks.tensor_bytes[k])
+
+    start, stop = blocks.node_in_edges[v], blocks.node_in_edges[v + 1]
+    gained = lax.fori_loop(start, stop, consumed, jnp.zeros(lane.shape, tables.out_s.dtype))
+    cut_step = sign * (gained / blocks.link_bandwidth - sent_s[v])
+    seconds = seconds_of(moves, v)
+    steps = -sign * seconds[low], sign * seconds[high]
+    compute = tables.compute_s[low, lane], tables.compute_s[high, lane]
+    cut = tables.out_s[low, lane]
+    below = jnp.where(low > 0, tables.out_s[jnp.maximum(low - 1, 0), lane], 0)
+    above = tables.out_s[high, lane]
+
+    def energy(compute_s, cut):
+        if switches.overlap:
+            first = jnp.maximum(compute_s[0], jnp.maximum(below, cut))
+            second = jnp.maximum(compute_s[1], jnp.maximum(cut, above))
+        else:
+            first, second = compute_s[0] + below + cut, compute_s[1] + cut + above
+        return powered(first / unit_s) + powered(second / unit_s)
+
+    after = compute[0] + steps[0], compute[1] + steps[1]
+    gain = energy(after, cut + cut_step) - energy(compute, cut)
+    target = jnp.where(is_up, high, low)
+    held = jnp.zeros_like(gain), jnp.zeros_like(gain)
+    if switches.constraints.memory:
+        held = _held(moves, chains, v, lane, source, target, is_up, cut_step)
+        for chip, more in zip((low, high), held, strict=True):
+            memory, capacity = tables.memory_bytes[chip, lane], blocks.capacity_bytes[chip]
+            gain += over_capacity(memory + more, capacity) - over_capacity(memory, capacity)
+    if switches.constraints.no_skip:  # only the highest chip in use may be left empty
+        next_on = tables.blocks_on[jnp.minimum(source + 1, chips - 1), lane]
+        is_top = (source == chips - 1) | (next_on == 0)
+        is_open &= (tables.blocks_on[source, lane] > 1) | (is_top & ~is_up)
+    return _Step(lane, is_open, source, target, steps, cut_step, held, gain)
+
+
+def _held(
+    moves: Moves,
+    chains: Chains,
+    v: Array,
+    lane: Int[Array, " slots"],
+    source: Int[Array, " slots"],
+    target: Int[Array, " slots"],
+    is_up: Bool[Array, " slots"],
+    cut_step: Float[Array, " slots"],
+) -> tuple[Array, Array]:
+    """Bytes that the lower and the higher chip hold more: weights, and what crosses the cut."""
+    uses = chains.tables.weight_uses
+    leaves = enters = jnp.full_like(cut_step, moves.weights.own_bytes[v])
+    for column in range(moves.weights.shared.shape[1]):
+        w = moves.weights.shared[v, column]
+        size = moves.weights.shared_bytes[w]
+        leaves += jnp.where(uses[w, source, lane] == 1, size, 0)
+        enters += jnp.where(uses[w, target, lane] == 0, size, 0)
+    low, high = jnp.where(is_up, -leaves, enters), jnp.where(is_up, enters, -leaves)
+    if moves.blocks.switches.memory_model == "full":
+        carried = 2 * moves.blocks.link_bandwidth * cut_step
+        low, high = low + carried, high + carried
+    return low, high
+
+
+def _made(
+    moves: Moves, chains: Chains, v: Array, step: _Step, accept: Bool[Array, " slots"]
+) -> Chains:
+    """The chains with block v moved where it is accepted."""
+    tables, lane, rules = chains.tables, step.lane, moves.blocks.switches.constraints
+    source, target = step.source, step.target
+    low = jnp.minimum(source, target)
+
+    def add(table, chip, value):
+        value = jnp.where(accept, value, 0).astype(table.dtype)
+        return table.at[chip, lane].add(value, unique_indices=True, mode="promise_in_bounds")
+
+    def add_both(table, values):
+        return add(add(table, low, values[0]), low + 1, values[1])
+
+    new = dataclasses.replace(
+        tables,
+        compute_s=add_both(tables.compute_s, step.compute_s),
+        out_s=add(tables.out_s, low, step.cut_s),
+    )
+    if rules.memory:
+        uses, one = tables.weight_uses, accept.astype(tables.weight_uses.dtype)
+        for column in range(moves.weights.shared.shape[1]):
+            w = moves.weights.shared[v, column]
+            uses = uses.at[w, source, lane].add(-one).at[w, target, lane].add(one)
+        memory = add_both(tables.memory_bytes, step.memory_bytes)
+        new = dataclasses.replace(new, memory_bytes=memory, weight_uses=uses)
+    if rules.no_skip:
+        new = dataclasses.replace(new, blocks_on=add(add(tables.blocks_on, source, -1), target, 1))
+    label = jnp.where(accept, target, source).astype(chains.labels.dtype)
+    labels = chains.labels.at[v, lane].set(label, unique_indices=True, mode="promise_in_bounds")
+    return dataclasses.replace(chains, labels=labels, tables=new)
+
+
+def _sent_s(moves: Moves) -> Float[Array, " N"]:
+    """Seconds that each block sends for, were none of its consumers on its chip."""
+    blocks = moves.blocks
+    is_read = blocks.tensor_edges[1:] > blocks.tensor_edges[:-1]
+    size_s = jnp.where(is_read, blocks.tensor_bytes / blocks.link_bandwidth, 0)
+    return jnp.zeros_like(size_s).at[blocks.tensor_producer].add(size_s)
+
+
+def _one_of_each(
+    moves: Moves, labels: Int[Array, "N B"], v: Array, noise: UInt32[Array, " B"], share: int
+) -> tuple[Int[Array, " slots"], UInt32[Array, " B"]]:
+    """Per slot one chain in which block v can move: 4 * its place + 2 + whether it moves up; 0:
+    none can. A draw for each chain, and the noise after it."""
+    can_rise, can_fall = _free(moves, labels, v)
+    noise = next_noise(noise)
+    is_up = can_rise & (~can_fall | ((noise >> 31) == 1))
+    slots = len(noise) // share
+    place = jnp.arange(share, dtype=jnp.int32)[:, None]
+    # Whose turn it is first changes from step to step, alike for all slots.
+    turn = (noise[0] >> 8).astype(jnp.int32) % share
+    rank = (place + turn) % share + 1
+    code = rank * 2 + is_up.reshape(share, slots)
+    best = jnp.max(jnp.where((can_rise | can_fall).reshape(share, slots), code, 0), axis=0)
+    chosen = (best // 2 - 1 - turn) % share
+    return jnp.where(best > 0, 4 * chosen + 2 + best % 2, 0), noise
+
+
+def _free(
+    moves: Moves, labels: Int[Array, "N B"], v: Array
+) -> tuple[Bool[Array, " B"], Bool[Array, " B"]]:
+    """In which chains block v can move to the next chip, and in which to the one before."""
+    blocks, chips = moves.blocks, moves.blocks.switches.num_chips
+    row = labels[v]
+
+    def fed(e, ends):
+        label = labels[blocks.tensor_producer[blocks.in_edge_tensor[e]]]
+        return jnp.minimum(ends[0], label), jnp.maximum(ends[1], label)
+
+    def feeds(e, ends):
+        label = labels[blocks.edge_consumer[e]]
+        return jnp.minimum(ends[0], label), jnp.maximum(ends[1], label)
+
+    start, stop = blocks.node_in_edges[v], blocks.node_in_edges[v + 1]
+    first_in, last_in = lax.fori_loop(start, stop, fed, (row, row - 1))
+    start = blocks.tensor_edges[blocks.node_tensors[v]]
+    stop = blocks.tensor_edges[blocks.node_tensors[v + 1]]
+    first_out, last_out = lax.fori_loop(start, stop, feeds, (row + 1, row))
+    can_rise = (first_in >= row) & (first_out > row) & (row < chips - 1)
+    can_fall = (last_in < row) & (last_out <= row) & (row > 0)
+    is_free = blocks.pin[v] < 0
+    can_rise, can_fall = can_rise & is_free, can_fall & is_free
+    return can_rise, can_fall

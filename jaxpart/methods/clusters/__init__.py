@@ -1,0 +1,1 @@
+"""Partitions grown as quotient graphs: chips side by side where the graph branches."""

@@ -1,0 +1,1 @@
+"""Methods that prove: dynamic programs over ideals and the integer program."""

@@ -1,0 +1,1 @@
+"""Chip labels made valid on the device: projection, sampling, the paper's two baselines."""

@@ -1,0 +1,1 @@
+"""Node orders, cut into segments by dynamic programming, and evolution over orders."""

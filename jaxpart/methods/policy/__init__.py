@@ -1,0 +1,1 @@
+"""The graph-attention policy: network, rollouts, training, search."""

@@ -1,0 +1,150 @@
+"""A trained policy as one file: a line of JSON that says what it is, then the weights (msgpack)."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import msgspec
+import numpy as np
+from flax import serialization
+
+from jaxpart.errors import FileFormatError, InputError
+from jaxpart.files import read_bytes, write_whole
+from jaxpart.methods.policy import features
+from jaxpart.methods.policy.network import PLACEMENT, Policy, Sizes
+
+FORMAT, VERSION = "jaxpart-policy", 1
+SHIPPED = "pretrained"
+# In an installed package the policies lie inside it, in a checkout beside it.
+_FOLDERS = (
+    Path(__file__).parents[2] / "data" / "policies",
+    Path(__file__).parents[3] / "data" / "policies",
+)
+
+
+class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    format: str
+    version: int
+    features: int
+    sizes: dict[str, int]
+    bytes: int
+    sha256: str
+    made: dict[str, Any]  # command, seed, steps, seconds, device, versions
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """Weights with what they are for."""
+
+    params: Any
+    sizes: Sizes
+    made: dict[str, Any]
+
+
+def save(path: str | os.PathLike[str], trained: Trained) -> None:
+    """Writes a checkpoint, whole or not at all.
+
+    Raises:
+      InputError: it cannot be written there.
+    """
+    weights = serialization.to_bytes(jax.tree.map(np.asarray, trained.params))
+    header = _Header(
+        FORMAT,
+        VERSION,
+        features.VERSION,
+        dataclasses.asdict(trained.sizes),
+        len(weights),
+        hashlib.sha256(weights).hexdigest(),
+        trained.made,
+    )
+    write_whole(path, msgspec.json.encode(header) + b"\n" + weights)
+
+
+def load(path: str | os.PathLike[str]) -> Trained:
+    """Reads a checkpoint.
+
+    Raises:
+      FileFormatError: it is no checkpoint, of another version or feature set, or damaged.
+      InputError: it cannot be read.
+    """
+    line, _, weights = read_bytes(path).partition(b"\n")
+    try:
+        stated = msgspec.json.decode(line, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise FileFormatError(
+            f"{path}: line 1 is no JSON header, expected a {FORMAT} file"
+        ) from error
+    for key, expected in (
+        ("format", FORMAT),
+        ("version", VERSION),
+        ("features", features.VERSION),
+    ):
+        if stated.get(key) != expected:
+            raise FileFormatError(
+                f"{path}: header: {key} is {stated.get(key)!r}, expected {expected!r}"
+            )
+    try:
+        header = msgspec.convert(stated, _Header)
+        sizes = Sizes(**header.sizes)
+    except (msgspec.ValidationError, TypeError) as error:
+        raise FileFormatError(f"{path}: header: {error}") from error
+    if len(weights) != header.bytes:
+        raise FileFormatError(
+            f"{path}: has {len(weights)} bytes of weights, expected {header.bytes}: truncated?"
+        )
+    if hashlib.sha256(weights).hexdigest() != header.sha256:
+        raise FileFormatError(
+            f"{path}: the weights do not match their hash, expected an intact file"
+        )
+    params = serialization.msgpack_restore(weights)
+    _check_shapes(path, params, sizes)
+    return Trained(params, sizes, header.made)
+
+
+def resolve(name_or_path: str | os.PathLike[str]) -> Path:
+    """The file of a shipped policy, by name, or any other by its path.
+
+    Raises:
+      InputError: neither.
+    """
+    shipped = shipped_policies()
+    if os.fspath(name_or_path) in shipped:
+        return shipped[os.fspath(name_or_path)]
+    path = Path(name_or_path)
+    if not path.is_file():
+        known = ", ".join(sorted(shipped)) or "none is shipped"
+        raise InputError(f"{name_or_path}: no such file, and no shipped policy ({known})")
+    return path
+
+
+def shipped_policies() -> dict[str, Path]:
+    """The policies that come with jaxpart, by name."""
+    folder = next((f for f in _FOLDERS if f.is_dir()), _FOLDERS[-1])
+    return {path.stem: path for path in sorted(folder.glob("*.policy"))}
+
+
+def _check_shapes(path: str | os.PathLike[str], params: Any, sizes: Sizes) -> None:
+    expected = jax.eval_shape(lambda: Policy(sizes).init(jax.random.key(0), *example_inputs()))
+    wanted = {jax.tree_util.keystr(k): v.shape for k, v in jax.tree.leaves_with_path(expected)}
+    found = {jax.tree_util.keystr(k): np.shape(v) for k, v in jax.tree.leaves_with_path(params)}
+    for name in sorted({*wanted, *found}):
+        if wanted.get(name) != found.get(name):
+            raise FileFormatError(
+                f"{path}: weight {name} has shape {found.get(name)}, expected {wanted.get(name)}"
+            )
+
+
+def example_inputs() -> tuple[features.Features, jax.Array]:
+    """Inputs of the smallest shape, for initialising and describing weights."""
+    from jaxpart.problem.graph import Graph, Node
+    from jaxpart.problem.mcm import load_mcm
+    from jaxpart.problem.problem import Problem
+
+    problem = Problem.build(Graph((Node("a", "op", 1.0, 1.0),), ()), load_mcm("mcm4"))
+    return features.features(problem, 8, 8), jnp.zeros((8, PLACEMENT))

@@ -1,0 +1,230 @@
+"""What the policy sees of a graph on a module: numbers that mean the same on every graph.
+
+Times are relative to the mean load of a chip, bytes to a chip's memory or to a link's period, depth
+and position to the graph's: nothing names the graph, and nothing depends on its size or on the
+number of chips. Everything is per block (`Problem.contracted`), padded to the rows of the lowered
+problem.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from jaxpart.cost.device import bucket_size
+from jaxpart.errors import InputError
+from jaxpart.problem.problem import FloatArray, Problem
+
+VERSION = 2  # of the feature set; a checkpoint says which it was trained on
+OP_CLASSES = 16
+BASIS = 10  # columns of `Features.order_basis` and `Features.label_basis`
+_WAVES = 4
+MOST_BLOCKS = 6000  # the largest bucket is 6,144 rows
+_MCM_OF = ("chain", "host", "mesh")
+_MODULE_FIGURES = 16
+# A ratio of times or bytes beyond this is as good as infinite.
+_MOST = 1e6
+
+
+@struct.dataclass
+class Features:
+    """Static inputs of the network, padded: N blocks, P pairs with an edge, U uses, C chips."""
+
+    node: Float[Array, "N F"]
+    pair: Float[Array, "P D"]
+    pair_from: Int[Array, " P"]  # padding runs from the last row to itself
+    pair_to: Int[Array, " P"]
+    # Uses of weights with several: recurrent steps of one layer, which share no edge.
+    use_node: Int[Array, " U"]
+    use_weight: Int[Array, " U"]
+    module: Float[Array, " G"]
+    chip: Float[Array, "C H"]
+    position: Float[Array, " N"]  # middle of the block's share of the load in program order, 0..1
+    # Directions along which a whole sample is shifted; each of unit spread over the blocks.
+    order_basis: Float[Array, "N R"]
+    label_basis: Float[Array, "N R"]
+    is_real: Float[Array, " N"]  # 1, or 0 for padding
+
+
+def features(problem: Problem, rows: int, pairs: int) -> Features:
+    """The features of `problem`, padded.
+
+    Args:
+      problem: any; its blocks are looked at.
+      rows: N, more than there are blocks.
+      pairs: P, at least the distinct pairs of blocks with an edge.
+
+    Raises:
+      InputError: more blocks than the largest bucket holds.
+    """
+    blocks = problem.contracted
+    count = blocks.num_nodes
+    if count > MOST_BLOCKS:
+        raise InputError(
+            f"the graph has {count} blocks of nodes, more than the policy's largest bucket "
+            f"({MOST_BLOCKS}); contract it, or search without the policy"
+        )
+    load_s = blocks.node_s.mean(axis=1)
+    total_s = max(float(load_s.sum()), 1e-30)
+    chip_s = total_s / blocks.num_chips
+    prefix = np.cumsum(load_s) / total_s
+    position = prefix - 0.5 * load_s / total_s
+    ends, pair_bytes = _pairs(blocks)
+    asap, alap = _depths(count, ends)
+    before, after = _load_shares(count, ends, load_s / total_s)
+    link_s = blocks.tensor_bytes / blocks.mcm.link_bandwidth
+    capacity = float(blocks.capacity_bytes.mean())
+
+    out_s = _summed(blocks.tensor_producer, link_s, count)
+    in_s = _summed(blocks.edge_consumer, link_s[blocks.edge_tensor], count)
+    weights = _summed(blocks.use_node, blocks.weight_bytes[blocks.use_weight], count)
+    users = np.bincount(blocks.use_weight, minlength=len(blocks.weight_bytes))
+    shared = _summed(
+        blocks.use_node, np.where(users > 1, blocks.weight_bytes, 0)[blocks.use_weight], count
+    )
+    fan_out = _summed(blocks.edge_producer, np.ones(len(blocks.edge_tensor)), count)
+    fan_in = _summed(blocks.edge_consumer, np.ones(len(blocks.edge_tensor)), count)
+    deepest = max(float(asap.max()), 1.0)
+    node = np.stack(
+        [
+            _log(load_s / chip_s),
+            np.minimum(load_s / chip_s, 4.0),
+            _log(out_s / chip_s),
+            _log(in_s / chip_s),
+            _log(weights / capacity),
+            _log(shared / capacity),
+            np.log1p(fan_in),
+            np.log1p(fan_out),
+            asap / deepest,
+            alap / deepest,
+            (alap - asap) / deepest,
+            np.arange(count) / count,
+            position,
+            before,
+            after,
+            position - before,
+        ],
+        axis=1,
+    )
+    node = np.concatenate([node, _op_classes(problem, load_s)], axis=1)
+    of_several = users[blocks.use_weight] > 1
+    uses = max(pairs, bucket_size(max(len(blocks.use_node), len(users)) + 1))
+    program = np.arange(count)
+    lags = [_ranks(asap, program) - program, _ranks(alap, program) - program]
+    waves = [f(np.pi * k * position) / k for k in range(1, _WAVES + 1) for f in (np.sin, np.cos)]
+    rules = [before - position, 1 - after - position, (alap - asap) / deepest]
+    rules += [_log(out_s / chip_s) - _log(in_s / chip_s), _log(load_s / chip_s)]
+    rules += [_log(shared / capacity), np.log1p(fan_in), np.log1p(fan_out)]
+    return Features(
+        node=_padded(node, rows),
+        pair=_padded(_log(pair_bytes / blocks.mcm.link_bandwidth / chip_s)[:, None], pairs),
+        pair_from=_padded(ends[:, 0], pairs, rows - 1),
+        pair_to=_padded(ends[:, 1], pairs, rows - 1),
+        use_node=_padded(blocks.use_node[of_several], uses, rows - 1),
+        use_weight=_padded(blocks.use_weight[of_several], uses, uses - 1),
+        module=_padded(_module(blocks, chip_s), _MODULE_FIGURES),
+        chip=_padded(_chips(blocks), blocks.num_chips),
+        position=_padded(position, rows),
+        order_basis=_padded(_unit(np.stack([*lags, *rules], axis=1)), rows),
+        label_basis=_padded(_unit(np.stack([*lags, *waves], axis=1)), rows),
+        is_real=_padded(np.ones(count), rows),
+    )
+
+
+def _module(blocks: Problem, chip_s: float) -> FloatArray:
+    mcm, rules = blocks.mcm, blocks.mcm.constraints
+    fastest = blocks.node_s.min(axis=1).sum() / max(blocks.node_s.max(axis=1).sum(), 1e-30)
+    return np.array(
+        [
+            np.log(blocks.num_chips) / 4,
+            1 / blocks.num_chips,
+            _log(blocks.tensor_bytes.sum() / mcm.link_bandwidth / chip_s / blocks.num_chips),
+            _log(blocks.tensor_bytes.mean() / mcm.link_bandwidth / chip_s)
+            if len(blocks.tensor_bytes)
+            else 0.0,
+            _log(blocks.weight_bytes.sum() / blocks.capacity_bytes.sum()),
+            _log(blocks.node_s.mean(axis=1).max() / chip_s),
+            fastest,
+            float(mcm.overlap),
+            float(rules.acyclic),
+            float(rules.no_skip),
+            float(rules.triangle),
+            float(rules.memory),
+            float(mcm.memory_model == "full"),
+            *(float(mcm.topology == topology) for topology in _MCM_OF),
+        ]
+    )
+
+
+def _chips(blocks: Problem) -> FloatArray:
+    """[C, 2] log of each chip's seconds and memory, relative to the module's mean."""
+    seconds = np.maximum(blocks.node_s.sum(axis=0), 1e-30)[blocks.chip_kind]
+    capacity = blocks.capacity_bytes
+    return np.stack([np.log(seconds / seconds.mean()), np.log(capacity / capacity.mean())], axis=1)
+
+
+def _op_classes(problem: Problem, load_s: FloatArray) -> FloatArray:
+    """[blocks, 16] one-hot class, by hash, of the kind of operation of each block's first node."""
+    first = np.full(len(load_s), problem.num_nodes)
+    np.minimum.at(first, problem.block, np.arange(problem.num_nodes))
+    ops = [problem.graph.nodes[v].op for v in first]
+    return np.eye(OP_CLASSES)[[zlib.crc32(op.encode()) % OP_CLASSES for op in ops]]
+
+
+def _pairs(blocks: Problem) -> tuple[np.ndarray, FloatArray]:
+    """The distinct (producer, consumer) pairs [P, 2], sorted, and the bytes between them [P]."""
+    ends = np.stack([blocks.edge_producer, blocks.edge_consumer], axis=1).reshape(-1, 2)
+    distinct, which = np.unique(ends, axis=0, return_inverse=True)
+    return distinct, _summed(which.ravel(), blocks.tensor_bytes[blocks.edge_tensor], len(distinct))
+
+
+def _depths(count: int, ends: np.ndarray) -> tuple[FloatArray, FloatArray]:
+    """Earliest and latest level of each block: pairs are sorted, blocks in topological order."""
+    asap, alap = np.zeros(count), np.zeros(count)
+    for u, v in ends.tolist():
+        asap[v] = max(asap[v], asap[u] + 1)
+    alap[:] = asap.max(initial=0)
+    for u, v in ends[::-1].tolist():
+        alap[u] = min(alap[u], alap[v] - 1)
+    return asap, alap
+
+
+def _load_shares(count: int, ends: np.ndarray, share: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """The share of the load that lies before and behind each block, along the edges."""
+    above = np.eye(count, dtype=bool)
+    for u, v in ends.tolist():
+        above[v] |= above[u]
+    reached = above.astype(np.float32)
+    before, after = reached @ share.astype(np.float32), share.astype(np.float32) @ reached
+    return before.astype(np.float64), after.astype(np.float64)
+
+
+def _ranks(level: FloatArray, program: np.ndarray) -> FloatArray:
+    ranks = np.empty(len(level))
+    ranks[np.lexsort((program, level))] = program
+    return ranks
+
+
+def _summed(owner: np.ndarray, values: FloatArray, count: int) -> FloatArray:
+    return np.bincount(owner, weights=values, minlength=count).astype(np.float64)
+
+
+def _log(ratio: FloatArray | float) -> FloatArray:
+    """A ratio on a scale where 1 is 0, and 0 is not far: from about -2 to 3."""
+    return np.log(np.clip(ratio, 0, _MOST) + 1e-3) / 4
+
+
+def _unit(columns: FloatArray) -> FloatArray:
+    centred = columns - columns.mean(axis=0)
+    return centred / np.maximum(centred.std(axis=0), 1e-6)
+
+
+def _padded(values: np.ndarray, size: int, fill: int = 0) -> Any:  # numpy until it is on the device
+    dtype = np.int32 if values.dtype.kind in "iu" else np.float32
+    out = np.full((size, *values.shape[1:]), fill, dtype)
+    out[: len(values)] = values
+    return out

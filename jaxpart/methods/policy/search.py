@@ -1,0 +1,201 @@
+"""Search by the policy: zero-shot samples first, then fine-tuning on the graph at hand.
+
+Xie et al. (MLSys 2022), section 5.3. Every round proposes changes to the best partition known,
+whoever found it: a sample, the solver's repair of one, or the partition to start from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import os
+from collections.abc import Callable, Generator
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxpart.cost.device import pad_assignments
+from jaxpart.cost.evaluate import evaluate
+from jaxpart.methods.policy import checkpoint, ppo
+from jaxpart.methods.policy.actions import Decoder
+from jaxpart.methods.policy.checkpoint import Trained
+from jaxpart.methods.policy.network import Sizes
+from jaxpart.methods.policy.rollout import Batch, Mode, State, Task, advanced, initial_params, play
+from jaxpart.methods.repair.search import Workers
+from jaxpart.runtime.background import in_thread
+from jaxpart.runtime.state import Method, Search
+
+# Samples of a round. At first few, so that rounds soon go on from something better; later more,
+# which find a way out where few find none. Learning needs them to compare, and beside other methods
+# a step has to be worth its start.
+BATCH = 16
+_LARGE_BATCH = 64
+ZERO_SHOT = 1024  # samples of small rounds, not learned from
+# Beyond this many blocks a step takes seconds.
+MOST_BLOCKS = 5000
+
+
+@dataclasses.dataclass(frozen=True)
+class Use:
+    """How the policy is used in a search."""
+
+    decoder: Decoder | Literal["both"] = "labels"
+    mode: Mode = "fix"
+    learn_after: int | None = ZERO_SHOT  # samples without learning first; None: never learn
+    settings: ppo.Settings = dataclasses.field(default_factory=ppo.Settings)
+    solver: bool = True  # whether SCIP repairs what memory forbids
+    refines: bool = True  # whether rounds go on from the best so far, or all begin anew
+    sizes: Sizes = dataclasses.field(default_factory=Sizes)  # of fresh weights
+
+
+NO_POLICY = "none"
+
+
+def by_policy(search: Search) -> Generator[None]:
+    """The method `policy` with the weights that the search names.
+
+    Raises:
+      InputError: no such policy, or a damaged one.
+    """
+    trained, note = named(search.policy)
+    if note:
+        search.notes.append(note)
+    return with_policy(trained, Use())(search)
+
+
+def named(name: str | os.PathLike[str] | None) -> tuple[Trained | None, str]:
+    """The weights that are named (None: the shipped ones), or None for fresh ones; and a note.
+
+    Raises:
+      InputError: no such policy, or a damaged one.
+    """
+    if name == NO_POLICY:
+        return None, ""
+    if name is None and checkpoint.SHIPPED not in checkpoint.shipped_policies():
+        return None, "no policy is shipped: fresh weights"
+    return checkpoint.load(checkpoint.resolve(name or checkpoint.SHIPPED)), ""
+
+
+def with_policy(
+    trained: Trained | None, use: Use, keep: Callable[[Trained], None] = lambda trained: None
+) -> Method:
+    """The search method with these weights; fresh ones, drawn by the search's seed, if None.
+
+    Args:
+      keep: called with the weights after every round.
+    """
+
+    def method(search: Search) -> Generator[None]:
+        search.enter("policy")
+        task = Task.build(search.problem)
+        params, sizes = _weights(trained, task, search.seed, use.sizes)
+        opt_state = ppo.optimizer(use.settings).init(params)
+        state, key, step, own = task.start, jax.random.key(search.seed), 0, 0
+        compiled: set[tuple[int, Decoder]] = set()
+        with Workers(search) as workers:
+            while True:
+                decoder = _decoder(use, step)
+                learns = use.learn_after is not None and own >= use.learn_after
+                batch = _LARGE_BATCH if learns or own >= ZERO_SHOT else BATCH
+                is_new = (batch, decoder) not in compiled
+                with search.compiling() if is_new else contextlib.nullcontext():
+                    made = play(
+                        params, sizes, task, state, jax.random.fold_in(key, step),
+                        batch=batch, decoder=decoder, mode=use.mode,
+                    )  # fmt: skip
+                    jax.block_until_ready(made.after)
+                compiled.add((batch, decoder))
+                search.offer_batch(made.assignments, made.costs)
+                if use.solver:
+                    workers.repair_promising()
+                    workers.collect()
+                search.start_clock()
+                own += batch
+                if learns:
+                    reward = task.reference_s / made.costs.bottleneck_s
+                    worth = ppo.advantages(reward, made.costs.valid)
+                    transition = ppo.Transition(
+                        task.features, state, made.actions, made.log_prob, worth
+                    )
+                    for _ in range(use.settings.epochs):
+                        gradient, _ = ppo.gradient(params, transition, sizes, use.settings, decoder)
+                        params, opt_state = ppo.apply_gradients(
+                            params, opt_state, [gradient], use.settings
+                        )
+                if use.refines:
+                    state = _joined(search, task, made)
+                step += 1
+                keep(Trained(params, sizes, {}))
+                yield
+
+    return method
+
+
+def policy_beside(search: Search) -> Generator[bool]:
+    """Zero-shot samples on labels from the best of all methods, in turn with them.
+
+    Yields whether it has to wait, for another's compilation: under a time limit its own runs in a
+    thread, which has its turns. Ends at once with the policy `none`, and on graphs too large for a
+    step to be short.
+
+    Raises:
+      InputError: no such policy, or a damaged one.
+    """
+    if search.policy == NO_POLICY or search.problem.num_blocks > MOST_BLOCKS:
+        return
+
+    def prepared() -> tuple[Task, Any, Sizes]:
+        trained, _ = named(search.policy)
+        task = Task.build(search.problem)
+        params, sizes = _weights(trained, task, search.seed)
+        made = _played(task, params, sizes, task.start, jax.random.key(0))
+        jax.block_until_ready(_joined(search, task, made))
+        return task, params, sizes
+
+    if search.budget.time_limit_s is not None:
+        task, params, sizes = yield from in_thread(prepared, compiles=True)
+    else:
+        with search.compiling():
+            task, params, sizes = prepared()
+    search.start_clock()
+    state, key = task.start, jax.random.key(search.seed)
+    for step in itertools.count():
+        made = _played(task, params, sizes, state, jax.random.fold_in(key, step))
+        search.offer_batch(made.assignments, made.costs)
+        state = _joined(search, task, made)
+        yield False
+
+
+def _played(task: Task, params: Any, sizes: Sizes, state: State, key: jax.Array) -> Batch:
+    return play(params, sizes, task, state, key, batch=_LARGE_BATCH, decoder="labels", mode="fix")
+
+
+def _weights(
+    trained: Trained | None, task: Task, seed: int, fresh: Sizes | None = None
+) -> tuple[Any, Sizes]:
+    """The trained weights, or fresh ones, with their sizes."""
+    if trained is None:
+        sizes = fresh or Sizes()
+        return initial_params(sizes, task, seed), sizes
+    return trained.params, trained.sizes
+
+
+def _decoder(use: Use, step: int) -> Decoder:
+    """With both, one round in eight cuts orders: they cost more and help elsewhere."""
+    if use.decoder != "both":
+        return use.decoder
+    return "orders" if step % 8 == 7 else "labels"
+
+
+def _joined(search: Search, task: Task, made: Batch) -> State:
+    """The state after the batch, or the search's best where somebody else found a better one."""
+    state = made.after
+    if search.best is None or search.best_s >= float(state.bottleneck_s) * (1 - 1e-5):
+        return state
+    # As wide as the batch, whose programs are compiled.
+    columns = np.repeat(search.best[:, None], made.assignments.shape[1], axis=1)
+    assignments = jnp.asarray(pad_assignments(task.device, columns))
+    return advanced(task, state, assignments, evaluate(task.device, assignments))

@@ -1,0 +1,1 @@
+"""SCIP in the background of a search: repairs and improvements."""

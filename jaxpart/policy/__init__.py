@@ -1,1 +1,0 @@
-"""The policy that transfers: a graph-attention network that proposes partitions of any graph."""

@@ -1,0 +1,1 @@
+"""Results: figures, files, report, picture, progress."""

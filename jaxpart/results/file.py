@@ -1,0 +1,218 @@
+"""The result file: its schema, and the partition in it.
+
+A partition alone may also come as plain JSON, `{"node": chip, ...}`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+from jaxpart.errors import FileFormatError, InputError, MCMError
+from jaxpart.files import read_bytes
+from jaxpart.problem.graph import Graph
+from jaxpart.problem.mcm import MCM, MCMFile
+from jaxpart.problem.problem import IntArray, Problem
+
+# Relative difference of two float64 sums of the same costs that no user should be told about.
+_SAME = 1e-9
+
+
+class _Stage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    chip: int
+    compute_s: float
+    in_s: float
+    out_s: float
+    memory_bytes: float
+
+
+class _Link(
+    msgspec.Struct,
+    frozen=True,
+    forbid_unknown_fields=True,
+    rename={"source": "from", "target": "to"},
+):
+    source: int
+    target: int
+    busy_s: float
+
+
+class _Search(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    method: str
+    samples: int
+    wall_s: float
+    seed: int
+
+
+class ResultFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The schema of a result file; every key is there, and no other."""
+
+    format: Literal["jaxpart-result"]
+    version: Literal[1]
+    graph: str
+    graph_sha256: str
+    mcm: MCMFile
+    assignment: msgspec.Raw
+    valid: bool
+    bottleneck_s: float
+    throughput_per_s: float | None
+    baseline_s: float | None
+    improvement: float | None
+    lower_bound_s: float
+    bound_method: str
+    gap: float | None
+    stages: tuple[_Stage, ...]
+    links: tuple[_Link, ...]
+    search: _Search
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredPartition:
+    """A partition as a file has it, not yet tied to a graph."""
+
+    path: str
+    chips: dict[str, int]  # by node name
+
+    def on(self, graph: Graph, mcm: MCM) -> IntArray:
+        """[N] chips in the order of `graph`'s nodes; valid or not.
+
+        Raises:
+          InputError: not every node of `graph` exactly once, or a chip that `mcm` does not have.
+        """
+        return _in_node_order(self.chips, graph, mcm, self.path)
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredResult(StoredPartition):
+    """A result file: a partition with the module and the figures that it was stored with."""
+
+    file: ResultFile
+    mcm: MCM
+
+    def notes(self, problem: Problem, bottleneck_s: float) -> tuple[str, ...]:
+        """What differs between the file and this scoring of it."""
+        file, notes = self.file, []
+        if file.graph_sha256 != problem.graph.sha256:
+            notes.append(f"made for another graph ({file.graph}); scored on {problem.graph.name}")
+        if self.mcm.sha256 != problem.mcm.sha256:
+            notes.append(f"made for another module ({self.mcm.name}); scored on {problem.mcm.name}")
+        if not notes and not math.isclose(file.bottleneck_s, bottleneck_s, rel_tol=_SAME):
+            notes.append(
+                f"the file says {file.bottleneck_s * 1e6:.6g} us for the bottleneck, it is "
+                f"{bottleneck_s * 1e6:.6g} us"
+            )
+        return tuple(notes)
+
+    def is_for(self, problem: Problem) -> bool:
+        """Whether it was made for this very graph and module, whatever their names."""
+        is_same_graph = self.file.graph_sha256 == problem.graph.sha256
+        return is_same_graph and self.mcm.sha256 == problem.mcm.sha256
+
+
+def read_partition(path: str | os.PathLike[str]) -> StoredPartition:
+    """Reads a result file (a `StoredResult` comes back), or plain JSON {"node": chip, ...}.
+
+    Raises:
+      FileFormatError: neither of the two, or a broken one.
+    """
+    content = read_bytes(path)
+    if not content.strip():
+        raise FileFormatError(f"{path}: the file is empty, expected a result or a partition")
+    try:
+        top = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise FileFormatError(f"{path}: {error}; expected a result or a partition") from error
+    # A node of a plain partition may be called "format", but its chip is no string.
+    if not bytes(top.get("format", b"")).startswith(b'"'):
+        return StoredPartition(os.fspath(path), _chips_by_name(content, path))
+    file = _decode(content, path)
+    chips = _chips_by_name(bytes(file.assignment), path)
+    return StoredResult(os.fspath(path), chips, file, _module_of(file, path))
+
+
+def read_result(path: str | os.PathLike[str]) -> StoredResult:
+    """Reads a result file and nothing else.
+
+    Raises:
+      FileFormatError: the file breaks the schema.
+    """
+    stored = read_partition(path)
+    if not isinstance(stored, StoredResult):
+        raise FileFormatError(f"{path}: format is missing, expected 'jaxpart-result'")
+    return stored
+
+
+def read_assignment(path: str | os.PathLike[str], graph: Graph, mcm: MCM) -> IntArray:
+    """[N] chips from a result file, or from plain JSON {"node": chip, ...}; valid or not.
+
+    Raises:
+      FileFormatError: neither of the two, or a broken one.
+      InputError: not every node of `graph` exactly once, or a chip that `mcm` does not have.
+    """
+    return read_partition(path).on(graph, mcm)
+
+
+def _decode(content: bytes, path: str | os.PathLike[str]) -> ResultFile:
+    try:
+        return msgspec.json.decode(content, type=ResultFile)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise FileFormatError(f"{path}: {error}") from error
+
+
+def _module_of(file: ResultFile, path: str | os.PathLike[str]) -> MCM:
+    """The module in the file, its stages and links checked against it."""
+    try:
+        mcm = file.mcm.resolve()
+    except MCMError as error:
+        raise FileFormatError(f"{path}: mcm: {error}") from error
+    if [stage.chip for stage in file.stages] != list(range(mcm.num_chips)):
+        raise FileFormatError(
+            f"{path}: stages: expected one for each chip 0 to {mcm.num_chips - 1}, in order"
+        )
+    if sorted((link.source, link.target) for link in file.links) != list(mcm.links):
+        raise FileFormatError(f"{path}: links: expected the {len(mcm.links)} links of the module")
+    return mcm
+
+
+def _chips_by_name(content: bytes, path: str | os.PathLike[str]) -> dict[str, int]:
+    """Chip by node name, from a JSON object in which no name stands twice."""
+    if not content.lstrip().startswith(b"{"):
+        raise FileFormatError(f'{path}: assignment: expected an object {{"node": chip, ...}}')
+    chips: dict[str, int] = {}
+    for name, chip in json.loads(content, object_pairs_hook=list):
+        if name in chips:
+            raise FileFormatError(f"{path}: assignment: {name!r} stands twice, expected once")
+        if type(chip) is not int or chip < 0:
+            raise FileFormatError(
+                f"{path}: assignment: {name!r} is on {chip!r}, expected a chip number, 0 or more"
+            )
+        chips[name] = chip
+    return chips
+
+
+def _in_node_order(
+    chips: dict[str, int], graph: Graph, mcm: MCM, path: str | os.PathLike[str]
+) -> IntArray:
+    """[N] chips in node order."""
+    names = [node.name for node in graph.nodes]
+    missing = [name for name in names if name not in chips]
+    unknown = sorted(chips.keys() - set(names))
+    if missing or unknown:
+        which = f"{missing[0]!r} is missing" if missing else f"{unknown[0]!r} is no node of it"
+        raise InputError(
+            f"{path}: assignment: expected the {len(names)} nodes of {graph.name}, but {which} "
+            f"({len(missing)} missing, {len(unknown)} unknown)"
+        )
+    beyond = next((name for name in names if chips[name] >= mcm.num_chips), None)
+    if beyond is not None:
+        raise InputError(
+            f"{path}: assignment: {beyond!r} is on chip {chips[beyond]}, but {mcm.name} has chips "
+            f"0 to {mcm.num_chips - 1}"
+        )
+    return np.array([chips[name] for name in names], np.int64)

@@ -1,0 +1,135 @@
+"""A picture of a partition: load, memory and links of every chip. Matplotlib without pyplot."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxpart.errors import InputError
+from jaxpart.results.report import binding
+
+if TYPE_CHECKING:
+    from jaxpart.results.result import Result
+
+KINDS = (".png", ".svg", ".pdf")
+_MIB = 2**20
+COLOURS = {"compute": "#3b6fb6", "in": "#e0a030", "out": "#c8553d", "memory": "#7a9e7e"}
+
+
+def kind_of(path: str | os.PathLike[str]) -> str:
+    """The kind of picture that the ending of `path` asks for: `png`, `svg` or `pdf`.
+
+    Raises:
+      InputError: another ending.
+    """
+    ending = Path(path).suffix.lower()
+    if ending not in KINDS:
+        raise InputError(f"{path}: a picture ends in {', '.join(KINDS)}, not {ending or 'nothing'}")
+    return ending[1:]
+
+
+def draw(result: Result, path: str | os.PathLike[str]) -> bytes:
+    """The picture's bytes, of the kind that the ending of `path` asks for.
+
+    Raises:
+      InputError: an ending that is no picture.
+    """
+    from matplotlib.figure import Figure  # slow to import
+
+    kind = kind_of(path)
+    mcm = result.problem.mcm
+    with_links = len(mcm.links) > 0
+    chips = np.arange(mcm.num_chips)
+    figure = Figure(figsize=(11, 8.2 if with_links else 6.4), layout="constrained")
+    axes = figure.subplots(
+        2 + with_links, 1, height_ratios=[3, 1.6, 1.4][: 2 + with_links], squeeze=False
+    )[:, 0]
+    figure.suptitle(_title(result), fontsize=12, x=0.01, ha="left")
+    _draw_load(axes[0], result, chips)
+    _draw_memory(axes[1], result, chips)
+    for axis in axes[:2]:
+        axis.set_xlim(-0.6, mcm.num_chips - 0.4)
+    if with_links:
+        _draw_links(axes[2], result)
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(axis="y", color="#dddddd", linewidth=0.6)
+        axis.set_axisbelow(True)
+    content = io.BytesIO()
+    figure.savefig(content, format=kind, dpi=130)
+    return content.getvalue()
+
+
+def _title(result: Result) -> str:
+    problem = result.problem
+    title = f"{problem.graph.name} on {problem.mcm.name}: {_us(result.bottleneck_s)}"
+    title += f", bound by {binding(problem, result.costs)}"
+    if result.improvement is not None:
+        title += f", {result.improvement:.3f}x greedy"
+    if result.gap is not None:
+        title += f", gap {100 * result.gap:.2f}%"
+    return title
+
+
+def _draw_load(axis: Any, result: Result, chips: np.ndarray) -> None:
+    costs = result.costs
+    parts = {"compute": costs.compute_s, "in": costs.in_s, "out": costs.out_s}
+    if result.problem.mcm.overlap:
+        for i, (name, seconds) in enumerate(parts.items()):
+            axis.bar(chips + 0.27 * (i - 1), seconds * 1e6, 0.27, color=COLOURS[name], label=name)
+    else:
+        bottom = np.zeros(len(chips))
+        for name, seconds in parts.items():
+            axis.bar(chips, seconds * 1e6, 0.8, bottom, color=COLOURS[name], label=name)
+            bottom = bottom + seconds * 1e6
+    axis.axhline(
+        result.bottleneck_s * 1e6,
+        color="#222222",
+        linewidth=1.2,
+        label=f"bottleneck {_us(result.bottleneck_s)}",
+    )
+    axis.axhline(
+        result.lower_bound_s * 1e6,
+        color="#222222",
+        linewidth=1.2,
+        linestyle="--",
+        label=f"lower bound {_us(result.lower_bound_s)} ({result.bound_method})",
+    )
+    axis.set_ylabel("us per inference")
+    axis.set_ylim(bottom=0)
+    # Outside the axes: inside, it would hide the chips that matter.
+    axis.legend(ncols=5, loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=9)
+
+
+def _draw_memory(axis: Any, result: Result, chips: np.ndarray) -> None:
+    capacity = result.problem.capacity_bytes / _MIB
+    axis.bar(chips, result.costs.memory_bytes / _MIB, 0.8, color=COLOURS["memory"], label="held")
+    edges = np.arange(len(chips) + 1) - 0.5
+    axis.stairs(capacity, edges, color="#222222", linewidth=1.2, label="capacity", baseline=None)
+    axis.set_ylabel("memory, MiB")
+    axis.set_ylim(bottom=0)
+    axis.set_xlabel("chip")
+    axis.legend(ncols=2, loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=9)
+
+
+def _draw_links(axis: Any, result: Result) -> None:
+    mcm = result.problem.mcm
+    busy = result.costs.link_s * 1e6
+    if mcm.topology == "chain":
+        axis.bar(np.arange(len(busy)) + 0.5, busy, 0.5, color=COLOURS["out"])
+        axis.set_xlim(-0.6, mcm.num_chips - 0.4)
+        axis.set_xlabel("link between chips")
+    else:
+        order = np.argsort(-busy, kind="stable")
+        axis.bar(np.arange(len(busy)), busy[order], 0.8, color=COLOURS["out"])
+        axis.set_xlabel("links, busiest first")
+    axis.set_ylabel("link busy, us")
+    axis.set_ylim(bottom=0)
+
+
+def _us(seconds: float) -> str:
+    return f"{seconds * 1e6:,.5g} us" if seconds < 0.1 else f"{seconds * 1e6:,.0f} us"

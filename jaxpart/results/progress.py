@@ -1,0 +1,51 @@
+"""Progress of a search on stderr: one live line on a terminal, a few plain ones elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from jaxpart.runtime.state import Progress
+
+_PLAIN_EVERY_S = 5.0
+
+
+def line(progress: Progress) -> str:
+    """The state of a search in one line."""
+    parts = [f"{progress.elapsed_s:6.1f} s  {progress.phase}", f"{progress.samples:,} samples"]
+    best_s, bound_s = progress.best_s, progress.lower_bound_s
+    if best_s is not None:
+        parts.append(f"best {best_s * 1e6:,.6g} us")
+    if bound_s:
+        parts.append(f"bound {bound_s * 1e6:,.6g} us")
+        if best_s is not None:
+            parts.append(f"gap {100 * (best_s / bound_s - 1):.2f}%")
+    return ", ".join(parts)
+
+
+@contextlib.contextmanager
+def shown(stream: TextIO) -> Iterator[Callable[[Progress], None]]:
+    """A callback for `partition` that shows progress on `stream` while the context is open."""
+    if not stream.isatty():
+        yield _plain(stream)
+        return
+    from rich.console import Console  # slow to import
+
+    with Console(file=stream).status("starting") as status:
+        # Names of phases are plain text, not rich's markup.
+        yield lambda progress: status.update(line(progress).replace("[", r"\["))
+
+
+def _plain(stream: TextIO) -> Callable[[Progress], None]:
+    """Writes a line when the phase changes, else every few seconds."""
+    last_phase, last_s = "", 0.0
+
+    def show(progress: Progress) -> None:
+        nonlocal last_phase, last_s
+        if progress.phase != last_phase or progress.elapsed_s - last_s >= _PLAIN_EVERY_S:
+            last_phase, last_s = progress.phase, progress.elapsed_s
+            print(line(progress), file=stream, flush=True)
+
+    return show

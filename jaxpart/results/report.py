@@ -1,0 +1,260 @@
+"""What a person reads about a partition: figures, a table of the chips, and what binds.
+
+Times in us, sizes in MiB. Everything is plain text of at most about 100 columns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jaxpart.cost.verdicts import verdicts
+from jaxpart.problem.mcm import MCM
+from jaxpart.problem.problem import IntArray, Problem
+
+if TYPE_CHECKING:
+    from jaxpart.cost.evaluate import Costs
+    from jaxpart.results.result import Result
+
+_MIB = 2**20
+PROVEN_GAP = 1e-4  # a gap up to this is called optimal
+_BINDS = 1 - 1e-9  # share of the bottleneck from which a resource counts as binding
+_NEARLY_FULL = 0.95  # share of a chip's memory
+_LINKS_SHOWN = 6
+
+
+def summary(result: Result) -> str:
+    """The page that `Result.summary` gives."""
+    problem, search = result.problem, result.search
+    time = _time_format(result.bottleneck_s)
+    found = (
+        f"{search.method}, {search.samples:,} samples in {search.wall_s:.1f} s, seed {search.seed}"
+        + (" (interrupted)" if search.interrupted else "")
+    )
+    rows = [
+        *_rows_of(problem, result.assignment, result.costs),
+        ("improvement", _improvement(result.improvement, result.baseline_s, time)),
+        ("lower bound", _bound(result, time)),
+        ("search", found),
+        *(("note", note) for note in result.notes),
+    ]
+    return "\n".join([headline(problem), "", *_aligned(rows), "", *_tables(problem, result)])
+
+
+def evaluation(
+    problem: Problem,
+    assignment: IntArray,
+    costs: Costs,
+    baseline_s: float | None,
+    bound: tuple[float, str],
+    notes: Sequence[str] = (),
+) -> str:
+    """The page about any partition, valid or not, with every rule's verdict.
+
+    Args:
+      assignment: [N] chip of each node.
+      costs: of this one candidate, as from `result.score`.
+      baseline_s: the greedy heuristic's bottleneck, or None.
+      bound: a proven lower bound in seconds, and the name of its proof.
+    """
+    bottleneck_s = float(costs.bottleneck_s)
+    time = _time_format(bottleneck_s)
+    ratio = None if baseline_s is None or not bottleneck_s else baseline_s / bottleneck_s
+    is_valid = bool(costs.valid)
+    rows = [
+        ("verdict", "valid" if is_valid else "NOT VALID"),
+        *_rows_of(problem, assignment, costs),
+    ]
+    if is_valid:
+        rows.append(("improvement", _improvement(ratio, baseline_s, time)))
+    rows.append(("lower bound", f"{time(bound[0])} us ({bound[1]})"))
+    rows += [("note", note) for note in notes]
+    rules = [
+        (v.rule, "ok" if v.holds else "BROKEN" if v.is_on else "off, does not hold", v.detail)
+        for v in verdicts(problem, assignment, costs)
+    ]
+    parts = [headline(problem), "", *_aligned(rows), "", *_aligned(rules), ""]
+    return "\n".join([*parts, chip_table(problem, assignment, costs), *link_lines(problem, costs)])
+
+
+def headline(problem: Problem) -> str:
+    """The graph and the machine in two lines."""
+    graph = problem.graph
+    what = (
+        f"{graph.name}: {len(graph.nodes):,} nodes, {graph.num_edges:,} edges, "
+        f"{_significant(graph.total_flops / 1e9)} GFLOP, "
+        f"weights {_significant(graph.weight_bytes / _MIB)} MiB"
+    )
+    if graph.element_bytes is not None:
+        what += f", {graph.element_bytes:g}-byte elements"
+    return f"{what}\n{machine_line(problem.mcm)}"
+
+
+def machine_line(mcm: MCM) -> str:
+    """A module in one line."""
+    shape = f"{mcm.rows}x{mcm.cols} mesh" if mcm.topology == "mesh" else mcm.topology
+    sizes = _range([chip.sram_bytes / _MIB for chip in mcm.chips])
+    peaks = _range([chip.peak_flops * chip.speed / 1e12 for chip in mcm.chips])
+    return (
+        f"{mcm.name}: {mcm.num_chips} chips ({shape}), {peaks} TFLOP/s and {sizes} MiB each, links "
+        f"{_significant(mcm.link_bandwidth / 1e9)} GB/s, "
+        f"{'overlapped' if mcm.overlap else 'serial'} transfers"
+    )
+
+
+def binding(problem: Problem, costs: Costs) -> str:
+    """Which resource sets the bottleneck, and how many others are as busy."""
+    limit = float(costs.bottleneck_s) * _BINDS
+    if limit == 0:
+        return "nothing (all costs are zero)"
+    busy = []
+    for c in range(problem.num_chips):
+        busy += [f"{part} of chip {c}" for part in _binding_parts(problem.mcm, costs, c)]
+    busy += [
+        f"link {a} -> {b}"
+        for (a, b), seconds in zip(problem.mcm.links, costs.link_s, strict=True)
+        if seconds >= limit
+    ]
+    return busy[0] + (f" (and {len(busy) - 1} more as busy)" if len(busy) > 1 else "")
+
+
+def chip_table(problem: Problem, assignment: IntArray, costs: Costs) -> str:
+    """One row per chip in use: nodes, us of each resource, memory, and a mark on what binds.
+
+    On a chain, `link` is the link to the next chip. Load is the stage (or that link, where it takes
+    longer) as a share of the bottleneck.
+    """
+    bottleneck_s = float(costs.bottleneck_s)
+    time = _time_format(bottleneck_s)
+    is_chain = problem.mcm.topology == "chain"
+    header = ["chip", "nodes", "compute", "in", "out", *(["link"] if is_chain else []), "stage"]
+    header += ["load", "memory", "full", "binds"]
+    units = ["", "", "us", "us", "us", *(["us"] if is_chain else []), "us", "%", "MiB", "%", ""]
+    counts = np.bincount(assignment, minlength=problem.num_chips)
+    rows = []
+    for c in np.flatnonzero(counts).tolist():
+        link = [float(costs.link_s[c])] if is_chain and c < problem.num_chips - 1 else []
+        load = max(float(costs.stage_s[c]), *link, 0.0) / bottleneck_s if bottleneck_s else 0.0
+        full = float(costs.memory_bytes[c]) / problem.capacity_bytes[c]
+        marks = _binding_parts(problem.mcm, costs, c)
+        if link and bottleneck_s and link[0] >= bottleneck_s * _BINDS:
+            marks.append("link")
+        if full > 1:
+            marks.append("memory over")
+        elif full >= _NEARLY_FULL:
+            marks.append("memory full")
+        rows.append(
+            [
+                str(c),
+                str(counts[c]),
+                *(time(float(x[c])) for x in (costs.compute_s, costs.in_s, costs.out_s)),
+                *([time(link[0]) if link else ""] if is_chain else []),
+                time(float(costs.stage_s[c])),
+                f"{100 * load:.1f}",
+                f"{costs.memory_bytes[c] / _MIB:.2f}",
+                f"{100 * full:.1f}",
+                "<- " + ", ".join(marks) if marks else "",
+            ]
+        )
+    unused = np.flatnonzero(counts == 0)
+    tail = [f"no nodes on chip{'s' * (len(unused) > 1)} {_spans(unused)}"] if len(unused) else []
+    return "\n".join([*_columns([header, units, *rows]), *tail])
+
+
+def link_lines(problem: Problem, costs: Costs) -> list[str]:
+    """The busiest links of a mesh; on a chain they stand in the table, a host has none."""
+    if problem.mcm.topology != "mesh" or not problem.mcm.links:
+        return []
+    bottleneck_s = float(costs.bottleneck_s)
+    time = _time_format(bottleneck_s)
+    busiest = [k for k in np.argsort(-costs.link_s, kind="stable") if costs.link_s[k] > 0]
+    shown = ", ".join(
+        f"{problem.mcm.links[k][0]}>{problem.mcm.links[k][1]} {time(float(costs.link_s[k]))}"
+        for k in busiest[:_LINKS_SHOWN]
+    )
+    used = f"links: {len(busiest)} of {len(problem.mcm.links)} in use"
+    return ["", f"{used}; busiest, us: {shown}" if shown else used]
+
+
+def _tables(problem: Problem, result: Result) -> list[str]:
+    table = chip_table(problem, result.assignment, result.costs)
+    return [table, *link_lines(problem, result.costs)]
+
+
+def _rows_of(problem: Problem, assignment: IntArray, costs: Costs) -> list[tuple[str, str]]:
+    bottleneck_s = float(costs.bottleneck_s)
+    speed = f", {1 / bottleneck_s:,.6g} inferences/s" if bottleneck_s else ""
+    used = f"{len(np.unique(assignment))} of {problem.num_chips}"
+    return [
+        ("bottleneck", f"{_time_format(bottleneck_s)(bottleneck_s)} us{speed}"),
+        ("bound by", binding(problem, costs)),
+        ("chips used", f"{used}, {_significant(float(costs.sent_bytes) / _MIB)} MiB sent"),
+    ]
+
+
+def _improvement(
+    ratio: float | None, baseline_s: float | None, time: Callable[[float], str]
+) -> str:
+    if baseline_s is None:
+        return "none to state: the greedy heuristic finds nothing valid here"
+    if ratio is None:
+        return "none to state: the bottleneck is zero"
+    return f"{ratio:.3f}x over greedy ({time(baseline_s)} us), {100 * (ratio - 1):+.1f}% throughput"
+
+
+def _bound(result: Result, time: Callable[[float], str]) -> str:
+    text = f"{time(result.lower_bound_s)} us ({result.bound_method})"
+    if result.gap is None:
+        return text
+    if result.gap <= PROVEN_GAP:
+        return f"{text}, gap {100 * result.gap:.3f}%: proven optimal"
+    return f"{text}, gap {100 * result.gap:.2f}%"
+
+
+def _binding_parts(mcm: MCM, costs: Costs, c: int) -> list[str]:
+    """What of chip c takes as long as the bottleneck."""
+    bottleneck_s = float(costs.bottleneck_s)
+    limit = bottleneck_s * _BINDS
+    parts = [("compute", costs.compute_s[c]), ("in", costs.in_s[c]), ("out", costs.out_s[c])]
+    if bottleneck_s == 0 or costs.stage_s[c] < limit:
+        return []
+    if not mcm.overlap:
+        return [" + ".join(name for name, seconds in parts if seconds > 0)]
+    return [name for name, seconds in parts if seconds >= limit]
+
+
+def _time_format(bottleneck_s: float) -> Callable[[float], str]:
+    """Seconds as us, with so many decimals that the bottleneck shows five digits."""
+    whole = math.floor(math.log10(bottleneck_s * 1e6)) if bottleneck_s > 0 else 4
+    decimals = min(max(4 - whole, 0), 6)
+    return lambda seconds: f"{seconds * 1e6:.{decimals}f}"
+
+
+def _significant(value: float) -> str:
+    return f"{value:,.4g}" if value < 1e4 else f"{value:,.0f}"
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = min(values), max(values)
+    return _significant(low) if low == high else f"{_significant(low)} to {_significant(high)}"
+
+
+def _spans(numbers: IntArray) -> str:
+    """Runs of numbers: 3-5, 9."""
+    runs = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1)
+    return ", ".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else f"{r[0]}" for r in runs)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of text, every column but the last padded to its widest entry."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
+    return ["  ".join([*map(str.ljust, row, widths), row[-1]]) for row in rows]
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Right-aligned columns, the last one left-aligned."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
+    return ["  ".join([*map(str.rjust, row, widths), row[-1]]).rstrip() for row in rows]

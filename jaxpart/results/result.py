@@ -1,0 +1,200 @@
+"""A valid partition with everything that is known about it, in memory and as a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxpart.bounds.combinatorial import combinatorial_bound
+from jaxpart.cost.evaluate import Costs, verify
+from jaxpart.cost.greedy import baseline
+from jaxpart.cost.verdicts import broken_rules
+from jaxpart.errors import InputError
+from jaxpart.files import write_whole
+from jaxpart.problem.graph import Graph
+from jaxpart.problem.mcm import MCM
+from jaxpart.problem.problem import IntArray, Problem
+from jaxpart.results import report
+from jaxpart.results.file import read_result
+from jaxpart.results.picture import draw
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchInfo:
+    """How a result was found."""
+
+    method: str
+    samples: int
+    wall_s: float
+    seed: int
+    interrupted: bool = False
+    # (samples, seconds, best bottleneck in seconds) at each improvement, in order.
+    history: tuple[tuple[int, float, float], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Result:
+    """A valid partition, scored exactly (float64) on its problem."""
+
+    problem: Problem
+    assignment: IntArray  # [N] chip of each node
+    costs: Costs  # of this one candidate: [C], [L] and scalars
+    baseline_s: float | None  # the greedy heuristic's bottleneck; None where it finds nothing valid
+    lower_bound_s: float  # no valid partition is faster
+    bound_method: str
+    search: SearchInfo
+    notes: tuple[str, ...] = ()  # what the user should know (rescaling, an early stop)
+
+    @property
+    def bottleneck_s(self) -> float:
+        """T: seconds between two inferences."""
+        return float(self.costs.bottleneck_s)
+
+    @property
+    def throughput_per_s(self) -> float | None:
+        """1 / T; None where T is 0."""
+        return 1 / self.bottleneck_s if self.bottleneck_s > 0 else None
+
+    @property
+    def improvement(self) -> float | None:
+        """T of the baseline / T; None where there is no baseline, or T is 0."""
+        if self.baseline_s is None or self.bottleneck_s == 0:
+            return None
+        return self.baseline_s / self.bottleneck_s
+
+    @property
+    def gap(self) -> float | None:
+        """T / lower bound - 1; None where T or the bound is 0."""
+        if self.bottleneck_s == 0 or self.lower_bound_s == 0:
+            return None
+        return self.bottleneck_s / self.lower_bound_s - 1
+
+    @property
+    def chips_used(self) -> int:
+        """Number of chips with a node."""
+        return len(np.unique(self.assignment))
+
+    def summary(self) -> str:
+        """A page for a person: the figures, a table of the chips, and what binds."""
+        return report.summary(self)
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Writes a picture of the load, memory and links of every chip.
+
+        The ending of `path` decides the kind: .png, .svg or .pdf.
+
+        Raises:
+          InputError: another ending, or the folder cannot be written.
+        """
+        write_whole(path, draw(self, path))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the result file, whole or not at all.
+
+        Raises:
+          InputError: the folder does not exist or cannot be written.
+        """
+        text = json.dumps(self._file(), indent=1, allow_nan=False, ensure_ascii=False)
+        write_whole(path, text.encode() + b"\n")
+
+    def _file(self) -> dict[str, Any]:
+        costs, graph, mcm = self.costs, self.problem.graph, self.problem.mcm
+        per_chip = {
+            "compute_s": costs.compute_s,
+            "in_s": costs.in_s,
+            "out_s": costs.out_s,
+            "memory_bytes": costs.memory_bytes,
+        }
+        busy = zip(mcm.links, costs.link_s.tolist(), strict=True)
+        return {
+            "format": "jaxpart-result",
+            "version": 1,
+            "graph": graph.name,
+            # Of the graph as it was scored, in the module's element size.
+            "graph_sha256": graph.sha256,
+            "mcm": mcm.description(),
+            "assignment": {
+                node.name: chip
+                for node, chip in zip(graph.nodes, self.assignment.tolist(), strict=True)
+            },
+            "valid": bool(costs.valid),
+            "bottleneck_s": self.bottleneck_s,
+            "throughput_per_s": self.throughput_per_s,
+            "baseline_s": self.baseline_s,
+            "improvement": self.improvement,
+            "lower_bound_s": self.lower_bound_s,
+            "bound_method": self.bound_method,
+            "gap": self.gap,
+            "stages": [
+                {"chip": c, **{key: float(figure[c]) for key, figure in per_chip.items()}}
+                for c in range(mcm.num_chips)
+            ],
+            "links": [{"from": a, "to": b, "busy_s": seconds} for (a, b), seconds in busy],
+            "search": {
+                "method": self.search.method,
+                "samples": self.search.samples,
+                "wall_s": self.search.wall_s,
+                "seed": self.search.seed,
+            },
+        }
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], graph: Graph, mcm: MCM | None = None) -> Result:
+        """Reads a result file and scores its assignment anew: stored figures are not trusted.
+
+        The one thing taken from the file is the lower bound, where graph and module are the ones it
+        was proven for, and a note says so. Loaded against others, the partition is scored on these,
+        with a note.
+
+        Args:
+          graph: must have the node names of the file.
+          mcm: the module to score on; the file's where None.
+
+        Raises:
+          FileFormatError: the file breaks the schema.
+          InputError: the names differ from the graph's, or the partition is not valid here.
+        """
+        stored = read_result(path)
+        problem = Problem.build(graph, mcm or stored.mcm)
+        assignment = stored.on(graph, problem.mcm)
+        costs = score(problem, assignment)
+        if not costs.valid:
+            reason = broken_rules(problem, assignment, costs)[0]
+            raise InputError(
+                f"{path}: not valid for {graph.name} on {problem.mcm.name} ({reason.rule}: "
+                f"{reason.detail}), expected a valid partition"
+            )
+        bottleneck_s = float(costs.bottleneck_s)
+        notes = stored.notes(problem, bottleneck_s)
+        bound_s, bound_method = combinatorial_bound(problem)
+        file = stored.file
+        if stored.is_for(problem) and bound_s < file.lower_bound_s <= bottleneck_s:
+            bound_s, bound_method = file.lower_bound_s, file.bound_method
+            notes = (*notes, f"the lower bound ({bound_method}) is the file's, not proven again")
+        search = file.search
+        return cls(
+            problem,
+            assignment,
+            costs,
+            baseline_of(problem),
+            min(bound_s, bottleneck_s),
+            bound_method,
+            SearchInfo(search.method, search.samples, search.wall_s, search.seed),
+            notes,
+        )
+
+
+def score(problem: Problem, assignment: IntArray) -> Costs:
+    """Exact costs and verdicts of one assignment [N]: [C], [L] and scalars, float64."""
+    return jax.tree.map(lambda figure: figure[..., 0], verify(problem, assignment[:, None]))
+
+
+def baseline_of(problem: Problem) -> float | None:
+    """The greedy heuristic's bottleneck in seconds; None where it finds nothing valid."""
+    greedy = baseline(problem)
+    return None if greedy is None else float(score(problem, greedy).bottleneck_s)

@@ -1,0 +1,1 @@
+"""How a search runs: its state and budget, worker processes, islands, interrupts."""

@@ -1,0 +1,308 @@
+"""Islands: searches in several processes or on several hosts that exchange their best.
+
+Each searches by itself, with a seed of its own and whatever method it was given, and tells the
+others of every better partition and lower bound (Cohoon et al., "Punctuated equilibria: a parallel
+genetic algorithm", ICGA 1987). Nobody waits for anybody: an island that ends, dies or never comes
+is missed, no more. What arrives is checked and, as everything else, verified in float64 before it
+counts; a lower bound cannot be, and is taken on trust from whoever works on the same problem.
+
+The islands meet by JAX's multi-process runtime, in a process beside each (`postman`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import pickle
+import queue
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import zlib
+from collections.abc import Generator
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from jaxpart.bounds.combinatorial import Bound
+from jaxpart.errors import InputError
+from jaxpart.problem.problem import IntArray, Problem
+from jaxpart.runtime.island_client import News, Score
+from jaxpart.runtime.state import Method, Search
+
+_COMMAND = (
+    "import sys; sys.path[:] = {path!r}; from jaxpart.runtime.island_client import main; main()"
+)
+# The last word must be out before the end; how long to wait for others that have not come.
+_FAREWELL_S = 3.0
+_MEETING_S = 60.0
+_POLL_S = 0.05
+# Of the figures that are exchanged: another word where the cost model changes.
+_MEANING = "1"
+# A bound that is above a verified partition is wrong, beyond rounding.
+_ROUNDING = 1e-9
+
+
+@dataclasses.dataclass(frozen=True)
+class Islands:
+    """Where islands meet, how many there are, and which of them this is.
+
+    Attributes:
+      coordinator: "HOST:PORT" on the machine of island 0, reachable by all; any free port. The
+        service has no passwords: it belongs on a network that can be trusted.
+      processes: how many islands, 2 or more.
+      process: 0 to `processes` - 1, each once.
+    """
+
+    coordinator: str
+    processes: int
+    process: int
+
+    def __post_init__(self) -> None:
+        """Raises InputError where a field is not as described."""
+        port = self.coordinator.rpartition(":")[2]
+        if not re.fullmatch(r"[^\s:/]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}", self.coordinator):
+            raise InputError(f"coordinator is {self.coordinator!r}, expected HOST:PORT")
+        if not 0 < int(port) < 2**16:
+            raise InputError(f"coordinator has port {port}, expected 1 to 65535")
+        if self.processes < 2:
+            raise InputError(f"processes is {self.processes}, expected 2 or more")
+        if not 0 <= self.process < self.processes:
+            raise InputError(f"process is {self.process}, expected 0 to {self.processes - 1}")
+
+    def seed(self, seed: int) -> int:
+        """This island's seed: its own, and the first island's is the given one."""
+        if self.process == 0:
+            return seed
+        words = np.random.SeedSequence((seed, self.process)).generate_state(1)
+        return int(words[0]) & 0x7FFFFFFF
+
+    def exchanging(self, method: Method) -> Method:
+        """The method with an exchange between its steps. When it has nothing left to do, it waits
+        for what others find while they are at work."""
+
+        def steps(search: Search) -> Generator[None]:
+            with (
+                contextlib.closing(Exchange(search, self)) as exchange,
+                contextlib.closing(method(search)) as own,
+            ):
+                for _ in own:
+                    exchange.step()
+                    yield
+                search.start_clock()
+                search.enter("waiting for other islands")
+                while exchange.is_waiting:
+                    time.sleep(_POLL_S)
+                    exchange.step()
+                    yield
+
+        return steps
+
+
+class Elite(msgspec.Struct, frozen=True, array_like=True):
+    """A partition on its way: of which problem, and the chips as compressed 32-bit integers."""
+
+    digest: str
+    chips: bytes
+
+
+def digest_of(problem: Problem) -> str:
+    """Names the problem and the cost model: equal only where figures mean the same."""
+    parts = (problem.graph.sha256, problem.mcm.sha256, _MEANING)
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def packed(problem: Problem, assignment: IntArray) -> bytes:
+    """[N] chips as bytes for other islands."""
+    chips = zlib.compress(assignment.astype("<i4").tobytes())
+    return msgspec.msgpack.encode(Elite(digest_of(problem), chips))
+
+
+def unpacked(problem: Problem, content: bytes) -> IntArray:
+    """[N] chips from another island: of this problem's shape and range, yet to be verified.
+
+    Raises:
+      InputError: it is something else; says what.
+    """
+    try:
+        elite = msgspec.msgpack.decode(content, type=Elite)
+    except msgspec.DecodeError as error:
+        raise InputError(f"no partition: {error}") from error
+    if elite.digest != digest_of(problem):
+        raise InputError("a partition of another problem, or from another version")
+    # No more is unpacked than a partition has, whatever was sent.
+    size, unzip = 4 * problem.num_nodes, zlib.decompressobj()
+    try:
+        chips = unzip.decompress(elite.chips, size + 1)
+    except zlib.error as error:
+        raise InputError(f"no partition: {error}") from error
+    if len(chips) != size:
+        raise InputError(f"expected the chips of {problem.num_nodes} nodes")
+    assignment = np.frombuffer(chips, "<i4").astype(np.int64)
+    if assignment.min() < 0 or assignment.max() >= problem.num_chips:
+        raise InputError(f"expected chips 0 to {problem.num_chips - 1}")
+    return assignment
+
+
+class Exchange:
+    """One island's side, on the search's thread: `step` now and then, `close` at the end."""
+
+    def __init__(self, search: Search, islands: Islands) -> None:
+        """Starts the process beside this one, and does not wait for it."""
+        self._search, self._islands = search, islands
+        self._digest = digest_of(search.problem)
+        self._serial, self._told = 0, (np.inf, 0.0)
+        self._began_s = time.monotonic()
+        self._others: int | None = None  # at work; None: not known yet
+        self._has_left, self._is_closing = threading.Event(), threading.Event()
+        self._sources: set[int] = set()
+        self._events: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[News | None] = queue.SimpleQueue()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
+        place = (islands.coordinator, str(islands.processes), str(islands.process))
+        # Recoverable: the service goes on when a client is gone. No notice of preemption: it would
+        # take SIGTERM. No device is started, and none may be: the search has them.
+        quiet = {
+            "JAX_ENABLE_RECOVERABILITY": "true",
+            "JAX_ENABLE_PREEMPTION_SERVICE": "false",
+            "JAX_PLATFORMS": "cpu",
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _COMMAND.format(path=sys.path), *place],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env={**os.environ, **quiet},
+            start_new_session=True,  # Ctrl-C ends the search, which says good-bye
+        )
+        # Pipes may be full or empty: threads wait for them, the search never does.
+        self._threads = [
+            threading.Thread(target=target, daemon=True) for target in (self._read, self._write)
+        ]
+        for thread in self._threads:
+            thread.start()
+        self._tell()
+
+    def step(self) -> None:
+        """Tells the others what is new here, and takes what they have found."""
+        self._take_all()
+        best = (self._search.best_s, self._search.bound.seconds)
+        if best[0] < self._told[0] or best[1] > self._told[1]:
+            self._tell()
+
+    def close(self) -> None:
+        """Says good-bye with the best, and ends the process unless others need the service."""
+        if self._process.poll() is None and self._others is not None:
+            self._tell(has_left=True)
+            self._has_left.wait(_FAREWELL_S)
+        self._take_all()  # what was on its way may be the best
+        if self._others is None:
+            self._note("islands: not all came, nothing was exchanged")
+        self._is_closing.set()
+        self._outbox.put(None)
+        if self._islands.process or self._others is None:
+            self._process.kill()
+            self._process.wait()
+        for thread in self._threads:
+            thread.join(_FAREWELL_S)
+        self._log.close()
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether others are at work, or may still come."""
+        if self._others is not None:
+            return self._others > 0
+        return self._process.poll() is None and time.monotonic() - self._began_s < _MEETING_S
+
+    def _tell(self, *, has_left: bool = False) -> None:
+        search, elite = self._search, None
+        if search.best is not None and search.best_s < self._told[0]:
+            elite = packed(search.problem, search.best)
+            self._serial += 1
+        bound = search.bound
+        self._told = (search.best_s, bound.seconds)
+        score = Score(
+            self._digest, self._serial, 0, has_left, search.best_s, bound.seconds, bound.method
+        )
+        self._outbox.put(News(score, elite))
+
+    def _take_all(self) -> None:
+        while not self._events.empty():
+            self._take(*self._events.get())
+
+    def _take(self, event: str, content: Any) -> None:
+        if event == "others":
+            self._others = content
+        elif event == "stranger":
+            self._note(f"island {content} works on another problem, or has another version")
+        elif event == "bound":
+            self._take_bound(*content)
+        elif event == "elite":
+            self._take_elite(*content)
+        elif event == "ended":
+            self._others = 0
+            self._note(f"islands: no exchange any more: {content}")
+
+    def _take_bound(self, island: int, seconds: float, method: str) -> None:
+        search = self._search
+        if 0 <= seconds <= search.best_s * (1 + _ROUNDING):
+            search.raise_bound(Bound(seconds, f"island {island}: {method}"))
+        else:
+            self._note(f"island {island} sent a bound that a partition contradicts: not used")
+
+    def _take_elite(self, island: int, content: bytes) -> None:
+        try:
+            assignment = unpacked(self._search.problem, content)
+        except InputError as error:
+            self._note(f"island {island} sent {error}")
+            return
+        if self._search.offer(assignment[:, None]):
+            self._search.arrived = assignment
+            if island not in self._sources:
+                self._sources.add(island)
+                self._note(f"took a better partition from island {island}")
+
+    def _note(self, note: str) -> None:
+        if note not in self._search.notes:
+            self._search.notes.append(note)
+
+    def _read(self) -> None:
+        source = self._process.stdout
+        while source is not None:
+            try:
+                event, content = pickle.load(source)
+            except (EOFError, pickle.UnpicklingError):
+                if not self._is_closing.is_set() and not self._has_left.is_set():
+                    self._events.put(("ended", self._last_words()))
+                self._has_left.set()
+                return
+            if event == "left":
+                self._has_left.set()
+            self._events.put((event, content))
+
+    def _write(self) -> None:
+        target = self._process.stdin
+        while target is not None:
+            news = self._outbox.get()
+            try:
+                if news is None:
+                    target.close()
+                    return
+                pickle.dump(news, target, pickle.HIGHEST_PROTOCOL)
+                target.flush()
+            except BrokenPipeError:
+                return  # whoever reads finds the end
+
+    def _last_words(self) -> str:
+        """Why the process ended, as far as its last line tells."""
+        code = self._process.wait()
+        self._log.seek(0)
+        lines = self._log.read().decode(errors="replace").split("\n")
+        said = [line.strip() for line in lines if re.search(r"Error|UNAVAILABLE", line)]
+        return said[-1][:200] if said else f"its process ended with exit code {code}"

@@ -1,0 +1,151 @@
+"""Better partitions from a good one, and the best of all with its proof, by SCIP."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+
+from jaxpart.problem.problem import IntArray, Problem
+from jaxpart.solvers.minimum_cut import block_chips
+from jaxpart.solvers.model import Model
+from jaxpart.solvers.repair import Outcome
+from jaxpart.solvers.scip import Limits, Status, solve
+
+# An improvement smaller than this, relative, is rounding.
+_LEAST_GAIN = 1e-6
+# Stages this near to the slowest one are bottlenecks too: T falls only when all of them do.
+_TIE = 1e-4
+_MOST_BITS = 30_000
+
+
+def polish(
+    problem: Problem,
+    f: IntArray,
+    *,
+    time_limit_s: float,
+    seed: int = 0,
+    focus: int | None = None,
+) -> Outcome:
+    """Improves a valid partition around its bottleneck: large-neighbourhood search.
+
+    Frees the blocks on chips within a radius of the slowest stages, solves for the smallest T with
+    all else fixed, and keeps what improves; the radius doubles while nothing does.
+
+    Args:
+      problem: of N nodes.
+      f: [N] a valid partition.
+      time_limit_s: after which the best so far is the answer.
+      seed: of SCIP.
+      focus: a chip whose surroundings to free beside those of the slowest stages.
+
+    Returns:
+      FEASIBLE with the best partition (`f` itself where nothing improved) and its T in seconds;
+      OPTIMAL only where the last window was everything.
+    """
+    began = time.monotonic()
+    deadline = began + time_limit_s
+    best = block_chips(problem, f)
+    span = problem.mcm.constraints.triangle and _keeps_span(problem, best)
+    best_s, slowest = _bottleneck(problem, best)
+    bound = -math.inf
+    radius, status = 1, Status.FEASIBLE
+    while best_s > 0 and deadline > time.monotonic():
+        near = [c for c in slowest if focus is None or c != focus] + (
+            [] if focus is None else [focus]
+        )
+        distance = np.abs(best[:, None] - np.array(near)[None]).min(axis=1)
+        reach = np.where(distance <= radius, 2 * radius, 0)
+        low = np.maximum(best - reach, 0)
+        high = np.minimum(best + reach, problem.num_chips - 1)
+        is_all = bool((high - low == problem.num_chips - 1).all())
+        if (high - low).sum() > _MOST_BITS:
+            break
+        model = Model(problem, low, high, span=span, unit_s=best_s)
+        model.seek_bottleneck()
+        limits = Limits(deadline - time.monotonic(), gap=_TIE, seed=seed)
+        found = solve(model, limits, cutoff=1 - _LEAST_GAIN)
+        if is_all and not span:
+            bound = found.bound * best_s
+        has_improved = False
+        if found.assignment is not None:
+            found_s, found_slowest = _bottleneck(problem, found.assignment)
+            has_improved = found_s < best_s
+            if has_improved:
+                best, best_s, slowest = found.assignment, found_s, found_slowest
+        if is_all and found.status in (Status.OPTIMAL, Status.INFEASIBLE):
+            status = Status.FEASIBLE if span else Status.OPTIMAL
+            break
+        if is_all and not has_improved:
+            break
+        radius = 1 if has_improved else 2 * radius
+    return Outcome(status, best[problem.block], best_s, bound, time.monotonic() - began)
+
+
+def solve_exact(
+    problem: Problem,
+    *,
+    incumbent: IntArray | None = None,
+    time_limit_s: float,
+    seed: int = 0,
+) -> Outcome:
+    """The partition with the smallest bottleneck, and a lower bound on every one's.
+
+    Args:
+      problem: of N nodes.
+      incumbent: [N] a valid partition to start from.
+      time_limit_s: after which the best so far, if any, comes with the bound so far.
+      seed: of SCIP.
+
+    Returns:
+      OPTIMAL, FEASIBLE, TIME_LIMIT or INFEASIBLE (proven). `objective` is T and `bound` a lower
+      bound on every valid partition's T, in seconds. SCIP keeps rows and prunes within tolerances
+      of 1e-6 where T is about 1; the bound gives 1e-5 of that away, so OPTIMAL leaves a gap of
+      about 1e-5.
+    """
+    began = time.monotonic()
+    if (problem.block_pin == -2).any():
+        return Outcome(Status.INFEASIBLE, seconds=time.monotonic() - began)
+    starts = []
+    unit_s = _unit_s(problem)
+    if incumbent is not None:
+        starts.append(block_chips(problem, incumbent))
+        incumbent_s, _ = _bottleneck(problem, starts[0])
+        unit_s = incumbent_s or unit_s
+    low = np.zeros(problem.num_blocks, np.int64)
+    model = Model(problem, low, low + problem.num_chips - 1, unit_s=unit_s)
+    if not model.is_infeasible:
+        model.seek_bottleneck()
+    left = time_limit_s - (time.monotonic() - began)
+    found = solve(model, Limits(left, seed=seed), starts)
+    best, best_s = found.assignment, None if found.objective is None else found.objective * unit_s
+    if best is None and starts and found.status is Status.TIME_LIMIT:
+        best, best_s = starts[0], incumbent_s
+        found_status = Status.FEASIBLE
+    else:
+        found_status = found.status
+    bound = max(0.0, found.bound * unit_s)
+    chips = None if best is None else best[problem.block]
+    return Outcome(found_status, chips, best_s, bound, time.monotonic() - began)
+
+
+def _bottleneck(problem: Problem, f: IntArray) -> tuple[float, list[int]]:
+    """T of the partition f [blocks] in seconds, and the chips of the slowest stages."""
+    model = Model(problem, f, f, unit_s=1.0)
+    stages = [(sum(a for _, a in terms), chips) for chips, terms in model.stages]
+    bottleneck_s = max(load for load, _ in stages)
+    near = {c for load, chips in stages if load >= bottleneck_s * (1 - _TIE) for c in chips}
+    return float(bottleneck_s), sorted(near)
+
+
+def _unit_s(problem: Problem) -> float:
+    """About T, where no partition is known."""
+    traffic_s = problem.tensor_bytes.max(initial=0.0) / problem.mcm.link_bandwidth
+    return problem.mean_load_s or float(traffic_s) or 1.0
+
+
+def _keeps_span(problem: Problem, f: IntArray) -> bool:
+    pairs = f[problem.block_pairs]
+    step = pairs[:, 1] - pairs[:, 0]
+    return bool(((step >= 0) & (step <= 1)).all())

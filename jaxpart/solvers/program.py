@@ -1,0 +1,178 @@
+"""An integer program over the chips of blocks: columns, rows, and a small algebra to state them in.
+
+A block's chip is written in prefix form, z[b, c] = [f(b) >= c]. All other columns are continuous
+and bounded from below alone, by rows that are exact where the bits are integers; so a partition is
+completed to a point of the program by taking each column's least value (`Program.point`), without a
+solver, and every row leaves every partition in that it should.
+
+The program is data, so that any solver can take it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from jaxpart.problem.problem import FloatArray, IntArray
+
+Terms = list[tuple[int, float]]  # (column, coefficient)
+
+ONE = 0  # the column that is 1
+ZERO = -1  # no column: 0
+
+
+class Program:
+    """Columns, and rows (each: sum of terms <= upper), over blocks with low <= f <= high.
+
+    Attributes:
+      low, high: [blocks] the chips between which each block is free.
+      lower, upper, integer: of each column. Column 0 is the constant one; the bits follow.
+      rows, row_upper: terms and right-hand side of each row.
+      objective: column -> coefficient, to be minimised.
+      objective_constant: to be added to it.
+      is_infeasible: a row without columns is broken, or some low > high.
+    """
+
+    def __init__(self, low: IntArray, high: IntArray) -> None:
+        """A program with bits that are monotone in c, and nothing else."""
+        self.low, self.high = low, high
+        self.lower, self.upper, self.integer = [1.0], [1.0], [False]
+        self.rows: list[Terms] = []
+        self.row_upper: list[float] = []
+        self.objective: dict[int, float] = {}
+        self.objective_constant = 0.0
+        self.is_infeasible = bool((low > high).any())
+        self._definitions: dict[int, list[Terms]] = {}  # column -> what it is at least
+        self._low, self._high = low.tolist(), high.tolist()
+        levels = np.maximum(high - low, 0)
+        start = np.cumsum(levels) - levels
+        self._bit_block = np.repeat(np.arange(len(levels)), levels)
+        self._bit_level = np.arange(levels.sum()) + np.repeat(low + 1 - start, levels)
+        self._first = (start - low).tolist()  # the column of [f(b) >= c] is first + c
+        count = len(self._bit_block)
+        self.lower += [0.0] * count
+        self.upper += [1.0] * count
+        self.integer += [True] * count
+        for b, c in zip(self._bit_block.tolist(), self._bit_level.tolist(), strict=True):
+            self.add_row([(self.z(b, c), 1.0), (self.z(b, c - 1), -1.0)], 0.0)
+
+    # What a solver's answer means.
+
+    def assignment(self, values: Sequence[float] | FloatArray) -> IntArray:
+        """[blocks] the chips of a point; its bits are rounded."""
+        f = self.low.copy()
+        bits = np.round(np.asarray(values)[1 : 1 + len(self._bit_block)]).astype(np.int64)
+        np.add.at(f, self._bit_block, bits)
+        return f
+
+    def contains(self, f: IntArray) -> bool:
+        """Whether the partition f [blocks] lies between the bounds."""
+        return bool(((f >= self.low) & (f <= self.high)).all())
+
+    def point(self, f: IntArray) -> FloatArray:
+        """[columns] the point of the partition f [blocks], which lies between the bounds.
+
+        Each column beside the bits takes the least value that the rows allow.
+        """
+        bits = len(self._bit_block)
+        values = [1.0, *(f[self._bit_block] >= self._bit_level).astype(np.float64).tolist()]
+        for column in range(1 + bits, len(self.lower)):
+            least = self.lower[column]
+            for terms in self._definitions[column]:
+                least = max(least, sum(a * values[j] for j, a in terms))
+            values.append(least)
+        return np.array(values)
+
+    def seek_nearest(self, block: IntArray, y: IntArray, weights: FloatArray) -> None:
+        """Makes the objective the sum over nodes of weight * |f - y|.
+
+        Args:
+          block: [N] the block of each node.
+          y: [N] chips, 0 or more.
+          weights: [N].
+        """
+        self.objective_constant = float((weights * np.abs(self.low[block] - y)).sum())
+        total = np.bincount(block, weights, len(self.low))
+        order = np.lexsort((y, block))
+        before = np.concatenate([[0.0], np.cumsum(weights[order])])
+        width = int(max(self.high.max(), y.max())) + 1
+        key = block[order] * width + y[order]
+        start = np.searchsorted(key, self._bit_block * width)
+        middle = np.searchsorted(key, self._bit_block * width + self._bit_level)
+        below = before[middle] - before[start]  # weight of the nodes that want less than the bit
+        self.objective = dict(enumerate((2 * below - total[self._bit_block]).tolist(), 1))
+
+    # The algebra of terms.
+
+    def z(self, b: int, c: int) -> int:
+        """The column of [f(b) >= c]."""
+        if c <= self._low[b]:
+            return ONE
+        if c > self._high[b]:
+            return ZERO
+        return self._first[b] + c
+
+    def on(self, b: int, c: int, scale: float = 1.0) -> Terms:
+        """[f(b) = c], times `scale`."""
+        if not self.may_be_on(b, c):
+            return []
+        here, beyond = self.z(b, c), self.z(b, c + 1)
+        return [(here, scale)] if beyond == ZERO else [(here, scale), (beyond, -scale)]
+
+    def may_be_on(self, b: int, c: int) -> bool:
+        """Whether the bounds let block b be on chip c."""
+        return self._low[b] <= c <= self._high[b]
+
+    def may_be_off(self, b: int, c: int) -> bool:
+        """Whether the bounds let block b be on another chip than c."""
+        return not self._low[b] == self._high[b] == c
+
+    def add_column(self, lower: float, upper: float) -> int:
+        """A new continuous column."""
+        self.lower.append(lower)
+        self.upper.append(upper)
+        self.integer.append(False)
+        column = len(self.lower) - 1
+        self._definitions[column] = []
+        return column
+
+    def add_row(self, terms: Iterable[tuple[int, float]], upper: float) -> None:
+        """States that the terms sum to at most `upper`."""
+        total: dict[int, float] = defaultdict(float)
+        for column, coefficient in terms:
+            if column != ZERO:
+                total[column] += coefficient
+        upper -= total.pop(ONE, 0.0)
+        row = [(j, a) for j, a in total.items() if a != 0]
+        if row:
+            self.rows.append(row)
+            self.row_upper.append(upper)
+        elif upper < -1e-12:
+            self.is_infeasible = True
+
+    def at_least(self, column: int, terms: Terms) -> None:
+        """States that a column (not a bit) is at least the terms, which use earlier columns."""
+        kept = [(j, a) for j, a in terms if j != ZERO]
+        self._definitions[column].append(kept)
+        self.add_row([*kept, (column, -1.0)], 0.0)
+
+    def maximum(self, choices: Iterable[Terms]) -> Terms:
+        """At least 0 and each of the choices, none of which is ever more than 1."""
+        kept: list[Terms] = []
+        for choice in choices:
+            terms = [(j, a) for j, a in choice if j != ZERO]
+            ends = [(a * self.lower[j], a * self.upper[j]) for j, a in terms]
+            if sum(min(pair) for pair in ends) >= 1:
+                return [(ONE, 1.0)]
+            if sum(max(pair) for pair in ends) > 0 and terms not in kept:
+                kept.append(terms)
+        if not kept:
+            return []
+        if len(kept) == 1 and all(a > 0 for _, a in kept[0]):
+            return kept[0]
+        column = self.add_column(0.0, 1.0)
+        for terms in kept:
+            self.at_least(column, terms)
+        return [(column, 1.0)]

@@ -1,0 +1,23 @@
+"""How a flax module becomes a graph of the data set."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxpart.ingest.jaxpr.importer import from_jax
+from jaxpart.problem.graph import Graph
+
+
+def floats(*shape: int) -> jax.ShapeDtypeStruct:
+    """A float input."""
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def trace(name: str, module: nn.Module, *inputs: Any) -> Graph:
+    """The graph of one call, float tensors counted as int8; no weight is materialised."""
+    variables = jax.eval_shape(module.init, jax.random.key(0), *inputs)
+    return from_jax(module.apply, variables, *inputs, params=0, name=name, element_bytes=1)

@@ -1,0 +1,152 @@
+"""Lower bounds beside each other, as shares of the best partition known.
+
+  python scripts/studies/bounds.py bert-large --mcm mcm36 mcm64
+  python scripts/studies/bounds.py --split test valid --mcm mcm4 mcm8 mcm36 --json out.json
+  python scripts/studies/bounds.py --split test valid --mcm mcm36 --results out-of-compare.json
+
+Each bound has its own time and starts from the combinatorial one. The bottleneck that they are
+compared with, and that they stop at, is that of a short search, or where it is better the one in
+the rows that `compare.py --json` kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxpart import datasets
+from jaxpart.errors import InfeasibleError, InputError, NothingFoundError
+from jaxpart.files import write_whole
+
+if TYPE_CHECKING:
+    from jaxpart.problem.problem import Problem
+
+_METHODS = ("combinatorial", "reduction", "ideals", "superblocks", "best_bound")
+_LAYOUT = "{:<22} {:<8} {:>10}" + " {:>16}" * len(_METHODS) + "  {}"
+
+
+def main() -> int:
+    """Runs every pair in turn; exit code 2 on bad input."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("graphs", nargs="*", metavar="GRAPH")
+    add("--split", nargs="+", choices=datasets.SPLITS, default=[], help="all graphs of these sides")
+    add("--mcm", nargs="+", default=["mcm36"], metavar="NAME_OR_TOML")
+    add("--time-limit", type=float, default=20.0, metavar="SECONDS", help="for each bound")
+    add("--search", type=float, default=4.0, metavar="SECONDS", help="for the partition")
+    add("--results", type=Path, metavar="FILE", help="rows of compare.py")
+    add("--json", type=Path, metavar="FILE", help="write the rows here")
+    arguments = parser.parse_args()
+    names = [*arguments.graphs, *(n for side in arguments.split for n in datasets.split(side))]
+    if not names:
+        parser.error("expected a GRAPH or --split")
+    known = {} if arguments.results is None else _known(arguments.results)
+    rows: list[dict[str, Any]] = []
+    print(_LAYOUT.format("graph", "mcm", "T us", *(f"{m} s" for m in _METHODS), "best"), flush=True)
+    try:
+        for mcm in arguments.mcm:
+            for name in names:
+                best_s = known.get((name, mcm))
+                row = _row(name, mcm, best_s, arguments.search, arguments.time_limit)
+                if row is not None:
+                    rows.append(row)
+                    print(_line(row), flush=True)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if rows:
+        _summary(rows)
+    if arguments.json is not None:
+        write_whole(arguments.json, json.dumps(rows, indent=1).encode() + b"\n")
+    return 0
+
+
+def _known(path: Path) -> dict[tuple[str, str], float]:
+    rows = json.loads(path.read_text())["rows"]
+    return {
+        (row["graph"], row["mcm"]): row["bottleneck_s"] for row in rows if row.get("bottleneck_s")
+    }
+
+
+def _row(
+    name: str, mcm_name: str, best_s: float | None, search_s: float, limit_s: float
+) -> dict[str, Any] | None:
+    from jaxpart.engine import partition
+    from jaxpart.problem.mcm import load_mcm
+    from jaxpart.problem.problem import Problem
+
+    graph, own = datasets.resolve(name)
+    mcm = load_mcm(mcm_name) if own is None else own
+    try:
+        found_s = partition(graph, mcm, method="clusters", time_limit_s=search_s).bottleneck_s
+    except (InfeasibleError, NothingFoundError) as error:
+        if best_s is None:
+            print(f"{name} on {mcm.name}: {error}", flush=True)
+            return None
+        found_s = best_s
+    best_s = found_s if best_s is None else min(found_s, best_s)
+    bounds = _bounds(Problem.build(graph, mcm), best_s, limit_s)
+    return {"graph": name, "mcm": mcm.name, "bottleneck_s": best_s, "bounds": bounds}
+
+
+def _bounds(problem: Problem, best_s: float, limit_s: float) -> dict[str, dict[str, Any]]:
+    """Of each method: the bound in seconds, its name, and how long it took."""
+    from jaxpart.bounds.best import best_bound, ideals_bound
+    from jaxpart.bounds.combinatorial import Bound, combinatorial_bound
+    from jaxpart.bounds.reduction import destructive_bound
+    from jaxpart.bounds.superblocks import superblock_bound
+
+    first = combinatorial_bound(problem)
+
+    def alone(method: str, bound: Callable[..., float]) -> Bound:
+        until = time.monotonic() + limit_s
+        seconds = bound(problem, first.seconds, best_s, give_up=lambda: time.monotonic() > until)
+        return Bound(seconds, method) if seconds > first.seconds else first
+
+    runs: dict[str, Callable[[], Bound]] = {
+        "combinatorial": lambda: combinatorial_bound(problem),
+        "reduction": lambda: alone("reduction", destructive_bound),
+        "ideals": lambda: alone("ideals", ideals_bound),
+        "superblocks": lambda: alone("superblocks", superblock_bound),
+        "best_bound": lambda: best_bound(problem, limit_s, best_s),
+    }
+    found: dict[str, dict[str, Any]] = {}
+    for method in _METHODS:
+        began = time.monotonic()
+        bound = runs[method]()
+        took_s = time.monotonic() - began
+        seconds = min(bound.seconds, best_s)
+        found[method] = {"seconds": seconds, "method": bound.method, "took_s": took_s}
+    return found
+
+
+def _line(row: dict[str, Any]) -> str:
+    shares = [
+        f"{found['seconds'] / row['bottleneck_s']:.4f} {found['took_s']:6.1f} s"
+        for found in (row["bounds"][method] for method in _METHODS)
+    ]
+    best = row["bounds"]["best_bound"]["method"]
+    return _LAYOUT.format(
+        row["graph"], row["mcm"], f"{row['bottleneck_s'] * 1e6:.2f}", *shares, best
+    )
+
+
+def _summary(rows: list[dict[str, Any]]) -> None:
+    print(f"\n{len(rows)} pairs; bound / T: geometric mean, least; pairs within 1%")
+    for method in _METHODS:
+        shares = [row["bounds"][method]["seconds"] / row["bottleneck_s"] for row in rows]
+        near = sum(share >= 1 / 1.01 for share in shares)
+        mean = statistics.geometric_mean(shares)
+        print(f"  {method:<14} {mean:.4f}  {min(shares):.4f}  {near}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

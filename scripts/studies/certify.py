@@ -1,0 +1,154 @@
+"""How many answers come with a proof: partitions graphs on modules until proven or out of time.
+
+  python scripts/studies/certify.py --split valid test --mcm mcm4 mcm8 mcm36 --seconds 60
+  python scripts/studies/certify.py bert-large --mcm mcm36 --method exact
+
+Outcomes are kept as they come, and a run that was stopped goes on where it was. A pair counts as
+proven at a gap of 0.01% and below; pairs that are proven to have no valid partition count as proven
+too. Max-load inputs bring their own machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pairs import Row, Rows, by_module_and_class, class_of, pairs
+
+from jaxpart import datasets
+from jaxpart.environment import keep_compiled
+from jaxpart.errors import InfeasibleError, InputError, NothingFoundError
+
+if TYPE_CHECKING:
+    from jaxpart.problem.graph import Graph
+    from jaxpart.problem.mcm import MCM
+
+_OUT = Path("data/benchmarks/certify.json")
+_GAP = 1e-4
+_ROW = "{:<20} {:<9} {:<6} {:<10} {:>11} {:>11} {:>9} {:>6}  {}"
+_FIGURES = "{:<9} {:<6} {:>5} {:>11} {:>9} {:>7} {:>8} {:>8} {:>9}"
+
+
+def main() -> int:
+    """Runs every pair in turn; exit code 1 where for some nothing valid was found, 2: bad input."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("graphs", nargs="*", metavar="GRAPH")
+    add("--split", nargs="+", choices=datasets.SPLITS, default=[], help="all graphs of these sides")
+    add("--mcm", nargs="+", default=["mcm4", "mcm8", "mcm36"], metavar="NAME_OR_TOML")
+    add("--method", default="auto", choices=("auto", "exact", "ideals"))
+    add("--seconds", type=float, default=60.0)
+    add("--seed", type=int, default=0)
+    add("--out", type=Path, default=_OUT, metavar="FILE")
+    arguments = parser.parse_args()
+    keep_compiled()
+    try:
+        names = [
+            *arguments.graphs,
+            *(name for side in arguments.split for name in datasets.split(side)),
+        ]
+        if not names:
+            parser.error("expected a GRAPH or --split")
+        return _certify(names, arguments.mcm, arguments)
+    except InputError as error:
+        print(f"certify: {error}", file=sys.stderr)
+        return 2
+
+
+def _certify(names: Sequence[str], modules: Sequence[str], arguments: argparse.Namespace) -> int:
+    settings = {key: getattr(arguments, key) for key in ("method", "seconds", "seed")}
+    rows = Rows(arguments.out, settings)
+    head = ("graph", "mcm", "class", "status", "T us", "bound us", "gap %", "s", "proof")
+    print(_ROW.format(*head))
+    shown = []
+    for graph, mcm in pairs(names, modules):
+        row = rows.get(graph, mcm)
+        if row is None:
+            row = certify(graph, mcm, **settings)
+            rows.add(row)
+        shown.append(row)
+        print(_line(row), flush=True)
+    print("\n".join(_summary(shown)))
+    return int(any(row["status"] == "nothing" for row in shown))
+
+
+def certify(graph: Graph, mcm: MCM, *, method: str, seconds: float, seed: int) -> Row:
+    """One pair: the bottleneck, the bound, and which proof gave it."""
+    from jaxpart.bounds.combinatorial import combinatorial_bound
+    from jaxpart.engine import partition
+    from jaxpart.problem.problem import Problem
+
+    problem = Problem.build(graph, mcm)
+    row: Row = {
+        "graph": graph.name,
+        "mcm": mcm.name,
+        "nodes": len(graph.nodes),
+        "class": class_of(problem),
+    }
+    start_s = time.perf_counter()
+    try:
+        result = partition(graph, mcm, method=method, time_limit_s=seconds, seed=seed, gap=_GAP)
+    except InfeasibleError as error:
+        took_s = time.perf_counter() - start_s
+        return {**row, "status": "infeasible", "proof": str(error), "seconds": took_s}
+    except NothingFoundError as error:
+        took_s = time.perf_counter() - start_s
+        bound_s = combinatorial_bound(problem).seconds  # of whatever the search may have missed
+        row |= {"lower_bound_s": bound_s, "proof": str(error)}
+        return {**row, "status": "nothing", "seconds": took_s}
+    is_proven = result.gap is not None and result.gap <= _GAP
+    return row | {
+        "status": "proven" if is_proven else "open",
+        "bottleneck_s": result.bottleneck_s,
+        "lower_bound_s": result.lower_bound_s,
+        "gap": result.gap,
+        "proof": result.bound_method,
+        "seconds": time.perf_counter() - start_s,
+    }
+
+
+def _line(row: Row) -> str:
+    start = (row["graph"][:20], row["mcm"], row["class"], row["status"])
+    seconds = f"{row['seconds']:.1f}"
+    gap = "-" if row.get("gap") is None else f"{100 * row['gap']:.4f}"
+    times = (
+        f"{1e6 * row[key]:.2f}" if key in row else "-" for key in ("bottleneck_s", "lower_bound_s")
+    )
+    return _ROW.format(*start, *times, gap, seconds, row["proof"])
+
+
+def _summary(rows: Sequence[Row]) -> list[str]:
+    """Shares proven and gaps, by module and class."""
+    head = ("mcm", "class", "pairs", "infeasible", "nothing", "proven", "share %", "gap %")
+    lines = ["", _FIGURES.format(*head, "worst %")]
+    for module, kind, chosen in by_module_and_class(rows):
+        lines.append(_FIGURES.format(module, kind, *_figures(chosen)))
+    return lines
+
+
+def _figures(rows: Sequence[Row]) -> tuple[object, ...]:
+    count = {
+        status: sum(row["status"] == status for row in rows)
+        for status in ("infeasible", "nothing", "proven")
+    }
+    gaps = [1 + row["gap"] for row in rows if row.get("gap") is not None]
+    mean = statistics.geometric_mean(gaps) if gaps else 1.0
+    share = (count["proven"] + count["infeasible"]) / len(rows)
+    return (
+        len(rows),
+        *count.values(),
+        f"{100 * share:.0f}",
+        f"{100 * (mean - 1):.3f}",
+        f"{100 * (max(gaps, default=1.0) - 1):.2f}",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""Annealing moves per second, beside re-evaluating everything for each, in the same run.
+
+  python scripts/studies/moves.py --json data/benchmarks/moves.json
+
+Chains start from the greedy baseline and are tempered first, so that they differ. *Proposals* are
+looks at one block in one chain; *priced* are those that kept the rules, so that their change of
+cost was computed; both are set beside the candidates/s of `evaluate` on the same labels. Runs of
+the two alternate, compilation is timed apart, figures are medians.
+
+Floor of a proposal on a row of chips, for a block of degree d whose inputs have q consumers:
+1 + d labels of one byte to see whether it can move, q more and about 12 figures (48 bytes) of two
+chips to price it, and half of them written back: some 80 bytes and 100 operations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxpart.cost.device import pad_assignments
+from jaxpart.cost.greedy import baseline
+from jaxpart.datasets.shipped import resolve
+from jaxpart.environment import environment
+from jaxpart.errors import InputError
+from jaxpart.files import write_whole
+from jaxpart.methods.annealing.ensemble import ensemble_of, evaluated, temper
+from jaxpart.methods.annealing.moves import Chains, single_sweep
+from jaxpart.methods.annealing.price import energy_of
+from jaxpart.methods.annealing.row import row_sweep
+from jaxpart.methods.annealing.state import Moves, chip_graph_of, moves_of, tables_of
+from jaxpart.problem.mcm import load_mcm
+from jaxpart.problem.problem import Problem
+
+_SHARES = (1, 2, 4, 8)
+_WARM_SWEEPS = 20
+_LAYOUT = "{:>6} {:>6} {:>10} {:>12} {:>11} {:>9} {:>11} {:>9} {:>10}"
+_HEADER = (
+    *("chains", "share", "compile s", "proposals/s", "priced/s", "accepted"),
+    *("evaluate/s", "x priced", "x proposed"),
+)
+
+
+def main() -> int:
+    """Prints one row per number of chains and share."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--graph", default="bert-large")
+    parser.add_argument("--mcm", default="mcm36")
+    parser.add_argument("--chains", type=int, nargs="+", default=[256, 1024, 4096])
+    parser.add_argument("--share", type=int, nargs="+", default=list(_SHARES))
+    parser.add_argument("--calls", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", metavar="FILE")
+    arguments = parser.parse_args()
+
+    graph, machine = resolve(arguments.graph)
+    problem = Problem.build(graph, machine or load_mcm(arguments.mcm))
+    start = baseline(problem)
+    if start is None:
+        raise InputError(f"{arguments.graph}: greedy finds nothing valid to start from")
+    moves = moves_of(problem, chip_graph_of(problem, start, np.random.default_rng(arguments.seed)))
+    rows = []
+    print(_LAYOUT.format(*_HEADER))
+    for batch in arguments.chains:
+        labels, temperature, unit_s = _tempered(problem, moves, start, batch, arguments.seed)
+        shares = arguments.share if moves.is_row else [1]
+        for share in shares:
+            row = _measured(moves, labels, temperature, unit_s, share, arguments)
+            rows.append({"chains": batch, "share": share, **row})
+            figures = (
+                f"{row['compile_s']:.2f}",
+                f"{row['proposals_per_s']:,.0f}",
+                f"{row['priced_per_s']:,.0f}",
+                f"{row['accepted_share']:.2f}",
+                f"{row['evaluations_per_s']:,.0f}",
+                f"{row['priced_per_s'] / row['evaluations_per_s']:.1f}",
+                f"{row['proposals_per_s'] / row['evaluations_per_s']:.1f}",
+            )
+            print(_LAYOUT.format(batch, share, *figures), flush=True)
+    if arguments.json:
+        settings = {key: getattr(arguments, key) for key in ("graph", "mcm", "seed", "calls")}
+        document = {"environment": environment(), "settings": settings, "rows": rows}
+        write_whole(arguments.json, json.dumps(document, indent=1).encode())
+    return 0
+
+
+def _tempered(problem: Problem, moves: Moves, start, batch: int, seed: int):
+    """Labels of chains that have gone their own ways, their temperatures, and the energy's unit."""
+    blocks = np.zeros(problem.num_blocks, np.int64)
+    blocks[problem.block] = start
+    columns = pad_assignments(moves.blocks, np.repeat(blocks[:, None], batch, axis=1))
+    ensemble = ensemble_of(jnp.asarray(columns), jax.random.key(seed))
+    unit_s = jax.jit(evaluated)(moves, ensemble.labels).bottleneck_s[0]
+    orders = jnp.arange(moves.blocks.padded_nodes)[None]
+    key, sweeps = jax.random.key(seed + 1), jnp.int32(_WARM_SWEEPS)
+    ensemble = temper(moves, ensemble, orders, key, unit_s, sweeps, share=2)
+    return ensemble.labels, ensemble.temperature, unit_s
+
+
+def _measured(moves: Moves, labels, temperature, unit_s, share: int, arguments) -> dict[str, float]:
+    """Medians of alternating runs: a sweep over all blocks, and `evaluate` on the same labels."""
+    count, batch = int(moves.blocks.num_nodes), labels.shape[1]
+    order = np.arange(moves.blocks.padded_nodes)
+    order[:count] = np.random.default_rng(arguments.seed).permutation(count)
+    evaluate = jax.jit(evaluated)
+    tables = jax.jit(tables_of)(moves, labels, evaluate(moves, labels))
+    noise = jax.random.bits(jax.random.key(arguments.seed), (batch,), jnp.uint32) | 1
+    none = jnp.zeros(batch, jnp.int32)
+    energy = energy_of(moves, tables, unit_s)
+    chains = Chains(labels, tables, energy, noise, none, none)
+    rest = (moves, chains, jnp.asarray(order), jnp.int32(count), temperature, unit_s)
+    sweep = jax.jit(partial(row_sweep, share=share) if moves.is_row else single_sweep)
+    first_s, _ = _timed(sweep, *rest)
+    runs = [(_timed(sweep, *rest), _timed(evaluate, moves, labels)) for _ in range(arguments.calls)]
+    sweep_s = statistics.median(run[0][0] for run in runs)
+    evaluate_s = statistics.median(run[1][0] for run in runs)
+    swept = runs[0][0][1]
+    priced, accepted = int(swept.priced.sum()), int(swept.accepted.sum())
+    return {
+        "compile_s": first_s - sweep_s,
+        "sweep_s": sweep_s,
+        "evaluate_s": evaluate_s,
+        "proposals_per_s": count * batch / sweep_s,
+        "priced_per_s": priced / sweep_s,
+        "accepted_share": accepted / max(priced, 1),
+        "evaluations_per_s": batch / evaluate_s,
+    }
+
+
+def _timed(function, *rest):
+    start_s = time.perf_counter()
+    result = jax.block_until_ready(function(*rest))
+    return time.perf_counter() - start_s, result
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

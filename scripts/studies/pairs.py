@@ -1,0 +1,103 @@
+"""What scripts share that partition many graphs on many modules: the pairs, and rows of JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxpart import datasets
+from jaxpart.errors import InputError
+from jaxpart.files import write_whole
+
+if TYPE_CHECKING:
+    from jaxpart.problem.graph import Graph
+    from jaxpart.problem.mcm import MCM
+    from jaxpart.problem.problem import Problem
+
+Row = dict[str, Any]
+CLASSES = ("chain", "narrow", "wide")
+# Ideals a node up to which a graph is a chain, and narrow; beyond it is wide.
+_CHAIN, _NARROW = 1.5, 10.0
+_IDEALS_LIMIT = 20_000
+
+
+def pairs(names: Sequence[str], modules: Sequence[str]) -> Iterator[tuple[Graph, MCM]]:
+    """Graphs in turn on each module; those that bring their own machine on that."""
+    from jaxpart.problem.mcm import load_mcm
+
+    loaded = [load_mcm(name) for name in modules]
+    for name in names:
+        graph, machine = datasets.resolve(name)
+        for mcm in [machine] if machine else loaded:
+            yield graph, mcm
+
+
+def class_of(problem: Problem) -> str:
+    """chain, narrow or wide: by how many ideals the graph has for each of its nodes."""
+    from jaxpart.bounds.ideals.pairs import count_ideals
+
+    limit = min(_IDEALS_LIMIT, int(_NARROW * problem.num_blocks) + 1)
+    ideals = count_ideals(problem, limit)
+    if ideals is None or ideals > _NARROW * problem.num_blocks:
+        return "wide"
+    return "chain" if ideals <= _CHAIN * problem.num_blocks else "narrow"
+
+
+class Rows:
+    """Rows of a JSON file, one a pair: a run that was stopped goes on where it was."""
+
+    def __init__(self, path: Path | None, settings: dict[str, Any]) -> None:
+        """Reads what is there.
+
+        Args:
+          path: None: nothing is kept.
+          settings: what made the rows, all of it.
+
+        Raises:
+          InputError: the file was made with other settings.
+        """
+        self._path, self._settings = path, settings
+        self._rows: list[Row] = []
+        if path is not None and path.exists():
+            document = json.loads(path.read_bytes())
+            if document.get("settings") != settings:
+                raise InputError(
+                    f"{path}: made with {document.get('settings')}, expected {settings}"
+                )
+            self._rows = document["rows"]
+        self._done = {(row["graph"], row["mcm"]): row for row in self._rows}
+
+    def get(self, graph: Graph, mcm: MCM) -> Row | None:
+        """The row of a pair, where there is one."""
+        return self._done.get((graph.name, mcm.name))
+
+    def add(self, row: Row) -> None:
+        """Keeps a row."""
+        from jaxpart.environment import environment
+
+        self._rows.append(row)
+        self._done[row["graph"], row["mcm"]] = row
+        if self._path is not None:
+            document = {
+                "environment": environment(),
+                "settings": self._settings,
+                "rows": self._rows,
+            }
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(self._path, json.dumps(document, indent=1).encode() + b"\n")
+
+
+def by_module_and_class(rows: Sequence[Row]) -> Iterator[tuple[str, str, list[Row]]]:
+    """(module, class, rows) for each that has some, "all" last."""
+    modules = list(dict.fromkeys(row["mcm"] for row in rows))
+    for module in (*modules, "all") if len(modules) > 1 else modules:
+        for kind in (*CLASSES, "all"):
+            chosen = [
+                row
+                for row in rows
+                if module in (row["mcm"], "all") and kind in (row["class"], "all")
+            ]
+            if chosen:
+                yield module, kind, chosen

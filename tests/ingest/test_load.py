@@ -1,0 +1,354 @@
+"""Graph files of every format: what is read, and what is refused with one clear line."""
+
+import gzip
+import json
+
+import numpy as np
+import onnx
+import pytest
+
+from jaxpart import datasets
+from jaxpart.datasets import shipped
+from jaxpart.errors import (
+    CostError,
+    CycleError,
+    DuplicateNameError,
+    EmptyGraphError,
+    FileFormatError,
+    InputError,
+    MCMError,
+    UnknownNodeError,
+)
+from jaxpart.ingest.load import load_graph
+from jaxpart.problem.graph import Graph, Node, Tensor, Weight
+from jaxpart.problem.mcm import MCM, Chip, Constraints
+
+SMALL = Graph((Node("a", "dot", 8, 12), Node("b", "relu", 4, 8)), (Tensor(0, 4, (1,)),), name="own")
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Writes a file and gives its path."""
+
+    def write(content, name="input"):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return write
+
+
+def assert_refused(path, error, message, **options):
+    with pytest.raises(error, match=message) as caught:
+        load_graph(path, **options)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+# The four formats
+
+
+def test_the_format_is_recognised_whatever_the_name(file):
+    own = json.dumps(
+        {
+            "format": "jaxpart-graph",
+            "version": 1,
+            "nodes": [{"name": "a", "op": "dot", "flops": 8, "bytes_accessed": 12}],
+            "tensors": [],
+            "weights": [],
+        }
+    )
+    relu = onnx.helper.make_model(
+        onnx.helper.make_graph(
+            [onnx.helper.make_node("Relu", ["x"], ["y"])],
+            "g",
+            [onnx.helper.make_tensor_value_info("x", 1, ["n"])],
+            [onnx.helper.make_tensor_value_info("y", 1, ["n"])],
+        )
+    )
+    cases = {
+        own: "a",
+        "\n  " + own: "a",
+        json.dumps(max_load_input()): "10",
+        profile(): "node1",
+    }
+    for content, first in cases.items():
+        assert load_graph(file(content))[0].nodes[0].name == first
+        assert load_graph(file(gzip.compress(content.encode())))[0].nodes[0].name == first
+    graph, brought = load_graph(file(relu.SerializeToString()), dims={"n": 5})
+    assert [v.op for v in graph.nodes] == ["Relu"]
+    assert graph.tensors[0].bytes == 20
+    assert brought is None
+
+
+def test_a_graph_that_was_saved_comes_back_without_a_machine(tmp_path):
+    for name in ("g.json", "g.json.gz"):
+        SMALL.save(tmp_path / name)
+
+        assert load_graph(tmp_path / name) == (SMALL, None)
+
+
+UNKNOWN_FIELD = {"format": "jaxpart-graph", "version": 1, "nodes": [], "tensors": []}
+UNKNOWN_FIELD |= {"weights": [], "colour": 1}
+# fmt: off
+NO_GRAPHS = [
+    (b"", FileFormatError, "the file is empty, expected a graph"),
+    (b" \n\t", FileFormatError, "the file is empty, expected a graph"),
+    (gzip.compress(b""), FileFormatError, "the file is empty, expected a graph"),
+    (gzip.compress(b"{}")[:-6], FileFormatError, "broken gzip file"),
+    (b"{", FileFormatError, "JSON|truncated"),
+    (b'{"format": "jaxpart-graph", "version": 1, "nod', FileFormatError, "truncated"),
+    (b"[]", FileFormatError, "Expected `object`, got `array`"),
+    (b"{}", FileFormatError, "missing required field `format`"),
+    (b'{"format": "else"}', FileFormatError, r"Invalid enum value 'else' - at `\$\.format`"),
+    (b'{"format": "jaxpart-graph", "version": 2}', FileFormatError, r"2 - at `\$\.version`"),
+    (json.dumps(UNKNOWN_FIELD).encode(), FileFormatError, "unknown field `colour`"),
+    (b"hello world", FileFormatError, "line 1: expected a graph: JSON"),
+    (b"\x89PNG\r\n\x1a\n\x00\x00", FileFormatError, "expected an ONNX model"),
+    (bytes(range(256)), FileFormatError, "expected an ONNX model"),
+]
+# fmt: on
+
+
+@pytest.mark.parametrize(("content", "error", "message"), NO_GRAPHS)
+def test_what_is_no_graph_is_refused_by_its_place(file, content, error, message):
+    assert_refused(file(content), error, message)
+
+
+def test_every_truncation_of_a_graph_file_is_refused(tmp_path, file):
+    SMALL.save(tmp_path / "whole.json")
+    whole = (tmp_path / "whole.json").read_bytes()
+
+    for length in range(len(whole)):
+        with pytest.raises(FileFormatError, match=r"^/.*input: "):
+            load_graph(file(whole[:length]))
+
+
+def test_text_under_the_name_of_an_onnx_model_is_a_broken_model(file):
+    assert_refused(file(b"hello world", "m.onnx"), FileFormatError, "expected an ONNX model")
+
+
+def test_a_folder_and_a_missing_file_cannot_be_read(tmp_path):
+    assert_refused(tmp_path, InputError, "cannot be read")
+    assert_refused(tmp_path / "none.json", InputError, "cannot be read")
+
+
+def test_a_rule_that_the_graph_breaks_is_told_with_the_file(file):
+    no_nodes = {"format": "jaxpart-graph", "version": 1, "nodes": [], "tensors": [], "weights": []}
+
+    assert_refused(file(json.dumps(no_nodes)), EmptyGraphError, "no nodes")
+
+
+# Max-load inputs
+
+
+def max_load_input(**changes):
+    """Nodes in an order that is no topological one; 30 feeds two others."""
+    nodes = [
+        {"id": 20, "fpgaLatency": 2.5, "size": 100, "colorClass": 7, "name": "second"},
+        {"id": 10, "fpgaLatency": 1, "size": 0, "colorClass": 7, "cpuLatency": 5},
+        {"id": 30, "fpgaLatency": 0.5, "size": 8.5, "supportedOnFpga": 1, "isBackwardNode": 0},
+        {"id": 40, "fpgaLatency": 0, "size": 1, "colorClass": None, "supportedOnFpga": True},
+    ]
+    edges = [
+        {"sourceId": 10, "destId": 20, "cost": 0.25, "size": 99},
+        {"sourceId": 10, "destId": 40, "cost": 0.25},
+        {"sourceId": 20, "destId": 30, "cost": 0},
+        {"sourceId": 30, "destId": 40, "cost": 3},
+    ]
+    whole = {"maxSizePerFPGA": 1000.5, "maxFPGAs": 3, "maxCPUs": 1, "nodes": nodes, "edges": edges}
+    return whole | changes
+
+
+def test_a_max_load_input_brings_its_graph_and_its_machine(file):
+    graph, mcm = load_graph(file(json.dumps(max_load_input()), "bert.v2.json"))
+
+    assert graph == Graph(
+        nodes=(
+            Node("10", "operator", 0, 0, seconds=1, colocate=7),
+            Node("20", "operator", 0, 0, seconds=2.5, colocate=7),
+            Node("30", "operator", 0, 0, seconds=0.5),
+            Node("40", "operator", 0, 0, seconds=0),
+        ),
+        tensors=(Tensor(0, 0.25, (1, 3)), Tensor(1, 0, (2,)), Tensor(2, 3, (3,))),
+        weights=(Weight(100, (1,)), Weight(0, (0,)), Weight(8.5, (2,)), Weight(1, (3,))),
+        name="bert",
+        element_bytes=None,
+    )
+    assert mcm == MCM(
+        "bert",
+        "host",
+        (Chip(1, 1, 1000.5),) * 3,
+        link_bandwidth=1,
+        overlap=False,
+        memory_model="weights",
+        constraints=Constraints(acyclic=True, no_skip=True, triangle=False, memory=True),
+    )
+    assert graph.rescaled(1) is graph
+
+
+def changed(part, position, **fields):
+    whole = max_load_input()
+    whole[part][position].update(fields)
+    return whole
+
+
+# fmt: off
+BAD_MAX_LOADS = [
+    (changed("nodes", 2, isBackwardNode=1), FileFormatError,
+     r"node 30 is a backward node - at `\$\.nodes\[2\]`: a training input, expected inference"),
+    (changed("nodes", 3, supportedOnFpga=False), FileFormatError,
+     r"node 40 does not run on an accelerator - at `\$\.nodes\[3\]`"),
+    (changed("nodes", 1, id="20"), DuplicateNameError,
+     r"node 20 is there twice - at `\$\.nodes\[1\]`: expected unique ids"),
+    (changed("nodes", 0, fpgaLatency="fast"), FileFormatError, "Expected `float`, got `str`"),
+    (changed("nodes", 0, fpgaLatency=-1), CostError, "seconds is -1"),
+    (changed("nodes", 0, size=-1), CostError, "bytes is -1"),
+    (changed("edges", 1, destId=50), UnknownNodeError, "edge 1 names node 50"),
+    (changed("edges", 1, cost=-2), CostError, "cost of edge 1 is -2"),
+    (changed("edges", 3, destId=10), CycleError, "'20' -> '30' -> '10' -> '20'"),
+    (max_load_input(nodes=[], edges=[]), EmptyGraphError, "no nodes"),
+    (max_load_input(maxFPGAs=0), MCMError, "maxFPGAs is 0, expected 1 or more"),
+    (max_load_input(maxSizePerFPGA=0), MCMError, "sram_bytes is 0"),
+    ({"maxFPGAs": 2}, FileFormatError, "missing required field"),
+]
+# fmt: on
+
+
+@pytest.mark.filterwarnings("ignore:.*differ in cost")
+@pytest.mark.parametrize(("content", "error", "message"), BAD_MAX_LOADS)
+def test_a_bad_max_load_input_is_refused(file, content, error, message):
+    assert_refused(file(json.dumps(content)), error, message)
+
+
+def test_edges_of_one_tensor_that_differ_in_cost_count_as_the_largest_and_say_so(file):
+    path = file(json.dumps(changed("edges", 1, cost=0.75)))
+
+    with pytest.warns(UserWarning, match=r"edges out of node 10 differ in cost; the largest"):
+        graph, _ = load_graph(path)
+
+    assert graph.tensors[0] == Tensor(0, 0.75, (1, 3))
+
+
+# PipeDream profiles
+
+
+def profile():
+    """Lines in the order and with the spelling of the published files."""
+    times = "backward_compute_time=9.000"
+    return (
+        f"node2 -- Embedding(320, 10, padding_idx=0) -- forward_compute_time=0.500, {times}, "
+        "activation_size=[64.0; 16.0], parameter_size=12800.000\n"
+        f"node1 -- Input0 -- forward_compute_time=0.000, {times}, activation_size=8.0, "
+        "parameter_size=0.000\n"
+        f"node3 -- LSTM(  (a): LSTM(1, 2)  (b): LSTM(2, 2)) -- forward_compute_time=2.000, {times},"
+        " activation_size=0.0, parameter_size=40.000\n"
+        "\tnode1 -- node2\n"
+        "\tnode1 -- node3\n"
+        "\tnode2 -- node3\n"
+    )
+
+
+def test_a_profile_brings_its_graph_and_no_machine(file):
+    graph, mcm = load_graph(file(profile(), "gnmt.txt"))
+
+    assert mcm is None
+    assert graph == Graph(
+        nodes=(
+            Node("node1", "Input0", 0, 0, seconds=0),
+            Node("node2", "Embedding", 0, 0, seconds=0.0005),
+            Node("node3", "LSTM", 0, 0, seconds=0.002),
+        ),
+        tensors=(Tensor(1, 80, (2,)), Tensor(0, 8, (1, 2)), Tensor(2, 0, ())),
+        weights=(Weight(12800, (1,)), Weight(0, (0,)), Weight(40, (2,))),
+        name="gnmt",
+        element_bytes=None,
+    )
+
+
+# fmt: off
+BAD_PROFILES = [
+    (("LSTM(  (a)", "LSTM -(  (a)"), ("\tnode1 -- node2", "node1 > node2"), FileFormatError,
+     "line 4: expected 'ID -- layer -- name=value, ...' or an indented 'ID -- ID'"),
+    (("forward_compute_time=2.000, ", ""), FileFormatError,
+     "line 3: forward_compute_time is missing"),
+    (("parameter_size=40.000", "parameter_size=many"), FileFormatError,
+     "line 3: parameter_size is 'many', expected a number"),
+    (("activation_size=8.0", "activation_size=nan"), CostError, "bytes is nan"),
+    (("forward_compute_time=2.000", "forward_compute_time=-2"), CostError, "seconds is -0.002"),
+    (("\tnode2 -- node3", "\tnode2 -- node9"), FileFormatError,
+     "line 6: node9 is no node of the file"),
+    (("node1 -- Input0", "node2 -- Input0"), DuplicateNameError,
+     "line 2: node2 is there twice"),
+    (("\tnode1 -- node2", "\tnode3 -- node2"), CycleError,
+     "'node2' -> 'node3' -> 'node2'"),
+]
+# fmt: on
+
+
+@pytest.mark.parametrize("case", BAD_PROFILES)
+def test_a_bad_profile_is_refused_by_its_line(file, case):
+    *replacements, error, message = case
+    content = profile()
+    for old, new in replacements:
+        assert old in content
+        content = content.replace(old, new)
+
+    assert_refused(file(content), error, message)
+
+
+def test_a_profile_that_is_no_text_is_refused_by_its_byte(file):
+    content = profile().encode() + b"\xff\xfe"
+
+    assert_refused(file(content), FileFormatError, f"byte {len(content) - 2} is no UTF-8 text")
+
+
+# Shipped graphs
+
+
+def test_shipped_graphs_are_listed_and_load_by_name():
+    assert "bert-large" in datasets.names()
+    assert datasets.names() == sorted(datasets.names())
+    for name in datasets.names():
+        graph = datasets.load(name)
+        assert graph.name == name
+        assert datasets.resolve(name) == (graph, None)
+
+
+def test_an_unknown_name_brings_those_that_come_near():
+    with pytest.raises(InputError, match=r"no shipped graph is named 'bert-larg' \(perhaps bert-l"):
+        datasets.load("bert-larg")
+    with pytest.raises(InputError, match=r"'bert-larg' is no file, and no shipped graph .*bert-l"):
+        datasets.resolve("bert-larg")
+    with pytest.raises(InputError, match=r"no shipped graph is named '7' \(--help lists them\)"):
+        datasets.load("7")
+
+
+def test_a_path_is_read_with_the_machine_that_it_brings(file):
+    graph, mcm = datasets.resolve(str(file(json.dumps(max_load_input()))))
+
+    assert len(graph.nodes) == 4
+    assert mcm is not None
+    assert mcm.num_chips == 3
+
+
+def test_inside_an_installed_package_its_own_folder_comes_first(tmp_path, monkeypatch):
+    inside, beside = tmp_path / "inside", tmp_path / "beside"
+    for folder, name in ((inside, "in"), (beside, "out")):
+        folder.mkdir()
+        SMALL.save(folder / f"{name}.json.gz")
+    (inside / "notes.txt").write_text("not a graph")
+    monkeypatch.setattr(shipped, "_FOLDERS", (inside, beside))
+
+    assert datasets.names() == ["in"]
+
+    monkeypatch.setattr(shipped, "_FOLDERS", (tmp_path / "none", beside))
+
+    assert datasets.names() == ["out"]
+
+
+def test_random_bytes_bring_no_other_error_than_one_clear_line(file):
+    rng = np.random.default_rng(0)
+    for length in (1, 2, 3, 10, 100, 1000):
+        for start in (b"", b"{", b"\x1f\x8b", b"\x08\x07", b"node1 -- "):
+            assert_refused(file(start + rng.bytes(length)), FileFormatError, "input: ")

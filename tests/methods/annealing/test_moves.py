@@ -1,0 +1,326 @@
+"""Moves: what they accept is valid, what they keep count of is what evaluation finds."""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxpart.cost.device import pad_assignments
+from jaxpart.cost.evaluate import verify
+from jaxpart.cost.host import peak_bytes
+from jaxpart.errors import InputError
+from jaxpart.methods.annealing.ensemble import evaluated, exchanged, matching
+from jaxpart.methods.annealing.moves import (
+    Chains,
+    followers,
+    movable,
+    shift_sweep,
+    single_sweep,
+    taken_back,
+)
+from jaxpart.methods.annealing.price import energy_of
+from jaxpart.methods.annealing.row import row_sweep
+from jaxpart.methods.annealing.state import chip_graph_of, moves_of, tables_of
+from jaxpart.problem.mcm import Constraints
+from jaxpart.problem.problem import Problem
+from tests.support import oracle
+from tests.support.strategies import random_graph, random_mcm
+
+CHIPS, LANES, SHARE = 4, 8, 2
+EVERY = np.stack(np.meshgrid(*[np.arange(CHIPS)] * 6, indexing="ij")).reshape(6, -1)
+HOT = jnp.full((LANES,), 1e9, jnp.float32)
+UNIT_S = jnp.float32(1.0)
+
+single = jax.jit(single_sweep)
+in_row = jax.jit(row_sweep, static_argnames="share")
+shift = jax.jit(shift_sweep)
+take_back = jax.jit(taken_back)
+follow = jax.jit(followers, static_argnames="upward")
+counted = jax.jit(tables_of)
+costed = jax.jit(evaluated)
+
+
+def module(topology, *, overlap, memory_model, **rules):
+    mcm = random_mcm(np.random.default_rng(3), num_chips=CHIPS, topology=topology)
+    return dataclasses.replace(
+        mcm, overlap=overlap, memory_model=memory_model, constraints=Constraints(**rules)
+    )
+
+
+# Each with whether the starts of its tests keep to the row of chips.
+MODULES = {
+    "row": module("chain", overlap=True, memory_model="full"),
+    "row, serial, weights": module("chain", overlap=False, memory_model="weights", no_skip=False),
+    "branches": module("chain", overlap=True, memory_model="full"),
+    "dataflow": module("chain", overlap=False, memory_model="full", triangle=False),
+    "host": module("host", overlap=True, memory_model="weights", acyclic=False, triangle=False),
+}
+
+
+def cases(name, count):
+    """Problems on a module with up to `LANES` valid partitions that share a chip graph."""
+    mcm, seed, found = MODULES[name], 0, 0
+    while found < count:
+        seed += 1
+        rng = np.random.default_rng(seed)
+        graph = random_graph(rng, num_nodes=6, num_tensors=7, num_weights=4, max_chips=CHIPS)
+        problem = Problem.build(graph, mcm)
+        if (problem.block_pin == -2).any():
+            continue
+        valid = EVERY[:, verify(problem, EVERY).valid]
+        if name == "branches":  # some chip feeds one beyond the next
+            steps = valid[problem.edge_consumer] - valid[problem.edge_producer]
+            valid = valid[:, (steps > 1).any(axis=0)]
+        elif mcm.constraints.triangle:
+            steps = valid[problem.edge_consumer] - valid[problem.edge_producer]
+            valid = valid[:, (steps <= 1).all(axis=0)]
+        if valid.shape[1] < 2:
+            continue
+        start = valid[:, rng.integers(valid.shape[1])]
+        chip_graph = chip_graph_of(problem, start, rng)
+        pairs = valid[problem.node_pairs].transpose(2, 0, 1)
+        joined = chip_graph | np.eye(CHIPS, dtype=bool)
+        within = valid[:, joined[pairs[..., 0], pairs[..., 1]].all(axis=1)]
+        columns = within[:, rng.integers(within.shape[1], size=LANES)]
+        found += 1
+        yield seed, graph, problem, moves_of(problem, chip_graph), columns
+
+
+def chains_of(problem, moves, columns, seed):
+    labels = np.zeros((problem.num_blocks, LANES), np.int64)
+    labels[problem.block] = columns
+    labels = jnp.asarray(pad_assignments(moves.blocks, labels))
+    tables = counted(moves, labels, costed(moves, labels))
+    noise = jax.random.bits(jax.random.key(seed), (LANES,), jnp.uint32) | 1
+    none = jnp.zeros(LANES, jnp.int32)
+    return Chains(labels, tables, energy_of(moves, tables, UNIT_S), noise, none, none)
+
+
+def columns_of(problem, chains):
+    return np.asarray(chains.labels)[problem.block].astype(np.int64)
+
+
+def sweep(moves, chains, order, temperature):
+    count = moves.blocks.num_nodes
+    if moves.is_row:
+        return in_row(moves, chains, order, count, temperature, UNIT_S, share=SHARE)
+    return single(moves, chains, order, count, temperature, UNIT_S)
+
+
+def reversed_head(order, count):
+    return np.concatenate([order[:count][::-1], order[count:]])
+
+
+def without_peaks(problem, memory_bytes, columns):
+    if problem.mcm.memory_model == "weights":
+        return np.asarray(memory_bytes)
+    peaks = [peak_bytes(problem, column)[0] for column in columns.T]
+    return np.asarray(memory_bytes) - np.stack(peaks, axis=1)
+
+
+def assert_keeps_rules(graph, problem, columns):
+    """All rules that are on but memory, which moves treat as a penalty."""
+    rules = [rule for rule in oracle.rules_on(problem.mcm) if rule != "memory"]
+    for column in columns.T:
+        f = tuple(column.tolist())
+        for rule in rules:
+            assert oracle.keeps(rule, graph, problem.mcm, f), (rule, f)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_after_a_sweep_partitions_keep_the_rules_and_tables_are_what_evaluation_finds(name):
+    moved = 0
+    for seed, graph, problem, moves, columns in cases(name, 6):
+        chains = chains_of(problem, moves, columns, seed)
+        assert moves.is_row == name.startswith("row")
+        for turn in range(3):
+            before = columns_of(problem, chains)
+            order = jnp.asarray(np.random.default_rng(turn).permutation(problem.num_blocks))
+            order = jnp.resize(order, (moves.blocks.padded_nodes,))
+            swept = sweep(moves, chains, order, HOT)
+            after = columns_of(problem, swept)
+            moved += int((after != before).sum())
+            assert_keeps_rules(graph, problem, after)
+            costs = costed(moves, swept.labels)
+            counts = counted(moves, swept.labels, costs)
+            kept = swept.tables
+            np.testing.assert_allclose(kept.compute_s, costs.compute_s, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(kept.out_s, costs.out_s, rtol=1e-5, atol=1e-6)
+            if moves.is_row:  # what a chip receives, and a link carries, is what the last one sends
+                np.testing.assert_array_equal(costs.in_s[1:], costs.out_s[:-1])
+            else:
+                np.testing.assert_allclose(kept.in_s, costs.in_s, rtol=1e-5, atol=1e-6)
+                np.testing.assert_allclose(kept.link_s, counts.link_s, rtol=1e-5, atol=1e-6)
+            if problem.mcm.constraints.memory:
+                np.testing.assert_allclose(
+                    without_peaks(problem, kept.memory_bytes, before),
+                    without_peaks(problem, costs.memory_bytes, after),
+                    rtol=1e-5,
+                )
+                np.testing.assert_array_equal(kept.weight_uses, counts.weight_uses)
+            if problem.mcm.constraints.no_skip:
+                np.testing.assert_array_equal(kept.blocks_on, counts.blocks_on)
+            assert (np.asarray(swept.accepted) <= np.asarray(swept.priced)).all()
+            energy = energy_of(moves, counts, UNIT_S)
+            chains = swept.replace(tables=counts, energy=energy)
+    assert moved > 20
+
+
+@pytest.mark.parametrize("name", ["row", "dataflow"])
+def test_energies_of_accepted_moves_are_differences_of_the_energies_of_partitions(name):
+    """At zero temperature a sweep never ends above where it began."""
+    cold, fell = jnp.full((LANES,), 1e-9, jnp.float32), 0
+    for seed, _, problem, moves, columns in cases(name, 6):
+        chains = chains_of(problem, moves, columns, seed)
+        # Peaks are taken as they were: only what moves price counts here.
+        order = jnp.arange(moves.blocks.padded_nodes)
+        swept = sweep(moves, chains, order, cold)
+        start = chains.energy
+        end = energy_of(
+            moves,
+            counted(moves, swept.labels, costed(moves, swept.labels)).replace(
+                memory_bytes=swept.tables.memory_bytes
+            ),
+            UNIT_S,
+        )
+        assert (np.asarray(end) <= np.asarray(start) * (1 + 1e-5) + 1e-6).all()
+        fell += int((np.asarray(end) < np.asarray(start) * (1 - 1e-4)).sum())
+    assert fell > 0
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_shifts_keep_the_rules_whichever_pairs_of_chips_are_taken_back(name):
+    moved = 0
+    for seed, graph, problem, moves, columns in cases(name, 6):
+        chains = chains_of(problem, moves, columns, seed)
+        rng = np.random.default_rng(seed)
+        for turn in range(4):
+            goal = matching(moves, jax.random.key(10 * seed + turn))
+            upward = bool(turn % 2)
+            chip = jnp.arange(CHIPS)
+            goal = jnp.where((goal != chip) & ((goal > chip) == upward), goal, -1)
+            number = np.arange(moves.blocks.padded_nodes)
+            if upward:
+                number[: problem.num_blocks] = number[: problem.num_blocks][::-1]
+            quota_s = jnp.asarray(rng.exponential(2.0, (CHIPS, LANES)), jnp.float32)
+            seeds = jnp.asarray(rng.random(chains.labels.shape) < 0.5)
+            chosen = follow(
+                moves,
+                chains.labels,
+                seeds,
+                jnp.asarray(reversed_head(number, problem.num_blocks)),
+                problem.num_blocks,
+                upward=upward,
+            )
+            shifted = shift(moves, chains, jnp.asarray(number), goal, quota_s, chosen)
+            gain = jnp.asarray(rng.normal(size=(CHIPS, LANES)), jnp.float32)
+            kept = take_back(shifted, chains, gain, goal, jnp.full((LANES,), 1.0, jnp.float32))
+            assert_keeps_rules(graph, problem, columns_of(problem, shifted))
+            assert_keeps_rules(graph, problem, columns_of(problem, kept))
+            labels = {id(c): np.asarray(c.labels) for c in (chains, shifted, kept)}
+            is_kept = labels[id(kept)] == labels[id(shifted)]
+            assert (is_kept | (labels[id(kept)] == labels[id(chains)])).all()
+            moved += int((labels[id(kept)] != labels[id(chains)]).sum())
+            tables = counted(moves, kept.labels, costed(moves, kept.labels))
+            chains = kept.replace(tables=tables, energy=energy_of(moves, tables, UNIT_S))
+    assert moved > 10
+
+
+def test_a_shift_moves_a_prefix_of_the_order_until_its_load_is_spent():
+    for _, _, problem, moves, columns in cases("row", 4):
+        chains = chains_of(problem, moves, columns, 0)
+        goal = jnp.array([-1, 0, -1, -1])
+        every = jnp.ones(chains.labels.shape, bool)
+        number = jnp.arange(moves.blocks.padded_nodes)
+        nothing = jnp.zeros((CHIPS, LANES), jnp.float32)
+        stays = shift(moves, chains, number, goal, nothing, every)
+        np.testing.assert_array_equal(stays.labels, chains.labels)
+        goes = shift(moves, chains, number, goal, nothing + jnp.inf, every)
+        has_left = np.asarray(goes.labels) != np.asarray(chains.labels)
+        assert (np.asarray(chains.labels)[has_left] == 1).all()
+        assert (np.asarray(goes.labels)[has_left] == 0).all()
+
+
+def test_what_must_follow_is_all_that_hangs_on_a_seed_on_its_chip():
+    for seed, _, problem, moves, columns in cases("row", 4):
+        chains = chains_of(problem, moves, columns, seed)
+        labels = np.asarray(chains.labels)
+        pairs = problem.contracted.node_pairs
+        for upward in (True, False):
+            seeds = np.random.default_rng(seed).random(labels.shape) < 0.3
+            number = np.arange(moves.blocks.padded_nodes)
+            order = number if upward else reversed_head(number, problem.num_blocks)
+            count = problem.num_blocks
+            chosen = follow(moves, chains.labels, jnp.asarray(seeds), order, count, upward=upward)
+            chosen = np.asarray(chosen)
+            for lane in range(LANES):
+                expected = seeds[: problem.num_blocks, lane].copy()
+                for _ in range(problem.num_blocks):
+                    for u, v in pairs:
+                        a, b = (u, v) if upward else (v, u)
+                        expected[b] |= expected[a] and labels[u, lane] == labels[v, lane]
+                np.testing.assert_array_equal(chosen[: problem.num_blocks, lane], expected)
+
+
+def test_blocks_that_no_chain_can_move_are_known():
+    for seed, _, problem, moves, columns in cases("row", 4):
+        chains = chains_of(problem, moves, columns, seed)
+        share = np.asarray(movable(moves, chains.labels))
+        order = jnp.arange(moves.blocks.padded_nodes)
+        swept = sweep(moves, chains, order, HOT)
+        first = (np.asarray(swept.labels) != np.asarray(chains.labels)).any(axis=1).argmax()
+        if (np.asarray(swept.labels) != np.asarray(chains.labels)).any():
+            assert share[first] > 0
+        assert (share[problem.num_blocks :] == 0).all()
+
+
+def test_chip_graphs_are_their_own_transitive_reduction_and_hold_the_start():
+    for seed, _, problem, _, columns in cases("branches", 8):
+        start = columns[:, 0]
+        larger = chip_graph_of(problem, start, np.random.default_rng(seed))
+        pairs = start[problem.node_pairs]
+        assert all(larger[a, b] for a, b in pairs if a != b)
+        reach = np.linalg.matrix_power(np.eye(CHIPS) + larger, CHIPS) > 0
+        for a, b in np.argwhere(larger):
+            between = [m for m in range(CHIPS) if m not in (a, b)]
+            assert not any(reach[a, m] and reach[m, b] for m in between)
+
+
+def test_a_mesh_is_refused_with_what_moves_need():
+    mcm = random_mcm(np.random.default_rng(0), num_chips=4, topology="mesh")
+    graph = random_graph(np.random.default_rng(0), num_nodes=4, pins=False, colocation=False)
+    problem = Problem.build(graph, mcm)
+
+    with pytest.raises(InputError, match="moves follow the links of a chain or of none"):
+        moves_of(problem, ~np.eye(4, dtype=bool))
+
+
+def test_temperatures_are_exchanged_between_neighbours_and_none_is_lost():
+    temperature = jnp.asarray([0.4, 0.1, 0.2, 0.8], jnp.float32)
+    energy = jnp.asarray([1.0, 9.0, 5.0, 0.0], jnp.float32)  # the colder, the higher
+    seen = set()
+    for seed in range(8):
+        after = np.asarray(exchanged(jax.random.key(seed), temperature, energy))
+        assert sorted(after) == sorted(np.asarray(temperature))
+        seen.add(tuple(after.tolist()))
+    # Every allowed exchange helps, so it is made: pairs (1, 2) and (3, 4), or the middle one.
+    pairs, middle = (0.8, 0.2, 0.1, 0.4), (0.2, 0.1, 0.4, 0.8)
+    np.testing.assert_allclose(sorted(seen), sorted([pairs, middle]), rtol=1e-6)
+
+
+def test_a_second_graph_of_the_same_bucket_compiles_nothing():
+    chex.clear_trace_counter()
+    once = jax.jit(chex.assert_max_traces(row_sweep, n=1), static_argnames="share")
+    shapes = None
+    for seed, _, problem, moves, columns in cases("row", 6):
+        moves = dataclasses.replace(moves)
+        shape = jax.tree.map(jnp.shape, moves.weights)
+        shapes = shapes or shape
+        if shape != shapes:
+            continue
+        chains = chains_of(problem, moves, columns, seed)
+        order = jnp.arange(moves.blocks.padded_nodes)
+        once(moves, chains, order, moves.blocks.num_nodes, HOT, UNIT_S, share=SHARE)

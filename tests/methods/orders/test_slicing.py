@@ -1,0 +1,122 @@
+"""Slicing against every set of cuts, on random small graphs."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxpart.cost.device import lower
+from jaxpart.cost.evaluate import verify
+from jaxpart.cost.host import peak_bounds
+from jaxpart.methods.orders.slicing import slice_orders, window_for
+from jaxpart.problem.mcm import load_mcm
+from jaxpart.problem.problem import Problem
+from tests.support.modules import MODULES, WEIGHTS_ONLY
+from tests.support.problems import every_slicing, keeps_span
+from tests.support.strategies import random_graph
+
+
+def program_order_cut(problem: Problem, cautious: bool = False) -> tuple[float, np.ndarray]:
+    blocks = lower(problem.contracted)
+    order = jnp.arange(blocks.padded_nodes, dtype=jnp.int32)[None]
+    peak = np.zeros((1, blocks.padded_nodes), np.float32)
+    peak[0, : problem.num_blocks] = peak_bounds(problem)[int(cautious)]
+    bottleneck_s, chips = slice_orders(blocks, order, jnp.asarray(peak), 64)
+    return float(bottleneck_s[0]), np.asarray(chips)[problem.block][:, 0].astype(np.int64)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_program_order_is_cut_as_well_as_the_best_of_all_cuts(name):
+    module = MODULES[name]
+    rng = np.random.default_rng(0)
+    solved = 0
+    for _ in range(25):
+        problem = Problem.build(random_graph(rng, max_nodes=7, max_chips=module.num_chips), module)
+        if (problem.block_pin == -2).any():
+            continue
+        candidates = every_slicing(problem)
+        costs = verify(problem, candidates)
+        allowed = costs.valid
+        if module.constraints.triangle:
+            allowed = allowed & keeps_span(problem, candidates)
+        bottleneck_s, assignment = program_order_cut(problem)
+        if not allowed.any():
+            assert bottleneck_s == np.inf
+            continue
+        solved += 1
+        found = verify(problem, assignment[:, None])
+        assert found.valid[0]
+        best = costs.bottleneck_s[allowed].min()
+        np.testing.assert_allclose(found.bottleneck_s[0], best, rtol=1e-5, atol=1e-9)
+        np.testing.assert_allclose(bottleneck_s, best, rtol=1e-5, atol=1e-9)
+    assert solved >= 10
+
+
+def test_of_full_memory_one_bound_misses_nothing_and_the_other_always_fits():
+    module = dataclasses.replace(WEIGHTS_ONLY, memory_model="full")
+    rng = np.random.default_rng(1)
+    solved = fitted = 0
+    for _ in range(40):
+        graph = random_graph(rng, max_nodes=7, max_chips=3)
+        problem = Problem.build(graph, module)
+        candidates = every_slicing(problem)
+        costs = verify(problem, candidates)
+        allowed = costs.valid & keeps_span(problem, candidates)
+        if allowed.any():
+            solved += 1
+            bottleneck_s, _ = program_order_cut(problem)
+            assert bottleneck_s <= costs.bottleneck_s[allowed].min() * (1 + 1e-5) + 1e-9
+        bottleneck_s, assignment = program_order_cut(problem, cautious=True)
+        if bottleneck_s < np.inf:
+            fitted += 1
+            assert verify(problem, assignment[:, None]).valid[0]
+    assert solved >= 10
+    assert fitted >= 10
+
+
+def test_orders_of_a_batch_are_cut_independently():
+    rng = np.random.default_rng(2)
+    problem = Problem.build(random_graph(rng, max_nodes=7, max_chips=3), WEIGHTS_ONLY)
+    blocks = lower(problem.contracted)
+    program = np.arange(blocks.padded_nodes, dtype=np.int32)
+    orders = [program]
+    pairs = {tuple(pair) for pair in problem.block_pairs.tolist()}
+    for v in range(problem.num_blocks - 1):
+        if (v, v + 1) not in pairs:
+            swapped = program.copy()
+            swapped[[v, v + 1]] = swapped[[v + 1, v]]
+            orders.append(swapped)
+    peak = jnp.zeros((len(orders), blocks.padded_nodes))
+    together = slice_orders(blocks, jnp.asarray(np.stack(orders)), peak, 64)
+    for b, order in enumerate(orders):
+        alone = slice_orders(blocks, jnp.asarray(order)[None], peak[:1], 64)
+        assert together[0][b] == alone[0][0]
+        np.testing.assert_array_equal(together[1][:, b], alone[1][:, 0])
+
+
+def test_second_graph_of_a_bucket_compiles_nothing():
+    rng = np.random.default_rng(3)
+    slice_orders.clear_cache()  # pyright: ignore[reportAttributeAccessIssue]
+    order = jnp.arange(64, dtype=jnp.int32)[None]
+    for _ in range(4):
+        graph = random_graph(rng, max_nodes=7, max_chips=3, num_weights=0)
+        problem = Problem.build(graph, load_mcm("mcm4"))
+        slice_orders(lower(problem.contracted), order, jnp.zeros((1, 64)), 64)
+    assert slice_orders._cache_size() == 1  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_window_covers_the_longest_piece_within_the_bottleneck():
+    rng = np.random.default_rng(4)
+    for _ in range(20):
+        problem = Problem.build(random_graph(rng, max_nodes=9, max_chips=3), WEIGHTS_ONLY)
+        blocks = problem.contracted
+        seconds = blocks.node_s[:, 0]
+        limit = float(seconds.max())
+        longest = max(
+            j - i
+            for i in range(len(seconds))
+            for j in range(i + 1, len(seconds) + 1)
+            if seconds[i:j].sum() <= limit
+        )
+        assert window_for(blocks, limit) >= longest

@@ -1,0 +1,320 @@
+"""Learning: PPO's loss by hand, a bandit that must be learned, and runs that go on unchanged."""
+
+import csv
+import dataclasses
+import functools
+import itertools
+import json
+from contextlib import closing
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxpart.cost.evaluate import verify
+from jaxpart.errors import FileFormatError, InputError
+from jaxpart.methods.policy import checkpoint, ppo, pretraining, training
+from jaxpart.methods.policy import search as policy_search
+from jaxpart.methods.policy.actions import LogProbs, log_probs
+from jaxpart.methods.policy.network import Sizes, propose
+from jaxpart.methods.policy.pretraining import LOG, VALIDATION, Run, pairs, pretrain
+from jaxpart.methods.policy.rollout import Task, initial_params, play
+from jaxpart.methods.policy.search import BATCH, Use, with_policy
+from jaxpart.methods.policy.training import TrainingError
+from jaxpart.problem.graph import Graph, Node, Tensor
+from jaxpart.problem.mcm import load_mcm
+from jaxpart.problem.problem import Problem
+from jaxpart.runtime.state import Budget, Search
+from tests.support.graphs import ladder
+from tests.support.policies import PLAN, SIZES
+
+
+@functools.cache
+def task(preset="mcm4"):
+    return Task.build(Problem.build(ladder(), load_mcm(preset)))
+
+
+@functools.cache
+def params():
+    return initial_params(SIZES, task(), 0)
+
+
+def round_of(decoder: Any, mode: Any = "fix", state=None, key=0, batch=16):
+    start = task().start if state is None else state
+    return play(
+        params(), SIZES, task(), start, jax.random.key(key), batch=batch, decoder=decoder, mode=mode
+    )
+
+
+def test_advantages_have_mean_zero_spread_one_and_follow_the_rewards():
+    rewards = jnp.array([1.0, 1.5, 1.2, 9.0, 1.2, 0.5])
+    worth = np.asarray(ppo.advantages(rewards, jnp.array([1, 1, 1, 0, 1, 1], bool)))
+
+    assert abs(worth.mean()) < 1e-6
+    assert worth.std() == pytest.approx(1, abs=1e-5)
+    assert worth[1] > worth[2] == worth[4] > worth[0] >= worth[5] >= worth[3]
+
+
+@pytest.mark.parametrize("valid", [True, False])
+def test_equal_rewards_teach_nothing(valid):
+    assert not np.any(ppo.advantages(jnp.full(8, 1.3), jnp.full(8, valid)))
+
+
+@pytest.mark.parametrize(
+    ("decoder", "mode"), [("orders", "fix"), ("labels", "fix"), ("labels", "sample")]
+)
+def test_rollouts_keep_the_rules_and_report_exact_costs(decoder, mode):
+    made = round_of(decoder, mode)
+
+    f = np.asarray(made.assignments)[: task().problem.num_nodes]
+    exact = verify(task().problem, f.astype(np.int64))
+    assert exact.valid.all()
+    np.testing.assert_allclose(made.costs.bottleneck_s, exact.bottleneck_s, rtol=1e-5)
+    assert made.after.bottleneck_s == made.costs.bottleneck_s.min()
+
+
+def test_labels_may_be_costed_as_they_are_drawn():
+    drawn, mended = round_of("labels", "none"), round_of("labels", "fix")
+
+    count = task().problem.num_nodes
+    labels = np.asarray(drawn.actions.taken[task().block_of])[:count]
+    np.testing.assert_array_equal(np.asarray(drawn.assignments)[:count], labels)
+    exact = verify(task().problem, np.asarray(drawn.assignments)[:count].astype(np.int64))
+    np.testing.assert_array_equal(drawn.costs.valid, exact.valid)
+    assert np.asarray(drawn.costs.valid).sum() < np.asarray(mended.costs.valid).sum()
+
+
+def searched(**changes):
+    """A search of four rounds by fresh weights that do not learn."""
+    search = Search(task().problem, Budget(None, 4 * BATCH, 0.0), 0)
+    use = dataclasses.replace(Use(learn_after=None, solver=False), **changes)
+    kept = []
+    with closing(with_policy(None, use, keep=kept.append)(search)) as steps:
+        for _ in itertools.islice(steps, 4):
+            pass
+    return search, kept[-1]
+
+
+def test_a_search_counts_how_many_of_its_samples_are_valid():
+    search, _ = searched()
+    as_drawn, _ = searched(mode="none")
+
+    assert search.samples == search.valid == 4 * BATCH
+    assert as_drawn.valid < as_drawn.samples == 4 * BATCH
+
+
+@pytest.mark.parametrize(("refines", "expected"), [(True, [0, 1, 2, 3]), (False, [0, 0, 0, 0])])
+def test_without_refinement_every_round_begins_anew(monkeypatch, refines, expected):
+    rounds = []
+
+    def noted(params, sizes, task, state, *args, **kwargs):
+        rounds.append(int(state.round))
+        return play(params, sizes, task, state, *args, **kwargs)
+
+    monkeypatch.setattr(policy_search, "play", noted)
+    searched(refines=refines)
+    assert rounds == expected
+
+
+@pytest.mark.parametrize(
+    ("learn_after", "expected"), [(None, [16, 16, 64, 64]), (0, [64] * 4), (16, [16, 64, 64, 64])]
+)
+def test_rounds_are_small_to_begin_with_and_where_nothing_is_learned(
+    monkeypatch, learn_after, expected
+):
+    sizes = []
+
+    def noted(*args, batch, **kwargs):
+        sizes.append(batch)
+        return play(*args, batch=batch, **kwargs)
+
+    monkeypatch.setattr(policy_search, "play", noted)
+    monkeypatch.setattr(policy_search, "ZERO_SHOT", 32)
+    searched(learn_after=learn_after)
+    assert sizes == expected
+
+
+def test_fresh_weights_have_the_layers_that_are_asked_for():
+    trees = [searched(**sizes)[1].params["params"] for sizes in ({}, {"sizes": Sizes(layers=0)})]
+    assert [sum(name.startswith("Layer_") for name in tree) for tree in trees] == [3, 0]
+
+
+def test_a_round_never_loses_the_best_and_starts_from_it():
+    first = round_of("labels")
+    second = round_of("labels", state=first.after, key=1)
+
+    assert second.after.bottleneck_s <= first.after.bottleneck_s
+    best = int(np.argmin(first.costs.bottleneck_s))
+    np.testing.assert_array_equal(second.assignments[:, 0], first.assignments[:, best])
+
+
+def test_the_loss_is_the_clipped_surrogate_worked_out_by_hand():
+    made = round_of("labels")
+    worth = jnp.linspace(-1.0, 2.0, 16)
+    higher = jnp.where(jnp.arange(16) % 2 == 0, 0.5, -0.5)
+    old = LogProbs(made.log_prob.node + higher[None], made.log_prob.centre + higher)
+    transition = ppo.Transition(task().features, task().start, made.actions, old, worth)
+    settings = ppo.Settings(entropy=0.0)
+
+    loss, report = ppo.ppo_loss(params(), transition, SIZES, settings, "labels")
+
+    gains = []
+    shared = made.actions.shared
+    moves, centred = np.asarray(shared.moves), np.asarray(shared.is_centred)
+    for b in range(16):
+        ratio = np.exp(-0.5 if b % 2 == 0 else 0.5)
+        gain = min(ratio * float(worth[b]), float(np.clip(ratio, 0.8, 1.2) * worth[b]))
+        gains.append(gain * (int(moves[:, b].any()) + int(centred[b])))
+    assert float(loss) == pytest.approx(-np.mean(gains), abs=1e-4)
+    assert float(report.clipped) == pytest.approx(1.0)
+
+
+def test_a_bandit_of_two_nodes_is_learned():
+    """Chip 3 for one node and chip 0 for the other is what pays, and nothing else does."""
+    graph = Graph((Node("a", "x", 1e9, 1e6), Node("b", "y", 2e9, 1e6)), (Tensor(0, 10.0, (1,)),))
+    inputs = Task.build(Problem.build(graph, load_mcm("mcm4")))
+    weights = initial_params(SIZES, inputs, 0)
+    settings = ppo.Settings(learning_rate=1e-2, epochs=2)
+    opt_state = ppo.optimizer(settings).init(weights)
+
+    def chance(weights):
+        """Of a sample that may move everything to do both."""
+        drawn = play(
+            weights, SIZES, inputs, inputs.start, jax.random.key(999), batch=256, decoder="labels"
+        ).actions
+        free = np.asarray(drawn.shared.moves[:2]).all(axis=0)
+        taken = np.asarray(drawn.taken[:2])[:, free]
+        return np.mean((taken[0] == 3) & (taken[1] == 0))
+
+    before = chance(weights)
+    for step in range(150):
+        made = play(
+            weights, SIZES, inputs, inputs.start, jax.random.key(step), batch=64, decoder="labels"
+        )
+        reward = (made.actions.taken[0] == 3) * 1.0 + (made.actions.taken[1] == 0) * 1.0
+        worth = ppo.advantages(reward, jnp.ones(64, bool))
+        transition = ppo.Transition(
+            inputs.features, inputs.start, made.actions, made.log_prob, worth
+        )
+        for _ in range(settings.epochs):
+            gradient, _ = ppo.gradient(weights, transition, SIZES, settings, "labels")
+            weights, opt_state = ppo.apply_gradients(weights, opt_state, [gradient], settings)
+
+    assert before < 0.2
+    assert chance(weights) > 0.6
+
+
+def run_for(folder, steps, **more):
+    problems = pairs([ladder()], 1, 0)
+    run = Run(folder, steps, save_every=2, validate_every=2, **more)
+    return pretrain(problems, pairs([ladder(7)], 1, 0), PLAN, run)
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_weights_and_log(tmp_path):
+    whole = checkpoint.load(run_for(tmp_path / "whole", 6))
+    run_for(tmp_path / "parts", 4)
+    # What a kill leaves behind: rows beyond the last checkpoint.
+    with (tmp_path / "parts" / LOG).open("a") as file:
+        file.write("5,half,labels,0,0,0,0,0,0,0,0\n")
+    parts = checkpoint.load(run_for(tmp_path / "parts", 6))
+
+    for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(parts.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for name in (LOG, VALIDATION):
+        logs = [list(csv.reader((tmp_path / run / name).open())) for run in ("whole", "parts")]
+        assert logs[0] == logs[1]
+    assert len(logs[0]) == 1 + 4  # fresh, and after 2, 4 and 6 steps
+
+
+def test_a_folder_with_a_run_of_another_plan_is_refused(tmp_path):
+    run_for(tmp_path, 2)
+    problems = pairs([ladder()], 1, 0)
+
+    with pytest.raises(InputError, match="run of another plan"):
+        pretrain(problems, problems, dataclasses.replace(PLAN, seed=9), Run(tmp_path, 2))
+
+
+def test_figures_that_are_none_stop_the_run_and_keep_the_last_checkpoint(tmp_path, monkeypatch):
+    path = run_for(tmp_path, 2)
+    kept = path.read_bytes()
+    rewards = training.ppo.advantages
+    monkeypatch.setattr(training.ppo, "advantages", lambda *a: rewards(*a) * jnp.nan)
+
+    with pytest.raises(TrainingError, match=r"step 2, ladder/chain\d+.*not finite"):
+        run_for(tmp_path, 4)
+    assert path.read_bytes() == kept
+
+
+def saved(tmp_path):
+    path = tmp_path / "p.policy"
+    checkpoint.save(path, checkpoint.Trained(params(), SIZES, {"seed": 0}))
+    return path
+
+
+def with_header(path, **changes):
+    line, _, weights = path.read_bytes().partition(b"\n")
+    path.write_bytes(json.dumps({**json.loads(line), **changes}).encode() + b"\n" + weights)
+
+
+def test_a_checkpoint_comes_back_as_it_was(tmp_path):
+    trained = checkpoint.load(saved(tmp_path))
+
+    assert (trained.sizes, trained.made) == (SIZES, {"seed": 0})
+    for a, b in zip(jax.tree.leaves(params()), jax.tree.leaves(trained.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"version": 2}, "version is 2, expected 1"),
+        ({"features": 0}, "features is 0, expected 2"),
+        ({"format": "other"}, "format is 'other', expected 'jaxpart-policy'"),
+        ({"sizes": {"depth": 1}}, "depth"),
+        ({"sizes": {**dataclasses.asdict(SIZES), "width": 32}}, "has shape"),
+        ({"surplus": 1}, "surplus"),
+    ],
+)
+def test_a_checkpoint_of_another_kind_is_refused_by_name(tmp_path, changes, message):
+    path = saved(tmp_path)
+    with_header(path, **changes)
+
+    with pytest.raises(FileFormatError, match=message) as caught:
+        checkpoint.load(path)
+    assert str(path) in str(caught.value)
+
+
+def test_truncated_damaged_and_foreign_files_are_refused(tmp_path):
+    path = saved(tmp_path)
+    content = path.read_bytes()
+    path.write_bytes(content[:-10])
+    with pytest.raises(FileFormatError, match="truncated"):
+        checkpoint.load(path)
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(FileFormatError, match="do not match their hash"):
+        checkpoint.load(path)
+    path.write_bytes(b"\x89PNG\n\x00")
+    with pytest.raises(FileFormatError, match="no JSON header"):
+        checkpoint.load(path)
+
+
+def test_a_policy_that_is_no_file_is_refused_with_what_is_shipped():
+    with pytest.raises(InputError, match="no such file, and no shipped policy"):
+        checkpoint.resolve("nowhere.policy")
+
+
+def test_entropy_of_labels_is_that_of_their_distribution():
+    made = round_of("labels")
+    proposal = propose(params(), SIZES, task().features, task().start.seen)
+    real = task().features.is_real > 0
+    log_prob, entropy = log_probs(
+        "labels", task().start.position, proposal.labels, proposal.scores, made.actions, real
+    )
+
+    # Minus the mean log-probability of what was drawn estimates it.
+    moves = np.asarray(made.actions.shared.moves)
+    drawn = -np.asarray(log_prob.node)[moves].mean()
+    assert float(entropy) == pytest.approx(drawn + np.log(9), abs=0.15)
+    assert pretraining.pairs([ladder()], 2, 0).keys() == pretraining.pairs([ladder()], 2, 0).keys()

@@ -1,0 +1,247 @@
+"""Results: figures derived from each other, the file, and what loading it anew does."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from jaxpart.errors import FileFormatError, InputError
+from jaxpart.problem.graph import Graph, Node, Tensor, Weight
+from jaxpart.problem.mcm import MCM, Chip
+from jaxpart.problem.problem import Problem
+from jaxpart.results.file import read_assignment
+from jaxpart.results.result import Result, SearchInfo, baseline_of, score
+
+MIB = 2**20
+CHIP = Chip(peak_flops=1e12, sram_bandwidth=100e9, sram_bytes=8 * MIB)
+CHAIN = MCM("tiny3", "chain", (CHIP,) * 3, link_bandwidth=1e9, element_bytes=1)
+
+KEYS = {
+    "": "format version graph graph_sha256 mcm assignment valid bottleneck_s throughput_per_s "
+    "baseline_s improvement lower_bound_s bound_method gap stages links search",
+    "stages": "chip compute_s in_s out_s memory_bytes",
+    "links": "from to busy_s",
+    "search": "method samples wall_s seed",
+}
+
+
+def path_graph(count=6, flops=1e8, element_bytes=1, name="path"):
+    nodes = tuple(Node(f"n{v}", "dot_general", flops * (1 + v % 3), 1e3) for v in range(count))
+    tensors = tuple(Tensor(v, 2e5 + v, (v + 1,)) for v in range(count - 1))
+    weights = tuple(Weight(MIB / 4, (v,)) for v in range(count))
+    return Graph(nodes, tensors, weights, name, element_bytes)
+
+
+def make_result(graph=None, mcm=CHAIN, assignment=(0, 0, 1, 1, 2, 2), **changes):
+    problem = Problem.build(graph or path_graph(), mcm)
+    chips = np.array(assignment)
+    costs = score(problem, chips)
+    assert costs.valid
+    fields = {
+        "baseline_s": baseline_of(problem),
+        "lower_bound_s": 0.9 * float(costs.bottleneck_s),
+        "bound_method": "ideals",
+        "search": SearchInfo("slice", 1234, 0.5, 7),
+        **changes,
+    }
+    return Result(problem, chips, costs, **fields)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / "a.result.json"
+    make_result().save(path)
+    return path
+
+
+def edit(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_derived_figures_follow_from_the_bottleneck():
+    result = make_result(baseline_s=6e-4)
+    # Chip 1 runs n2 (3e8 FLOP) and n3 (1e8), chip 2 n4 (2e8) and n5 (3e8) at 1e12 FLOP/s.
+    assert result.bottleneck_s == pytest.approx(5e-4)
+    assert result.throughput_per_s == pytest.approx(2000)
+    assert result.gap == pytest.approx(1 / 9)
+    assert result.improvement == pytest.approx(1.2)
+    assert result.chips_used == 3
+
+
+def test_figures_are_null_where_the_bottleneck_is_zero(tmp_path):
+    free = Graph((Node("only", "constant", 0, 0),), name="free")
+    result = make_result(free, assignment=(0,))
+    result.save(tmp_path / "free.json")
+
+    stored = json.loads((tmp_path / "free.json").read_text())
+
+    assert stored["bottleneck_s"] == 0
+    assert stored["throughput_per_s"] is stored["improvement"] is stored["gap"] is None
+    assert Result.load(tmp_path / "free.json", free).gap is None
+
+
+def test_the_file_has_exactly_the_keys_of_its_format(saved):
+    stored = json.loads(saved.read_text())
+
+    assert set(stored) == set(KEYS[""].split())
+    assert (stored["format"], stored["version"], stored["valid"]) == ("jaxpart-result", 1, True)
+    assert {key for stage in stored["stages"] for key in stage} == set(KEYS["stages"].split())
+    assert {key for link in stored["links"] for key in link} == set(KEYS["links"].split())
+    assert set(stored["search"]) == set(KEYS["search"].split())
+    assert stored["assignment"] == {"n0": 0, "n1": 0, "n2": 1, "n3": 1, "n4": 2, "n5": 2}
+    assert [stage["chip"] for stage in stored["stages"]] == [0, 1, 2]
+    assert [(link["from"], link["to"]) for link in stored["links"]] == [(0, 1), (1, 2)]
+
+
+def test_a_loaded_result_equals_the_saved_one(saved, tmp_path):
+    result = make_result()
+    again = Result.load(saved, path_graph())
+    again.save(tmp_path / "again.json")
+
+    assert (tmp_path / "again.json").read_bytes() == saved.read_bytes()
+    assert again.search == result.search
+    assert again.notes == ("the lower bound (ideals) is the file's, not proven again",)
+
+
+def test_stored_figures_are_not_trusted(saved):
+    def lie(content):
+        content["bottleneck_s"] = 1e-9
+        content["improvement"] = content["baseline_s"] = 100
+        content["lower_bound_s"] = 1.0  # above the bottleneck: no bound
+
+    edit(saved, lie)
+    again, result = Result.load(saved, path_graph()), make_result()
+
+    assert again.bottleneck_s == result.bottleneck_s
+    assert again.improvement == result.improvement
+    assert again.lower_bound_s < result.bottleneck_s
+    assert again.bound_method in ("mean load", "largest node")
+    assert any("the file says 0.001 us" in note for note in again.notes)
+
+
+def test_another_graph_with_the_same_names_is_scored_anew(saved):
+    again = Result.load(saved, path_graph(flops=2e8, name="heavier"))
+
+    assert again.bottleneck_s == pytest.approx(1e-3)
+    assert again.bound_method != "ideals"
+    assert again.notes == ("made for another graph (path); scored on heavier",)
+
+
+def test_another_module_is_scored_anew(saved):
+    slow = dataclasses.replace(
+        CHAIN, name="slow", chips=(dataclasses.replace(CHIP, speed=0.5),) * 3
+    )
+    again = Result.load(saved, path_graph(), slow)
+
+    assert again.bottleneck_s == pytest.approx(1e-3)
+    assert again.notes == ("made for another module (tiny3); scored on slow",)
+
+
+def test_the_same_module_under_another_name_is_the_same(saved):
+    again = Result.load(saved, path_graph(), dataclasses.replace(CHAIN, name="renamed"))
+
+    assert again.bound_method == "ideals"
+
+
+def test_the_hash_is_of_the_graph_in_the_element_size_of_the_module(tmp_path):
+    in_float32 = path_graph(element_bytes=4)
+    make_result(in_float32).save(tmp_path / "r.json")
+
+    again = Result.load(tmp_path / "r.json", in_float32)
+
+    assert not any("another graph" in note for note in again.notes)
+
+
+def test_other_node_names_are_refused(saved):
+    with pytest.raises(
+        InputError, match=r"a\.result\.json: .* 7 nodes of path, but 'n6' is missing"
+    ):
+        Result.load(saved, path_graph(7))
+    with pytest.raises(InputError, match=r"'n5' is no node of it \(0 missing, 1 unknown\)"):
+        Result.load(saved, path_graph(5))
+
+
+def test_an_assignment_that_is_not_valid_is_refused_as_a_result_but_can_be_read(saved):
+    edit(saved, lambda content: content["assignment"].update(n0=2))
+
+    with pytest.raises(
+        InputError, match=r"not valid .*acyclic dataflow: 1 of 5 edges flow backward"
+    ):
+        Result.load(saved, path_graph())
+    assert read_assignment(saved, path_graph(), CHAIN).tolist() == [2, 0, 1, 1, 2, 2]
+
+
+def test_plain_json_is_a_partition_too(tmp_path):
+    graph = Graph((Node("format", "add", 1, 1), Node("b", "add", 1, 1)))
+    path = tmp_path / "plain.json"
+    path.write_text('{"b": 1, "format": 0}')
+
+    assert read_assignment(path, graph, CHAIN).tolist() == [0, 1]
+    with pytest.raises(FileFormatError, match="expected 'jaxpart-result'"):
+        Result.load(path, graph)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("", "the file is empty"),
+        ('{"n0": 0', "truncated"),
+        ("[0, 1]", "Expected `object`"),
+        ('{"n0": -1}', "'n0' is on -1, expected a chip number"),
+        ('{"n0": 1.5}', "'n0' is on 1.5, expected a chip number"),
+        ('{"n0": true}', "'n0' is on True, expected a chip number"),
+        ('{"n0": 0, "n0": 1}', "'n0' stands twice"),
+        ('{"format": "other"}', "format"),
+        ("\xff", "expected a result or a partition"),
+    ],
+)
+def test_a_broken_partition_is_refused(tmp_path, content, expected):
+    path = tmp_path / "broken.json"
+    path.write_bytes(content.encode("latin-1"))
+
+    with pytest.raises(FileFormatError) as refusal:
+        read_assignment(path, path_graph(), CHAIN)
+    assert str(refusal.value).startswith(str(path))
+    assert expected in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda c: c.update(version=2), "$.version"),
+        (lambda c: c.update(extra=1), "unknown field `extra`"),
+        (lambda c: c.pop("gap"), "missing required field `gap`"),
+        (lambda c: c["stages"][1].pop("in_s"), "$.stages[1]"),
+        (lambda c: c["links"][0].update(weight=1), "$.links[0]"),
+        (lambda c: c["search"].update(seed="x"), "$.search.seed"),
+        (lambda c: c["stages"].pop(), "expected one for each chip 0 to 2"),
+        (lambda c: c["links"].pop(), "expected the 2 links"),
+        (lambda c: c["mcm"].update(topology="ring"), "$.mcm.topology"),
+        (lambda c: c["mcm"].update(chips=[]), "mcm: the module has no chips"),
+        (lambda c: c.update(assignment=[0, 1]), "assignment: expected an object"),
+        (lambda c: c["assignment"].update(n3=7), "'n3' is on chip 7, but tiny3 has chips 0 to 2"),
+    ],
+)
+def test_a_result_file_that_breaks_its_schema_is_refused(saved, change, expected):
+    edit(saved, change)
+
+    with pytest.raises(InputError) as refusal:
+        Result.load(saved, path_graph())
+    assert str(refusal.value).startswith(str(saved))
+    assert expected in str(refusal.value)
+
+
+def test_a_file_that_cannot_be_written_is_said_so(tmp_path):
+    with pytest.raises(InputError, match="cannot write here"):
+        make_result().save(tmp_path / "nowhere" / "r.json")
+
+
+def test_saving_replaces_the_old_file_whole(saved):
+    saved.write_text("old")
+    make_result().save(saved)
+
+    assert json.loads(saved.read_text())["version"] == 1
+    assert [path.name for path in saved.parent.iterdir()] == [saved.name]

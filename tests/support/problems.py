@@ -1,0 +1,110 @@
+"""Small problems, and their optimum by brute force, for tests."""
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+
+from jaxpart.problem.graph import Graph, Node, Tensor, Weight
+from jaxpart.problem.mcm import MCM, PRESETS, Chip, Constraints
+from jaxpart.problem.problem import Problem
+from jaxpart.solvers.minimum_cut import nearest_span
+from tests.support import oracle
+from tests.support.strategies import random_graph, random_mcm
+
+
+def instance(topology, overlap, no_skip, triangle, memory, memory_model, seed) -> Problem:
+    """A tiny problem with these switches; dataflow is acyclic."""
+    rng = np.random.default_rng(seed)
+    mcm = random_mcm(rng, 3, topology=topology)
+    rules = Constraints(acyclic=True, no_skip=no_skip, triangle=triangle, memory=memory)
+    mcm = dataclasses.replace(mcm, overlap=overlap, memory_model=memory_model, constraints=rules)
+    return Problem.build(random_graph(rng, 6, mcm.num_chips), mcm)
+
+
+def rising(problem: Problem):
+    """Every partition that keeps dataflow, pins and colocation."""
+    nodes, chips = problem.graph.nodes, problem.num_chips
+    before = [[u for u, q in problem.node_pairs.tolist() if q == v] for v in range(len(nodes))]
+
+    def extended(f):
+        v = len(f)
+        if v == len(nodes):
+            yield f
+            return
+        mates = [f[u] for u in range(v) if nodes[u].colocate == nodes[v].colocate is not None]
+        for c in range(max((f[u] for u in before[v]), default=0), chips):
+            if nodes[v].pin in (None, c) and all(c == mate for mate in mates):
+                yield from extended((*f, c))
+
+    return extended(())
+
+
+def optimum_s(problem: Problem) -> float:
+    """The least bottleneck of any valid partition; inf where there is none."""
+    graph, mcm = problem.graph, problem.mcm
+    rules = [rule for rule in oracle.rules_on(mcm) if rule not in ("acyclic", "pins")]
+    return min(
+        (
+            oracle.evaluate(graph, mcm, f).bottleneck_s
+            for f in rising(problem)
+            if all(oracle.keeps(rule, graph, mcm, f) for rule in rules)
+        ),
+        default=math.inf,
+    )
+
+
+_WAYS = 256  # at least the ways to cut 7 blocks onto 4 chips
+
+
+def every_slicing(problem: Problem) -> np.ndarray:
+    """[N, P] the program order of the blocks cut in every way, skipped chips included."""
+    blocks, chips = problem.num_blocks, problem.num_chips
+    ways = itertools.combinations_with_replacement(range(chips), blocks)
+    columns = np.array(list(ways)).T  # ascending chips, block by block
+    # Always the same number of candidates, some twice: one program for all graphs.
+    columns = np.resize(columns.T, (_WAYS, blocks)).T
+    return columns[problem.block]
+
+
+def keeps_span(problem: Problem, assignments: np.ndarray) -> np.ndarray:
+    """[P] whether every edge stays or goes to the next chip."""
+    step = assignments[problem.edge_consumer] - assignments[problem.edge_producer]
+    return np.all(step <= 1, axis=0, keepdims=False) & np.ones(assignments.shape[1], bool)
+
+
+def layered(num_nodes=400, num_chips=36, seed=0):
+    """A deep graph with side branches, and a partition of it of even steps."""
+    rng = np.random.default_rng(seed)
+    consumers = [set() for _ in range(num_nodes)]
+    for v in range(1, num_nodes):
+        for _ in range(1 + int(rng.integers(2))):
+            consumers[max(0, v - 1 - int(rng.integers(6)) * int(rng.integers(2)))].add(v)
+    nodes = tuple(Node(f"n{v}", "op", 1.0, 1.0) for v in range(num_nodes))
+    tensors = tuple(Tensor(u, 1.0, tuple(ends)) for u, ends in enumerate(consumers))
+    problem = Problem.build(Graph(nodes, tensors), PRESETS["mcm36"]())
+    f = nearest_span(problem, np.arange(num_nodes) * num_chips // num_nodes)
+    assert f is not None
+    return problem, f
+
+
+def parallel_branches(capacity):
+    """Two heavy branches between a source and a sink, on four chips of the chain."""
+    nodes = tuple(Node(name, "op", 0.0, 0.0, seconds=1.0) for name in ("a", "b", "c", "d"))
+    tensors = (Tensor(0, 1.0, (1, 2)), Tensor(1, 1.0, (3,)), Tensor(2, 1.0, (3,)))
+    weights = tuple(Weight(10.0, (v,)) for v in range(4))
+    mcm = MCM("four", "chain", (Chip(1.0, 1.0, capacity),) * 4, 1e3)
+    return Problem.build(Graph(nodes, tensors, weights, element_bytes=None), mcm)
+
+
+def deep_graph_with_little_memory():
+    """60 nodes whose weights fill four chips to about 85%."""
+    rng = np.random.default_rng(3)
+    nodes = tuple(Node(f"n{v}", "op", 0.0, 0.0, seconds=1.0) for v in range(60))
+    tensors = tuple(Tensor(v, 1.0, (v + 1,)) for v in range(59))
+    weights = tuple(Weight(float(rng.integers(50, 150)), (v,)) for v in range(60))
+    total = sum(w.bytes for w in weights)
+    chips = (Chip(1.0, 1.0, total / 4 / 0.85),) * 4
+    graph = Graph(nodes, tensors, weights, element_bytes=None)
+    return Problem.build(graph, MCM("tight", "chain", chips, 1e3))
