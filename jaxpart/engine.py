@@ -14,10 +14,10 @@ from jaxpart.cost.evaluate import verify
 from jaxpart.cost.greedy import baseline
 from jaxpart.errors import InfeasibleError, InputError, NothingFoundError
 from jaxpart.methods import METHODS
-from jaxpart.methods.annealing.search import annealing
+from jaxpart.methods.annealing.search import tempering
 from jaxpart.methods.clusters.search import cluster_search
 from jaxpart.methods.exact.search import exact, greedy, ideals
-from jaxpart.methods.labels.search import anneal, random
+from jaxpart.methods.labels.search import paper_annealing, random
 from jaxpart.methods.orders.search import slice_search
 from jaxpart.methods.policy.search import by_policy, named
 from jaxpart.portfolio import auto
@@ -38,8 +38,8 @@ IMPLEMENTATIONS: dict[str, Method] = {
     "ideals": ideals,
     "exact": exact,
     "random": random,
-    "annealing": annealing,
-    "anneal": anneal,
+    "tempering": tempering,
+    "paper_annealing": paper_annealing,
     "policy": by_policy,
 }
 

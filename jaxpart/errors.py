@@ -50,7 +50,9 @@ class OrderError(GraphError):
 
 
 class PinError(GraphError):
-    """A pin is no chip number, or contradicts another pin of the same colocation group."""
+    """A fixed chip (`pin`) is no chip number, or contradicts another one of the same colocation
+    group.
+    """
 
 
 class MCMError(InputError):

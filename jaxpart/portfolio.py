@@ -9,13 +9,13 @@ from contextlib import closing
 
 import numpy as np
 
-from jaxpart.methods.annealing.search import annealing_beside
-from jaxpart.methods.clusters.search import cluster_search, clusters_beside
+from jaxpart.methods.annealing.search import tempering_background
+from jaxpart.methods.clusters.search import cluster_search, clusters_background
 from jaxpart.methods.exact.interval_proofs import IntervalProofs
 from jaxpart.methods.exact.prover import Prover
 from jaxpart.methods.exact.search import has_many_ideals, ideals, program_order
 from jaxpart.methods.orders.search import slice_search
-from jaxpart.methods.policy.search import policy_beside
+from jaxpart.methods.policy.search import policy_background
 from jaxpart.methods.repair.search import Workers
 from jaxpart.runtime.state import Search, is_small
 
@@ -23,7 +23,7 @@ from jaxpart.runtime.state import Search, is_small
 _STEPS = 100.0
 # that each method lets the others have before it begins: starting up, compiling above all, is time
 # that they could use, and the policy has the most to compile and finds the least alone;
-_LATER = {"clusters": 0.0, "annealing": 0.05, "slicing": 0.1, "policy": 0.15}
+_LATER = {"clusters": 0.0, "tempering": 0.05, "slicing": 0.1, "policy": 0.15}
 # that a gain of a power of e pays for, and that may be ahead at most;
 _WORTH = 5.0
 _MOST_CREDIT = 0.1
@@ -55,7 +55,7 @@ def auto(search: Search) -> Generator[None]:
     yield
     yield from program_order(search)
     is_timed = search.budget.time_limit_s is not None
-    with closing(clusters_beside(search)) as clusters:
+    with closing(clusters_background(search)) as clusters:
         # Finds on wide graphs what cut orders cannot; where ideals are few, they are enough.
         if has_many_ideals(search.problem):
             next(clusters, None)
@@ -80,9 +80,9 @@ def _proofs_and_searches(
             prover.step()
             yield
         methods: dict[str, Generator[bool | None]] = {
-            "annealing": annealing_beside(search),
+            "tempering": tempering_background(search),
             "slicing": slice_search(search),
-            "policy": policy_beside(search),
+            "policy": policy_background(search),
         }
         if not is_timed:
             methods = {"clusters": clusters, **methods}
@@ -91,7 +91,7 @@ def _proofs_and_searches(
             gives_way = is_small(search.problem) and search.spent < _SOLVER_FIRST
             workers.repair_promising()
             if not (gives_way and prover.is_solving):
-                workers.polish_best()
+                workers.improve_best()
             workers.collect()
             if is_timed:
                 next(clusters, None)

@@ -49,7 +49,7 @@ def _finetune(arguments: argparse.Namespace) -> int:
     from jaxpart.environment import environment, keep_compiled
     from jaxpart.errors import InfeasibleError
     from jaxpart.methods.policy import checkpoint
-    from jaxpart.methods.policy.search import Use, named, with_policy
+    from jaxpart.methods.policy.search import PolicySearchConfig, named, with_policy
     from jaxpart.problem.mcm import load_mcm
     from jaxpart.problem.problem import Problem
     from jaxpart.results import progress
@@ -63,10 +63,13 @@ def _finetune(arguments: argparse.Namespace) -> int:
     if reason is not None:
         raise InfeasibleError(reason)
     trained, _ = named(arguments.policy)
-    kept: list[checkpoint.Trained] = []
+    kept: list[checkpoint.Policy] = []
     with progress.shown(sys.stderr) as callback:
         search = Search(problem, Budget(None, arguments.samples, 0.0), arguments.seed, callback)
-        use = Use(arguments.decoder, learn_after=0 if trained is None else Use().learn_after)
+        use = PolicySearchConfig(
+            arguments.decoder,
+            learn_after=0 if trained is None else PolicySearchConfig().learn_after,
+        )
         method = with_policy(trained, use, keep=lambda weights: kept.append(weights))
         with closing(method(search)) as steps:
             for _ in steps:
@@ -79,7 +82,7 @@ def _finetune(arguments: argparse.Namespace) -> int:
     made = {"command": " ".join(["python", *sys.argv]), "graph": graph.name, **environment()}
     made |= {"seed": arguments.seed, "samples": search.samples, "from": arguments.policy}
     out = arguments.out or Path(f"{graph.name}-{problem.mcm.name}.policy")
-    checkpoint.save(out, checkpoint.Trained(kept[-1].params, kept[-1].sizes, made))
+    checkpoint.save(out, checkpoint.Policy(kept[-1].params, kept[-1].sizes, made))
     baseline_s = baseline_of(problem)
     better = "" if baseline_s is None else f", {baseline_s / search.best_s:.4f} x the baseline"
     print(f"best {search.best_s * 1e6:,.6g} us{better}; written: {out}")

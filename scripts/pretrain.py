@@ -62,11 +62,11 @@ def _train(arguments: argparse.Namespace) -> int:
 
     from jaxpart.environment import keep_compiled
     from jaxpart.methods.policy import pretraining
-    from jaxpart.methods.policy.imitation import Lessons, read_examples
-    from jaxpart.methods.policy.training import Plan
+    from jaxpart.methods.policy.imitation import ImitationConfig, read_examples
+    from jaxpart.methods.policy.training import TrainingConfig
 
     keep_compiled()
-    plan = Plan(seed=arguments.seed)
+    plan = TrainingConfig(seed=arguments.seed)
     train = pretraining.load_graphs(arguments.train, "train")
     valid = pretraining.load_graphs(arguments.valid, "valid")
     run = pretraining.Run(
@@ -79,7 +79,7 @@ def _train(arguments: argparse.Namespace) -> int:
     train_pairs = pretraining.pairs(train, run.modules, plan.seed)
     valid_pairs = pretraining.pairs(valid, run.modules, plan.seed + 1)
     examples = read_examples(arguments.teachers, train) if arguments.teachers else {}
-    lessons = Lessons(seed=plan.seed, epochs=arguments.epochs)
+    lessons = ImitationConfig(seed=plan.seed, epochs=arguments.epochs)
     columns = (
         TextColumn("step {task.completed}/{task.total}"),
         BarColumn(),

@@ -146,11 +146,11 @@ def refused(capsys, *argv):
         ),
         (
             file_of(nodes=nodes_of({"pin": 2}, {})),
-            "node 0 ('n0'): pinned to chip 2, but pair has chips 0 to 1",
+            "node 0 ('n0'): fixed to chip 2, but pair has chips 0 to 1",
         ),
         (
             file_of(nodes=nodes_of({"pin": 0, "colocate": 1}, {"pin": 1, "colocate": 1})),
-            "node 1 ('n1'): pinned to chip 1",
+            "node 1 ('n1'): fixed to chip 1",
         ),
     ],
 )
@@ -251,7 +251,7 @@ def test_a_graph_that_brings_its_machine_takes_no_other(place, capsys):
                 (Node("a", "add", 1, 1, pin=1), Node("b", "add", 1, 1, pin=0)),
                 (Tensor(0, 8, (1,)),),
             ),
-            "'a' is pinned to chip 1, but feeds 'b', which is pinned to chip 0",
+            "'a' is fixed to chip 1, but feeds 'b', which is fixed to chip 0",
         ),
     ],
 )

@@ -62,7 +62,7 @@ def test_search_over_orders_beats_the_program_order():
     assert problem.num_nodes == len(later.assignment)
 
 
-@pytest.mark.parametrize("method", ["slice", "auto", "anneal"])
+@pytest.mark.parametrize("method", ["slice", "auto", "paper_annealing"])
 def test_same_seed_and_samples_give_the_same_answer(method):
     graph = parallel_chains(4, 12)
     arguments = {"method": method, "samples": 600, "time_limit_s": None, "gap": 0.0}
@@ -104,8 +104,8 @@ def heavy(weight_bytes: float, pins: tuple[int | None, ...] = (None, None)) -> G
     [
         (heavy(5e3), "'n0' take"),
         (heavy(3.5e3, (None,) * 4), "weights take"),
-        (heavy(1.0, (2, 0)), "'n0' is pinned to chip 2, but feeds 'n1'"),
-        (heavy(1.0, (None, 2)), "'n1' is pinned to chip 2"),
+        (heavy(1.0, (2, 0)), "'n0' is fixed to chip 2, but feeds 'n1'"),
+        (heavy(1.0, (None, 2)), "'n1' is fixed to chip 2"),
     ],
 )
 def test_infeasible_problems_say_why(graph, reason):

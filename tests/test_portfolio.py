@@ -45,12 +45,12 @@ def steps(search, methods, count):
 
 def test_methods_without_gain_share_the_steps_once_they_have_begun(search):
     log = []
-    names = ("clusters", "annealing", "slicing")
+    names = ("clusters", "tempering", "slicing")
     steps(search, {name: logged(log, name) for name in names}, 400)
 
     shares = np.array([log[-120:].count(name) for name in names])
     np.testing.assert_array_equal(shares, 40)
-    assert log.index("clusters") < log.index("annealing") < log.index("slicing")
+    assert log.index("clusters") < log.index("tempering") < log.index("slicing")
 
 
 def test_a_method_that_gains_goes_on_as_long_as_its_gains_pay_for_its_steps(search):
@@ -58,14 +58,14 @@ def test_a_method_that_gains_goes_on_as_long_as_its_gains_pay_for_its_steps(sear
     few = itertools.chain([0.2], itertools.repeat(0.0))
     methods = {
         "clusters": logged(log, "clusters"),
-        "annealing": logged(log, "annealing", gains=few, search=search),
+        "tempering": logged(log, "tempering", gains=few, search=search),
     }
     steps(search, methods, 400)
 
-    first = log.index("annealing")
+    first = log.index("tempering")
     # What it may be ahead at most: a tenth of a hundred steps.
-    assert log[first : first + 10] == ["annealing"] * 10
-    assert log[-40:].count("annealing") == 20
+    assert log[first : first + 10] == ["tempering"] * 10
+    assert log[-40:].count("tempering") == 20
 
 
 def test_gains_too_small_to_pay_do_not_keep_the_others_out(search):
@@ -73,11 +73,11 @@ def test_gains_too_small_to_pay_do_not_keep_the_others_out(search):
     tiny = itertools.repeat(1e-5)
     methods = {
         "clusters": logged(log, "clusters", gains=tiny, search=search),
-        "annealing": logged(log, "annealing"),
+        "tempering": logged(log, "tempering"),
     }
     steps(search, methods, 400)
 
-    assert abs(log[-100:].count("annealing") - 50) <= 2
+    assert abs(log[-100:].count("tempering") - 50) <= 2
 
 
 def test_a_method_that_waits_does_not_keep_the_others_out_nor_lose_its_turn(search):
@@ -85,12 +85,12 @@ def test_a_method_that_waits_does_not_keep_the_others_out_nor_lose_its_turn(sear
     waits = itertools.chain(itertools.repeat(True, 5), itertools.repeat(False))
     methods = {
         "clusters": logged(log, "clusters"),
-        "annealing": logged(log, "annealing", waits=waits),
+        "tempering": logged(log, "tempering", waits=waits),
     }
     steps(search, methods, 100)
 
-    assert log.count("annealing") > 30
-    asked = [i for i, name in enumerate(log) if name == "annealing"][:6]
+    assert log.count("tempering") > 30
+    asked = [i for i, name in enumerate(log) if name == "tempering"][:6]
     assert all(b - a <= 3 for a, b in itertools.pairwise(asked))
 
 
@@ -98,12 +98,12 @@ def test_a_method_that_ends_leaves_the_steps_to_the_others(search):
     log = []
     methods = {
         "clusters": logged(log, "clusters", gains=[0.0] * 3),
-        "annealing": logged(log, "annealing"),
+        "tempering": logged(log, "tempering"),
     }
     steps(search, methods, 50)
 
     assert log.count("clusters") == 3
-    assert log[-20:] == ["annealing"] * 20
+    assert log[-20:] == ["tempering"] * 20
 
 
 def test_without_methods_there_are_no_steps(search):

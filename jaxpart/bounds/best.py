@@ -8,7 +8,7 @@ from collections.abc import Callable
 from jaxpart.bounds.combinatorial import Bound, combinatorial_bound
 from jaxpart.bounds.ideals.lattice import enumerate_ideals
 from jaxpart.bounds.ideals.load_program import least_bottleneck
-from jaxpart.bounds.ideals.parametric_search import Chains, can_count, is_narrow
+from jaxpart.bounds.ideals.parametric_search import ParametricSearch, can_count, is_narrow
 from jaxpart.bounds.reduction import destructive_bound
 from jaxpart.bounds.superblocks import superblock_bound
 from jaxpart.problem.problem import Problem
@@ -73,6 +73,6 @@ def ideals_bound(
     if lattice is None:
         return low_s
     if can_count(problem) and is_narrow(lattice):
-        return Chains(problem, lattice).bound(low_s, high_s, gap=_CLOSE, give_up=give_up)
+        return ParametricSearch(problem, lattice).bound(low_s, high_s, gap=_CLOSE, give_up=give_up)
     outcome = least_bottleneck(problem, lattice, low_s, high_s, gap=_CLOSE, give_up=give_up)
     return outcome.lower_s

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxpart.bounds.ideals.pairs import Outcome
+from jaxpart.bounds.ideals.pairs import PairSolution
 from jaxpart.bounds.intervals import heaviest_interval, sums
 from jaxpart.problem.problem import Problem
 
@@ -22,8 +22,10 @@ class Bound(NamedTuple):
 
 
 def combinatorial_bound(problem: Problem) -> Bound:
-    """The best of the mean load, the largest block and, by the triangle rule, edges' intervals."""
-    return max(_mean_load(problem), _largest_block(problem), _widest_interval(problem))
+    """The best of the mean load, the largest contracted node and, by the triangle rule, edges'
+    intervals.
+    """
+    return max(_mean_load(problem), _largest_contracted(problem), _widest_interval(problem))
 
 
 def _mean_load(problem: Problem) -> Bound:
@@ -48,18 +50,19 @@ def _mean_load(problem: Problem) -> Bound:
     return Bound(best * (1 - _SAFETY), "mean load")
 
 
-def _largest_block(problem: Problem) -> Bound:
+def _largest_contracted(problem: Problem) -> Bound:
     """Some chip runs the largest block.
 
-    Proof. The nodes of a block share a chip (colocation and, with acyclic dataflow, the cycles that
-    it makes), whose compute is at least the block's on the fastest chip that it may be on.
+    Proof. The nodes of a contracted node share a chip (colocation and, with acyclic dataflow, the
+    cycles that it makes), whose compute is at least the contracted node's on the fastest chip that
+    it may be on.
     """
-    block_s = np.zeros((problem.num_blocks, problem.node_s.shape[1]))
-    np.add.at(block_s, problem.block, problem.node_s)
-    pinned = problem.block_pin >= 0
-    fastest = block_s.min(axis=1)
-    kind = problem.chip_kind[problem.block_pin[pinned]]
-    fastest[pinned] = block_s[pinned, kind]
+    contracted_s = np.zeros((problem.num_contracted, problem.node_s.shape[1]))
+    np.add.at(contracted_s, problem.contraction, problem.node_s)
+    pinned = problem.contracted_fixed_chip >= 0
+    fastest = contracted_s.min(axis=1)
+    kind = problem.chip_kind[problem.contracted_fixed_chip[pinned]]
+    fastest[pinned] = contracted_s[pinned, kind]
     return Bound(float(fastest.max()) * (1 - _SAFETY), "largest node")
 
 
@@ -76,7 +79,7 @@ def _widest_interval(problem: Problem) -> Bound:
     return Bound(seconds * (1 - _SAFETY), "edge interval")
 
 
-def bound_of(relaxed: Outcome, incumbent_s: float) -> Bound:
+def bound_of(relaxed: PairSolution, incumbent_s: float) -> Bound:
     """The bound that the dynamic program over all ideals proves; `relaxed` is its outcome.
 
     Proof. With acyclic dataflow every partition is a chain of ideals I_0 < I_1 < ...; chip c runs

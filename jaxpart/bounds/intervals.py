@@ -20,19 +20,21 @@ from jaxpart.problem.mcm import MCM
 from jaxpart.problem.problem import FloatArray, Problem
 
 BoolArray = NDArray[np.bool_]
-# Blocks beyond which bit sets of all ancestors are not made: 2 x 50 MB.
-_MOST_BLOCKS = 20_000
-# Entries of a table of edges and blocks that is unpacked at once.
+# Contracted nodes beyond which bit sets of all ancestors are not made: 2 x 50 MB.
+_MAX_CONTRACTED = 20_000
+# Entries of a table of edges and contracted nodes that is unpacked at once.
 _CHUNK_ENTRIES = 8_000_000
 _WORD = 64
 
 
 class Heaviest(NamedTuple):
-    """The interval with the most of something: of the blocks between and at an edge's ends."""
+    """The interval with the most of something: of the contracted nodes between and at an edge's
+    ends.
+    """
 
     amount: float
-    producer: int  # block
-    consumer: int  # block
+    producer: int  # contracted node
+    consumer: int  # contracted node
 
 
 def heaviest_interval(
@@ -42,18 +44,19 @@ def heaviest_interval(
 
     Args:
       problem: contracted for this.
-      amounts_of: takes sets of blocks, bool [sets, blocks], to how much each holds, [sets].
+      amounts_of: takes sets of contracted nodes, bool [sets, contracted nodes], to how much each
+        holds, [sets].
 
     Returns:
       None where no edge has anything between its ends, or there are too many blocks.
     """
-    blocks = problem.contracted
-    if blocks.num_nodes > _MOST_BLOCKS or not len(blocks.node_pairs):
+    contracted = problem.contracted
+    if contracted.num_nodes > _MAX_CONTRACTED or not len(contracted.node_pairs):
         return None
-    below, above = _reachable(blocks)
-    producer, consumer = blocks.node_pairs.T
+    below, above = _reachable(contracted)
+    producer, consumer = contracted.node_pairs.T
     best: Heaviest | None = None
-    step = max(1, _CHUNK_ENTRIES // blocks.num_nodes)
+    step = max(1, _CHUNK_ENTRIES // contracted.num_nodes)
     for start in range(0, len(producer), step):
         u, v = producer[start : start + step], consumer[start : start + step]
         between = below[u] & above[v]
@@ -62,7 +65,7 @@ def heaviest_interval(
             continue
         u, v = u[beside], v[beside]
         inside = np.unpackbits(between[beside].view(np.uint8), axis=1, bitorder="little")
-        inside = inside[:, : blocks.num_nodes].astype(bool)
+        inside = inside[:, : contracted.num_nodes].astype(bool)
         rows = np.arange(len(beside))
         inside[rows, u] = inside[rows, v] = True
         held = amounts_of(inside)
@@ -76,21 +79,21 @@ def two_chips(problem: Problem, interval: Heaviest) -> Problem:
     """What two chips must do for the interval of an edge, and nothing else.
 
     Every valid partition of `problem` gives a valid one of this with a bottleneck no higher: its
-    blocks run on two chips of the fastest kind with the largest memory, transfers are free, and of
-    memory only weights count. So a lower bound here is one there, and where nothing is valid here,
-    nothing is there.
+    contracted nodes run on two chips of the fastest kind with the largest memory, transfers are
+    free, and of memory only weights count. So a lower bound here is one there, and where nothing is
+    valid here, nothing is there.
     """
-    blocks = problem.contracted
-    below, above = _reachable(blocks)
+    contracted = problem.contracted
+    below, above = _reachable(contracted)
     ends = [interval.producer, interval.consumer]
     between = np.unpackbits(
         (below[ends[0]] & above[ends[1]]).view(np.uint8), bitorder="little"
-    ).astype(bool)[: blocks.num_nodes]
+    ).astype(bool)[: contracted.num_nodes]
     between[ends] = True
-    number = np.cumsum(between) - 1  # of the blocks that stay
+    number = np.cumsum(between) - 1  # of the contracted nodes that stay
     count = int(between.sum())
-    pairs = number[blocks.node_pairs[between[blocks.node_pairs].all(axis=1)]]
-    uses = between[blocks.use_node]
+    pairs = number[contracted.node_pairs[between[contracted.node_pairs].all(axis=1)]]
+    uses = between[contracted.use_node]
     mcm = problem.mcm
     chip = max(mcm.chips, key=lambda chip: chip.sram_bytes)
     rules = dataclasses.replace(mcm.constraints, no_skip=False, triangle=False)
@@ -98,51 +101,51 @@ def two_chips(problem: Problem, interval: Heaviest) -> Problem:
     return dataclasses.replace(
         problem,
         mcm=module,
-        node_s=blocks.node_s[between].min(axis=1, keepdims=True),
+        node_s=contracted.node_s[between].min(axis=1, keepdims=True),
         chip_kind=np.zeros(2, np.int64),
         capacity_bytes=np.full(2, chip.sram_bytes, np.float64),
-        pin=np.full(count, -1, np.int64),
+        fixed_chip=np.full(count, -1, np.int64),
         colocate=np.full(count, -1, np.int64),
         # One tensor without bytes for each edge.
         tensor_producer=pairs[:, 0],
         tensor_bytes=np.zeros(len(pairs)),
         edge_tensor=np.arange(len(pairs)),
         edge_consumer=pairs[:, 1],
-        use_weight=blocks.use_weight[uses],
-        use_node=number[blocks.use_node[uses]],
+        use_weight=contracted.use_weight[uses],
+        use_node=number[contracted.use_node[uses]],
     )
 
 
 def sums(amounts: FloatArray) -> Callable[[BoolArray], FloatArray]:
-    """For `heaviest_interval`: the sum of `amounts` [blocks]."""
+    """For `heaviest_interval`: the sum of `amounts` [M]."""
     return lambda inside: inside @ amounts
 
 
 def distinct_weight_bytes(problem: Problem) -> Callable[[BoolArray], FloatArray]:
     """For `heaviest_interval`: bytes of the weights in use, each once."""
-    blocks = problem.contracted
+    contracted = problem.contracted
 
     @functools.cache  # gigabytes on a large graph, of which no set is ever asked
     def uses() -> NDArray[np.float32]:
-        table = np.zeros((blocks.num_nodes, len(blocks.weight_bytes)), np.float32)
-        table[blocks.use_node, blocks.use_weight] = 1
+        table = np.zeros((contracted.num_nodes, len(contracted.weight_bytes)), np.float32)
+        table[contracted.use_node, contracted.use_weight] = 1
         return table
 
     def held(inside: BoolArray) -> FloatArray:
         used = (inside.astype(np.float32) @ uses() > 0).astype(np.float64)
-        return used @ blocks.weight_bytes
+        return used @ contracted.weight_bytes
 
     return held
 
 
-def _reachable(blocks: Problem) -> tuple[np.ndarray, np.ndarray]:
-    """[N, words] bit sets of each block's descendants, and of its ancestors."""
-    count = blocks.num_nodes
+def _reachable(contracted: Problem) -> tuple[np.ndarray, np.ndarray]:
+    """[N, words] bit sets of each contracted node's descendants, and of its ancestors."""
+    count = contracted.num_nodes
     below = np.zeros((count, -(-count // _WORD)), np.uint64)
     above = np.zeros_like(below)
     word = np.arange(count) // _WORD
     bit = np.uint64(1) << (np.arange(count) % _WORD).astype(np.uint64)
-    pairs = blocks.node_pairs.tolist()
+    pairs = contracted.node_pairs.tolist()
     for u, v in sorted(pairs, reverse=True):
         below[u] |= below[v]
         below[u, word[v]] |= bit[v]

@@ -1,17 +1,18 @@
-"""What a bottleneck below a cut-off forces: blocks that share a chip, and chips out of reach.
+"""What a bottleneck below a cut-off forces: contracted nodes that share a chip, and chips out of
+reach.
 
 Every valid partition with a bottleneck below the cut-off survives, so a search for something better
 than the incumbent loses nothing, and where nothing survives the cut-off is a lower bound
 ("destructive improvement", Klein & Scholl, Computing and Operations Research, 1999).
 
 Proofs. Let T be the bottleneck of a valid partition f, T < cut-off.
-- Blocks u, v with f(u) != f(v) and x seconds of tensors from u to v: f(u) sends them and f(v)
-  receives them, so x <= T, and without overlap x plus the compute of u, or of v, is at most T. They
-  also lie twice in the buffers of both chips, beside the weights of u, or of v.
-- With acyclic dataflow the blocks on paths from u to v lie on the chips f(u) to f(v). Each of these
-  does at most T of their work and holds at most its capacity, so work W needs W / T chips, and
-  f(v) - f(u) >= ceil(W / T) - 1; the same for weights. What must come before a block, and what
-  after it, bounds its own chip.
+- Contracted nodes u, v with f(u) != f(v) and x seconds of tensors from u to v: f(u) sends them and
+  f(v) receives them, so x <= T, and without overlap x plus the compute of u, or of v, is at most T.
+  They also lie twice in the buffers of both chips, beside the weights of u, or of v.
+- With acyclic dataflow the contracted nodes on paths from u to v lie on the chips f(u) to f(v).
+  Each of these does at most T of their work and holds at most its capacity, so work W needs W / T
+  chips, and f(v) - f(u) >= ceil(W / T) - 1; the same for weights. What must come before a
+  contracted node, and what after it, bounds its own chip.
 """
 
 from __future__ import annotations
@@ -26,33 +27,34 @@ from jaxpart.problem.problem import FloatArray, IntArray, Problem
 
 # Loads are float64 sums; comparisons give this much, relative, away.
 _SAFETY = 1e-9
-# Blocks beyond which the table of all intervals is not made: 72 MB for each of two, and seconds.
-_MOST_BLOCKS = 3000
+# Contracted nodes beyond which the table of all intervals is not made: 72 MB for each of two, and
+# seconds.
+_MAX_CONTRACTED = 3000
 _BISECTIONS = 14
 
 
 class Tables(NamedTuple):
-    """Intervals of a problem of N blocks, whatever the cut-off."""
+    """Intervals of a problem of N contracted nodes, whatever the cut-off."""
 
     reach: FloatArray  # [N, N] 1.0 where a path leads from u to v, and on the diagonal
     work_s: FloatArray  # [N] on the fastest chip
-    work_between_s: FloatArray  # [N, N] of u, v and the blocks on paths between them
-    weights: FloatArray  # [N] bytes of the weights that no other block uses
+    work_between_s: FloatArray  # [N, N] of u, v and the contracted nodes on paths between them
+    weights: FloatArray  # [N] bytes of the weights that no other contracted node uses
     weights_between: FloatArray  # [N, N]
 
 
 class Reduced(NamedTuple):
     """What is left of a problem below a cut-off."""
 
-    problem: Problem  # with more colocation, whose blocks the bounds are of
-    low: IntArray  # [blocks] lowest chip
-    high: IntArray  # [blocks] highest chip
+    problem: Problem  # with more colocation, whose contracted nodes the bounds are of
+    low: IntArray  # [M] lowest chip
+    high: IntArray  # [M] highest chip
 
 
 def reduce_below(
     problem: Problem, cutoff_s: float, tables: dict[int, Tables] | None = None
 ) -> Reduced | None:
-    """Merges blocks and narrows their chips to what a bottleneck below `cutoff_s` leaves.
+    """Merges contracted nodes and narrows their chips to what a bottleneck below `cutoff_s` leaves.
 
     Every valid partition of `problem` with a bottleneck below `cutoff_s` is a valid partition of
     the reduced problem within its bounds.
@@ -63,14 +65,14 @@ def reduce_below(
     Returns:
       None where there is no such partition.
     """
-    if (problem.block_pin == -2).any():
+    if (problem.contracted_fixed_chip == -2).any():
         return None
     limit_s = cutoff_s * (1 + _SAFETY)
     problem = _merged(problem, limit_s)
-    if (problem.block_pin == -2).any():
+    if (problem.contracted_fixed_chip == -2).any():
         return None
-    blocks = problem.contracted
-    if (blocks.node_s.min(axis=1) > limit_s).any():
+    contracted = problem.contracted
+    if (contracted.node_s.min(axis=1) > limit_s).any():
         return None
     low, high = _chips(problem, limit_s, {} if tables is None else tables)
     return None if (low > high).any() else Reduced(problem, low, high)
@@ -108,35 +110,37 @@ def destructive_bound(
 
 
 def _merged(problem: Problem, limit_s: float) -> Problem:
-    """The problem with blocks colocated that cannot be apart, until no more are."""
+    """The problem with contracted nodes colocated that cannot be apart, until no more are."""
     while True:
         pairs = _inseparable(problem, limit_s)
         if not len(pairs):
             return problem
-        group = _components(problem.num_blocks, pairs)[problem.block]
+        group = _components(problem.num_contracted, pairs)[problem.contraction]
         merged = dataclasses.replace(problem, colocate=group)
-        if merged.num_blocks == problem.num_blocks:
+        if merged.num_contracted == problem.num_contracted:
             return problem
         problem = merged
-        if (problem.block_pin == -2).any():
+        if (problem.contracted_fixed_chip == -2).any():
             return problem
 
 
 def _inseparable(problem: Problem, limit_s: float) -> IntArray:
-    """[M, 2] pairs of blocks that no two chips may share out."""
-    blocks, mcm = problem.contracted, problem.mcm
-    if not len(blocks.edge_tensor):
+    """[M, 2] pairs of contracted nodes that no two chips may share out."""
+    contracted, mcm = problem.contracted, problem.mcm
+    if not len(contracted.edge_tensor):
         return np.zeros((0, 2), np.int64)
-    pairs = np.stack([blocks.edge_producer, blocks.edge_consumer], axis=1)
+    pairs = np.stack([contracted.edge_producer, contracted.edge_consumer], axis=1)
     pairs, which = np.unique(pairs, axis=0, return_inverse=True)
-    sent = np.bincount(which.ravel(), blocks.tensor_bytes[blocks.edge_tensor], len(pairs))
+    sent = np.bincount(which.ravel(), contracted.tensor_bytes[contracted.edge_tensor], len(pairs))
     seconds = sent / mcm.link_bandwidth
     if not mcm.overlap:
-        seconds = seconds + blocks.node_s.min(axis=1)[pairs].max(axis=1)
+        seconds = seconds + contracted.node_s.min(axis=1)[pairs].max(axis=1)
     apart = seconds > limit_s
     if mcm.constraints.memory and mcm.memory_model == "full":
         held = np.bincount(
-            blocks.use_node, blocks.weight_bytes[blocks.use_weight], problem.num_blocks
+            contracted.use_node,
+            contracted.weight_bytes[contracted.use_weight],
+            problem.num_contracted,
         )
         needed = 2 * sent + held[pairs].max(axis=1)
         apart |= needed > problem.capacity_bytes.max() * (1 + _SAFETY)
@@ -156,16 +160,17 @@ def _components(count: int, pairs: IntArray) -> IntArray:
 def _chips(
     problem: Problem, limit_s: float, tables: dict[int, Tables]
 ) -> tuple[IntArray, IntArray]:
-    """[blocks], [blocks] the lowest and highest chip of each block."""
-    blocks, rules = problem.contracted, problem.mcm.constraints
-    count, chips = blocks.num_nodes, problem.num_chips
-    low = np.where(blocks.pin >= 0, blocks.pin, 0)
-    high = np.where(blocks.pin >= 0, blocks.pin, chips - 1)
-    if not rules.acyclic or count > _MOST_BLOCKS:
+    """[M], [M] the lowest and highest chip of each block."""
+    contracted, rules = problem.contracted, problem.mcm.constraints
+    count, chips = contracted.num_nodes, problem.num_chips
+    low = np.where(contracted.fixed_chip >= 0, contracted.fixed_chip, 0)
+    high = np.where(contracted.fixed_chip >= 0, contracted.fixed_chip, chips - 1)
+    if not rules.acyclic or count > _MAX_CONTRACTED:
         return low, high
-    # A lower cut-off merges what a higher one does, and more: as many blocks are the same blocks.
+    # A lower cut-off merges what a higher one does, and more: as many contracted nodes are the same
+    # blocks.
     if count not in tables:
-        tables[count] = _tables(blocks)
+        tables[count] = _tables(contracted)
     reach, work_s, work_between_s, weights, weights_between = tables[count]
     shares = [(work_s / limit_s, work_between_s / limit_s)]
     if rules.memory:
@@ -188,9 +193,9 @@ def _chips(
     return low, high
 
 
-def _tables(blocks: Problem) -> Tables:
-    reach = reachable(blocks)
-    work_s, weights = blocks.node_s.min(axis=1), _own_weights(blocks)
+def _tables(contracted: Problem) -> Tables:
+    reach = reachable(contracted)
+    work_s, weights = contracted.node_s.min(axis=1), _own_weights(contracted)
     return Tables(reach, work_s, (reach * work_s) @ reach, weights, (reach * weights) @ reach)
 
 
@@ -199,19 +204,21 @@ def _chips_for(shares: FloatArray) -> IntArray:
     return np.maximum(np.ceil(shares - 1e-6), 1).astype(np.int64) - 1
 
 
-def reachable(blocks: Problem) -> FloatArray:
-    """[N, N] 1.0 where a path leads from one block to the other, and on the diagonal."""
-    reach = np.eye(blocks.num_nodes)
-    for u, v in sorted(blocks.node_pairs.tolist(), reverse=True):
+def reachable(contracted: Problem) -> FloatArray:
+    """[N, N] 1.0 where a path leads from one contracted node to the other, and on the diagonal."""
+    reach = np.eye(contracted.num_nodes)
+    for u, v in sorted(contracted.node_pairs.tolist(), reverse=True):
         if u != v:
             np.maximum(reach[u], reach[v], out=reach[u])
     return reach
 
 
-def _own_weights(blocks: Problem) -> FloatArray:
-    """[N] bytes of the weights that no other block uses."""
-    uses = np.bincount(blocks.use_weight, minlength=len(blocks.weight_bytes))
-    single = uses[blocks.use_weight] == 1
-    own = np.zeros(blocks.num_nodes)
-    np.add.at(own, blocks.use_node[single], blocks.weight_bytes[blocks.use_weight[single]])
+def _own_weights(contracted: Problem) -> FloatArray:
+    """[N] bytes of the weights that no other contracted node uses."""
+    uses = np.bincount(contracted.use_weight, minlength=len(contracted.weight_bytes))
+    single = uses[contracted.use_weight] == 1
+    own = np.zeros(contracted.num_nodes)
+    np.add.at(
+        own, contracted.use_node[single], contracted.weight_bytes[contracted.use_weight[single]]
+    )
     return own

@@ -2,23 +2,25 @@
 
 Archer et al., ICML 2024 ("Practical performance guarantees for pipelined DNN inference"), bound the
 bottleneck by the "three-superblock" relaxation: an integer program with two ideals x <= y, for what
-runs before a chip, and before or on it. Here it is a test of a limit T for one block at a time,
-with the rules of this package; a limit at which some block fits nowhere is a lower bound.
+runs before a chip, and before or on it. Here it is a test of a limit T for one contracted node at a
+time, with the rules of this package; a limit at which some contracted node fits nowhere is a lower
+bound.
 
-Proof. Let f be a valid partition of bottleneck at most T, dataflow acyclic, v a block and i = f(v).
+Proof. Let f be a valid partition of bottleneck at most T, dataflow acyclic, v a contracted node,
+and i = f(v).
 The ideals x = {f < i} and y = {f <= i} leave v in the piece y - x, which is what chip i runs. Then
 - the work of the piece, on the fastest kind of chip, is at most T; without overlap together with
   its transfers: tensors made before the piece and used in it, made in it and used after it;
 - with overlap the piece receives, and sends, for at most T each; on a chain, all that crosses from
   x outward is on one link, and from y too, for at most T each;
-- the piece holds the weights that its blocks use, each once, and its transfers twice, within the
-  largest capacity (in the full model of memory these are the first two terms);
+- the piece holds the weights that its contracted nodes use, each once, and its transfers twice,
+  within the largest capacity (in the full model of memory these are the first two terms);
 - the work before chip i is at most i T, that after it at most (C - 1 - i) T;
 - by the triangle rule, what lies between the ends of an edge shares its two chips
   (`jaxpart.intervals`), so a block of the piece has one end or the other in the piece.
 So the program of v and T has a solution; where it has none, every bottleneck exceeds T. A solution
-settles all blocks of its piece at once. Numbers are scaled to integers and rounded down, so that
-sums of them keep the limits that the exact sums keep.
+settles all contracted nodes of its piece at once. Numbers are scaled to integers and rounded down,
+so that sums of them keep the limits that the exact sums keep.
 """
 
 from __future__ import annotations
@@ -40,13 +42,14 @@ if TYPE_CHECKING:
 _UNIT = 2**30
 # Loads are float64 sums; limits are this much, relative, larger.
 _SAFETY = 1e-9
-# CP-SAT's deterministic seconds for one block; what is not settled by then counts as fitting.
-_PATIENCE = 2.0
-_MOST_BLOCKS = 1500
+# CP-SAT's deterministic seconds for one contracted node; what is not settled by then counts as
+# fitting.
+_MAX_DETERMINISTIC_TIME = 2.0
+_MAX_CONTRACTED = 1500
 # Clauses for the triangle rule; those that do not fit are left out.
 _MOST_CLAUSES = 50_000
 # The first limit is this much above what is known: what is refuted mostly is so at the first few
-# blocks, and what is not takes a test of every block.
+# contracted nodes, and what is not takes a test of every block.
 _FIRST_STEP = 1.02
 # The end: this ratio between what is refuted and what is not.
 _CLOSE = 1.001
@@ -57,7 +60,7 @@ class Sweep:
     """What tests of one limit gave."""
 
     is_refuted: bool
-    witness: IntArray  # [any] nodes of the block that fits nowhere
+    witness: IntArray  # [any] nodes of the contracted node that fits nowhere
     tests: int
 
 
@@ -98,24 +101,25 @@ def sweep(
     first: IntArray | None = None,
     give_up: Callable[[], bool] = lambda: False,
 ) -> Sweep:
-    """Tests one limit, block by block, until one fits nowhere or all are settled.
+    """Tests one limit, contracted node by contracted node, until one fits nowhere or all are
+    settled.
 
     Args:
-      first: [any] nodes whose blocks are tested first.
+      first: [any] nodes whose contracted nodes are tested first.
     """
     none = np.zeros(0, np.int64)
     # Strictly below: a bottleneck of just the limit must not be refuted.
     reduced = reduce_below(problem, limit_s * (1 + _SAFETY))
     if reduced is None:
         return Sweep(is_refuted=True, witness=none, tests=0)
-    block = reduced.problem.block
-    blocks = reduced.problem.contracted
-    if blocks.num_nodes > _MOST_BLOCKS:
+    contraction = reduced.problem.contraction
+    contracted = reduced.problem.contracted
+    if contracted.num_nodes > _MAX_CONTRACTED:
         return Sweep(is_refuted=False, witness=none, tests=0)
     program = _Superblocks(reduced, limit_s * (1 + _SAFETY))
-    rank = np.argsort(-_hardness(blocks), kind="stable")
-    early = none if first is None else block[first]
-    is_open = np.ones(blocks.num_nodes, bool)
+    rank = np.argsort(-_hardness(contracted), kind="stable")
+    early = none if first is None else contraction[first]
+    is_open = np.ones(contracted.num_nodes, bool)
     tests = 0
     for v in itertools.chain(early.tolist(), rank.tolist()):
         if not is_open[v]:
@@ -124,32 +128,34 @@ def sweep(
             break
         tests += 1
         is_open[v] = False
-        fits, piece = program.place(v)
+        fits, segment = program.place(v)
         if not fits:
-            return Sweep(is_refuted=True, witness=np.flatnonzero(block == v), tests=tests)
-        is_open[piece] = False
+            return Sweep(is_refuted=True, witness=np.flatnonzero(contraction == v), tests=tests)
+        is_open[segment] = False
     return Sweep(is_refuted=False, witness=none, tests=tests)
 
 
-def _hardness(blocks: Problem) -> FloatArray:
-    """[blocks] work and transfers in seconds: blocks with much of them are refuted first."""
-    seconds = blocks.tensor_bytes / blocks.mcm.link_bandwidth
-    sent = np.bincount(blocks.tensor_producer, seconds, blocks.num_nodes)
-    received = np.bincount(blocks.edge_consumer, seconds[blocks.edge_tensor], blocks.num_nodes)
-    return blocks.node_s.min(axis=1) + sent + received
+def _hardness(contracted: Problem) -> FloatArray:
+    """[M] work and transfers in seconds: contracted nodes with much of them are refuted first."""
+    seconds = contracted.tensor_bytes / contracted.mcm.link_bandwidth
+    sent = np.bincount(contracted.tensor_producer, seconds, contracted.num_nodes)
+    received = np.bincount(
+        contracted.edge_consumer, seconds[contracted.edge_tensor], contracted.num_nodes
+    )
+    return contracted.node_s.min(axis=1) + sent + received
 
 
 class _Superblocks:
-    """The program of one limit, whichever block is to be on the chip."""
+    """The program of one limit, whichever contracted node is to be on the chip."""
 
     def __init__(self, reduced: Reduced, limit_s: float) -> None:
         from ortools.sat.python import cp_model
 
         self._reduced, self._limit_s = reduced, limit_s
-        self._problem, self._blocks = reduced.problem, reduced.problem.contracted
-        self._tensors = _tensors(self._blocks)
+        self._problem, self._contracted = reduced.problem, reduced.problem.contracted
+        self._tensors = _tensors(self._contracted)
         self._model = cp_model.CpModel()
-        count = range(self._blocks.num_nodes)
+        count = range(self._contracted.num_nodes)
         self._chip = self._model.new_int_var(0, self._problem.num_chips - 1, "")
         self._before = [self._model.new_bool_var("") for _ in count]  # x
         self._until = [self._model.new_bool_var("") for _ in count]  # y
@@ -165,7 +171,9 @@ class _Superblocks:
             self._intervals()
 
     def place(self, v: int) -> tuple[bool, IntArray]:
-        """Whether block v may fit; and the blocks of a piece that has it, if one was found."""
+        """Whether contracted node v may fit; and the contracted nodes of a piece that has it, if
+        one was found.
+        """
         from ortools.sat.python import cp_model
 
         low, high = self._reduced.low, self._reduced.high
@@ -179,7 +187,7 @@ class _Superblocks:
         for u in np.flatnonzero(low > high[v]).tolist():
             model.add(self._until[u] == 0)
         solver = cp_model.CpSolver()
-        solver.parameters.max_deterministic_time = _PATIENCE
+        solver.parameters.max_deterministic_time = _MAX_DETERMINISTIC_TIME
         solver.parameters.num_workers = 1
         solver.parameters.catch_sigint_signal = False
         ended = solver.solve(model)
@@ -196,13 +204,13 @@ class _Superblocks:
     def _ideals(self) -> None:
         for x, y in zip(self._before, self._until, strict=True):
             self._model.add_implication(x, y)
-        for u, v in self._blocks.node_pairs.tolist():
+        for u, v in self._contracted.node_pairs.tolist():
             self._model.add_implication(self._before[v], self._before[u])
             self._model.add_implication(self._until[v], self._until[u])
 
     def _work(self) -> None:
         """Of the chip, and of those before and after it."""
-        work = _scaled(self._blocks.node_s.min(axis=1), self._limit_s).tolist()
+        work = _scaled(self._contracted.node_s.min(axis=1), self._limit_s).tolist()
         minus = [-amount for amount in work]
         self._load = ([*self._until, *self._before], [*work, *minus])
         self._limit(*self._load, _UNIT)
@@ -248,22 +256,22 @@ class _Superblocks:
     def _may_be_full(self) -> bool:
         """Whether one chip may have too little memory for weights and transfers."""
         mcm = self._problem.mcm
-        most = self._blocks.weight_bytes[np.unique(self._blocks.use_weight)].sum()
+        most = self._contracted.weight_bytes[np.unique(self._contracted.use_weight)].sum()
         if mcm.memory_model == "full":
-            most += 2 * self._blocks.tensor_bytes.sum()
+            most += 2 * self._contracted.tensor_bytes.sum()
         return mcm.constraints.memory and most > self._problem.capacity_bytes.max() > 0
 
     def _memory(self, inside: list[cp_model.IntVar], moved: list[cp_model.IntVar]) -> None:
         capacity = float(self._problem.capacity_bytes.max()) * (1 + _SAFETY)
         users: dict[int, list[int]] = {}
         for w, q in zip(
-            self._blocks.use_weight.tolist(), self._blocks.use_node.tolist(), strict=True
+            self._contracted.use_weight.tolist(), self._contracted.use_node.tolist(), strict=True
         ):
             users.setdefault(w, []).append(q)
         together: dict[tuple[int, ...], float] = {}
         for w, nodes in users.items():
             key = tuple(nodes)
-            together[key] = together.get(key, 0.0) + float(self._blocks.weight_bytes[w])
+            together[key] = together.get(key, 0.0) + float(self._contracted.weight_bytes[w])
         held = []
         for nodes in together:
             copy = self._model.new_bool_var("")
@@ -277,11 +285,11 @@ class _Superblocks:
         self._limit(held, amounts, _UNIT)
 
     def _intervals(self) -> None:
-        """A block between the ends of an edge is on the chip of one of them."""
-        reach = reachable(self._blocks) > 0
+        """A contracted node between the ends of an edge is on the chip of one of them."""
+        reach = reachable(self._contracted) > 0
         x, y = self._before, self._until
         room = _MOST_CLAUSES
-        for u, v in self._blocks.node_pairs.tolist():
+        for u, v in self._contracted.node_pairs.tolist():
             between = np.flatnonzero(reach[u] & reach[:, v])
             for w in between[(between != u) & (between != v)].tolist():
                 room -= 1
@@ -303,15 +311,17 @@ class _Superblocks:
         return _scaled(size / self._problem.mcm.link_bandwidth, self._limit_s).tolist()
 
 
-def _tensors(blocks: Problem) -> list[tuple[int, tuple[int, ...], float]]:
+def _tensors(contracted: Problem) -> list[tuple[int, tuple[int, ...], float]]:
     """Producer, consumers and bytes; tensors with the same ends are one."""
     consumers: dict[int, list[int]] = {}
-    for k, q in zip(blocks.edge_tensor.tolist(), blocks.edge_consumer.tolist(), strict=True):
+    for k, q in zip(
+        contracted.edge_tensor.tolist(), contracted.edge_consumer.tolist(), strict=True
+    ):
         consumers.setdefault(k, []).append(q)
     together: dict[tuple[int, tuple[int, ...]], float] = {}
     for k, nodes in consumers.items():
-        key = (int(blocks.tensor_producer[k]), tuple(nodes))
-        together[key] = together.get(key, 0.0) + float(blocks.tensor_bytes[k])
+        key = (int(contracted.tensor_producer[k]), tuple(nodes))
+        together[key] = together.get(key, 0.0) + float(contracted.tensor_bytes[k])
     return [(producer, nodes, size) for (producer, nodes), size in together.items() if size > 0]
 
 

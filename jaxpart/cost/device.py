@@ -25,7 +25,7 @@ _INT_TYPES = ((127, jnp.int8), (32767, jnp.int16))
 
 
 @dataclasses.dataclass(frozen=True)
-class Switches:
+class StaticConfig:
     """What is static about a module: everything that changes the compiled program."""
 
     num_chips: int
@@ -54,13 +54,13 @@ class DeviceProblem:
     num_tensors: Int[Array, ""]
     num_edges: Int[Array, ""]
     num_weights: Int[Array, ""]
-    num_blocks: Int[Array, ""]
+    num_contracted: Int[Array, ""]
     num_pairs: Int[Array, ""]
     node_s: Float[Array, "N S"]  # per kind of chip
     chip_kind: Int[Array, " C"]
     capacity_bytes: Float[Array, " C"]
     link_bandwidth: Float[Array, ""]  # bytes/s
-    pin: Int[Array, " N"]  # chip, or -1
+    fixed_chip: Int[Array, " N"]  # chip, or -1
     group_head: Int[Array, " N"]  # first node of the colocation group; itself without one
     # Tensors, sorted by producer; edges, sorted by tensor.
     tensor_producer: Int[Array, " K"]
@@ -77,19 +77,21 @@ class DeviceProblem:
     weight_uses: Int[Array, " W+1"]
     use_weight: Int[Array, " U"]
     use_node: Int[Array, " U"]
-    # Blocks, the nodes that must share a chip, in topological order; distinct pairs of different
-    # blocks joined by an edge, sorted by the first.
-    block: Int[Array, " N"]
-    block_size: Int[Array, " N"]  # nodes; 0 for padding
-    block_pin: Int[Array, " N"]  # chip, -1, or -2 where the pins of its nodes differ
+    # Contracted nodes, the nodes that must share a chip, in topological order; distinct pairs of
+    # different contracted nodes joined by an edge, sorted by the first.
+    contraction: Int[Array, " N"]
+    contracted_size: Int[Array, " N"]  # nodes; 0 for padding
+    contracted_fixed_chip: Int[
+        Array, " N"
+    ]  # chip, -1, or -2 where the fixed chips of its nodes differ
     pair_from: Int[Array, " E"]
     pair_to: Int[Array, " E"]
-    switches: Switches = struct.field(pytree_node=False)
+    config: StaticConfig = struct.field(pytree_node=False)
 
     @property
     def padded_nodes(self) -> int:
         """Rows of a batch of assignments."""
-        return self.pin.shape[0]
+        return self.fixed_chip.shape[0]
 
 
 def bucket_size(count: int) -> int:
@@ -126,13 +128,13 @@ def lower(problem: Problem, dtype: Any = jnp.float32) -> DeviceProblem:
         "num_tensors": np.int32(k),
         "num_edges": np.int32(e),
         "num_weights": np.int32(w),
-        "num_blocks": np.int32(problem.num_blocks),
-        "num_pairs": np.int32(len(problem.block_pairs)),
+        "num_blocks": np.int32(problem.num_contracted),
+        "num_pairs": np.int32(len(problem.contracted_pairs)),
         "node_s": _padded(problem.node_s, size, 0, dtype),
         "chip_kind": problem.chip_kind.astype(np.int32),
         "capacity_bytes": problem.capacity_bytes.astype(dtype),
         "link_bandwidth": np.asarray(mcm.link_bandwidth, dtype),
-        "pin": _padded(problem.pin, size, -1),
+        "fixed_chip": _padded(problem.fixed_chip, size, -1),
         "group_head": _group_heads(problem, size),
         "tensor_producer": _padded(problem.tensor_producer[by_producer], size, spare),
         "tensor_bytes": _padded(problem.tensor_bytes[by_producer], size, 0, dtype),
@@ -147,13 +149,13 @@ def lower(problem: Problem, dtype: Any = jnp.float32) -> DeviceProblem:
         "weight_uses": _offsets(problem.use_weight, size),
         "use_weight": _padded(problem.use_weight, wide, size - 1),
         "use_node": _padded(problem.use_node, wide, spare),
-        "block": _padded(problem.block, size, spare),
-        "block_size": _padded(np.bincount(problem.block), size, 0),
-        "block_pin": _padded(problem.block_pin, size, -1),
-        "pair_from": _padded(problem.block_pairs[:, 0], wide, spare),
-        "pair_to": _padded(problem.block_pairs[:, 1], wide, spare),
+        "contraction": _padded(problem.contraction, size, spare),
+        "block_size": _padded(np.bincount(problem.contraction), size, 0),
+        "block_pin": _padded(problem.contracted_fixed_chip, size, -1),
+        "pair_from": _padded(problem.contracted_pairs[:, 0], wide, spare),
+        "pair_to": _padded(problem.contracted_pairs[:, 1], wide, spare),
     }
-    switches = Switches(
+    config = StaticConfig(
         problem.num_chips,
         mcm.topology,
         mcm.overlap,
@@ -163,12 +165,12 @@ def lower(problem: Problem, dtype: Any = jnp.float32) -> DeviceProblem:
         mcm.cols or 1,
         u > len(np.unique(problem.use_weight)),
     )
-    return DeviceProblem(**jax.device_put(arrays), switches=switches)
+    return DeviceProblem(**jax.device_put(arrays), config=config)
 
 
 def pad_assignments(problem: DeviceProblem, assignments: np.ndarray) -> np.ndarray:
     """Pads host assignments [num_nodes, B] to the bucket's rows, in the smallest integer type."""
-    return _padded(assignments, problem.padded_nodes, 0, problem.switches.chip_dtype)
+    return _padded(assignments, problem.padded_nodes, 0, problem.config.chip_dtype)
 
 
 def _padded(values: np.ndarray, size: int, fill: float, dtype: Any = np.int32) -> np.ndarray:

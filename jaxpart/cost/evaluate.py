@@ -49,8 +49,8 @@ class Costs:
     triangle: Bool[Array, " B"]
     memory: Bool[Array, " B"]
     colocation: Bool[Array, " B"]
-    pins: Bool[Array, " B"]
-    valid: Bool[Array, " B"]  # every rule that is on, colocation and pins
+    fixed_chips: Bool[Array, " B"]
+    valid: Bool[Array, " B"]  # every rule that is on, colocation and fixed chips
 
 
 @jax.jit
@@ -65,19 +65,19 @@ def evaluate(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> Costs:
 
 
 def _evaluate(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> Costs:
-    switches = problem.switches
-    rules = switches.constraints
+    config = problem.config
+    rules = config.constraints
     traffic = _traffic(problem, assignment)
     nodes = _node_rules(problem, assignment)
     compute_s = _compute_s(problem, assignment)
     memory = _weight_bytes(problem, assignment)
-    if switches.memory_model == "full":
+    if config.memory_model == "full":
         peak = _peak_bytes(problem, assignment, traffic)
         memory += 2 * (traffic.sent + traffic.received) + peak
     in_s = traffic.received / problem.link_bandwidth
     out_s = traffic.sent / problem.link_bandwidth
     link_s = traffic.link / problem.link_bandwidth
-    if switches.overlap:
+    if config.overlap:
         stage_s = jnp.maximum(compute_s, jnp.maximum(in_s, out_s))
     else:
         stage_s = compute_s + in_s + out_s
@@ -94,7 +94,7 @@ def _evaluate(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> Costs:
     true = jnp.ones_like(no_skip)
     valid = (
         nodes.colocation
-        & nodes.pins
+        & nodes.fixed_chips
         & (traffic.acyclic if rules.acyclic else true)
         & (no_skip if rules.no_skip else true)
         & (triangle if rules.triangle else true)
@@ -115,7 +115,7 @@ def _evaluate(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> Costs:
         triangle=triangle,
         memory=memory_ok,
         colocation=nodes.colocation,
-        pins=nodes.pins,
+        fixed_chips=nodes.fixed_chips,
         valid=valid,
     )
 
@@ -163,10 +163,10 @@ def _traffic(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> _Traffic:
     The walk notes with each edge on which chip its tensor arrives, if on a new one, and with each
     tensor from which chip it departs and how far it goes. `add_up` then counts the bytes.
     """
-    switches = problem.switches
-    chips, batch = switches.num_chips, assignment.shape[1]
+    config = problem.config
+    chips, batch = config.num_chips, assignment.shape[1]
     links = Links(problem, batch)
-    chip_dtype = switches.chip_dtype
+    chip_dtype = config.chip_dtype
 
     def visit(step, carry):
         arrivals, departures, routes, kept, freed, state = carry
@@ -233,19 +233,19 @@ def _traffic(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> _Traffic:
 class _Nodes:
     used: UInt32[Array, "words B"]  # set of chips
     colocation: Bool[Array, " B"]
-    pins: Bool[Array, " B"]
+    fixed_chips: Bool[Array, " B"]
 
 
 def _node_rules(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> _Nodes:
     """The chips in use, and the rules that look at one node at a time."""
-    chips, batch = problem.switches.num_chips, assignment.shape[1]
+    chips, batch = problem.config.num_chips, assignment.shape[1]
 
     def visit(v, nodes):
         chip = assignment[v]
         return _Nodes(
             nodes.used | _chip_bit(chip, chips),
             nodes.colocation & (assignment[problem.group_head[v]] == chip),
-            nodes.pins & ((problem.pin[v] < 0) | (chip == problem.pin[v])),
+            nodes.fixed_chips & ((problem.fixed_chip[v] < 0) | (chip == problem.fixed_chip[v])),
         )
 
     true = jnp.ones((batch,), bool)
@@ -269,14 +269,14 @@ def _compute_s(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> Float[A
             return problem.node_s[v, 0]
         return problem.node_s[v][problem.chip_kind[chip]]
 
-    return add_up(assignment, problem.num_nodes, problem.switches.num_chips, seconds)
+    return add_up(assignment, problem.num_nodes, problem.config.num_chips, seconds)
 
 
 def _peak_bytes(
     problem: DeviceProblem, assignment: Int[Array, "N B"], traffic: _Traffic
 ) -> Float[Array, "C B"]:
     """Peak of live activations; nodes run in number order, the order in which a chip runs them."""
-    chips, batch = problem.switches.num_chips, assignment.shape[1]
+    chips, batch = problem.config.num_chips, assignment.shape[1]
     made = jnp.zeros(problem.padded_nodes, problem.tensor_bytes.dtype)
     made = made.at[problem.tensor_producer].add(problem.tensor_bytes)
     lane = jnp.arange(batch)
@@ -297,7 +297,7 @@ def _peak_bytes(
 
 def _weight_bytes(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> Float[Array, "C B"]:
     """Bytes of weights per chip: one copy on every chip with a consumer."""
-    chips, batch = problem.switches.num_chips, assignment.shape[1]
+    chips, batch = problem.config.num_chips, assignment.shape[1]
 
     def visit(u, carry):
         copies, seen = carry
@@ -309,7 +309,7 @@ def _weight_bytes(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> Floa
         return set_row(copies, u, jnp.where(is_new, chip, -1)), seen | bit
 
     uses = problem.weight_uses[problem.num_weights]
-    copies = jnp.full((problem.use_node.shape[0], batch), -1, problem.switches.chip_dtype)
+    copies = jnp.full((problem.use_node.shape[0], batch), -1, problem.config.chip_dtype)
     seen = jnp.zeros((-(-chips // _WORD), batch), jnp.uint32)
     copies = lax.fori_loop(0, uses, visit, (copies, seen))[0]
     return add_up(copies, uses, chips, lambda u, _: problem.weight_bytes[problem.use_weight[u]])
@@ -323,7 +323,7 @@ def _triangle(
     A candidate whose edges all stay or go to the next chip has a path for a chip graph: nothing to
     check. Only a batch with others in it pays for reachability.
     """
-    chips, batch = problem.switches.num_chips, assignment.shape[1]
+    chips, batch = problem.config.num_chips, assignment.shape[1]
     words = -(-chips // _WORD)
     lane = jnp.arange(batch)
 

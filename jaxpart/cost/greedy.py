@@ -28,7 +28,7 @@ def baseline(problem: Problem) -> IntArray | None:
     """[N] the first valid walk's assignment; None where no target gives one."""
     rules = dataclasses.replace(problem.mcm.constraints, acyclic=True)
     walked = dataclasses.replace(problem, mcm=dataclasses.replace(problem.mcm, constraints=rules))
-    if (walked.block_pin == -2).any():
+    if (walked.contracted_fixed_chip == -2).any():
         return None
     walk = _Walk(walked)
     first = problem.mean_load_s
@@ -51,39 +51,41 @@ class _Walk:
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
-        self.blocks = problem.contracted
-        blocks = self.blocks
-        count = blocks.num_nodes
-        self.made = _lists(blocks.tensor_producer, np.arange(blocks.num_tensors), count)
-        self.taken = _lists(blocks.edge_consumer, blocks.edge_tensor, count)
-        self.weights = _lists(blocks.use_node, blocks.use_weight, count)
-        last = blocks.tensor_producer.copy()
-        np.maximum.at(last, blocks.edge_tensor, blocks.edge_consumer)
+        self.contracted = problem.contracted
+        contracted = self.contracted
+        count = contracted.num_nodes
+        self.made = _lists(contracted.tensor_producer, np.arange(contracted.num_tensors), count)
+        self.taken = _lists(contracted.edge_consumer, contracted.edge_tensor, count)
+        self.weights = _lists(contracted.use_node, contracted.use_weight, count)
+        last = contracted.tensor_producer.copy()
+        np.maximum.at(last, contracted.edge_tensor, contracted.edge_consumer)
         self.last = last.tolist()
-        self.bytes = blocks.tensor_bytes.tolist()
-        self.producer = blocks.tensor_producer.tolist()
-        self.weight_bytes = blocks.weight_bytes.tolist()
+        self.bytes = contracted.tensor_bytes.tolist()
+        self.producer = contracted.tensor_producer.tolist()
+        self.weight_bytes = contracted.weight_bytes.tolist()
         self.least_capacity = float(problem.capacity_bytes.min())
-        self.live_bytes = host.peak_bounds(problem)[1].tolist()  # at most, around each block
+        self.live_bytes = host.peak_bounds(problem)[
+            1
+        ].tolist()  # at most, around each contracted node
 
     def __call__(self, target: float) -> IntArray:
         """[N] the outcome of one walk, valid or not."""
-        blocks = self.blocks
-        kinds, capacity = blocks.chip_kind.tolist(), blocks.capacity_bytes.tolist()
-        seconds, pins = blocks.node_s.tolist(), blocks.pin.tolist()
-        placed = np.empty(blocks.num_nodes, np.int64)
+        contracted = self.contracted
+        kinds, capacity = contracted.chip_kind.tolist(), contracted.capacity_bytes.tolist()
+        seconds, pins = contracted.node_s.tolist(), contracted.fixed_chip.tolist()
+        placed = np.empty(contracted.num_nodes, np.int64)
         chip, start = 0, 0
-        loads: list[float] = []  # of the blocks on the chip
+        loads: list[float] = []  # of the contracted nodes on the chip
         compute = 0.0
         needed = -1  # last consumer of what is alive across the chip's opening cut
         alive_last = -1  # last consumer of anything made so far
         memory = _ChipMemory(self, 0)
-        for v in range(blocks.num_nodes):
-            can_close = v > start and chip < blocks.num_chips - 1 and needed < v
+        for v in range(contracted.num_nodes):
+            can_close = v > start and chip < contracted.num_chips - 1 and needed < v
             if can_close and (
                 _reaches(compute, loads, target)
                 or pins[v] > chip
-                or memory.with_block(v) > capacity[chip]
+                or memory.with_node(v) > capacity[chip]
             ):
                 chip, start, compute, loads = chip + 1, v, 0.0, []
                 needed = alive_last
@@ -93,11 +95,13 @@ class _Walk:
             compute += loads[-1]
             memory.add(v)
             alive_last = max([alive_last, *(self.last[k] for k in self.made[v])])
-        return placed[self.problem.block]
+        return placed[self.problem.contraction]
 
 
 class _ChipMemory:
-    """The memory of a chip that holds the blocks from `start` on; all later ones are elsewhere."""
+    """The memory of a chip that holds the contracted nodes from `start` on; all later ones are
+    elsewhere.
+    """
 
     def __init__(self, walk: _Walk, start: int) -> None:
         self.walk = walk
@@ -130,8 +134,8 @@ class _ChipMemory:
         self.live_bytes = max(self.live_bytes, walk.live_bytes[v])
         self.stop = v + 1
 
-    def with_block(self, v: int) -> float:
-        """M_c with block v added: exact where it could exceed a capacity, else a bound."""
+    def with_node(self, v: int) -> float:
+        """M_c with contracted node v added; exact where it could exceed a capacity."""
         walk = self.walk
         weights = self.weight_bytes + sum(
             walk.weight_bytes[w] for w in walk.weights[v] if w not in self.held
@@ -155,9 +159,9 @@ class _ChipMemory:
         return weights + boundary + self._peak(v)
 
     def _peak(self, v: int) -> float:
-        block = self.walk.problem.block
-        inside = (block >= self.start) & (block <= v)
-        return host.piece_peak_bytes(self.walk.problem, inside)
+        contraction = self.walk.problem.contraction
+        inside = (contraction >= self.start) & (contraction <= v)
+        return host.segment_peak_bytes(self.walk.problem, inside)
 
 
 def _reaches(total: float, loads: list[float], target: float) -> bool:

@@ -162,7 +162,7 @@ def triangle_conflicts(problem: Problem, f: IntArray) -> list[list[int]]:
     return found
 
 
-def piece_peak_bytes(problem: Problem, inside: BoolArray) -> float:
+def segment_peak_bytes(problem: Problem, inside: BoolArray) -> float:
     """The peak of live activations of a chip that runs just the nodes in `inside` [N]."""
     last = problem.tensor_producer.copy()
     local = np.flatnonzero(inside[problem.edge_producer] & inside[problem.edge_consumer])
@@ -176,7 +176,8 @@ def piece_peak_bytes(problem: Problem, inside: BoolArray) -> float:
 
 
 def peak_bounds(problem: Problem) -> tuple[FloatArray, FloatArray]:
-    """[blocks] twice: what a block's chip has alive at least, and at most whatever else it runs.
+    """[M] twice: what a contracted node's chip has alive at least, and at most whatever else it
+    runs.
 
     At least the outputs of one of its nodes; at most what would be alive around any of its nodes if
     one chip ran everything.
@@ -187,7 +188,7 @@ def peak_bounds(problem: Problem) -> tuple[FloatArray, FloatArray]:
     np.add.at(change, problem.tensor_producer, problem.tensor_bytes)
     np.add.at(change, problem.last_consumer + 1, -problem.tensor_bytes)
     live = np.maximum(np.cumsum(change)[:-1], output)
-    least, most = np.zeros(problem.num_blocks), np.zeros(problem.num_blocks)
-    np.maximum.at(least, problem.block, output)
-    np.maximum.at(most, problem.block, live)
+    least, most = np.zeros(problem.num_contracted), np.zeros(problem.num_contracted)
+    np.maximum.at(least, problem.contraction, output)
+    np.maximum.at(most, problem.contraction, live)
     return least, most

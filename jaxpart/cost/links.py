@@ -18,12 +18,12 @@ class Links:
 
     def __init__(self, problem: DeviceProblem, batch: int) -> None:
         self.problem = problem
-        self.switches = problem.switches
+        self.config = problem.config
         self.batch = batch
 
     def notes(self) -> Array:
         """Nothing noted yet: on a chain, the last chip of each tensor; on a mesh, loads."""
-        s = self.switches
+        s = self.config
         if s.topology == "mesh":
             return jnp.zeros((4, s.rows, s.cols, self.batch), self.problem.tensor_bytes.dtype)
         rows = self.problem.tensor_bytes.shape[0] if s.topology == "chain" else 0
@@ -31,7 +31,7 @@ class Links:
 
     def begin(self, source: Int[Array, " B"]) -> tuple[Array, ...]:
         """How far a tensor has come that is still on its producer's chip."""
-        s = self.switches
+        s = self.config
         if s.topology == "host":
             return ()
         if s.topology == "chain":
@@ -48,7 +48,7 @@ class Links:
         target: Int[Array, " B"],
     ) -> tuple[Array, ...]:
         """The same, once it goes to the chip `target` too; `begins`: its first of all."""
-        s = self.switches
+        s = self.config
         start = self.begin(source)
         reach = tuple(jnp.where(begins, new, old) for new, old in zip(start, reach, strict=True))
         if s.topology == "host":
@@ -74,7 +74,7 @@ class Links:
         ends: Bool[Array, ""],
     ) -> Array:
         """The notes once tensor k has gone that far; `ends`: and no further."""
-        s = self.switches
+        s = self.config
         if s.topology == "host":
             return notes
         if s.topology == "chain":
@@ -104,7 +104,7 @@ class Links:
           departures: the chip that each is sent from, -1 where it is not.
           sent: bytes sent by each chip.
         """
-        s = self.switches
+        s = self.config
         if s.topology == "host":
             return sent[:0]
         if s.topology == "chain":

@@ -37,14 +37,14 @@ def verdicts(problem: Problem, assignment: IntArray, costs: Costs) -> tuple[Verd
     """
     rules = problem.mcm.constraints
     graph_has_groups = bool((problem.colocate >= 0).any())
-    graph_has_pins = bool((problem.pin >= 0).any())
+    graph_has_fixed_chips = bool((problem.fixed_chip >= 0).any())
     table = (
         ("acyclic dataflow", rules.acyclic, costs.acyclic, _acyclic),
         ("no skipped chip", rules.no_skip, costs.no_skip, _no_skip),
         ("chip triangle", rules.triangle, costs.triangle, _triangle),
         ("memory", rules.memory, costs.memory, lambda p, f: _memory(p, costs)),
         ("colocation", graph_has_groups, costs.colocation, _colocation),
-        ("pins", graph_has_pins, costs.pins, _pins),
+        ("fixed chips", graph_has_fixed_chips, costs.fixed_chips, _fixed_chips),
     )
     return tuple(
         Verdict(rule, is_on, bool(holds), explain(problem, assignment))
@@ -114,13 +114,13 @@ def _colocation(problem: Problem, f: IntArray) -> str:
     return "each group is on one chip" if first else "the graph has no groups"
 
 
-def _pins(problem: Problem, f: IntArray) -> str:
-    pinned = np.flatnonzero(problem.pin >= 0)
-    astray = pinned[f[pinned] != problem.pin[pinned]]
+def _fixed_chips(problem: Problem, f: IntArray) -> str:
+    pinned = np.flatnonzero(problem.fixed_chip >= 0)
+    astray = pinned[f[pinned] != problem.fixed_chip[pinned]]
     if len(astray):
         v = astray[0]
-        return f"{_node(problem, f, v)} is pinned to chip {problem.pin[v]}"
-    return "each pinned node is where it must be" if len(pinned) else "the graph has no pins"
+        return f"{_node(problem, f, v)} is fixed to chip {problem.fixed_chip[v]}"
+    return "each pinned node is where it must be" if len(pinned) else "the graph has no fixed chips"
 
 
 def _node(problem: Problem, f: IntArray, v: int) -> str:

@@ -10,6 +10,6 @@ METHODS: dict[str, str] = {
     "exact": "integer program, warm-started by cuts and clusters; for small graphs",
     "random": "the paper's random search: uniform samples made valid",
     "policy": "a graph-attention network proposes moves and learns on the graph",
-    "annealing": "moves of blocks, groups and cut points, in parallel chains at many temperatures",
-    "anneal": "the paper's simulated annealing: changed labels made valid",
+    "tempering": "moves of nodes, groups and cut points, in parallel chains at many temperatures",
+    "paper_annealing": "the paper's simulated annealing: changed labels made valid",
 }

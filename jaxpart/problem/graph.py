@@ -267,8 +267,8 @@ def _check_colocation(nodes: tuple[Node, ...]) -> None:
         first = pinned.setdefault(node.colocate, node)
         if first.pin != node.pin:
             raise errors.PinError(
-                f"node {v} ({node.name!r}): pinned to chip {node.pin}, but {first.name!r} of its "
-                f"colocation group {node.colocate} is pinned to chip {first.pin}"
+                f"node {v} ({node.name!r}): fixed to chip {node.pin}, but {first.name!r} of its "
+                f"colocation group {node.colocate} is fixed to chip {first.pin}"
             )
 
 

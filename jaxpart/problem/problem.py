@@ -36,7 +36,7 @@ class Problem:
     node_s: FloatArray  # [N, S] seconds of each node on each kind of chip
     chip_kind: IntArray  # [C] kind of each chip, 0..S-1
     capacity_bytes: FloatArray  # [C]
-    pin: IntArray  # [N] chip, or -1
+    fixed_chip: IntArray  # [N] chip, or -1
     colocate: IntArray  # [N] dense group number, or -1
     tensor_producer: IntArray  # [K]
     tensor_bytes: FloatArray  # [K]
@@ -58,7 +58,7 @@ class Problem:
         for v, node in enumerate(graph.nodes):
             if node.pin is not None and node.pin >= mcm.num_chips:
                 raise InputError(
-                    f"node {v} ({node.name!r}): pinned to chip {node.pin}, but {mcm.name} has "
+                    f"node {v} ({node.name!r}): fixed to chip {node.pin}, but {mcm.name} has "
                     f"chips 0 to {mcm.num_chips - 1}"
                 )
         kinds = list(dict.fromkeys(mcm.chips))
@@ -85,7 +85,7 @@ class Problem:
             node_s=np.stack(columns, axis=1),
             chip_kind=np.array([kinds.index(chip) for chip in mcm.chips], np.int64),
             capacity_bytes=np.array([chip.sram_bytes for chip in mcm.chips], np.float64),
-            pin=np.array([-1 if v.pin is None else v.pin for v in graph.nodes], np.int64),
+            fixed_chip=np.array([-1 if v.pin is None else v.pin for v in graph.nodes], np.int64),
             colocate=np.array(
                 [-1 if v.colocate is None else groups[v.colocate] for v in graph.nodes], np.int64
             ),
@@ -101,7 +101,7 @@ class Problem:
     @property
     def num_nodes(self) -> int:
         """N."""
-        return len(self.pin)
+        return len(self.fixed_chip)
 
     @property
     def num_chips(self) -> int:
@@ -138,16 +138,16 @@ class Problem:
         return math.fsum(total_s[kind] for kind in self.chip_kind) / self.num_chips / self.num_chips
 
     @functools.cached_property
-    def block(self) -> IntArray:
+    def contraction(self) -> IntArray:
         """[N] the block of each node: nodes that must share a chip whatever the partition.
 
         Colocation groups, and where dataflow is acyclic the cycles that contracting them makes.
-        Blocks are numbered in a topological order of the contracted graph (Kahn, smallest first
-        node first); with dataflow free to be cyclic, by their first node.
+        Contracted nodes are numbered in a topological order of the contracted graph (Kahn, smallest
+        first node first); with dataflow free to be cyclic, by their first node.
         """
         merge_cycles = self.mcm.constraints.acyclic
         first = contract(self.num_nodes, self.colocate, self.node_pairs, merge_cycles)
-        roots = np.unique(first)  # ascending: block position = rank of its first node
+        roots = np.unique(first)  # ascending: contracted node position = rank of its first node
         dense = np.searchsorted(roots, first)
         if not self.mcm.constraints.acyclic:
             return dense
@@ -164,53 +164,61 @@ class Problem:
         return rank[dense]
 
     @functools.cached_property
-    def num_blocks(self) -> int:
+    def num_contracted(self) -> int:
         """Number of blocks."""
-        return int(self.block.max()) + 1
+        return int(self.contraction.max()) + 1
 
     @functools.cached_property
-    def block_pairs(self) -> IntArray:
-        """[P, 2] the distinct (from, to) pairs of different blocks joined by an edge, sorted."""
-        pairs = self.block[self.node_pairs]
+    def contracted_pairs(self) -> IntArray:
+        """[P, 2] the distinct (from, to) pairs of different contracted nodes joined by an edge,
+        sorted.
+        """
+        pairs = self.contraction[self.node_pairs]
         pairs = pairs[pairs[:, 0] != pairs[:, 1]]
         return np.unique(pairs, axis=0) if len(pairs) else pairs
 
     @functools.cached_property
-    def block_pin(self) -> IntArray:
-        """[blocks] the chip each block is pinned to, or -1; -2 where its nodes' pins differ."""
-        pin = np.full(self.num_blocks, -1, np.int64)
-        for v in np.flatnonzero(self.pin >= 0):
-            b = self.block[v]
-            pin[b] = self.pin[v] if pin[b] in (-1, self.pin[v]) else -2
+    def contracted_fixed_chip(self) -> IntArray:
+        """[M] the chip each contracted node is pinned to, or -1; -2 where its nodes' fixed chips
+        differ.
+        """
+        pin = np.full(self.num_contracted, -1, np.int64)
+        for v in np.flatnonzero(self.fixed_chip >= 0):
+            b = self.contraction[v]
+            pin[b] = self.fixed_chip[v] if pin[b] in (-1, self.fixed_chip[v]) else -2
         return pin
 
     @functools.cached_property
     def contracted(self) -> Problem:
-        """This problem with blocks for nodes (`graph` stays the original, for its name alone).
+        """This problem with contracted nodes for nodes (`graph` stays the original, for its name
+        alone).
 
-        Compute, traffic, links and weights of a partition of the blocks are those of the nodes; the
-        peak of live activations is not, since a block's nodes run at several moments.
+        Compute, traffic, links and weights of a partition of the contracted nodes are those of the
+        nodes; the peak of live activations is not, since a contracted node's nodes run at several
+        moments.
 
         Raises:
-          InfeasibleError: the nodes of one block are pinned to different chips.
+          InfeasibleError: the nodes of one contracted node are fixed to different chips.
         """
-        if self.num_blocks == self.num_nodes:
+        if self.num_contracted == self.num_nodes:
             return self
-        if (self.block_pin == -2).any():
-            raise InfeasibleError("nodes that must share a chip are pinned to different chips")
-        node_s = np.zeros((self.num_blocks, self.node_s.shape[1]))
-        np.add.at(node_s, self.block, self.node_s)
-        edges = np.stack([self.edge_tensor, self.block[self.edge_consumer]], axis=1)
-        inner = self.block[self.edge_producer] == edges[:, 1]
+        if (self.contracted_fixed_chip == -2).any():
+            raise InfeasibleError("nodes that must share a chip are fixed to different chips")
+        node_s = np.zeros((self.num_contracted, self.node_s.shape[1]))
+        np.add.at(node_s, self.contraction, self.node_s)
+        edges = np.stack([self.edge_tensor, self.contraction[self.edge_consumer]], axis=1)
+        inner = self.contraction[self.edge_producer] == edges[:, 1]
         edges = np.unique(edges[~inner], axis=0).reshape(-1, 2)
-        uses = np.unique(np.stack([self.use_weight, self.block[self.use_node]], axis=1), axis=0)
+        uses = np.unique(
+            np.stack([self.use_weight, self.contraction[self.use_node]], axis=1), axis=0
+        )
         uses = uses.reshape(-1, 2)
         return dataclasses.replace(
             self,
             node_s=node_s,
-            pin=self.block_pin,
-            colocate=np.full(self.num_blocks, -1, np.int64),
-            tensor_producer=self.block[self.tensor_producer],
+            fixed_chip=self.contracted_fixed_chip,
+            colocate=np.full(self.num_contracted, -1, np.int64),
+            tensor_producer=self.contraction[self.tensor_producer],
             edge_tensor=edges[:, 0],
             edge_consumer=edges[:, 1],
             use_weight=uses[:, 0],
@@ -241,7 +249,7 @@ def contract(num_nodes: int, group: IntArray, pairs: IntArray, merge_cycles: boo
     Args:
       group: [N] group number, or -1; nodes of one group share a block.
       pairs: [P, 2] edges.
-      merge_cycles: whether nodes on a cycle of the contracted graph share a block too.
+      merge_cycles: whether nodes on a cycle of the contracted graph share a contracted node too.
     """
     from scipy.sparse import coo_array  # slow to import, and not all workers need it
     from scipy.sparse.csgraph import connected_components

@@ -21,7 +21,7 @@ _TURN_S = 0.1
 _PR_SET_PDEATHSIG = 1
 
 
-class Turns:
+class CoreSharing:
     """At most so many of the busy processes run at a time. Where stopping is not possible, all."""
 
     def __init__(self, slots: int) -> None:
@@ -36,7 +36,7 @@ class Turns:
         self._thread: threading.Thread | None = None
 
     @contextlib.contextmanager
-    def taken_by(self, process: subprocess.Popen[bytes]) -> Generator[None]:
+    def busy(self, process: subprocess.Popen[bytes]) -> Generator[None]:
         """While inside, the process is busy and takes turns; after it, it runs."""
         if not IS_POSSIBLE:
             yield

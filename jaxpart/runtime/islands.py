@@ -263,7 +263,7 @@ class Exchange:
             self._note(f"island {island} sent {error}")
             return
         if self._search.offer(assignment[:, None]):
-            self._search.arrived = assignment
+            self._search.received = assignment
             if island not in self._sources:
                 self._sources.add(island)
                 self._note(f"took a better partition from island {island}")

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxpart.problem.problem import FloatArray, IntArray, Problem
-from jaxpart.runtime.core_sharing import Turns
+from jaxpart.runtime.core_sharing import CoreSharing
 from jaxpart.runtime.process import SolverWorker, Worker, WorkerEndedError
-from jaxpart.runtime.repair_batch import Batch, Repairs
+from jaxpart.runtime.repair_batch import RepairBatch, Repairs
 from jaxpart.runtime.worker import Task, name_of
-from jaxpart.solvers.lns import polish, solve_exact
+from jaxpart.solvers.lns import lns, solve_exact
 from jaxpart.solvers.prove import prove
 from jaxpart.solvers.repair import Outcome, repair
 from jaxpart.solvers.scip import Status
@@ -27,7 +27,7 @@ from jaxpart.solvers.scip import Status
 # before its worker counts as hung.
 _GRACE_S = 20.0
 # So many times as long where workers take turns, and are stopped meanwhile.
-_PATIENCE_IN_TURNS = 4.0
+_GRACE_FACTOR = 4.0
 # Until a worker that starts is ready: on a busy machine, Python and the solvers take a while.
 _START_S = 60.0
 
@@ -54,7 +54,7 @@ class SolverPool:
         grace_s: float = _GRACE_S,
         start_s: float = _START_S,
         niceness: int = 0,
-        turns: Turns | None = None,
+        sharing: CoreSharing | None = None,
     ) -> None:
         """Starts the workers in the background.
 
@@ -68,11 +68,11 @@ class SolverPool:
         """
         self._problem = problem
         self._content = pickle.dumps(problem, pickle.HIGHEST_PROTOCOL)
-        self._grace_s = grace_s if turns is None else _PATIENCE_IN_TURNS * grace_s
+        self._grace_s = grace_s if sharing is None else _GRACE_FACTOR * grace_s
         self._tasks: queue.SimpleQueue[_Task | _Chunk | None] = queue.SimpleQueue()
         self._is_closed = threading.Event()
         self._lock = threading.Lock()  # between taking tasks and closing the pool
-        self._niceness, self._turns = niceness, turns
+        self._niceness, self._sharing = niceness, sharing
         self._workers = [self._new_worker(self._content, start_s) for _ in range(workers)]
         self._threads = [
             threading.Thread(target=self._serve, args=(worker,), daemon=True)
@@ -131,16 +131,16 @@ class SolverPool:
         """
         if self._is_closed.is_set():
             raise RuntimeError("the pool was closed")
-        batch = Batch(
+        batch = RepairBatch(
             self._problem, assignments, weights, {**options, "time_limit_s": time_limit_s}
         )
         for rows in batch.chunks(len(self._workers)):
             self._tasks.put(_Chunk(batch, rows, time_limit_s + self._grace_s))
         return batch.future
 
-    def polish(self, f: IntArray, *, time_limit_s: float, **options: Any) -> Future[Outcome]:
+    def lns(self, f: IntArray, *, time_limit_s: float, **options: Any) -> Future[Outcome]:
         """As `polish.polish`."""
-        return self.submit(polish, time_limit_s=time_limit_s, f=f, **options)
+        return self.submit(lns, time_limit_s=time_limit_s, f=f, **options)
 
     def exact(
         self, incumbent: IntArray | None = None, *, time_limit_s: float, **options: Any
@@ -188,7 +188,7 @@ class SolverPool:
         self.close()
 
     def _new_worker(self, content: bytes, start_s: float) -> SolverWorker:
-        return Worker(content, start_s, self._niceness, self._turns)
+        return Worker(content, start_s, self._niceness, self._sharing)
 
     def _put(self, *tasks: _Task | _Chunk) -> None:
         with self._lock:
@@ -208,7 +208,7 @@ class SolverPool:
                 self._serve_chunk(worker, task)
             elif task.future.set_running_or_notify_cancel():
                 try:
-                    outcome = next(worker.run(task.message, task.patience_s, 1))
+                    outcome = next(worker.run(task.message, task.timeout_s, 1))
                 except WorkerEndedError as error:
                     outcome = Outcome(Status.ERROR, message=str(error))
                 task.future.set_result(outcome)
@@ -217,7 +217,7 @@ class SolverPool:
         """Takes a worker's answers as they come; what it leaves goes back to the queue."""
         batch, rows, done = chunk.batch, chunk.rows, 0
         try:
-            for outcome in worker.run(batch.message(rows), chunk.patience_s, len(rows)):
+            for outcome in worker.run(batch.message(rows), chunk.timeout_s, len(rows)):
                 batch.put(rows[done], outcome)
                 done += 1
             return
@@ -249,7 +249,7 @@ def repair_batch(
 
 class _Task(NamedTuple):
     message: bytes
-    patience_s: float
+    timeout_s: float
     future: Future[Outcome]
 
     def abandon(self, message: str) -> None:
@@ -260,9 +260,9 @@ class _Task(NamedTuple):
 class _Chunk(NamedTuple):
     """Some candidates of a batch."""
 
-    batch: Batch
+    batch: RepairBatch
     rows: list[int]
-    patience_s: float  # for each
+    timeout_s: float  # for each
 
     def abandon(self, message: str) -> None:
         for row in self.rows:

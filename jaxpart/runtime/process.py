@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from jaxpart.runtime.core_sharing import Turns
+from jaxpart.runtime.core_sharing import CoreSharing
 
 # The workers look for packages where this process does; they import nothing of its `__main__`.
 _COMMAND = (
@@ -41,7 +41,7 @@ class SolverWorker(Protocol):
         """Gets it ready."""
         ...
 
-    def run(self, message: bytes, patience_s: float, count: int) -> Iterator[Any]:
+    def run(self, message: bytes, timeout_s: float, count: int) -> Iterator[Any]:
         """The `count` answers to one message, as they come."""
         ...
 
@@ -62,7 +62,7 @@ class Worker:
     """
 
     def __init__(
-        self, content: bytes, start_s: float, niceness: int = 0, turns: Turns | None = None
+        self, content: bytes, start_s: float, niceness: int = 0, sharing: CoreSharing | None = None
     ) -> None:
         """Starts nothing yet.
 
@@ -73,7 +73,7 @@ class Worker:
           turns: that it takes while it is busy.
         """
         self._niceness = niceness
-        self._turns = turns
+        self._sharing = sharing
         self._content = content
         self._start_s = start_s
         self._lock = threading.Lock()  # between starting a process and closing the pool
@@ -104,7 +104,7 @@ class Worker:
                 self._is_ready = True
                 return
 
-    def run(self, message: bytes, patience_s: float, count: int) -> Iterator[Any]:
+    def run(self, message: bytes, timeout_s: float, count: int) -> Iterator[Any]:
         """The `count` answers to one message, as they come.
 
         Args:
@@ -120,16 +120,16 @@ class Worker:
         try:
             for k in range(count):
                 with self._turn():
-                    answer = self._receive(patience_s, message if k == 0 else b"")
+                    answer = self._receive(timeout_s, message if k == 0 else b"")
                 yield answer
         except WorkerEndedError:
             self._is_ready = False
             raise
 
     def _turn(self) -> contextlib.AbstractContextManager[None]:
-        if self._turns is None or self.process is None:
+        if self._sharing is None or self.process is None:
             return contextlib.nullcontext()
-        return self._turns.taken_by(self.process)
+        return self._sharing.busy(self.process)
 
     def close(self) -> None:
         """Kills the process, for good."""
@@ -166,7 +166,7 @@ class Worker:
             except OSError as error:
                 raise WorkerEndedError(f"no process could be started: {error}") from error
 
-    def _receive(self, patience_s: float, message: bytes = b"") -> Any:
+    def _receive(self, timeout_s: float, message: bytes = b"") -> Any:
         """Sends a message, if any, and waits for an answer."""
         process = self.process
         if process is None or process.stdout is None:
@@ -178,7 +178,7 @@ class Worker:
             process.kill()
 
         # It watches the sending too: a stopped process takes no more than fits into its pipe.
-        timer = threading.Timer(patience_s, give_up)
+        timer = threading.Timer(timeout_s, give_up)
         timer.daemon = True
         timer.start()
         try:
@@ -191,7 +191,7 @@ class Worker:
             if self._is_closed:
                 reason = "the pool was closed"
             elif hung.is_set():
-                reason = f"the worker gave no answer in {patience_s:.0f} s and was killed"
+                reason = f"the worker gave no answer in {timeout_s:.0f} s and was killed"
             else:
                 reason = f"the worker ended with exit code {code}"
             raise WorkerEndedError(reason, hung=hung.is_set()) from error

@@ -18,7 +18,7 @@ from typing import Any
 
 from jaxpart.errors import InputError
 from jaxpart.problem.problem import Problem
-from jaxpart.runtime.core_sharing import Turns
+from jaxpart.runtime.core_sharing import CoreSharing
 from jaxpart.runtime.pool import SolverPool
 from jaxpart.runtime.process import SolverWorker, WorkerEndedError
 
@@ -41,7 +41,7 @@ def open_pool(
     workers: int = 1,
     *,
     niceness: int = 0,
-    turns: Turns | None = None,
+    sharing: CoreSharing | None = None,
 ) -> SolverPool:
     """A pool on this machine, whose processes give way by `niceness` and in `turns`, or on Ray.
 
@@ -51,7 +51,7 @@ def open_pool(
     check_pool(kind)
     if kind == "ray":
         return RayPool(problem, workers)
-    return SolverPool(problem, workers, niceness=niceness, turns=turns)
+    return SolverPool(problem, workers, niceness=niceness, sharing=sharing)
 
 
 class RayPool(SolverPool):
@@ -61,7 +61,7 @@ class RayPool(SolverPool):
     that ends with this process; a program that has called `ray.init` keeps its own.
     """
 
-    def __init__(self, problem: Problem, workers: int = 1, **patience: Any) -> None:
+    def __init__(self, problem: Problem, workers: int = 1, **stall_limit: Any) -> None:
         """As `SolverPool`.
 
         Raises:
@@ -69,7 +69,7 @@ class RayPool(SolverPool):
         """
         check_pool("ray")
         _connect()
-        super().__init__(problem, workers, **patience)
+        super().__init__(problem, workers, **stall_limit)
 
     def _new_worker(self, content: bytes, start_s: float) -> SolverWorker:
         return RayWorker(content, start_s)
@@ -122,7 +122,7 @@ class RayWorker:
             raise self._ended(f"no Ray worker could be started: {_line(error)}") from error
         self._is_ready = True
 
-    def run(self, message: bytes, patience_s: float, count: int) -> Iterator[Any]:
+    def run(self, message: bytes, timeout_s: float, count: int) -> Iterator[Any]:
         """The `count` answers to one message, as they come.
 
         Raises:
@@ -137,8 +137,8 @@ class RayWorker:
         try:
             answers = actor.run.options(num_returns="streaming").remote(message)
             for _ in range(count):
-                if not ray.wait([answers], timeout=patience_s)[0]:
-                    said = f"the worker gave no answer in {patience_s:.0f} s and was killed"
+                if not ray.wait([answers], timeout=timeout_s)[0]:
+                    said = f"the worker gave no answer in {timeout_s:.0f} s and was killed"
                     raise self._ended(said, hung=True)
                 answer = next(answers, None)
                 if answer is None:

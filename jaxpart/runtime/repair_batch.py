@@ -29,8 +29,8 @@ class RepairStatus(enum.IntEnum):
 
     VALID_BY_CUT = 0  # the minimum cut, or the candidate itself
     VALID_BY_WINDOW = 1  # SCIP on the surroundings of what the cut left broken
-    VALID_BY_PROGRAM = 2  # SCIP with every block free
-    VALID_BY_ORDER = 3  # cuts of an order of the blocks
+    VALID_BY_PROGRAM = 2  # SCIP with every contracted node free
+    VALID_BY_ORDER = 3  # cuts of an order of the contracted nodes
     INFEASIBLE = 4  # proven: the problem has no valid partition
     TIME_OUT = 5  # nothing found within the limits; a valid partition may exist
     WORKER_DIED = 6  # again and again, or hung, or the pool was closed
@@ -74,7 +74,7 @@ class Repairs:
         return self.status <= RepairStatus.VALID_BY_ORDER
 
 
-class Batch:
+class RepairBatch:
     """One call's candidates, on their way through a pool. Methods may run on any thread."""
 
     def __init__(

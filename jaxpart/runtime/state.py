@@ -20,7 +20,7 @@ from jaxpart.cost.device import DeviceProblem, lower
 from jaxpart.cost.evaluate import Costs, verify
 from jaxpart.environment import usable_cores
 from jaxpart.problem.problem import IntArray, Problem
-from jaxpart.runtime.core_sharing import Turns
+from jaxpart.runtime.core_sharing import CoreSharing
 from jaxpart.runtime.pool import SolverPool
 from jaxpart.runtime.ray_pool import open_pool
 from jaxpart.solvers.repair import Outcome
@@ -28,7 +28,7 @@ from jaxpart.solvers.scip import Status
 
 # How many of a batch's best candidates are verified when the batch may improve on the archive.
 _VERIFIED_PER_BATCH = 4
-# Blocks x chips of a small program.
+# Contracted nodes x chips of a small program.
 _SMALL_BITS = 6000
 # Of solvers beside a search: without it they take most of a small machine from what finds more.
 _NICENESS = 10
@@ -71,7 +71,7 @@ class Search:
         self.budget = budget
         self._pool = pool  # where solvers run
         # Of those that give way, one for each core runs at a time.
-        self._turns = Turns(usable_cores())
+        self._sharing = CoreSharing(usable_cores())
         self.seed = seed
         self.samples = 0
         self.valid = 0  # of the samples that came in batches
@@ -79,7 +79,7 @@ class Search:
         self.best_costs: Costs | None = None
         # The last best that was found elsewhere, for methods to work on: whoever sees another one
         # than before takes it up.
-        self.arrived: IntArray | None = None
+        self.received: IntArray | None = None
         self.bound = combinatorial_bound(problem)
         self.interrupted = threading.Event()  # by the user
         self.exhausted = False  # proven that nothing valid exists
@@ -87,7 +87,7 @@ class Search:
         self.history: list[tuple[int, float, float]] = []
         self.notes: list[str] = []
         # The last batch with an invalid candidate that would be the best: for the solver to repair.
-        self.promising: tuple[jax.Array | IntArray, Costs] | None = None
+        self.repair_candidates: tuple[jax.Array | IntArray, Costs] | None = None
         self._progress = progress
         self._started_s = time.perf_counter()
         self._searching_since_s: float | None = None
@@ -166,9 +166,9 @@ class Search:
         if niceness is None:
             niceness = 0 if is_small(self.problem) else _NICENESS
         workers = workers if self._pool == "local" else 1
-        turns = self._turns if niceness else None
+        sharing = self._sharing if niceness else None
         return open_pool(
-            self._pool, problem or self.problem, workers, niceness=niceness, turns=turns
+            self._pool, problem or self.problem, workers, niceness=niceness, sharing=sharing
         )
 
     def note_failure(self, outcome: Outcome) -> None:
@@ -234,9 +234,9 @@ class Search:
         self.samples += assignments.shape[1]
         valid, bottleneck = np.asarray(costs.valid), np.asarray(costs.bottleneck_s)
         self.valid += int(valid.sum())
-        self.promising = None
+        self.repair_candidates = None
         if bottleneck[~valid].min(initial=np.inf) < self.best_s:
-            self.promising = (assignments, costs)
+            self.repair_candidates = (assignments, costs)
         bottleneck = np.where(valid, bottleneck, np.inf)
         # Float32 may be off by 1e-5: what is that close to the best is worth a look, no more.
         order = np.argsort(bottleneck, kind="stable")[:_VERIFIED_PER_BATCH]
@@ -263,7 +263,7 @@ class Search:
 
 def is_small(problem: Problem) -> bool:
     """Whether the integer program finds and proves more in a second than other searches."""
-    return problem.num_blocks * problem.num_chips <= _SMALL_BITS
+    return problem.num_contracted * problem.num_chips <= _SMALL_BITS
 
 
 # A method works on a search step by step; between steps the engine looks at the budget.

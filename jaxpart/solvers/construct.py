@@ -1,10 +1,11 @@
-"""Partitions near given labels by cutting one order of the blocks exactly: quick, never the best.
+"""Partitions near given labels by cutting one order of the contracted nodes exactly: quick, never
+the best.
 
 For a fixed topological order the partitions into contiguous pieces are paths over cuts, and the
 nearest of them that keeps memory, the span rule between cuts, pins and unlike capacities is a
 dynamic program,
 
-    best[c + 1, j] = min over i of best[c, i] + distance of the blocks i..j-1 from chip c,
+    best[c + 1, j] = min over i of best[c, i] + distance of the contracted nodes i..j-1 from chip c,
 
 over the pieces [i, j) that fit. `jaxpart.slicing` runs the same recursion for the bottleneck on the
 device; this one is numpy alone, for workers that hold no JAX. The order is that of a partition
@@ -37,24 +38,24 @@ def construct(
     valid cuts, the graph's own order, in which the greedy baseline walks too.
 
     Args:
-      problem: whose pins do not contradict each other.
-      guide: [N] chips that keep blocks together, and dataflow where that is a rule.
+      problem: whose fixed chips do not contradict each other.
+      guide: [N] chips that keep contracted nodes together, and dataflow where that is a rule.
       y: [N] chips wanted.
       weights: [N] cost of moving each node by one chip.
     """
     cost = _cost(problem, y, weights)
-    guided = np.lexsort((np.arange(problem.num_blocks), _chips_of_blocks(problem, guide)))
-    in_number = np.arange(problem.num_blocks)
+    guided = np.lexsort((np.arange(problem.num_contracted), _chips_of_contracted(problem, guide)))
+    in_number = np.arange(problem.num_contracted)
     same = bool((guided == in_number).all())
     for order in (in_number,) if same else (guided, in_number):
-        pieces = _graph_order(problem) if order is in_number else _pieces(problem, order)
+        segments = _graph_order(problem) if order is in_number else _segments(problem, order)
         # First with live activations as the order would have them, then with what they never
         # exceed, since a chip runs its nodes in the graph's order.
-        for held in _estimates(problem, pieces):
-            f = _cut(problem, pieces, held, cost)
+        for held in _estimates(problem, segments):
+            f = _cut(problem, segments, held, cost)
             if f is None:
                 continue
-            found = f[problem.block]
+            found = f[problem.contraction]
             if keeps_rules(problem, found):
                 return found
     return None
@@ -64,9 +65,9 @@ def keeps_rules(problem: Problem, f: IntArray) -> bool:
     """Whether f [N] keeps every rule that is on, as far as the host can tell (`cost.verify`
     decides)."""
     rules = problem.mcm.constraints
-    if ((problem.pin >= 0) & (f != problem.pin)).any():
+    if ((problem.fixed_chip >= 0) & (f != problem.fixed_chip)).any():
         return False
-    if (f != _chips_of_blocks(problem, f)[problem.block]).any():
+    if (f != _chips_of_contracted(problem, f)[problem.contraction]).any():
         return False
     pairs = f[problem.node_pairs]
     if rules.acyclic and (pairs[:, 0] > pairs[:, 1]).any():
@@ -78,13 +79,13 @@ def keeps_rules(problem: Problem, f: IntArray) -> bool:
     return not rules.memory or bool((host.memory_bytes(problem, f) <= problem.capacity_bytes).all())
 
 
-class _Pieces(NamedTuple):
-    """What the dynamic program reads of one order; P places, each of one block or a few.
+class _Segments(NamedTuple):
+    """What the dynamic program reads of one order; P places, each of one contracted node or a few.
 
     Tables over pieces are [P, W]: row i, column d is the piece of the places i..i+d.
     """
 
-    place: IntArray  # [blocks]
+    place: IntArray  # [M]
     held: FloatArray  # [P, W] bytes of weights and boundary buffers
     peak: FloatArray  # [P, W] bytes alive at most, if the chip ran the order as it stands
     most: FloatArray  # [P, W] bytes alive at most, whatever the order
@@ -92,13 +93,13 @@ class _Pieces(NamedTuple):
 
 
 @functools.lru_cache(maxsize=2)
-def _graph_order(problem: Problem) -> _Pieces:
-    return _pieces(problem, np.arange(problem.num_blocks))
+def _graph_order(problem: Problem) -> _Segments:
+    return _segments(problem, np.arange(problem.num_contracted))
 
 
-def _pieces(problem: Problem, order: IntArray) -> _Pieces:
+def _segments(problem: Problem, order: IntArray) -> _Segments:
     p = problem.contracted
-    count = problem.num_blocks
+    count = problem.num_contracted
     rank = np.empty(count, np.int64)
     rank[order] = np.arange(count)
     longest = _longest(p, order)
@@ -135,7 +136,7 @@ def _pieces(problem: Problem, order: IntArray) -> _Pieces:
         reach = np.maximum.accumulate(reach)[:places]
         allowed = np.arange(places)[:, None] + np.arange(width)[None] >= reach[:, None]
     allowed &= np.arange(places)[:, None] + np.arange(width)[None] < places
-    return _Pieces(place, held, peak, most, allowed)
+    return _Segments(place, held, peak, most, allowed)
 
 
 def _longest(p: Problem, order: IntArray) -> int:
@@ -163,8 +164,8 @@ def _peaks(
     np.maximum.at(at_most, place, host.peak_bounds(problem)[1])
     most = _from_start(np.repeat(at_most[:, None], width, axis=1))
     most = np.maximum.accumulate(most, axis=1)
-    if problem.num_blocks < problem.num_nodes:
-        return most, most  # a block's nodes run at several moments
+    if problem.num_contracted < problem.num_nodes:
+        return most, most  # a contracted node's nodes run at several moments
     # Tensor k is alive at q, for every piece that has its producer.
     tensor, age = _ranges(np.minimum(last - made, width - 1) + 1)
     moment = made[tensor] + age
@@ -175,35 +176,37 @@ def _peaks(
     return np.maximum.accumulate(live, axis=1), most
 
 
-def _estimates(problem: Problem, pieces: _Pieces) -> list[FloatArray]:
+def _estimates(problem: Problem, segments: _Segments) -> list[FloatArray]:
     """[P, W] memory of every piece: first as the order has it, then never too low."""
-    if problem.mcm.constraints.memory and not np.array_equal(pieces.peak, pieces.most):
-        return [pieces.held + pieces.peak, pieces.held + pieces.most]
-    return [pieces.held + pieces.most]
+    if problem.mcm.constraints.memory and not np.array_equal(segments.peak, segments.most):
+        return [segments.held + segments.peak, segments.held + segments.most]
+    return [segments.held + segments.most]
 
 
-def _cut(problem: Problem, pieces: _Pieces, held: FloatArray, cost: FloatArray) -> IntArray | None:
-    """[blocks] the nearest cuts of one order; None where there are none.
+def _cut(
+    problem: Problem, segments: _Segments, held: FloatArray, cost: FloatArray
+) -> IntArray | None:
+    """[M] the nearest cuts of one order; None where there are none.
 
     Args:
       held: [P, W] bytes.
-      cost: [blocks, C] of each block on each chip; infinite where a pin forbids it.
+      cost: [M, C] of each contracted node on each chip; infinite where a pin forbids it.
     """
     places, width = held.shape
     chips = problem.num_chips
     forbidden = np.where(np.isinf(cost), 1.0, 0.0)
     at_place = np.zeros((places, chips))
-    np.add.at(at_place, pieces.place, np.where(np.isinf(cost), 0.0, cost))
+    np.add.at(at_place, segments.place, np.where(np.isinf(cost), 0.0, cost))
     # A path through a forbidden chip costs more than any other.
     penalty = 1.0 + float(at_place.max(axis=1).sum())
-    np.add.at(at_place, pieces.place, forbidden * penalty)
+    np.add.at(at_place, segments.place, forbidden * penalty)
     before = np.concatenate([np.zeros((1, chips)), np.cumsum(at_place, axis=0)])
     rules = problem.mcm.constraints
 
     # By the end of the piece: [P, W], row q, column W-1-d is the piece q-d..q.
     kinds: dict[float, FloatArray] = {}
     for capacity in np.unique(problem.capacity_bytes) if rules.memory else (np.inf,):
-        fits = pieces.allowed & (held <= capacity)
+        fits = segments.allowed & (held <= capacity)
         kinds[float(capacity)] = _to_end(np.where(fits, 0.0, np.inf))
     best = np.full((chips + 1, places + 1), np.inf)
     best[0, 0] = 0.0
@@ -228,27 +231,27 @@ def _cut(problem: Problem, pieces: _Pieces, held: FloatArray, cost: FloatArray) 
         i = low + int((best[c, low:j] - before[low:j, c] + row).argmin())
         chip[i:j] = c
         j = i
-    return chip[pieces.place]
+    return chip[segments.place]
 
 
 def _cost(problem: Problem, y: IntArray, weights: FloatArray) -> FloatArray:
-    """[blocks, C]."""
+    """[M, C]."""
     chips = np.arange(problem.num_chips)
     of_node = weights[:, None] * np.abs(chips[None] - y[:, None])
-    of_block = of_node
-    if problem.num_blocks < problem.num_nodes:
-        of_block = np.zeros((problem.num_blocks, problem.num_chips))
-        np.add.at(of_block, problem.block, of_node)
-    elif (problem.block != np.arange(problem.num_nodes)).any():
-        of_block = np.empty_like(of_node)
-        of_block[problem.block] = of_node
-    pin = problem.block_pin
-    return np.where((pin[:, None] >= 0) & (pin[:, None] != chips[None]), np.inf, of_block)
+    of_contracted = of_node
+    if problem.num_contracted < problem.num_nodes:
+        of_contracted = np.zeros((problem.num_contracted, problem.num_chips))
+        np.add.at(of_contracted, problem.contraction, of_node)
+    elif (problem.contraction != np.arange(problem.num_nodes)).any():
+        of_contracted = np.empty_like(of_node)
+        of_contracted[problem.contraction] = of_node
+    pin = problem.contracted_fixed_chip
+    return np.where((pin[:, None] >= 0) & (pin[:, None] != chips[None]), np.inf, of_contracted)
 
 
-def _chips_of_blocks(problem: Problem, f: IntArray) -> IntArray:
-    chips = np.zeros(problem.num_blocks, np.int64)
-    chips[problem.block] = f
+def _chips_of_contracted(problem: Problem, f: IntArray) -> IntArray:
+    chips = np.zeros(problem.num_contracted, np.int64)
+    chips[problem.contraction] = f
     return chips
 
 

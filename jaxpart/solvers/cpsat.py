@@ -46,7 +46,7 @@ def solve(
     Args:
       program: that seeks its bottleneck. Rows on demand make it grow.
       limits: of the whole call; `nodes` is not looked at.
-      starts: [blocks] partitions in the window; the first is the hint.
+      starts: [M] partitions in the window; the first is the hint.
       cutoff: only partitions with a smaller objective are wanted; INFEASIBLE means that none has.
       floor: a lower bound on the objective, known already.
       workers: threads.
@@ -126,7 +126,7 @@ class _Run:
         self._model.minimize(self._variables[program.bottleneck])
 
     def hint(self, f: IntArray) -> None:
-        """Begins with the partition f [blocks], from the window."""
+        """Begins with the partition f [M], from the window."""
         for variable, value in zip(
             self._variables[1:], self._program.point(f)[1:].tolist(), strict=True
         ):

@@ -43,7 +43,7 @@ class LazyConstraints:
         self._peaks: dict[tuple[int, int], _Memory] = {}  # by node (-1: no peak) and chip
         self._paths: set[tuple[int, ...]] = set()  # paths of chips that forbid a chip edge
         self._chip_edges: dict[tuple[int, int], Terms] = {}
-        self._lives: dict[tuple[int, tuple[int, ...], int], Terms] = {}
+        self._live_terms: dict[tuple[int, tuple[int, ...], int], Terms] = {}
 
     def separate(self, f: IntArray, seen: int) -> bool:
         """As `Model.separate`."""
@@ -57,7 +57,7 @@ class LazyConstraints:
 
     def _separate_triangles(self, f: IntArray) -> bool:
         """No chip edge and the steps of a longer path beside it all at once."""
-        paths = host.triangle_conflicts(self._problem, f[self._problem.block])
+        paths = host.triangle_conflicts(self._problem, f[self._problem.contraction])
         for path in paths:
             if tuple(path) not in self._paths:
                 self._paths.add(tuple(path))
@@ -72,20 +72,20 @@ class LazyConstraints:
         if (a, b) not in self._chip_edges:
             self._chip_edges[a, b] = program.maximum(
                 [*program.on(u, a), *program.on(v, b), (ONE, -1.0)]
-                for u, v in self._problem.block_pairs.tolist()
+                for u, v in self._problem.contracted_pairs.tolist()
                 if program.may_be_on(u, a) and program.may_be_on(v, b)
             )
         return self._chip_edges[a, b]
 
     def _separate_memory(self, f: IntArray, seen: int) -> bool:
         program, problem = self._program, self._problem
-        nodes = f[problem.block]
+        nodes = f[problem.contraction]
         over = np.flatnonzero(host.memory_bytes(problem, nodes) > problem.capacity_bytes).tolist()
         is_full = problem.mcm.memory_model == "full"
         peak_node = host.peak_bytes(problem, nodes)[1] if is_full else None
         for c in over:
             t = -1 if peak_node is None else int(peak_node[c])
-            b = problem.block[t]
+            b = problem.contraction[t]
             # Wherever this node goes, so does its peak.
             for chip in range(program.low[b], program.high[b] + 1) if t >= 0 else (c,):
                 if (t, chip) not in self._peaks:
@@ -107,22 +107,24 @@ class LazyConstraints:
         Valid wherever t is: what a chip holds from before t until after it, it also holds while its
         next node runs.
         """
-        program, p, block = self._program, self._problem, self._problem.block
+        program, p, contraction = self._program, self._problem, self._problem.contraction
         capacity = p.capacity_bytes[c]
         alive = (p.tensor_producer <= t) & (p.last_consumer >= t) & (p.tensor_bytes > 0)
         terms: Terms = []
         for k in np.flatnonzero(alive).tolist():
             start, stop = np.searchsorted(p.edge_tensor, [k, k + 1])
             later = p.edge_consumer[start:stop]
-            producer = int(block[p.tensor_producer[k]])
-            ends = sorted({int(b) for b in block[later[later >= t]]})
+            producer = int(contraction[p.tensor_producer[k]])
+            ends = sorted({int(b) for b in contraction[later[later >= t]]})
             if p.tensor_producer[k] == t or producer in ends:
                 live = program.on(producer, c)
             elif program.may_be_on(producer, c):
                 key = (producer, tuple(ends), c)
-                if key not in self._lives:
-                    self._lives[key] = program.maximum(self._both(producer, q, c) for q in ends)
-                live = self._lives[key]
+                if key not in self._live_terms:
+                    self._live_terms[key] = program.maximum(
+                        self._both(producer, q, c) for q in ends
+                    )
+                live = self._live_terms[key]
             else:
                 live = []
             terms += [(j, a * float(p.tensor_bytes[k]) / capacity) for j, a in live]

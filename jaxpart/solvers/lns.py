@@ -8,7 +8,7 @@ import time
 import numpy as np
 
 from jaxpart.problem.problem import IntArray, Problem
-from jaxpart.solvers.minimum_cut import block_chips
+from jaxpart.solvers.minimum_cut import contracted_chips
 from jaxpart.solvers.model import Model
 from jaxpart.solvers.repair import Outcome
 from jaxpart.solvers.scip import Limits, Status, solve
@@ -20,7 +20,7 @@ _TIE = 1e-4
 _MOST_BITS = 30_000
 
 
-def polish(
+def lns(
     problem: Problem,
     f: IntArray,
     *,
@@ -30,8 +30,8 @@ def polish(
 ) -> Outcome:
     """Improves a valid partition around its bottleneck: large-neighbourhood search.
 
-    Frees the blocks on chips within a radius of the slowest stages, solves for the smallest T with
-    all else fixed, and keeps what improves; the radius doubles while nothing does.
+    Frees the contracted nodes on chips within a radius of the slowest stages, solves for the
+    smallest T with all else fixed, and keeps what improves; the radius doubles while nothing does.
 
     Args:
       problem: of N nodes.
@@ -46,7 +46,7 @@ def polish(
     """
     began = time.monotonic()
     deadline = began + time_limit_s
-    best = block_chips(problem, f)
+    best = contracted_chips(problem, f)
     span = problem.mcm.constraints.triangle and _keeps_span(problem, best)
     best_s, slowest = _bottleneck(problem, best)
     bound = -math.inf
@@ -80,7 +80,7 @@ def polish(
         if is_all and not has_improved:
             break
         radius = 1 if has_improved else 2 * radius
-    return Outcome(status, best[problem.block], best_s, bound, time.monotonic() - began)
+    return Outcome(status, best[problem.contraction], best_s, bound, time.monotonic() - began)
 
 
 def solve_exact(
@@ -105,15 +105,15 @@ def solve_exact(
       about 1e-5.
     """
     began = time.monotonic()
-    if (problem.block_pin == -2).any():
+    if (problem.contracted_fixed_chip == -2).any():
         return Outcome(Status.INFEASIBLE, seconds=time.monotonic() - began)
     starts = []
     unit_s = _unit_s(problem)
     if incumbent is not None:
-        starts.append(block_chips(problem, incumbent))
+        starts.append(contracted_chips(problem, incumbent))
         incumbent_s, _ = _bottleneck(problem, starts[0])
         unit_s = incumbent_s or unit_s
-    low = np.zeros(problem.num_blocks, np.int64)
+    low = np.zeros(problem.num_contracted, np.int64)
     model = Model(problem, low, low + problem.num_chips - 1, unit_s=unit_s)
     if not model.is_infeasible:
         model.seek_bottleneck()
@@ -126,12 +126,12 @@ def solve_exact(
     else:
         found_status = found.status
     bound = max(0.0, found.bound * unit_s)
-    chips = None if best is None else best[problem.block]
+    chips = None if best is None else best[problem.contraction]
     return Outcome(found_status, chips, best_s, bound, time.monotonic() - began)
 
 
 def _bottleneck(problem: Problem, f: IntArray) -> tuple[float, list[int]]:
-    """T of the partition f [blocks] in seconds, and the chips of the slowest stages."""
+    """T of the partition f [M] in seconds, and the chips of the slowest stages."""
     model = Model(problem, f, f, unit_s=1.0)
     stages = [(sum(a for _, a in terms), chips) for chips, terms in model.stages]
     bottleneck_s = max(load for load, _ in stages)
@@ -146,6 +146,6 @@ def _unit_s(problem: Problem) -> float:
 
 
 def _keeps_span(problem: Problem, f: IntArray) -> bool:
-    pairs = f[problem.block_pairs]
+    pairs = f[problem.contracted_pairs]
     step = pairs[:, 1] - pairs[:, 0]
     return bool(((step >= 0) & (step <= 1)).all())

@@ -3,10 +3,10 @@
 With z[b, c] = [f(b) >= c], the rules 0 <= f(v) - f(u) <= 1 on every edge read z[u, c] <= z[v, c]
 and z[v, c + 1] <= z[u, c]: implications between pairs of bits, so the nearest f in weighted L1 is
 one minimum s-t cut over all levels (Ishikawa, PAMI 2003). Such f form an L-natural-convex set
-(Murota, Discrete Convex Analysis, 2003): what no step of at most one, up for some blocks or down
-for some, improves is optimal. So cuts over a few levels around a guess, recentred until nothing
-reaches their border, end at the same optimum; from a guess that leaves outliers out, one or two of
-them do, ten times faster than the cut over all levels.
+(Murota, Discrete Convex Analysis, 2003): what no step of at most one, up for some contracted nodes
+or down for some, improves is optimal. So cuts over a few levels around a guess, recentred until
+nothing reaches their border, end at the same optimum; from a guess that leaves outliers out, one or
+two of them do, ten times faster than the cut over all levels.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ Rule = Literal["span", "acyclic", "none"]
 
 # Real weights become integer capacities that sum up to about this.
 _CAPACITY = 2.0**40
-# How far a block may move in one cut: more levels make a cut slower, fewer make more cuts.
+# How far a contracted node may move in one cut: more levels make a cut slower, fewer make more
+# cuts.
 _REACH = 2
 
 
@@ -46,7 +47,7 @@ def nearest_span(
 
     Returns:
       f that minimises the sum over nodes of weight * |f - y| (weights other than integers are
-      rounded at 1e-12 of their sum); None where pins contradict each other or the rules.
+      rounded at 1e-12 of their sum); None where fixed chips contradict each other or the rules.
     """
     return nearest(problem, y, weights, max_chip, rule="span")
 
@@ -62,7 +63,7 @@ def nearest(
     """As `nearest_span`, under one of the rules.
 
     What `acyclic` leaves is a superset of what is valid where dataflow is acyclic, and `none`
-    always (each block goes to a weighted median): their distances are lower bounds.
+    always (each contracted node goes to a weighted median): their distances are lower bounds.
     """
     weights = np.ones(problem.num_nodes) if weights is None else np.asarray(weights, np.float64)
     highest = problem.num_chips - 1 if max_chip is None else max_chip
@@ -78,7 +79,7 @@ def nearest(
         f = _cut(problem, wishes, _Box(low, high), rule)
         at_border = ((f == low) & (f > box.low)) | ((f == high) & (f < box.high))
         if not at_border.any():
-            return f[problem.block]
+            return f[problem.contraction]
         center = f
 
 
@@ -89,21 +90,21 @@ def squeeze(problem: Problem, f: IntArray) -> IntArray | None:
     changes what the partition costs and holds. None where it would move a pinned node.
     """
     squeezed = np.unique(f, return_inverse=True)[1].astype(np.int64)
-    pinned = problem.pin >= 0
-    return squeezed if (squeezed[pinned] == problem.pin[pinned]).all() else None
+    pinned = problem.fixed_chip >= 0
+    return squeezed if (squeezed[pinned] == problem.fixed_chip[pinned]).all() else None
 
 
-def block_chips(problem: Problem, f: IntArray) -> IntArray:
-    """[blocks] the chip of each block under f [N], which keeps blocks together."""
-    chips = np.zeros(problem.num_blocks, np.int64)
-    chips[problem.block] = f
+def contracted_chips(problem: Problem, f: IntArray) -> IntArray:
+    """[M] the chip of each contracted node under f [N], which keeps contracted nodes together."""
+    chips = np.zeros(problem.num_contracted, np.int64)
+    chips[problem.contraction] = f
     return chips
 
 
 def tighten(
     problem: Problem, low: IntArray, high: IntArray, rule: Rule
 ) -> tuple[IntArray, IntArray]:
-    """[blocks], [blocks] the bounds on each block's chip that follow from those of the others.
+    """[M], [M] the bounds on each contracted node's chip that follow from those of the others.
 
     They are the least and the greatest f within the bounds that keep the rule; some low > high
     exactly where there is none.
@@ -113,20 +114,20 @@ def tighten(
 
 
 class _Box(NamedTuple):
-    low: IntArray  # [blocks]
-    high: IntArray  # [blocks]
+    low: IntArray  # [M]
+    high: IntArray  # [M]
 
 
 class _Wishes(NamedTuple):
-    """Where the nodes of each block want to be: M wishes, at most one per node."""
+    """Where the nodes of each contracted node want to be: M wishes, at most one per node."""
 
-    block: IntArray  # [M]
+    contraction: IntArray  # [M]
     chip: IntArray  # [M]
     weight: IntArray  # [M]
 
 
 def _box(problem: Problem, highest: int, rule: Rule) -> _Box | None:
-    pin = problem.block_pin
+    pin = problem.contracted_fixed_chip
     if (pin == -2).any() or pin.max() > highest:
         return None
     box = _Box(np.where(pin >= 0, pin, 0), np.where(pin >= 0, pin, highest))
@@ -137,20 +138,22 @@ def _box(problem: Problem, highest: int, rule: Rule) -> _Box | None:
 
 @functools.lru_cache(maxsize=4)
 def _pair_lists(problem: Problem) -> tuple[list[list[int]], list[list[int]]]:
-    """The pairs of blocks as `_closure` wants them, and the same for the graph turned around."""
-    pairs = problem.block_pairs
+    """The pairs of contracted nodes as `_closure` wants them, and the same for the graph turned
+    around.
+    """
+    pairs = problem.contracted_pairs
     return pairs.tolist(), pairs[::-1, ::-1].tolist()
 
 
 def _closure(pairs: list[list[int]], start: IntArray, rule: Rule) -> IntArray:
-    """[blocks] the least f >= start that keeps the rule, whatever the number of chips.
+    """[M] the least f >= start that keeps the rule, whatever the number of chips.
 
-    Sweeps along the edges and against them until nothing moves. No sweep lifts a block above the
-    highest of all, so this ends.
+    Sweeps along the edges and against them until nothing moves. No sweep lifts a contracted node
+    above the highest of all, so this ends.
 
     Args:
-      pairs: edges, those out of a block after those into it.
-      start: [blocks] chips.
+      pairs: edges, those out of a contracted node after those into it.
+      start: [M] chips.
       rule: what an edge allows.
     """
     if rule == "none":
@@ -176,28 +179,30 @@ def _wishes(problem: Problem, y: IntArray, weights: FloatArray) -> _Wishes:
     scale = 1.0 if exact or total == 0 else _CAPACITY / total
     who = np.flatnonzero(weights > 0)
     weight = np.round(weights[who] * scale).astype(np.int64)
-    return _Wishes(problem.block[who], y[who], weight)
+    return _Wishes(problem.contraction[who], y[who], weight)
 
 
 def _guess(problem: Problem, wishes: _Wishes, box: _Box, rule: Rule) -> IntArray:
-    """[blocks] some f in the box that keeps the rule, near the wishes but for outliers.
+    """[M] some f in the box that keeps the rule, near the wishes but for outliers.
 
-    Blocks are dropped until no edge between the kept ones breaks the rule, first those that break
-    it on most of their edges; the guess is the least f above what is kept.
+    Contracted nodes are dropped until no edge between the kept ones breaks the rule, first those
+    that break it on most of their edges; the guess is the least f above what is kept.
     """
-    blocks = problem.num_blocks
-    weight = np.bincount(wishes.block, wishes.weight, blocks)
-    total = np.bincount(wishes.block, wishes.weight * wishes.chip.astype(np.float64), blocks)
+    contracted = problem.num_contracted
+    weight = np.bincount(wishes.contraction, wishes.weight, contracted)
+    total = np.bincount(
+        wishes.contraction, wishes.weight * wishes.chip.astype(np.float64), contracted
+    )
     mean = np.round(total / np.maximum(weight, 1)).astype(np.int64)
     kept = weight > 0
     if rule != "none":
-        u, v = problem.block_pairs[:, 0], problem.block_pairs[:, 1]
+        u, v = problem.contracted_pairs[:, 0], problem.contracted_pairs[:, 1]
         step = mean[v] - mean[u]
         broken = kept[u] & kept[v] & ((step < 0) | (rule == "span") & (step > 1))
-        degree = np.bincount(u, minlength=blocks) + np.bincount(v, minlength=blocks)
+        degree = np.bincount(u, minlength=contracted) + np.bincount(v, minlength=contracted)
         while broken.any():
-            blame = np.bincount(u[broken], minlength=blocks).astype(np.float64)
-            blame += np.bincount(v[broken], minlength=blocks)
+            blame = np.bincount(u[broken], minlength=contracted).astype(np.float64)
+            blame += np.bincount(v[broken], minlength=contracted)
             blame /= np.maximum(degree, 1)
             kept[np.where(blame[u] >= blame[v], u, v)[broken]] = False
             broken &= kept[u] & kept[v]
@@ -206,7 +211,7 @@ def _guess(problem: Problem, wishes: _Wishes, box: _Box, rule: Rule) -> IntArray
 
 
 def _cut(problem: Problem, wishes: _Wishes, box: _Box, rule: Rule) -> IntArray:
-    """[blocks] the best f in the box, by one minimum cut.
+    """[M] the best f in the box, by one minimum cut.
 
     Bit (b, c) for low < c <= high is vertex first[b] + c; it is one on the source's side. Bits up
     to low are one and bits above high zero. Since both bounds keep the rule, a bit that is free is
@@ -219,27 +224,29 @@ def _cut(problem: Problem, wishes: _Wishes, box: _Box, rule: Rule) -> IntArray:
     if vertices == 0:
         return box.low.copy()
     first = np.cumsum(levels) - levels - box.low - 1
-    block, level = _ranges(np.arange(len(levels)), box.low + 1, box.high)
+    node, level = _ranges(np.arange(len(levels)), box.low + 1, box.high)
     source, sink = vertices, vertices + 1
 
     # A wish for y pays its weight for each one above y and each zero up to y; only the difference
     # between the two matters.
     wish, at = _ranges(
-        np.arange(len(wishes.block)), box.low[wishes.block] + 1, box.high[wishes.block]
+        np.arange(len(wishes.contraction)),
+        box.low[wishes.contraction] + 1,
+        box.high[wishes.contraction],
     )
     gain = np.zeros(vertices, np.int64)
     weight = np.where(at <= wishes.chip[wish], wishes.weight[wish], -wishes.weight[wish])
-    np.add.at(gain, first[wishes.block[wish]] + at, weight)
+    np.add.at(gain, first[wishes.contraction[wish]] + at, weight)
 
     # An implication is an arc that no cut can afford.
-    tails, heads = [first[block] + level], [first[block] + level - 1]
-    heads[0] = np.where(level - 1 > box.low[block], heads[0], -1)
-    u, v = problem.block_pairs[:, 0], problem.block_pairs[:, 1]
+    tails, heads = [first[node] + level], [first[node] + level - 1]
+    heads[0] = np.where(level - 1 > box.low[node], heads[0], -1)
+    u, v = problem.contracted_pairs[:, 0], problem.contracted_pairs[:, 1]
     implications = {"span": [(u, v, 0), (v, u, -1)], "acyclic": [(u, v, 0)], "none": []}
-    for if_block, then_block, shift in implications[rule]:
-        edge, at = _ranges(np.arange(len(u)), box.low[if_block] + 1, box.high[if_block])
-        then, then_at = then_block[edge], at + shift
-        tails.append(first[if_block[edge]] + at)
+    for if_node, then_node, shift in implications[rule]:
+        edge, at = _ranges(np.arange(len(u)), box.low[if_node] + 1, box.high[if_node])
+        then, then_at = then_node[edge], at + shift
+        tails.append(first[if_node[edge]] + at)
         heads.append(np.where(then_at > box.low[then], first[then] + then_at, -1))
     tail, head = np.concatenate(tails), np.concatenate(heads)
     tail, head = tail[head >= 0], head[head >= 0]
@@ -258,7 +265,7 @@ def _cut(problem: Problem, wishes: _Wishes, box: _Box, rule: Rule) -> IntArray:
         raise AssertionError(f"maximum flow ended with {status}")
     is_one = np.zeros(vertices + 2, bool)
     is_one[flow.get_source_side_min_cut()] = True
-    return box.low + np.bincount(block[is_one[:vertices]], minlength=len(levels))
+    return box.low + np.bincount(node[is_one[:vertices]], minlength=len(levels))
 
 
 def _ranges(key: IntArray, start: IntArray, stop: IntArray) -> tuple[IntArray, IntArray]:

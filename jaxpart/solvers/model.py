@@ -1,14 +1,15 @@
 """The integer program of a window of a partition: problem, rules and costs, once.
 
-Blocks (nodes that must share a chip) stand for nodes; a block is free within an interval of chips
-and fixed where the interval is one chip. With the bits z[b, c] = [f(b) >= c], dataflow and span are
-differences of two bits, and what crosses a link of a chain is one too (Tarnawski et al., NeurIPS
-2020, have the same program over assignment bits).
+Contracted nodes (nodes that must share a chip) stand for nodes; a contracted node is free within an
+interval of chips and fixed where the interval is one chip. With the bits z[b, c] = [f(b) >= c],
+dataflow and span are differences of two bits, and what crosses a link of a chain is one too
+(Tarnawski et al., NeurIPS 2020, have the same program over assignment bits).
 
 Variables for traffic, copies of weights and live tensors are bounded from below alone: every row
 holds for every valid partition of the window, so a bound is a bound. Together the rows state all of
 the README's "What every figure means" but two rules, the peak of live activations and the chip
-triangle. Those are lazy constraints (`lazy_constraints.py`), and only a solution that breaks neither counts.
+triangle. Those are lazy constraints (`lazy_constraints.py`), and only a solution that breaks
+neither counts.
 """
 
 from __future__ import annotations
@@ -49,20 +50,20 @@ class Model(Program):
         """States the window low <= f <= high.
 
         Args:
-          problem: whose pins and colocation groups do not contradict each other.
-          low: [blocks] lowest chip of each block.
-          high: [blocks] highest chip of each block.
+          problem: whose fixed chips and colocation groups do not contradict each other.
+          low: [M] lowest chip of each block.
+          high: [M] highest chip of each block.
           span: whether to ask 0 <= f(v) - f(u) <= 1 of every edge in place of the triangle rule:
             a part of what is valid, with a much smaller program.
           unit_s: the unit of time, about T; None leaves time and traffic's time out.
         """
         self.problem = problem
-        self.blocks = problem.contracted
+        self.contracted = problem.contracted
         self.rule: Rule = "none"
         if problem.mcm.constraints.acyclic:
             self.rule = "span" if span else "acyclic"
         self.unit_s = unit_s
-        pin = self.blocks.pin
+        pin = self.contracted.fixed_chip
         low = np.where(pin >= 0, np.maximum(low, pin), low)
         high = np.where(pin >= 0, np.minimum(high, pin), high)
         super().__init__(*tighten(problem, low, high, self.rule))
@@ -73,7 +74,7 @@ class Model(Program):
         if self.is_infeasible:
             return
         self._beyond: dict[tuple[tuple[int, ...], int], Terms] = {}
-        self._pairs = {(u, v) for u, v in problem.block_pairs.tolist()}
+        self._pairs = {(u, v) for u, v in problem.contracted_pairs.tolist()}
         self._edges()
         if problem.mcm.constraints.no_skip:
             self._no_skip()
@@ -85,7 +86,7 @@ class Model(Program):
         return self._lazy.is_relaxed
 
     def separate(self, f: IntArray, seen: int = 0) -> bool:
-        """Whether the partition f [blocks] breaks a rule; if so, rows that forbid it are in place.
+        """Whether the partition f [M] breaks a rule; if so, rows that forbid it are in place.
 
         Args:
           f: from the window.
@@ -107,8 +108,8 @@ class Model(Program):
             return
         low, high = self.low.tolist(), self.high.tolist()
         free = self.low < self.high
-        u, v = self.problem.block_pairs[:, 0], self.problem.block_pairs[:, 1]
-        for a, b in self.problem.block_pairs[free[u] | free[v]].tolist():
+        u, v = self.problem.contracted_pairs[:, 0], self.problem.contracted_pairs[:, 1]
+        for a, b in self.problem.contracted_pairs[free[u] | free[v]].tolist():
             for c in range(low[b] + 1, high[a] + 1):
                 self.add_row([(self.z(a, c), 1.0), (self.z(b, c), -1.0)], 0.0)
             if self.rule == "span":
@@ -119,7 +120,7 @@ class Model(Program):
         """A chip below one in use is in use: sum over b of [f(b) = c] >= [some f(b) >= c]."""
         has_successor = np.zeros(len(self.low), bool)
         if self.rule != "none":
-            has_successor[self.problem.block_pairs[:, 0]] = True
+            has_successor[self.problem.contracted_pairs[:, 0]] = True
         last = np.flatnonzero(~has_successor).tolist()  # the highest chip has one of these
         fixed = set(self.low[self.low == self.high].tolist())
         for c in range(int(self.high.max())):
@@ -133,7 +134,7 @@ class Model(Program):
 
     def _costs(self) -> None:
         """Time and memory of every chip: what is fixed as constants, the rest by its blocks."""
-        p, chips = self.blocks, self.problem.num_chips
+        p, chips = self.contracted, self.problem.num_chips
         with_time = self.unit_s is not None
         with_memory = self.problem.mcm.constraints.memory
         self._with_traffic = with_time or (with_memory and self.problem.mcm.memory_model == "full")
@@ -165,7 +166,7 @@ class Model(Program):
 
     def _merged_tensors(self, chosen: host.BoolArray) -> dict[tuple[int, tuple[int, ...]], float]:
         """Bytes by (producer, consumers): tensors that always travel together are one."""
-        p = self.blocks
+        p = self.contracted
         consumers: dict[int, list[int]] = {}
         edges = np.flatnonzero(chosen[p.edge_tensor])
         for k, q in zip(
@@ -250,23 +251,26 @@ class Model(Program):
 
     def _weights(self, held: list[Terms], chosen: host.BoolArray) -> None:
         """Adds one copy of each chosen weight to every chip with a consumer."""
-        p = self.blocks
+        p = self.contracted
         users: dict[int, list[int]] = {}
         uses = np.flatnonzero(chosen[p.use_weight])
         for w, b in zip(p.use_weight[uses].tolist(), p.use_node[uses].tolist(), strict=True):
             users.setdefault(w, []).append(b)
         merged: dict[tuple[int, ...], float] = defaultdict(float)
-        for w, blocks in users.items():
-            merged[tuple(blocks)] += float(p.weight_bytes[w])
-        for blocks, size in merged.items():
-            first, last = min(self._low[b] for b in blocks), max(self._high[b] for b in blocks)
+        for w, contracted in users.items():
+            merged[tuple(contracted)] += float(p.weight_bytes[w])
+        for contracted, size in merged.items():
+            first, last = (
+                min(self._low[b] for b in contracted),
+                max(self._high[b] for b in contracted),
+            )
             for c in range(first, last + 1):
-                copy = self.maximum(self.on(b, c) for b in blocks)
+                copy = self.maximum(self.on(b, c) for b in contracted)
                 held[c] += [(j, a * size) for j, a in copy]
 
     def _time(self, fixed_s: FloatArray, free: host.BoolArray) -> None:
         """T is at least every stage and every link."""
-        p, mcm = self.blocks, self.problem.mcm
+        p, mcm = self.contracted, self.problem.mcm
         unit = self.unit_s or 1.0
         compute: list[Terms] = [[(ONE, x / unit)] for x in fixed_s]
         for b in np.flatnonzero(free).tolist():

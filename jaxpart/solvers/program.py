@@ -1,6 +1,7 @@
-"""An integer program over the chips of blocks: columns, rows, and a small algebra to state them in.
+"""An integer program over the chips of contracted nodes: columns, rows, and a small algebra to
+state them in.
 
-A block's chip is written in prefix form, z[b, c] = [f(b) >= c]. All other columns are continuous
+A contracted node's chip is in prefix form, z[b, c] = [f(b) >= c]. All other columns are continuous
 and bounded from below alone, by rows that are exact where the bits are integers; so a partition is
 completed to a point of the program by taking each column's least value (`Program.point`), without a
 solver, and every row leaves every partition in that it should.
@@ -24,10 +25,10 @@ ZERO = -1  # no column: 0
 
 
 class Program:
-    """Columns, and rows (each: sum of terms <= upper), over blocks with low <= f <= high.
+    """Columns, and rows (each: sum of terms <= upper), over contracted nodes with low <= f <= high.
 
     Attributes:
-      low, high: [blocks] the chips between which each block is free.
+      low, high: [M] the chips between which each contracted node is free.
       lower, upper, integer: of each column. Column 0 is the constant one; the bits follow.
       rows, row_upper: terms and right-hand side of each row.
       objective: column -> coefficient, to be minimised.
@@ -61,18 +62,18 @@ class Program:
     # What a solver's answer means.
 
     def assignment(self, values: Sequence[float] | FloatArray) -> IntArray:
-        """[blocks] the chips of a point; its bits are rounded."""
+        """[M] the chips of a point; its bits are rounded."""
         f = self.low.copy()
         bits = np.round(np.asarray(values)[1 : 1 + len(self._bit_block)]).astype(np.int64)
         np.add.at(f, self._bit_block, bits)
         return f
 
     def contains(self, f: IntArray) -> bool:
-        """Whether the partition f [blocks] lies between the bounds."""
+        """Whether the partition f [M] lies between the bounds."""
         return bool(((f >= self.low) & (f <= self.high)).all())
 
     def point(self, f: IntArray) -> FloatArray:
-        """[columns] the point of the partition f [blocks], which lies between the bounds.
+        """[columns] the point of the partition f [M], which lies between the bounds.
 
         Each column beside the bits takes the least value that the rows allow.
         """
@@ -85,20 +86,20 @@ class Program:
             values.append(least)
         return np.array(values)
 
-    def seek_nearest(self, block: IntArray, y: IntArray, weights: FloatArray) -> None:
+    def seek_nearest(self, contraction: IntArray, y: IntArray, weights: FloatArray) -> None:
         """Makes the objective the sum over nodes of weight * |f - y|.
 
         Args:
-          block: [N] the block of each node.
+          contracted node: [N] the block of each node.
           y: [N] chips, 0 or more.
           weights: [N].
         """
-        self.objective_constant = float((weights * np.abs(self.low[block] - y)).sum())
-        total = np.bincount(block, weights, len(self.low))
-        order = np.lexsort((y, block))
+        self.objective_constant = float((weights * np.abs(self.low[contraction] - y)).sum())
+        total = np.bincount(contraction, weights, len(self.low))
+        order = np.lexsort((y, contraction))
         before = np.concatenate([[0.0], np.cumsum(weights[order])])
         width = int(max(self.high.max(), y.max())) + 1
-        key = block[order] * width + y[order]
+        key = contraction[order] * width + y[order]
         start = np.searchsorted(key, self._bit_block * width)
         middle = np.searchsorted(key, self._bit_block * width + self._bit_level)
         below = before[middle] - before[start]  # weight of the nodes that want less than the bit
@@ -122,11 +123,11 @@ class Program:
         return [(here, scale)] if beyond == ZERO else [(here, scale), (beyond, -scale)]
 
     def may_be_on(self, b: int, c: int) -> bool:
-        """Whether the bounds let block b be on chip c."""
+        """Whether the bounds let contracted node b be on chip c."""
         return self._low[b] <= c <= self._high[b]
 
     def may_be_off(self, b: int, c: int) -> bool:
-        """Whether the bounds let block b be on another chip than c."""
+        """Whether the bounds let contracted node b be on another chip than c."""
         return not self._low[b] == self._high[b] == c
 
     def add_column(self, lower: float, upper: float) -> int:

@@ -63,7 +63,7 @@ def prove(
       `objective` is the bottleneck and `bound` a lower bound on every one, both in seconds.
     """
     began = time.monotonic()
-    if (problem.block_pin == -2).any():
+    if (problem.contracted_fixed_chip == -2).any():
         return Outcome(Status.INFEASIBLE)
     best_s = math.inf if incumbent is None else bottleneck_s(problem, incumbent)
     floor_s = max(floor_s, combinatorial_bound(problem).seconds)
@@ -135,7 +135,7 @@ def _solve(
         found = cpsat.solve(model, limits, cutoff=cutoff, floor=floor, workers=threads)
     else:
         found = scip.solve(model, limits, cutoff=cutoff)
-    f = None if found.assignment is None else found.assignment[reduced.problem.block]
+    f = None if found.assignment is None else found.assignment[reduced.problem.contraction]
     if is_all:
         return dataclasses.replace(found, assignment=f, bound=found.bound * unit_s)
     return dataclasses.replace(nothing, assignment=f)

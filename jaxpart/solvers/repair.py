@@ -15,7 +15,7 @@ from jaxpart.bounds.infeasible import why_infeasible
 from jaxpart.cost import host
 from jaxpart.problem.problem import FloatArray, IntArray, Problem
 from jaxpart.solvers.construct import construct
-from jaxpart.solvers.minimum_cut import Rule, block_chips, nearest, squeeze
+from jaxpart.solvers.minimum_cut import Rule, contracted_chips, nearest, squeeze
 from jaxpart.solvers.model import Model
 from jaxpart.solvers.scip import Limits, Status, solve
 
@@ -30,8 +30,8 @@ class Step(enum.IntEnum):
 
     CUT = 0  # the minimum cut
     WINDOW = 1  # SCIP, on the surroundings of what the cut left broken
-    PROGRAM = 2  # SCIP, with every block free
-    ORDER = 3  # cuts of an order of the blocks
+    PROGRAM = 2  # SCIP, with every contracted node free
+    ORDER = 3  # cuts of an order of the contracted nodes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,9 +66,9 @@ def repair(
     First the nearest partition under dataflow and span, by a minimum cut, its unused chips squeezed
     out. If memory (or a pin across a squeezed chip) is still broken: the nearest cuts of that
     partition's order that fit (`construct`), which do where they are within `gap` of the cut's
-    distance. Else SCIP on the blocks within `window` chips of what is broken, each free to move as
-    far, all else fixed; where nothing is in hand, twice as far while that has no answer, until all
-    is free, where having none is a proof.
+    distance. Else SCIP on the contracted nodes within `window` chips of what is broken, each free
+    to move as far, all else fixed; where nothing is in hand, twice as far while that has no answer,
+    until all is free, where having none is a proof.
 
     Args:
       problem: of N nodes.
@@ -147,12 +147,12 @@ def repair(
         if left <= 0:
             break
         model = Model(problem, low, high, span=span)
-        model.seek_nearest(problem.block, y, weights)
+        model.seek_nearest(problem.contraction, y, weights)
         starts, cutoff = [], math.inf
         if best is None:
-            model.separate(block_chips(problem, guide if f is None else f))  # in every window
+            model.separate(contracted_chips(problem, guide if f is None else f))  # in every window
         elif window is None:
-            starts.append(block_chips(problem, best))
+            starts.append(contracted_chips(problem, best))
         else:
             cutoff = distance(best)
         left = deadline - time.monotonic()
@@ -164,7 +164,7 @@ def repair(
             is_optimal = is_last and found.status is Status.OPTIMAL
             return outcome(
                 Status.OPTIMAL if is_optimal else Status.FEASIBLE,
-                found.assignment[problem.block],
+                found.assignment[problem.contraction],
                 Step.PROGRAM if is_last else Step.WINDOW,
                 bound,
             )
@@ -192,12 +192,12 @@ def _broken_chips(problem: Problem, f: IntArray) -> host.BoolArray:
 def _windows(
     problem: Problem, f: IntArray | None, window: int | None
 ) -> Iterator[tuple[IntArray, IntArray, bool]]:
-    """low [blocks], high [blocks] and whether to ask for span, from small to everything."""
-    chips, blocks = problem.num_chips, problem.num_blocks
+    """low [M], high [M] and whether to ask for span, from small to everything."""
+    chips, contracted = problem.num_chips, problem.num_contracted
     has_triangle = problem.mcm.constraints.triangle
-    lowest, highest = np.zeros(blocks, np.int64), np.full(blocks, chips - 1, np.int64)
+    lowest, highest = np.zeros(contracted, np.int64), np.full(contracted, chips - 1, np.int64)
     if f is not None and window is not None:
-        center = block_chips(problem, f)
+        center = contracted_chips(problem, f)
         broken = np.flatnonzero(_broken_chips(problem, f))
         distance = np.abs(center[:, None] - broken[None]).min(axis=1)
         while window < chips:

@@ -53,7 +53,7 @@ class Solution:
     """The outcome of one program."""
 
     status: Status
-    assignment: IntArray | None  # [blocks], keeps every rule as far as the host can tell
+    assignment: IntArray | None  # [M], keeps every rule as far as the host can tell
     objective: float | None  # of the assignment
     bound: float  # no partition in the window has a smaller objective; -inf where none is proven
 
@@ -71,7 +71,7 @@ def solve(
     Args:
       program: with an objective set.
       limits: of the whole call.
-      starts: [blocks] partitions in the window to begin with; those that break a rule do no harm.
+      starts: [M] partitions in the window to begin with; those that break a rule do no harm.
       cutoff: only assignments with a smaller objective are wanted; INFEASIBLE means that none has.
 
     Returns:

@@ -24,14 +24,14 @@ def state_triangles(model: Model, reach: FloatArray) -> bool:
 
     Args:
       model: of a problem with the triangle rule and acyclic dataflow.
-      reach: [blocks, blocks] positive where a path leads from one to the other. What the rule says
-        of the blocks between the ends of an edge (`jaxpart.intervals`) is stated too: it follows,
-        but solvers do not see it.
+      reach: [M, contracted nodes] positive where a path leads from one to the other. What the rule
+        says of the contracted nodes between the ends of an edge (`jaxpart.intervals`) is stated
+        too: it follows, but solvers do not see it.
     """
     chips = int(model.high.max()) + 1
     low, high = model.low, model.high
     width = high - low + 1
-    u, v = model.problem.block_pairs.T
+    u, v = model.problem.contracted_pairs.T
     if (width[u] * width[v]).sum() + chips**3 / 3 > _MOST_ROWS:
         return False
     edges = _chip_edges(model, chips)
@@ -58,7 +58,7 @@ def _chip_edges(model: Model, chips: int) -> dict[tuple[int, int], Terms]:
         (a, b): [] for a in range(chips) for b in range(a + 1, chips)
     }
     low, high = model.low.tolist(), model.high.tolist()
-    for u, v in model.problem.block_pairs.tolist():
+    for u, v in model.problem.contracted_pairs.tolist():
         for a in range(low[u], high[u] + 1):
             here = model.on(u, a)
             for b in range(max(a + 1, low[v]), high[v] + 1):
@@ -70,7 +70,7 @@ def _state_intervals(model: Model, reach: FloatArray) -> None:
     """What lies between the ends u, v of an edge is on the chip of u or on that of v."""
     low, high = model.low.tolist(), model.high.tolist()
     room = _MOST_ROWS // 4
-    for u, v in model.problem.block_pairs.tolist():
+    for u, v in model.problem.contracted_pairs.tolist():
         between = np.flatnonzero((reach[u] > 0) & (reach[:, v] > 0))
         for w in between.tolist():
             if w in (u, v) or low[u] == high[v]:

@@ -14,7 +14,7 @@ that what disturbs the machine disturbs both; ratios are medians over the turns.
 either, is timed apart: a first call less a later one. Every call ends with `block_until_ready`.
 
 Floors, per candidate, for N nodes, E edges, K tensors, U uses of weights, C chips, L links,
-B blocks with P pairs of neighbours, and pieces of at most M blocks:
+B contracted nodes with P pairs of neighbours, and pieces of at most M contracted nodes:
 
   evaluate  N + 2E + U + 4(6C + L) bytes: labels read once as int8, those at the ends of edges and
             uses gathered, the figures written. E + U + N + E + K + K + 2N operations: is this chip
@@ -153,11 +153,11 @@ class Bench:
         """Times `run` of a batch, in turns with a reference and its candidates, if there is one."""
         first_s = _seconds(run)
         reference_first_s = _seconds(reference[1]) if reference else None
-        turns = []
+        sharing = []
         for _ in range(self.calls):
             reference_s = _seconds(reference[1]) if reference else None
-            turns.append((_seconds(run), reference_s))
-        run_s = statistics.median(turn[0] for turn in turns)
+            sharing.append((_seconds(run), reference_s))
+        run_s = statistics.median(turn[0] for turn in sharing)
         floor_s = max(floor.num_bytes / self.bytes_per_s, floor.operations / self.operations_per_s)
         row: dict[str, Any] = {
             "loop": loop,
@@ -174,13 +174,13 @@ class Bench:
         beside = ""
         if reference:
             count = reference[0]
-            each_s = [other / count for _, other in turns]
+            each_s = [other / count for _, other in sharing]
             reference_s = statistics.median(each_s)
             row |= {
                 "reference_candidates_per_s": 1 / reference_s,
                 "reference_compile_s": max(reference_first_s - reference_s * count, 0.0),
                 "times_reference": statistics.median(
-                    each * batch / mine for each, (mine, _) in zip(each_s, turns, strict=True)
+                    each * batch / mine for each, (mine, _) in zip(each_s, sharing, strict=True)
                 ),
             }
             beside = f"{1 / reference_s:>12,.0f}{row['times_reference']:>7.2f}"
@@ -205,7 +205,7 @@ def _labels(
         nodes + 2 * edges + uses + 4 * figures,
         3 * nodes + 2 * edges + 2 * tensors + 2 * uses,
     )
-    of_project = Floor(2 * nodes, 14 * len(problem.block_pairs))
+    of_project = Floor(2 * nodes, 14 * len(problem.contracted_pairs))
     uniform = rng.integers(0, chips, (nodes, batch))
     noisy = np.where(rng.random(uniform.shape) < _NOISE, uniform, start[:, None])
     projected = np.asarray(project(device, pad_assignments(device, noisy))[0])
@@ -230,20 +230,20 @@ def _labels(
 
 def _orders(bench: Bench, problem: Problem, start: IntArray, batch: int, seed: int) -> None:
     """Slicing and probing, within the bottleneck of the baseline."""
-    blocks = problem.contracted
-    device = replicated(lower(blocks), batch)
+    contracted = problem.contracted
+    device = replicated(lower(contracted), batch)
     size, limit_s = device.padded_nodes, float(verify(problem, start[:, None]).bottleneck_s[0])
-    window = window_for(blocks, limit_s)
+    window = window_for(contracted, limit_s)
     program = jnp.arange(size, dtype=jnp.float32)[None]
-    keys = mutate(jax.random.key(seed), program, problem.num_blocks, batch)
+    keys = mutate(jax.random.key(seed), program, problem.num_contracted, batch)
     orders = sorted_nodes(swept(device, keys))
     peaks = np.zeros((batch, size), np.float32)
-    peaks[:, : problem.num_blocks] = peak_bounds(problem)[1]
-    count, chips = problem.num_blocks, problem.num_chips
+    peaks[:, : problem.num_contracted] = peak_bounds(problem)[1]
+    count, chips = problem.num_contracted, problem.num_chips
     run_slice = split(slice_orders, batch, (None, 0, 0), window=window)
     run_probe = split(probe, batch, (None, None, 1, 1, 0), window=window)
     arrays = [jnp.asarray(x) for x in (orders, peaks, orders.T, peaks.T)]
-    weights = replicated(weights_of(blocks, size), batch)
+    weights = replicated(weights_of(contracted, size), batch)
     limits_s = jnp.full(batch, limit_s, jnp.float32)
     if batch <= 64:  # a table of chips by nodes for each order: more of them only wait
         bench.add(

@@ -3,9 +3,9 @@
   python scripts/studies/moves.py --json data/benchmarks/moves.json
 
 Chains start from the greedy baseline and are tempered first, so that they differ. *Proposals* are
-looks at one block in one chain; *priced* are those that kept the rules, so that their change of
-cost was computed; both are set beside the candidates/s of `evaluate` on the same labels. Runs of
-the two alternate, compilation is timed apart, figures are medians.
+looks at one contracted node in one chain; *priced* are those that kept the rules, so that their
+change of cost was computed; both are set beside the candidates/s of `evaluate` on the same labels.
+Runs of the two alternate, compilation is timed apart, figures are medians.
 
 Floor of a proposal on a row of chips, for a block of degree d whose inputs have q consumers:
 1 + d labels of one byte to see whether it can move, q more and about 12 figures (48 bytes) of two
@@ -95,21 +95,23 @@ def main() -> int:
 
 def _tempered(problem: Problem, moves: Moves, start, batch: int, seed: int):
     """Labels of chains that have gone their own ways, their temperatures, and the energy's unit."""
-    blocks = np.zeros(problem.num_blocks, np.int64)
-    blocks[problem.block] = start
-    columns = pad_assignments(moves.blocks, np.repeat(blocks[:, None], batch, axis=1))
+    contracted = np.zeros(problem.num_contracted, np.int64)
+    contracted[problem.contraction] = start
+    columns = pad_assignments(moves.contracted, np.repeat(contracted[:, None], batch, axis=1))
     ensemble = ensemble_of(jnp.asarray(columns), jax.random.key(seed))
     unit_s = jax.jit(evaluated)(moves, ensemble.labels).bottleneck_s[0]
-    orders = jnp.arange(moves.blocks.padded_nodes)[None]
+    orders = jnp.arange(moves.contracted.padded_nodes)[None]
     key, sweeps = jax.random.key(seed + 1), jnp.int32(_WARM_SWEEPS)
     ensemble = temper(moves, ensemble, orders, key, unit_s, sweeps, share=2)
     return ensemble.labels, ensemble.temperature, unit_s
 
 
 def _measured(moves: Moves, labels, temperature, unit_s, share: int, arguments) -> dict[str, float]:
-    """Medians of alternating runs: a sweep over all blocks, and `evaluate` on the same labels."""
-    count, batch = int(moves.blocks.num_nodes), labels.shape[1]
-    order = np.arange(moves.blocks.padded_nodes)
+    """Medians of alternating runs: a sweep over all contracted nodes, and `evaluate` on the same
+    labels.
+    """
+    count, batch = int(moves.contracted.num_nodes), labels.shape[1]
+    order = np.arange(moves.contracted.padded_nodes)
     order[:count] = np.random.default_rng(arguments.seed).permutation(count)
     evaluate = jax.jit(evaluated)
     tables = jax.jit(tables_of)(moves, labels, evaluate(moves, labels))

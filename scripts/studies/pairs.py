@@ -38,11 +38,11 @@ def class_of(problem: Problem) -> str:
     """chain, narrow or wide: by how many ideals the graph has for each of its nodes."""
     from jaxpart.bounds.ideals.pairs import count_ideals
 
-    limit = min(_IDEALS_LIMIT, int(_NARROW * problem.num_blocks) + 1)
+    limit = min(_IDEALS_LIMIT, int(_NARROW * problem.num_contracted) + 1)
     ideals = count_ideals(problem, limit)
-    if ideals is None or ideals > _NARROW * problem.num_blocks:
+    if ideals is None or ideals > _NARROW * problem.num_contracted:
         return "wide"
-    return "chain" if ideals <= _CHAIN * problem.num_blocks else "narrow"
+    return "chain" if ideals <= _CHAIN * problem.num_contracted else "narrow"
 
 
 class Rows:

@@ -205,7 +205,7 @@ def _verdicts(problem: Problem, f: np.ndarray) -> tuple[np.ndarray, np.ndarray, 
     parts = []
     for start in range(0, f.shape[1], BATCH):
         costs = jax.tree.map(np.asarray, verify(problem, f[:, start : start + BATCH]))
-        keeps = costs.pins & costs.colocation
+        keeps = costs.fixed_chips & costs.colocation
         for rule in ("acyclic", "no_skip", "triangle"):
             keeps &= getattr(costs, rule) | (not getattr(rules, rule))
         parts.append((keeps, costs.valid, costs.bottleneck_s))

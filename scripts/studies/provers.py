@@ -51,7 +51,7 @@ def main() -> int:
     if not names:
         parser.error("expected a GRAPH or --split")
     rows: list[dict[str, Any]] = []
-    print(_ROW.format("graph", "mcm", "blocks", "T us", "SCIP", "CP-SAT"))
+    print(_ROW.format("graph", "mcm", "nodes", "T us", "SCIP", "CP-SAT"))
     try:
         for name in names:
             for mcm in arguments.mcm:
@@ -87,12 +87,12 @@ def _pair(name: str, mcm: str, arguments: argparse.Namespace) -> dict[str, Any] 
     if found.bottleneck_s <= floor_s * (1 + _GAP):
         return None
     row: dict[str, Any] = {"graph": graph.name, "mcm": problem.mcm.name}
-    row |= {"blocks": problem.num_blocks, "incumbent_s": found.bottleneck_s}
+    row |= {"nodes": problem.num_contracted, "incumbent_s": found.bottleneck_s}
     for prover in _PROVERS:
         row[prover] = _outcome(problem, found.assignment, floor_s, prover, arguments)
     texts = [_text(row[prover]) for prover in _PROVERS]
     us = f"{1e6 * found.bottleneck_s:.2f}"
-    print(_ROW.format(graph.name, problem.mcm.name, problem.num_blocks, us, *texts), flush=True)
+    print(_ROW.format(graph.name, problem.mcm.name, problem.num_contracted, us, *texts), flush=True)
     return row
 
 

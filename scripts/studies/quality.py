@@ -49,7 +49,7 @@ from jaxpart.methods import METHODS
 
 _FOLDER = Path(__file__).parents[2] / "data" / "benchmarks"
 # `auto` compiles on its clock what no run before it has: it comes last.
-_OURS = ("clusters", "annealing", "slice", "policy", WITHOUT_POLICY, "auto")
+_OURS = ("clusters", "tempering", "slice", "policy", WITHOUT_POLICY, "auto")
 _QUICK: dict[str, Any] = {
     "graphs": ["mobilenet-v2", "mobilenet-v3-large", "inception-v3"],
     "mcm": ["mcm8"],

@@ -62,7 +62,7 @@ class Figures(NamedTuple):
     triangle: NDArray[np.bool_]  # [B]
     memory: NDArray[np.bool_]  # [B]
     colocation: NDArray[np.bool_]  # [B]
-    pins: NDArray[np.bool_]  # [B]
+    fixed_chips: NDArray[np.bool_]  # [B]
     valid: NDArray[np.bool_]  # [B]
 
 
@@ -88,7 +88,7 @@ def tables(problem: Problem) -> Tables:
         node_s=problem.node_s,
         chip_kind=problem.chip_kind.astype(np.uint16),
         group_head=head.astype(np.uint32),
-        pin=problem.pin.astype(np.int32),
+        pin=problem.fixed_chip.astype(np.int32),
         node_tensors=_offsets(problem.tensor_producer, problem.num_nodes),
         tensor_bytes=problem.tensor_bytes[by_producer],
         tensor_edges=_offsets(tensor, problem.num_tensors),
@@ -129,7 +129,7 @@ def evaluate(table: Tables, assignments: NDArray[np.integer]) -> Figures:
         triangle=verdicts[2],
         memory=verdicts[3],
         colocation=verdicts[4],
-        pins=verdicts[5],
+        fixed_chips=verdicts[5],
         valid=verdicts[6],
     )
     _evaluate(table, np.ascontiguousarray(assignments, np.uint16), figures)
@@ -231,7 +231,7 @@ def _evaluate(t, assignments, out):  # pragma: no cover - compiled
         no_skip = count == highest + 1
         out.bottleneck_s[b], out.chips_used[b], out.sent_bytes[b] = worst, count, total
         out.acyclic[b], out.no_skip[b], out.triangle[b] = acyclic, no_skip, triangle
-        out.memory[b], out.colocation[b], out.pins[b] = fits, colocation, pins
+        out.memory[b], out.colocation[b], out.fixed_chips[b] = fits, colocation, pins
         out.valid[b] = (
             colocation
             and pins

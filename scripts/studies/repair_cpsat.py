@@ -1,10 +1,10 @@
 """OR-Tools CP-SAT does a repair, under the same rules and for the same objective.
 
-The rival in `repair.py`. Without memory each block's chip is one integer variable, CP-SAT's
-own way to say it, with the differences along edges and the weighted distance; with memory the
-program of `jaxpart.solver.model` with every block free, rows that it states on demand included.
-Each model is stated once per problem; a candidate changes the objective and the hint, which is the
-candidate itself.
+The rival in `repair.py`. Without memory each contracted node's chip is one integer variable,
+CP-SAT's own way to say it, with the differences along edges and the weighted distance; with memory
+the program of `jaxpart.solver.model` with every contracted node free, rows that it states on demand
+included. Each model is stated once per problem; a candidate changes the objective and the hint,
+which is the candidate itself.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Rival:
         self._model = cp_model.CpModel()
         self._program: Model | None = None
         if problem.mcm.constraints.memory:
-            low = np.zeros(problem.num_blocks, np.int64)
+            low = np.zeros(problem.num_contracted, np.int64)
             self._program = Model(problem, low, low + problem.num_chips - 1, span=True)
             self._columns: list[cp_model.IntVar] = []
             self._rows = 0
@@ -53,9 +53,9 @@ class Rival:
             last = problem.num_chips - 1
             self._chips = [
                 self._model.new_int_var(0 if pin < 0 else pin, last if pin < 0 else pin, "")
-                for pin in problem.block_pin.tolist()
+                for pin in problem.contracted_fixed_chip.tolist()
             ]
-            for u, v in problem.block_pairs.tolist():
+            for u, v in problem.contracted_pairs.tolist():
                 self._model.add_linear_constraint(self._chips[v] - self._chips[u], 0, 1)
             self._far = [self._model.new_int_var(0, last, "") for _ in range(problem.num_nodes)]
         self.seconds = time.perf_counter() - began
@@ -72,12 +72,12 @@ class Rival:
 
     def _differences(self, y: np.ndarray, deadline: float) -> tuple[np.ndarray | None, bool]:
         problem, model = self._problem, self._model.clone()
-        for v, (b, chip) in enumerate(zip(problem.block.tolist(), y.tolist(), strict=True)):
+        for v, (b, chip) in enumerate(zip(problem.contraction.tolist(), y.tolist(), strict=True)):
             model.add(self._far[v] >= self._chips[b] - chip)
             model.add(self._far[v] >= chip - self._chips[b])
             model.add_hint(self._far[v], 0)
         hinted = set()
-        for b, chip in zip(problem.block.tolist(), y.tolist(), strict=True):
+        for b, chip in zip(problem.contraction.tolist(), y.tolist(), strict=True):
             if b not in hinted:
                 hinted.add(b)
                 model.add_hint(self._chips[b], chip)
@@ -85,7 +85,7 @@ class Rival:
         solver, status = self._solve(model, deadline)
         if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
             return None, False
-        f = np.array([solver.value(x) for x in self._chips])[problem.block]
+        f = np.array([solver.value(x) for x in self._chips])[problem.contraction]
         squeezed = squeeze(problem, f) if problem.mcm.constraints.no_skip else f
         return squeezed, status == cp_model.OPTIMAL
 
@@ -93,9 +93,9 @@ class Rival:
         self, program: Model, y: np.ndarray, deadline: float
     ) -> tuple[np.ndarray | None, bool]:
         problem = self._problem
-        program.seek_nearest(problem.block, y, np.ones(problem.num_nodes))
-        chips = np.zeros(problem.num_blocks, np.int64)
-        chips[problem.block] = y
+        program.seek_nearest(problem.contraction, y, np.ones(problem.num_nodes))
+        chips = np.zeros(problem.num_contracted, np.int64)
+        chips[problem.contraction] = y
         while True:
             model = self._model.clone()
             costs = {j: round(a) for j, a in program.objective.items()}
@@ -108,7 +108,7 @@ class Rival:
                 return None, False
             f = program.assignment([solver.value(x) for x in self._columns])
             if not program.separate(f):
-                return f[problem.block], status == cp_model.OPTIMAL
+                return f[problem.contraction], status == cp_model.OPTIMAL
             self._follow(program)
 
     def _follow(self, program: Model) -> None:

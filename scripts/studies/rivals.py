@@ -32,7 +32,7 @@ from jaxpart.bounds.reduction import reachable
 from jaxpart.cost.evaluate import verify
 from jaxpart.cost.greedy import baseline
 from jaxpart.problem.problem import IntArray, Problem
-from jaxpart.solvers.minimum_cut import block_chips, squeeze
+from jaxpart.solvers.minimum_cut import contracted_chips, squeeze
 from jaxpart.solvers.model import Model
 from jaxpart.solvers.program import ONE, Terms
 from jaxpart.solvers.prove import bottleneck_s
@@ -144,12 +144,12 @@ def by_cpsat(problem: Problem, limits: Limits) -> Run:
                 self.is_broken = True
                 self.stop_search()
             else:
-                track.offer(_squeezed(program, f[problem.block]))
+                track.offer(_squeezed(program, f[problem.contraction]))
 
     while not program.is_infeasible and track.elapsed_s < limits.seconds:
         stated.follow()
         if track.best is not None:
-            stated.hint(block_chips(problem, track.best))
+            stated.hint(contracted_chips(problem, track.best))
         solver, found = cp_model.CpSolver(), Found()
         solver.parameters.max_time_in_seconds = max(0.01, limits.seconds - track.elapsed_s)
         solver.parameters.num_workers = limits.threads
@@ -195,7 +195,7 @@ class _Stated:
         self.rows = len(program.rows)
 
     def hint(self, chips: IntArray) -> None:
-        """Begins with the partition chips [blocks]."""
+        """Begins with the partition chips [M]."""
         self.model.clear_hints()
         for j, value in enumerate(self._program.point(chips).tolist()):
             if j == self._program.bottleneck:
@@ -260,7 +260,7 @@ def by_scip(problem: Problem, limits: Limits) -> Run:
                 self.is_broken = True
                 self.model.interruptSolve()
             else:
-                track.offer(_squeezed(program, f[problem.block]))
+                track.offer(_squeezed(program, f[problem.contraction]))
 
     scip.hideOutput()
     scip.setParam("misc/catchctrlc", False)
@@ -279,7 +279,7 @@ def by_scip(problem: Problem, limits: Limits) -> Run:
             found.is_broken, rows = False, follow()
         if track.best is not None:
             start = scip.createSol()
-            values = program.point(block_chips(problem, track.best)).tolist()
+            values = program.point(contracted_chips(problem, track.best)).tolist()
             for variable, value in zip(variables, values, strict=True):
                 scip.setSolVal(start, variable, value)
             scip.addSol(start, free=True)
@@ -293,11 +293,11 @@ def by_scip(problem: Problem, limits: Limits) -> Run:
 
 
 def full_program(problem: Problem) -> tuple[Model, str]:
-    """The program of all blocks and chips, minimising T; and which one it is.
+    """The program of all contracted nodes and chips, minimising T; and which one it is.
 
     `_SPAN` is a part of what is valid: its optimum proves nothing.
     """
-    low = np.zeros(problem.num_blocks, np.int64)
+    low = np.zeros(problem.num_contracted, np.int64)
     high = low + problem.num_chips - 1
     greedy = baseline(problem)
     unit_s = 2 * problem.mean_load_s if greedy is None else bottleneck_s(problem, greedy)
@@ -327,17 +327,17 @@ PartsOf = Callable[[Problem, int, float, int, int], IntArray]
 
 def _by_parts(parts_of: PartsOf, problem: Problem, limits: Limits) -> Run:
     """Partitions, orders the parts and repairs, until the time is over."""
-    blocks = problem.contracted
+    contracted = problem.contracted
     positions = np.arange(problem.num_nodes)
     track = _Track(problem, 0.0)
     settings = itertools.cycle(itertools.product(_TOLERANCES, _SHARES))
     for attempt, (tolerance, share) in enumerate(settings):
         left_s = limits.seconds - track.elapsed_s
-        count = min(math.ceil(share * problem.num_chips), blocks.num_nodes)
+        count = min(math.ceil(share * problem.num_chips), contracted.num_nodes)
         if left_s <= 0 or count < 2:
             break
         seed = limits.seed * 100_000 + attempt
-        parts = parts_of(blocks, count, tolerance, seed, limits.threads)[problem.block]
+        parts = parts_of(contracted, count, tolerance, seed, limits.threads)[problem.contraction]
         sizes = np.maximum(np.bincount(parts, minlength=count), 1)
         middle = np.bincount(parts, positions, count) / sizes
         rank = np.argsort(np.argsort(middle, kind="stable"))
@@ -347,14 +347,16 @@ def _by_parts(parts_of: PartsOf, problem: Problem, limits: Limits) -> Run:
     return track.run()
 
 
-def metis_parts(blocks: Problem, count: int, tolerance: float, seed: int, threads: int) -> IntArray:
-    """[blocks] parts by METIS: its edges are producer and consumer; it has one thread."""
+def metis_parts(
+    contracted: Problem, count: int, tolerance: float, seed: int, threads: int
+) -> IntArray:
+    """[M] parts by METIS: its edges are producer and consumer; it has one thread."""
     del threads
     pymetis = importlib.import_module("pymetis")  # of the extra `benchmark`
-    shares = 1 / np.bincount(blocks.edge_tensor, minlength=blocks.num_tensors).clip(1)
-    size = (blocks.tensor_bytes * shares)[blocks.edge_tensor]
-    u, v = blocks.edge_producer, blocks.edge_consumer
-    n = blocks.num_nodes
+    shares = 1 / np.bincount(contracted.edge_tensor, minlength=contracted.num_tensors).clip(1)
+    size = (contracted.tensor_bytes * shares)[contracted.edge_tensor]
+    u, v = contracted.edge_producer, contracted.edge_consumer
+    n = contracted.num_nodes
     pairs, which = np.unique(np.minimum(u, v) * n + np.maximum(u, v), return_inverse=True)
     weights = _whole(np.bincount(which, size, len(pairs)))
     u, v = pairs // n, pairs % n
@@ -364,7 +366,7 @@ def metis_parts(blocks: Problem, count: int, tolerance: float, seed: int, thread
         count,
         xadj=np.concatenate([[0], np.cumsum(np.bincount(ends, minlength=n))]).tolist(),
         adjncy=others[order].tolist(),
-        vweights=_whole(blocks.node_s.mean(axis=1)).tolist(),
+        vweights=_whole(contracted.node_s.mean(axis=1)).tolist(),
         eweights=np.concatenate([weights, weights])[order].tolist(),
         options=pymetis.Options(seed=seed, ufactor=round(1000 * tolerance)),
         recursive=False,
@@ -373,29 +375,29 @@ def metis_parts(blocks: Problem, count: int, tolerance: float, seed: int, thread
 
 
 def kahypar_parts(
-    blocks: Problem, count: int, tolerance: float, seed: int, threads: int
+    contracted: Problem, count: int, tolerance: float, seed: int, threads: int
 ) -> IntArray:
-    """[blocks] parts by Mt-KaHyPar: a tensor and all its consumers are one hyperedge."""
+    """[M] parts by Mt-KaHyPar: a tensor and all its consumers are one hyperedge."""
     mtkahypar = importlib.import_module("mtkahypar")
     initializer = _kahypar(threads)
     mtkahypar.set_seed(seed % 2**31)
     context = initializer.context_from_preset(mtkahypar.PresetType.DEFAULT)
     context.set_partitioning_parameters(count, tolerance, mtkahypar.Objective.KM1)
     context.logging = False
-    start = np.searchsorted(blocks.edge_tensor, np.arange(blocks.num_tensors + 1))
+    start = np.searchsorted(contracted.edge_tensor, np.arange(contracted.num_tensors + 1))
     nets, sizes = [], []
-    for k, producer in enumerate(blocks.tensor_producer.tolist()):
-        consumers = blocks.edge_consumer[start[k] : start[k + 1]].tolist()
+    for k, producer in enumerate(contracted.tensor_producer.tolist()):
+        consumers = contracted.edge_consumer[start[k] : start[k + 1]].tolist()
         net = sorted({producer, *consumers})
         if len(net) > 1:
             nets.append(net)
-            sizes.append(float(blocks.tensor_bytes[k]))
+            sizes.append(float(contracted.tensor_bytes[k]))
     graph = initializer.create_hypergraph(
         context,
-        blocks.num_nodes,
+        contracted.num_nodes,
         len(nets),
         nets,
-        _whole(blocks.node_s.mean(axis=1)).tolist(),
+        _whole(contracted.node_s.mean(axis=1)).tolist(),
         _whole(np.array(sizes)).tolist(),
     )
     return np.asarray(graph.partition(context).get_partition(), np.int64)

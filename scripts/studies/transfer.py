@@ -156,25 +156,25 @@ def _about(problem: Problem) -> dict[str, Any]:
 
 
 def _method(decoder: str, method: str, trained: Any) -> Callable[[Any], Iterable[None]]:
-    from jaxpart.methods.labels.search import anneal, random
+    from jaxpart.methods.labels.search import paper_annealing, random
     from jaxpart.methods.orders.search import slice_search
-    from jaxpart.methods.policy.network import Sizes
-    from jaxpart.methods.policy.search import BATCH, Use, with_policy
+    from jaxpart.methods.policy.network import NetworkConfig
+    from jaxpart.methods.policy.search import BATCH, PolicySearchConfig, with_policy
 
     if method == "random":
         as_often = functools.partial(random, batch=BATCH)  # no fewer repairs than the policy
         return as_often if decoder == "labels" else _random_orders
     if method == "annealing":
-        few_chains = functools.partial(anneal, chains=_CHAINS)
+        few_chains = functools.partial(paper_annealing, chains=_CHAINS)
         return few_chains if decoder == "labels" else slice_search
     learn_after = {"scratch": 0, "fine-tuned": 1024 if decoder == "labels" else 256}.get(method)
-    use = Use(decoder, learn_after=learn_after, solver=decoder == "labels")  # pyright: ignore
+    use = PolicySearchConfig(decoder, learn_after=learn_after, solver=decoder == "labels")  # pyright: ignore
     changes: dict[str, dict[str, Any]] = {
         "one-round": {"refines": False},
         "sample-mode": {"mode": "sample"},
         "no-solver": {"solver": False},
         "as-drawn": {"solver": False, "mode": "none"},
-        "no-attention": {"learn_after": 0, "sizes": Sizes(layers=0)},
+        "no-attention": {"learn_after": 0, "sizes": NetworkConfig(layers=0)},
     }
     use = dataclasses.replace(use, **changes.get(method, {}))
     is_fresh = method in ("fresh", "scratch", "no-attention")
@@ -192,13 +192,15 @@ def _random_orders(search: Any) -> Generator[None]:
     from jaxpart.methods.policy.rollout import Task
 
     task, size = Task.build(search.problem), 64
-    program = jnp.arange(task.blocks.padded_nodes, dtype=jnp.float32)
+    program = jnp.arange(task.contracted.padded_nodes, dtype=jnp.float32)
     peaks = jnp.broadcast_to(task.peak_bytes, (size, task.peak_bytes.shape[0]))
     for step in itertools.count():
         key = jax.random.fold_in(jax.random.key(search.seed), step)
-        keys = mutate(key, program[None], task.blocks.num_nodes, size)
-        orders = order_by(task.blocks, keys.at[0].set(program))
-        assignments = slice_orders(task.blocks, orders, peaks, task.window)[1][task.block_of]
+        keys = mutate(key, program[None], task.contracted.num_nodes, size)
+        orders = order_by(task.contracted, keys.at[0].set(program))
+        assignments = slice_orders(task.contracted, orders, peaks, task.window)[1][
+            task.contracted_of
+        ]
         search.offer_batch(assignments, evaluate(task.device, assignments))
         search.start_clock()
         yield

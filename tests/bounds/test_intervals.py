@@ -36,7 +36,7 @@ def test_the_interval_of_an_edge_is_on_its_two_chips_in_every_valid_partition():
         graph = random_graph(rng, max_nodes=7, colocation=False, pins=False)
         mcm = MODULES["chain"]
         problem = Problem.build(graph, mcm)
-        rank = np.arange(problem.num_blocks, dtype=float)
+        rank = np.arange(problem.num_contracted, dtype=float)
         for f in all_valid(graph, mcm):
             for u, v in problem.node_pairs.tolist():
                 between = set(_between(problem, u, v))

@@ -24,10 +24,10 @@ def survives(problem: Problem, cutoff_s: float, f: tuple[int, ...]) -> bool:
     if reduced is None:
         return False
     chips = np.array(f)
-    block = reduced.problem.block
+    contraction = reduced.problem.contraction
     on = np.zeros(len(reduced.low), np.int64)
-    on[block] = chips
-    together = bool((on[block] == chips).all())
+    on[contraction] = chips
+    together = bool((on[contraction] == chips).all())
     return together and bool(((reduced.low <= on) & (on <= reduced.high)).all())
 
 
@@ -78,7 +78,7 @@ def test_blocks_joined_by_a_slow_tensor_share_a_chip():
     problem = Problem.build(line([1, 1, 1, 1], [1, 9, 1]), module(3))
     reduced = reduce_below(problem, 4.0)
     assert reduced is not None
-    assert reduced.problem.block.tolist() == [0, 1, 1, 2]
+    assert reduced.problem.contraction.tolist() == [0, 1, 1, 2]
 
 
 def test_work_before_and_after_a_block_takes_chips():

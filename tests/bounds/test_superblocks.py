@@ -23,9 +23,9 @@ PER_SWITCH = 11  # 96 combinations: over 1,000 instances
 
 
 @pytest.mark.parametrize("switches", SWITCHES, ids=lambda s: "-".join(map(str, s)))
-def test_no_bound_refutes_the_optimum(switches):
+def test_no_bound_refutes_the_optimum(config):
     for seed in range(PER_SWITCH):
-        problem = instance(*switches, seed=seed)
+        problem = instance(*config, seed=seed)
         best_s = optimum_s(problem)
         if 0 < best_s < math.inf:
             assert not sweep(problem, best_s).is_refuted  # reduction included

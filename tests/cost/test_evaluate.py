@@ -43,13 +43,13 @@ def module(topology, chips, seed):
 def problems(mcm, count=GRAPHS, seed=0, max_nodes=8):
     """Random graphs on one module that share a compilation, with a batch of partitions each."""
     rng = np.random.default_rng(seed)
-    switches = None
+    config = None
     while count:
         graph = random_graph(rng, max_nodes, len(mcm.chips))
         problem = Problem.build(graph, mcm)
         lowered = lower(problem)
-        switches = switches or lowered.switches
-        if lowered.switches != switches:
+        config = config or lowered.config
+        if lowered.config != config:
             continue
         f = np.array([random_assignment(rng, graph, mcm) for _ in range(BATCH)]).T
         count -= 1

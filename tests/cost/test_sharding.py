@@ -60,7 +60,7 @@ searches = {
     "slice": on_one_and_on_all("slice", THREE_CHIPS),
     "slice, no triangle rule": on_one_and_on_all("slice", free),
     "random": on_one_and_on_all("random", THREE_CHIPS),
-    "anneal": on_one_and_on_all("anneal", THREE_CHIPS),
+    "paper_annealing": on_one_and_on_all("paper_annealing", THREE_CHIPS),
 }
 
 problem, batch = lower(Problem.build(graph, THREE_CHIPS)), 32
@@ -111,7 +111,9 @@ def answer():
     return json.loads(process.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("search", ["slice", "slice, no triangle rule", "random", "anneal"])
+@pytest.mark.parametrize(
+    "search", ["slice", "slice, no triangle rule", "random", "paper_annealing"]
+)
 def test_searches_on_four_devices_end_as_on_one(answer, search):
     one, four = answer["searches"][search]
     assert one == four

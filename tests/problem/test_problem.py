@@ -78,8 +78,8 @@ def test_a_graph_of_one_node_and_nothing_else_is_a_problem():
     problem = Problem.build(Graph((Node("only", "op", 1, 1),)), module(SLOW))
 
     assert problem.node_pairs.shape == (0, 2)
-    assert problem.block.tolist() == [0]
-    assert problem.block_pairs.shape == (0, 2)
+    assert problem.contraction.tolist() == [0]
+    assert problem.contracted_pairs.shape == (0, 2)
     assert problem.contracted is problem
     assert problem.last_consumer.tolist() == []
 
@@ -107,28 +107,33 @@ def test_bytes_are_counted_in_what_the_module_computes_in(counted_as, computes_i
 def test_a_pin_beyond_the_chips_names_its_node():
     graph = chain(3, pin=[(1, 2)])
 
-    assert Problem.build(graph, module(SLOW, SLOW, SLOW)).pin.tolist() == [-1, 2, -1]
-    with pytest.raises(
-        InputError, match=r"node 1 \('n1'\): pinned to chip 2, but m has chips 0 to"
-    ):
+    assert Problem.build(graph, module(SLOW, SLOW, SLOW)).fixed_chip.tolist() == [-1, 2, -1]
+    with pytest.raises(InputError, match=r"node 1 \('n1'\): fixed to chip 2, but m has chips 0 to"):
         Problem.build(graph, module(SLOW, SLOW))
 
 
-# Blocks
+# Contracted nodes
 
 
 def test_without_colocation_every_node_is_its_own_block():
     problem = Problem.build(chain(5), module(SLOW))
 
-    assert problem.block.tolist() == [0, 1, 2, 3, 4]
+    assert problem.contraction.tolist() == [0, 1, 2, 3, 4]
     assert problem.contracted is problem
 
 
 def test_what_lies_between_two_colocated_nodes_shares_their_chip_where_dataflow_is_acyclic():
     graph = chain(6, colocate=[(1, 9), (3, 9)])
 
-    assert Problem.build(graph, module(SLOW)).block.tolist() == [0, 1, 1, 1, 2, 3]
-    assert Problem.build(graph, module(SLOW, constraints=FREE)).block.tolist() == [0, 1, 2, 1, 3, 4]
+    assert Problem.build(graph, module(SLOW)).contraction.tolist() == [0, 1, 1, 1, 2, 3]
+    assert Problem.build(graph, module(SLOW, constraints=FREE)).contraction.tolist() == [
+        0,
+        1,
+        2,
+        1,
+        3,
+        4,
+    ]
 
 
 def test_groups_that_feed_each_other_become_one_block():
@@ -138,14 +143,18 @@ def test_groups_that_feed_each_other_become_one_block():
     )
     graph = Graph(nodes, tuple(Tensor(v, 1, (v + 2,)) for v in range(4)))
 
-    assert Problem.build(graph, module(SLOW)).block.tolist() == [0, 0, 0, 0, 1, 2]
+    assert Problem.build(graph, module(SLOW)).contraction.tolist() == [0, 0, 0, 0, 1, 2]
 
 
 def test_a_group_of_one_is_no_cycle():
-    assert Problem.build(chain(3, colocate=[(1, 4)]), module(SLOW)).block.tolist() == [0, 1, 2]
+    assert Problem.build(chain(3, colocate=[(1, 4)]), module(SLOW)).contraction.tolist() == [
+        0,
+        1,
+        2,
+    ]
 
 
-def oracle_blocks(graph, merge_cycles):
+def oracle_groups(graph, merge_cycles):
     """Sets of nodes that share a chip, by networkx."""
     together = nx.Graph()
     together.add_nodes_from(range(len(graph.nodes)))
@@ -168,23 +177,27 @@ def test_blocks_are_those_of_the_oracle_and_numbered_as_said(graph, mcm):
     problem = Problem.build(graph, mcm)
     acyclic = mcm.constraints.acyclic
 
-    members = [frozenset(np.flatnonzero(problem.block == b)) for b in range(problem.num_blocks)]
+    members = [
+        frozenset(np.flatnonzero(problem.contraction == b)) for b in range(problem.num_contracted)
+    ]
 
-    assert set(members) == oracle_blocks(graph, acyclic)
+    assert set(members) == oracle_groups(graph, acyclic)
     pairs = {
-        (problem.block[k.producer], problem.block[q]) for k in graph.tensors for q in k.consumers
+        (problem.contraction[k.producer], problem.contraction[q])
+        for k in graph.tensors
+        for q in k.consumers
     }
     pairs = {(a, b) for a, b in pairs if a != b}
-    assert {tuple(pair) for pair in problem.block_pairs.tolist()} == pairs
+    assert {tuple(pair) for pair in problem.contracted_pairs.tolist()} == pairs
     if not acyclic:
         assert [min(part) for part in members] == sorted(min(part) for part in members)
         return
-    # Kahn's order, the block with the smallest first node first.
+    # Kahn's order, the contracted node with the smallest first node first.
     quotient = nx.DiGraph()
-    quotient.add_nodes_from(range(problem.num_blocks))
+    quotient.add_nodes_from(range(problem.num_contracted))
     quotient.add_edges_from(pairs)
     order = nx.lexicographical_topological_sort(quotient, key=lambda b: min(members[b]))
-    assert list(order) == list(range(problem.num_blocks))
+    assert list(order) == list(range(problem.num_contracted))
 
 
 @given(graphs(max_nodes=12, pins=False), st.booleans())
@@ -193,7 +206,7 @@ def test_contraction_names_each_block_by_its_smallest_node(graph, merge_cycles):
 
     first = contract(problem.num_nodes, problem.colocate, problem.node_pairs, merge_cycles)
 
-    expected = {v: min(part) for part in oracle_blocks(graph, merge_cycles) for v in part}
+    expected = {v: min(part) for part in oracle_groups(graph, merge_cycles) for v in part}
     assert first.tolist() == [expected[v] for v in range(problem.num_nodes)]
 
 
@@ -202,8 +215,8 @@ def test_a_pin_of_one_node_is_the_pin_of_its_block():
 
     problem = Problem.build(graph, module(SLOW, SLOW))
 
-    assert problem.block_pin.tolist() == [-1, 1, -1, 0]
-    assert problem.contracted.pin.tolist() == [-1, 1, -1, 0]
+    assert problem.contracted_fixed_chip.tolist() == [-1, 1, -1, 0]
+    assert problem.contracted.fixed_chip.tolist() == [-1, 1, -1, 0]
 
 
 def test_pins_that_differ_within_a_block_have_no_solution():
@@ -211,20 +224,20 @@ def test_pins_that_differ_within_a_block_have_no_solution():
 
     problem = Problem.build(graph, module(SLOW, SLOW))
 
-    assert problem.block_pin.tolist() == [-1, -2, -1, -1]
-    with pytest.raises(InfeasibleError, match="pinned to different chips"):
+    assert problem.contracted_fixed_chip.tolist() == [-1, -2, -1, -1]
+    with pytest.raises(InfeasibleError, match="fixed to different chips"):
         _ = problem.contracted
 
 
 @given(graphs(max_nodes=10, pins=False), mcms(), st.data())
 def test_a_partition_of_blocks_costs_what_its_nodes_cost(graph, mcm, data):
     problem = Problem.build(graph, mcm)
-    blocks = problem.contracted
+    contracted = problem.contracted
     last = mcm.num_chips - 1
-    chips = [data.draw(st.integers(0, last)) for _ in range(problem.num_blocks)]
-    f_blocks, f_nodes = np.array(chips), np.array(chips)[problem.block]
+    chips = [data.draw(st.integers(0, last)) for _ in range(problem.num_contracted)]
+    f_contracted, f_nodes = np.array(chips), np.array(chips)[problem.contraction]
 
-    assert figures(blocks, f_blocks) == figures(problem, f_nodes)
+    assert figures(contracted, f_contracted) == figures(problem, f_nodes)
 
 
 def figures(problem, f):
@@ -267,4 +280,4 @@ def test_a_problem_cannot_be_changed():
     problem = Problem.build(chain(3), module(SLOW))
 
     with pytest.raises(dataclasses.FrozenInstanceError):
-        setattr(problem, "pin", None)  # noqa: B010 (an assignment is a type error)
+        setattr(problem, "fixed_chip", None)  # noqa: B010 (an assignment is a type error)

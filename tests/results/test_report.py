@@ -203,7 +203,7 @@ pins              ok      the graph has no pins
             "chip 0 sends to chip 2 directly and through chip 1",
         ),
         ((0, 0, 0, 0), diamond(), "memory", "chip 0 needs 2.40 of 2.00 MiB"),
-        ((0, 0, 1, 1), diamond(pin=2), "pins", "'d' (chip 1) is pinned to chip 2"),
+        ((0, 0, 1, 1), diamond(pin=2), "fixed chips", "'d' (chip 1) is fixed to chip 2"),
         ((0, 0, 2, 2), diamond(), "no skipped chip", "nothing on chip 1, but something on chip 2"),
     ],
 )

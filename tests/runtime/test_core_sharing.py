@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxpart.runtime import core_sharing as turns_module
-from jaxpart.runtime.core_sharing import IS_POSSIBLE, Turns
+from jaxpart.runtime import core_sharing as sharing_module
+from jaxpart.runtime.core_sharing import IS_POSSIBLE, CoreSharing
 from jaxpart.runtime.pool import SolverPool
 from tests.support.problems import layered
-from tests.support.workers import PATIENCE_S, answer, noisy
+from tests.support.workers import TIMEOUT_S, answer, noisy
 
 linux_only = pytest.mark.skipif(not IS_POSSIBLE, reason="processes are stopped on Linux alone")
 
@@ -43,12 +43,12 @@ def spinning(count):
 @linux_only
 @pytest.mark.parametrize("slots", [1, 2])
 def test_busy_processes_take_turns_and_run_on_when_there_are_few(slots):
-    turns = Turns(slots)
+    sharing = CoreSharing(slots)
     with spinning(3) as processes:
         with contextlib.ExitStack() as busy:
             for process in processes[:2]:
-                busy.enter_context(turns.taken_by(process))
-            with turns.taken_by(processes[2]):
+                busy.enter_context(sharing.busy(process))
+            with sharing.busy(processes[2]):
                 for process in processes:
                     assert eventually(lambda process=process: is_stopped(process))
                     assert eventually(lambda process=process: not is_stopped(process))
@@ -60,8 +60,8 @@ def test_busy_processes_take_turns_and_run_on_when_there_are_few(slots):
 
 @linux_only
 def test_a_process_that_ends_in_its_turn_holds_up_nobody():
-    turns = Turns(1)
-    with spinning(2) as (first, second), turns.taken_by(first), turns.taken_by(second):
+    sharing = CoreSharing(1)
+    with spinning(2) as (first, second), sharing.busy(first), sharing.busy(second):
         assert eventually(lambda: is_stopped(first))
         first.kill()
         first.wait()
@@ -71,18 +71,18 @@ def test_a_process_that_ends_in_its_turn_holds_up_nobody():
 
 @pytest.mark.parametrize("is_possible", [False, True])
 def test_pools_that_take_turns_answer_as_others_do(monkeypatch, is_possible):
-    monkeypatch.setattr(turns_module, "IS_POSSIBLE", is_possible and IS_POSSIBLE)
+    monkeypatch.setattr(sharing_module, "IS_POSSIBLE", is_possible and IS_POSSIBLE)
     problem, f = layered()
     ys = [noisy(f, seed) for seed in range(6)]
-    turns = Turns(1)
+    sharing = CoreSharing(1)
     with (
         SolverPool(problem) as alone,
-        SolverPool(problem, 2, turns=turns) as pool,
-        SolverPool(problem, turns=turns) as other,
+        SolverPool(problem, 2, sharing=sharing) as pool,
+        SolverPool(problem, sharing=sharing) as other,
     ):
-        expected = [alone.repair(y, time_limit_s=PATIENCE_S).result() for y in ys]
-        batch = other.repair_batch(np.array(ys), time_limit_s=PATIENCE_S)
-        found = [pool.repair(y, time_limit_s=PATIENCE_S) for y in ys]
+        expected = [alone.repair(y, time_limit_s=TIMEOUT_S).result() for y in ys]
+        batch = other.repair_batch(np.array(ys), time_limit_s=TIMEOUT_S)
+        found = [pool.repair(y, time_limit_s=TIMEOUT_S) for y in ys]
         for future, outcome in zip(found, expected, strict=True):
             np.testing.assert_array_equal(answer(future.result())[0], answer(outcome)[0])
         assert batch.result().valid.all()

@@ -20,7 +20,7 @@ import pytest
 from jaxpart.bounds.combinatorial import Bound
 from jaxpart.cli import main
 from jaxpart.errors import InputError
-from jaxpart.methods.labels.search import Chains, settled
+from jaxpart.methods.labels.search import LabelChains, settled
 from jaxpart.methods.orders import search as orders_search
 from jaxpart.methods.orders.starts import keys_of
 from jaxpart.problem.mcm import Constraints
@@ -33,7 +33,7 @@ from tests.support.islands import GOOD, GRAPH, POOR
 from tests.support.modules import THREE_CHIPS
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 120.0
+TIMEOUT_S = 120.0
 
 
 def free_port():
@@ -57,7 +57,7 @@ def two_islands(*searches):
 
 
 def until(is_so, *exchanges):
-    end_s = time.monotonic() + PATIENCE_S
+    end_s = time.monotonic() + TIMEOUT_S
     while not is_so():
         assert time.monotonic() < end_s
         for exchange in exchanges:
@@ -74,12 +74,12 @@ def test_a_better_partition_and_bound_arrive_and_a_worse_partition_does_not():
         until(lambda: one.is_proven, *exchanges)
         until(lambda: one.best_s == two.best_s, *exchanges)
     assert one.best is not None
-    assert one.arrived is not None
+    assert one.received is not None
     np.testing.assert_array_equal(one.best, GOOD)
-    np.testing.assert_array_equal(one.arrived, GOOD)
+    np.testing.assert_array_equal(one.received, GOOD)
     assert one.notes == ["took a better partition from island 1"]
     assert one.bound.method == "island 1: a proof"
-    assert two.arrived is None
+    assert two.received is None
     assert two.notes == []
 
 
@@ -102,7 +102,7 @@ def test_what_does_not_verify_does_not_count(monkeypatch):
         until(lambda: not exchanges[0].is_waiting, exchanges[0])
     assert offered == [[[chip] for chip in (2, *GOOD[1:].tolist())]]
     assert (one.best_s, one.bound) == (best_s, bound)
-    assert one.arrived is None
+    assert one.received is None
     assert one.notes == ["island 1 sent a bound that a partition contradicts: not used"]
 
 
@@ -213,24 +213,24 @@ def test_orders_evolve_from_what_arrives(triangle, monkeypatch):
     mutate, parents = orders_search.mutate, []
 
     def seen(key, of, count, size):
-        parents.append(np.asarray(of)[-1, : search.problem.num_blocks])
+        parents.append(np.asarray(of)[-1, : search.problem.num_contracted])
         return mutate(key, of, count, size)
 
     monkeypatch.setattr(orders_search, "mutate", seen)
     with contextlib.closing(orders_search.slice_search(search)) as steps:
         while len(parents) < 2:
             next(steps)
-        arrived = np.array([0, *np.tile([0, 0, 1, 1, 2, 2], 3), 2])
-        search.arrived, count = arrived, len(parents)
+        received = np.array([0, *np.tile([0, 0, 1, 1, 2, 2], 3), 2])
+        search.received, count = received, len(parents)
         while len(parents) < count + 2:
             next(steps)
-    expected = keys_of(search.problem, arrived)
+    expected = keys_of(search.problem, received)
     assert any((rows == expected).all() for rows in parents[count : count + 2])
     assert not any((rows == expected).all() for rows in parents[:count])
 
 
 def test_one_annealing_chain_in_four_goes_on_from_what_arrives_where_that_is_better():
-    chains = Chains(jnp.zeros((3, 8), jnp.int8), jnp.array([1.0, 1, 1, 1, 3, 3, 3, 3]))
+    chains = LabelChains(jnp.zeros((3, 8), jnp.int8), jnp.array([1.0, 1, 1, 1, 3, 3, 3, 3]))
     settled_chains = settled(chains, np.full((3, 1), 2, np.int8), 2.0)
     expected = np.array([0, 0, 0, 0, 2, 0, 0, 0])
     np.testing.assert_array_equal(settled_chains.assignment, np.tile(expected, (3, 1)))
@@ -294,7 +294,7 @@ def test_a_weak_island_has_what_the_other_found_and_ends_when_the_other_is_kille
             if not line.endswith("None\n"):
                 bests.append(float(line.split()[-1]))
         os.kill(islands[victim].pid, signal.SIGKILL)
-        said, errors = islands[survivor].communicate(timeout=PATIENCE_S)
+        said, errors = islands[survivor].communicate(timeout=TIMEOUT_S)
         islands[victim].communicate()
     assert bests[1] > good_s  # it had something worse first
     assert islands[survivor].returncode == 0, errors

@@ -16,7 +16,7 @@ from jaxpart.runtime.pool import SolverPool
 from jaxpart.solvers.repair import repair
 from jaxpart.solvers.scip import Status
 from tests.support.problems import deep_graph_with_little_memory, layered
-from tests.support.workers import PATIENCE_S, answer, ends, noisy
+from tests.support.workers import TIMEOUT_S, answer, ends, noisy
 
 
 def test_workers_give_way_by_the_niceness_asked_for():
@@ -24,7 +24,7 @@ def test_workers_give_way_by_the_niceness_asked_for():
     own = os.getpriority(os.PRIO_PROCESS, 0)
     for niceness in (0, 3):
         with SolverPool(problem, niceness=niceness) as pool:
-            pool.repair(np.minimum(np.arange(60) // 12, 3), time_limit_s=PATIENCE_S).result()
+            pool.repair(np.minimum(np.arange(60) // 12, 3), time_limit_s=TIMEOUT_S).result()
             found = [os.getpriority(os.PRIO_PROCESS, worker) for worker in pool.worker_ids]
         assert found == [min(own + niceness, 19)]
 
@@ -33,15 +33,15 @@ def test_the_pool_answers_as_a_call_does():
     problem = deep_graph_with_little_memory()
     y = np.minimum(np.arange(60) // 12, 3)
     with SolverPool(problem) as pool:
-        repaired = pool.repair(y, time_limit_s=PATIENCE_S).result()
-        expected = repair(problem, y, time_limit_s=PATIENCE_S)
+        repaired = pool.repair(y, time_limit_s=TIMEOUT_S).result()
+        expected = repair(problem, y, time_limit_s=TIMEOUT_S)
         assert (repaired.status, repaired.objective) == (expected.status, expected.objective)
         np.testing.assert_array_equal(answer(repaired)[0], answer(expected)[0])
         f, _ = answer(repaired)
-        f, polished_s = answer(pool.polish(f, time_limit_s=PATIENCE_S).result())
-        solved = pool.exact(f, time_limit_s=PATIENCE_S).result()
+        f, improved_s = answer(pool.lns(f, time_limit_s=TIMEOUT_S).result())
+        solved = pool.exact(f, time_limit_s=TIMEOUT_S).result()
         assert solved.status is Status.OPTIMAL
-        assert answer(solved)[1] <= polished_s
+        assert answer(solved)[1] <= improved_s
         refused = pool.repair(np.zeros(3, int)).result()
         assert refused.status is Status.ERROR
         assert refused.message
@@ -50,7 +50,7 @@ def test_the_pool_answers_as_a_call_does():
 def test_the_others_answer_when_a_worker_is_killed_again_and_again():
     problem, f = layered()
     with SolverPool(problem, workers=2) as pool:
-        futures = [pool.repair(noisy(f, i), time_limit_s=PATIENCE_S) for i in range(60)]
+        futures = [pool.repair(noisy(f, i), time_limit_s=TIMEOUT_S) for i in range(60)]
         for i in (5, 20, 35):
             futures[i].result()
             os.kill(pool.worker_ids[i % 2], signal.SIGKILL)
@@ -65,19 +65,19 @@ def test_the_others_answer_when_a_worker_is_killed_again_and_again():
 def test_a_worker_that_hangs_is_replaced():
     problem, f = layered()
     with SolverPool(problem, grace_s=0.5) as pool:
-        pool.repair(f, time_limit_s=PATIENCE_S).result()
+        pool.repair(f, time_limit_s=TIMEOUT_S).result()
         os.kill(pool.worker_ids[0], signal.SIGSTOP)
         hung = pool.repair(f, time_limit_s=0.5).result()
         assert hung.status is Status.ERROR
         assert "no answer" in hung.message
-        assert pool.repair(f, time_limit_s=PATIENCE_S).result().status is Status.OPTIMAL
+        assert pool.repair(f, time_limit_s=TIMEOUT_S).result().status is Status.OPTIMAL
 
 
 def test_closing_ends_what_runs_and_what_waits_and_leaves_no_process():
     problem, f = layered()
     pool = SolverPool(problem, workers=2)
-    pool.repair(f, time_limit_s=PATIENCE_S).result()
-    futures = [pool.exact(f, time_limit_s=PATIENCE_S) for _ in range(5)]
+    pool.repair(f, time_limit_s=TIMEOUT_S).result()
+    futures = [pool.exact(f, time_limit_s=TIMEOUT_S) for _ in range(5)]
     workers = pool.worker_ids
     pool.close()
     pool.close()

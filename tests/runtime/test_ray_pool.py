@@ -22,7 +22,7 @@ from jaxpart.solvers.scip import Status
 from tests.support.graphs import parallel_chains as branching
 from tests.support.modules import THREE_CHIPS
 from tests.support.problems import deep_graph_with_little_memory, layered
-from tests.support.workers import PATIENCE_S, answer, noisy
+from tests.support.workers import TIMEOUT_S, answer, noisy
 
 
 def test_without_ray_a_ray_pool_is_refused_in_one_line(monkeypatch, capsys):
@@ -65,15 +65,15 @@ def test_a_ray_pool_answers_as_a_call_does(cluster):
     problem = deep_graph_with_little_memory()
     y = np.minimum(np.arange(60) // 12, 3)
     with RayPool(problem) as pool:
-        repaired = pool.repair(y, time_limit_s=PATIENCE_S).result()
-        expected = repair(problem, y, time_limit_s=PATIENCE_S)
+        repaired = pool.repair(y, time_limit_s=TIMEOUT_S).result()
+        expected = repair(problem, y, time_limit_s=TIMEOUT_S)
         assert (repaired.status, repaired.objective) == (expected.status, expected.objective)
         np.testing.assert_array_equal(answer(repaired)[0], answer(expected)[0])
         f, _ = answer(repaired)
-        f, polished_s = answer(pool.polish(f, time_limit_s=PATIENCE_S).result())
-        proven = pool.prove(f, time_limit_s=PATIENCE_S).result()
+        f, improved_s = answer(pool.lns(f, time_limit_s=TIMEOUT_S).result())
+        proven = pool.prove(f, time_limit_s=TIMEOUT_S).result()
         assert proven.status is Status.OPTIMAL
-        assert proven.bound <= polished_s * (1 + 1e-6)
+        assert proven.bound <= improved_s * (1 + 1e-6)
         refused = pool.repair(np.zeros(3, int)).result()
         assert refused.status is Status.ERROR
         assert refused.message
@@ -83,7 +83,7 @@ def test_a_ray_pool_answers_as_a_call_does(cluster):
 def test_a_killed_ray_worker_costs_its_task_and_a_batch_nothing(cluster):
     problem, f = layered()
     with RayPool(problem) as pool:
-        futures = [pool.repair(noisy(f, i), time_limit_s=PATIENCE_S) for i in range(12)]
+        futures = [pool.repair(noisy(f, i), time_limit_s=TIMEOUT_S) for i in range(12)]
         futures[3].result()
         os.kill(pool.worker_ids[0], signal.SIGKILL)
         outcomes = [future.result() for future in futures]
@@ -92,7 +92,7 @@ def test_a_killed_ray_worker_costs_its_task_and_a_batch_nothing(cluster):
         assert all("ended" in outcome.message for outcome in failed)
         assert all(outcome.status.has_assignment for outcome in outcomes if outcome not in failed)
         batch = np.stack([noisy(f, i) for i in range(12)])
-        future = pool.repair_batch(batch, time_limit_s=PATIENCE_S)
+        future = pool.repair_batch(batch, time_limit_s=TIMEOUT_S)
         os.kill(pool.worker_ids[0], signal.SIGKILL)
         repairs = future.result()
         assert repairs.valid.all()
@@ -103,7 +103,7 @@ def test_a_killed_ray_worker_costs_its_task_and_a_batch_nothing(cluster):
 def test_a_ray_worker_that_hangs_is_replaced(cluster):
     problem, f = layered()
     with RayPool(problem, grace_s=0.5) as pool:
-        pool.repair(f, time_limit_s=PATIENCE_S).result()
+        pool.repair(f, time_limit_s=TIMEOUT_S).result()
         worker = pool.worker_ids[0]
         os.kill(worker, signal.SIGSTOP)
         hung = pool.repair(f, time_limit_s=0.5).result()
@@ -111,18 +111,18 @@ def test_a_ray_worker_that_hangs_is_replaced(cluster):
             os.kill(worker, signal.SIGCONT)
         assert hung.status is Status.ERROR
         assert "no answer" in hung.message
-        assert pool.repair(f, time_limit_s=PATIENCE_S).result().status is Status.OPTIMAL
+        assert pool.repair(f, time_limit_s=TIMEOUT_S).result().status is Status.OPTIMAL
 
 
 @pytest.mark.ray
 def test_closing_a_ray_pool_ends_what_runs_and_what_waits(cluster):
     problem, f = layered()
     pool = RayPool(problem)
-    pool.repair(f, time_limit_s=PATIENCE_S).result()
-    futures = [pool.exact(f, time_limit_s=PATIENCE_S) for _ in range(3)]
+    pool.repair(f, time_limit_s=TIMEOUT_S).result()
+    futures = [pool.exact(f, time_limit_s=TIMEOUT_S) for _ in range(3)]
     pool.close()
     pool.close()
-    assert {future.result(timeout=PATIENCE_S).status for future in futures} == {Status.ERROR}
+    assert {future.result(timeout=TIMEOUT_S).status for future in futures} == {Status.ERROR}
     assert pool.worker_ids == []
     with pytest.raises(RuntimeError):
         pool.repair(f)

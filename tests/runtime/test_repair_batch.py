@@ -9,13 +9,13 @@ import pytest
 
 from jaxpart.errors import InputError
 from jaxpart.runtime.pool import SolverPool, repair_batch
-from jaxpart.runtime.repair_batch import Batch, RepairStatus
+from jaxpart.runtime.repair_batch import RepairBatch, RepairStatus
 from jaxpart.solvers.repair import repair
 from tests.support import oracle
 from tests.support.problems import deep_graph_with_little_memory, layered, parallel_branches
 from tests.support.workers import ends, noisy
 
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 
 
 def test_a_batch_is_the_repairs_one_by_one_with_one_weight_or_many():
@@ -25,11 +25,11 @@ def test_a_batch_is_the_repairs_one_by_one_with_one_weight_or_many():
     y = np.where(rng.random(anew.shape) < 0.1, anew, np.minimum(np.arange(60) // 12, 3))
     weights = rng.choice([0.5, 1.0, 3.25], y.shape)
     for given in (None, weights[0], weights):
-        repairs = repair_batch(problem, y, given, time_limit_s=PATIENCE_S)
+        repairs = repair_batch(problem, y, given, time_limit_s=TIMEOUT_S)
         assert repairs.valid.all()
         for k in range(len(y)):
             weight = weights[k] if given is weights else given
-            expected = repair(problem, y[k], weight, time_limit_s=PATIENCE_S)
+            expected = repair(problem, y[k], weight, time_limit_s=TIMEOUT_S)
             np.testing.assert_array_equal(repairs.assignments[k], expected.assignment)
             assert repairs.distance[k] == expected.objective
             costs = oracle.evaluate(problem.graph, problem.mcm, repairs.assignments[k].tolist())
@@ -38,7 +38,7 @@ def test_a_batch_is_the_repairs_one_by_one_with_one_weight_or_many():
 
 def test_each_candidate_says_why_it_has_no_partition():
     nothing_fits = repair_batch(
-        parallel_branches(12.0), np.zeros((2, 4), int), workers=1, time_limit_s=PATIENCE_S
+        parallel_branches(12.0), np.zeros((2, 4), int), workers=1, time_limit_s=TIMEOUT_S
     )
     assert set(nothing_fits.status) == {RepairStatus.INFEASIBLE}
     no_time = repair_batch(parallel_branches(19.0), np.zeros((2, 4), int), time_limit_s=0.0)
@@ -105,7 +105,7 @@ def test_nothing_is_lost_when_workers_are_killed_and_stopped_at_random():
 
 def test_a_candidate_on_which_workers_die_or_hang_is_tried_again_but_not_for_ever():
     problem, f = layered()
-    batch = Batch(problem, np.stack([f, f]), None, {})
+    batch = RepairBatch(problem, np.stack([f, f]), None, {})
     assert [batch.may_retry(0, hung=False) for _ in range(3)] == [True, True, False]
     assert [batch.may_retry(1, hung=True) for _ in range(2)] == [True, False]
     batch.give_up(0, "it died")

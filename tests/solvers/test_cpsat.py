@@ -14,7 +14,7 @@ from tests.support import oracle
 from tests.support.strategies import TOPOLOGIES, random_graph, random_mcm
 
 # Far beyond what any of these takes: a limit that is met fails the test.
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 VALID_SEED = 0  # a chain with several valid partitions, of several T
 
 
@@ -56,7 +56,7 @@ def test_the_cases_meet_every_switch():
 @pytest.mark.parametrize(("seed", "topology"), CASES)
 def test_the_optimum_is_that_of_trying_all_partitions(seed, topology):
     problem, seconds = tiny(seed, topology)
-    outcome = prove(problem, time_limit_s=PATIENCE_S, gap=1e-6)
+    outcome = prove(problem, time_limit_s=TIMEOUT_S, gap=1e-6)
     if not seconds:
         assert outcome.status is Status.INFEASIBLE
         return
@@ -82,7 +82,7 @@ def test_from_any_incumbent_nothing_better_is_lost_and_no_bound_too_high(seed, p
                 incumbent=np.array(f),
                 prover=prover,
                 gap=1e-4,
-                time_limit_s=PATIENCE_S,
+                time_limit_s=TIMEOUT_S,
             )
             assert outcome.bound <= best_s * (1 + 1e-12)
             assert outcome.objective is not None
@@ -103,10 +103,10 @@ def test_the_bottleneck_is_the_oracles(topology):
 def test_a_cutoff_below_the_optimum_leaves_nothing_and_proves_itself():
     problem, seconds = tiny(VALID_SEED, "chain")
     best_s = min(seconds.values())
-    low = np.zeros(problem.num_blocks, np.int64)
+    low = np.zeros(problem.num_contracted, np.int64)
     model = Model(problem, low, low + problem.num_chips - 1, unit_s=best_s)
     model.seek_bottleneck()
-    found = cpsat.solve(model, Limits(PATIENCE_S), cutoff=0.9)
+    found = cpsat.solve(model, Limits(TIMEOUT_S), cutoff=0.9)
     assert found.status is Status.INFEASIBLE
     assert found.bound == pytest.approx(0.9)
 
@@ -114,12 +114,12 @@ def test_a_cutoff_below_the_optimum_leaves_nothing_and_proves_itself():
 def test_a_partition_to_start_from_is_no_worse_than_what_comes_back():
     problem, seconds = tiny(VALID_SEED, "chain")
     worst = max(seconds, key=seconds.__getitem__)
-    low = np.zeros(problem.num_blocks, np.int64)
+    low = np.zeros(problem.num_contracted, np.int64)
     model = Model(problem, low, low + problem.num_chips - 1, unit_s=min(seconds.values()))
     model.seek_bottleneck()
-    start = np.zeros(problem.num_blocks, np.int64)
-    start[problem.block] = worst
-    found = cpsat.solve(model, Limits(PATIENCE_S), [start])
+    start = np.zeros(problem.num_contracted, np.int64)
+    start[problem.contraction] = worst
+    found = cpsat.solve(model, Limits(TIMEOUT_S), [start])
     assert found.status is Status.OPTIMAL
     assert found.objective == pytest.approx(1.0, rel=1e-6)
 

@@ -28,7 +28,7 @@ def random_case(seed):
 
 def expected(problem, y, weights, num_chips):
     groups = [np.flatnonzero(problem.colocate == g) for g in range(problem.colocate.max() + 1)]
-    pins = {v: int(chip) for v, chip in enumerate(problem.pin) if chip >= 0}
+    pins = {v: int(chip) for v, chip in enumerate(problem.fixed_chip) if chip >= 0}
     return oracle.nearest_span(problem.node_pairs, y, weights, num_chips, pins, groups)
 
 

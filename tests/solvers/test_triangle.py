@@ -14,7 +14,7 @@ from jaxpart.solvers.triangle import state_triangles
 from tests.support import oracle
 from tests.support.strategies import TOPOLOGIES, random_graph, random_mcm
 
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 
 
 def stated(seed: int, topology: str) -> Model | None:
@@ -24,7 +24,7 @@ def stated(seed: int, topology: str) -> Model | None:
     if not (mcm.constraints.triangle and mcm.constraints.acyclic):
         return None
     problem = Problem.build(random_graph(rng, 5, mcm.num_chips, pins=False), mcm)
-    low = np.zeros(problem.num_blocks, np.int64)
+    low = np.zeros(problem.num_contracted, np.int64)
     model = Model(problem, low, low + problem.num_chips - 1, unit_s=problem.mean_load_s or 1.0)
     if model.is_infeasible:
         return None
@@ -53,9 +53,9 @@ def test_the_rows_leave_what_keeps_the_rule_and_nothing_else(seed, topology):
     rules = [rule for rule in oracle.rules_on(mcm) if rule != "memory"]
     tight = {rule for rule in oracle.rules_on(mcm) if rule == "memory"}
     chips = range(mcm.num_chips)
-    for blocks in itertools.product(chips, repeat=model.problem.num_blocks):
-        f = np.array(blocks)
-        nodes = tuple(f[model.problem.block].tolist())
+    for contracted in itertools.product(chips, repeat=model.problem.num_contracted):
+        f = np.array(contracted)
+        nodes = tuple(f[model.problem.contraction].tolist())
         keeps = all(oracle.keeps(rule, graph, mcm, nodes) for rule in rules)
         if not keeps:
             assert not holds(model, f)
@@ -69,7 +69,7 @@ def test_the_optimum_stays(seed, topology):
     model = stated(seed, topology)
     if model is None:
         return
-    found = cpsat.solve(model, Limits(PATIENCE_S))
+    found = cpsat.solve(model, Limits(TIMEOUT_S))
     expected = oracle.best(model.problem.graph, model.problem.mcm)
     if expected is None:
         assert found.status is Status.INFEASIBLE
@@ -83,7 +83,7 @@ def test_too_many_rows_are_not_stated():
     rng = np.random.default_rng(0)
     mcm = random_mcm(rng, 2, num_chips=2, topology="chain")
     problem = Problem.build(random_graph(rng, 6, 2), mcm)
-    low = np.zeros(problem.num_blocks, np.int64)
+    low = np.zeros(problem.num_contracted, np.int64)
     model = Model(problem, low, low + 1, unit_s=1.0)
     model.high = model.low + 2000
     rows = len(model.rows)

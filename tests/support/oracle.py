@@ -19,7 +19,7 @@ from jaxpart.problem.mcm import MCM
 Assignment = tuple[int, ...]  # the chip of each node
 Link = tuple[int, int]  # (from chip, to chip)
 
-RULES = ("acyclic", "no_skip", "triangle", "memory", "colocation", "pins")
+RULES = ("acyclic", "no_skip", "triangle", "memory", "colocation", "fixed_chips")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class OracleCosts:
     triangle: bool
     memory: bool
     colocation: bool
-    pins: bool
+    fixed_chips: bool
     valid: bool  # colocation, pins and every rule that is switched on hold
 
 
@@ -288,7 +288,7 @@ def rules_on(mcm: MCM) -> list[str]:
         "triangle": rules.triangle,
         "memory": rules.memory,
     }
-    return ["pins", "colocation", *(rule for rule, on in switched.items() if on)]
+    return ["fixed_chips", "colocation", *(rule for rule, on in switched.items() if on)]
 
 
 def keeps(rule: str, graph: Graph, mcm: MCM, f: Sequence[int]) -> bool:
@@ -306,7 +306,7 @@ def keeps(rule: str, graph: Graph, mcm: MCM, f: Sequence[int]) -> bool:
     if rule == "colocation":
         pairs = {(v.colocate, f[i]) for i, v in enumerate(graph.nodes) if v.colocate is not None}
         return len(pairs) == len({group for group, _ in pairs})
-    if rule == "pins":
+    if rule == "fixed_chips":
         return all(v.pin is None or v.pin == f[i] for i, v in enumerate(graph.nodes))
     raise ValueError(f"{rule!r} is none of {RULES}")
 
@@ -343,12 +343,12 @@ def has_no_triangle(chip_edges: set[Link]) -> bool:
 def baseline(graph: Graph, mcm: MCM) -> Assignment | None:
     """The compiler's greedy heuristic; None where none of its walks is valid.
 
-    Where the definition is open: the blocks that contraction leaves are walked by Kahn's algorithm,
-    smallest first node first (number order where there are no groups), and "before" means before
-    in this walk. M_c is that of chip c closed right there: what is not placed yet is elsewhere.
-    The procedure is fixed: cycles are contracted, capacities close chips and traffic keeps them
-    open whatever rules are switched off; these decide only which outcome is valid. Targets grow
-    and shrink by repeated multiplication and division.
+    Where the definition is open: the contracted nodes that contraction leaves are walked by Kahn's
+    algorithm, smallest first node first (number order where there are no groups), and "before"
+    means before in this walk. M_c is that of chip c closed right there: what is not placed yet is
+    elsewhere. The procedure is fixed: cycles are contracted, capacities close chips and traffic
+    keeps them open whatever rules are switched off; these decide only which outcome is valid.
+    Targets grow and shrink by repeated multiplication and division.
     """
     graph = rescaled(graph, mcm)
     walk = walking_order(graph)
@@ -366,7 +366,9 @@ def baseline(graph: Graph, mcm: MCM) -> Assignment | None:
 
 
 def walking_order(graph: Graph) -> list[list[int]]:
-    """The blocks of nodes that colocation, and the cycles that it makes, tie; in walking order."""
+    """The contracted nodes of nodes that colocation, and the cycles that it makes, tie; in walking
+    order.
+    """
     groups: dict[object, set[int]] = {}
     for v, node in enumerate(graph.nodes):
         label = ("alone", v) if node.colocate is None else ("group", node.colocate)
@@ -388,7 +390,8 @@ def walking_order(graph: Graph) -> list[list[int]]:
             waiting.remove(first)
         if not waiting:
             return [sorted(blocks[i]) for i in order]
-        # Each block that waits has one before it that waits too: going back closes a cycle.
+        # Each contracted node that waits has one before it that waits too: going back closes a
+        # cycle.
         trail = [min(waiting)]
         while len(set(trail)) == len(trail):
             trail.append(min(before[trail[-1]] & waiting))

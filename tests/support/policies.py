@@ -1,9 +1,9 @@
 """A small network and a short training plan, for tests."""
 
-from jaxpart.methods.policy.network import Sizes
-from jaxpart.methods.policy.training import Plan
+from jaxpart.methods.policy.network import NetworkConfig
+from jaxpart.methods.policy.training import TrainingConfig
 
-SIZES = Sizes(width=16, layers=2, heads=2, rank=2)
+SIZES = NetworkConfig(width=16, layers=2, heads=2, rank=2)
 
 
-PLAN = Plan(seed=1, tasks=2, rounds=2, learned=1, batch=8, order_share=0.0, sizes=SIZES)
+PLAN = TrainingConfig(seed=1, tasks=2, rounds=2, learned=1, batch=8, order_share=0.0, sizes=SIZES)

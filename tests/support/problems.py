@@ -44,7 +44,7 @@ def rising(problem: Problem):
 def optimum_s(problem: Problem) -> float:
     """The least bottleneck of any valid partition; inf where there is none."""
     graph, mcm = problem.graph, problem.mcm
-    rules = [rule for rule in oracle.rules_on(mcm) if rule not in ("acyclic", "pins")]
+    rules = [rule for rule in oracle.rules_on(mcm) if rule not in ("acyclic", "fixed_chips")]
     return min(
         (
             oracle.evaluate(graph, mcm, f).bottleneck_s
@@ -55,17 +55,17 @@ def optimum_s(problem: Problem) -> float:
     )
 
 
-_WAYS = 256  # at least the ways to cut 7 blocks onto 4 chips
+_WAYS = 256  # at least the ways to cut 7 contracted nodes onto 4 chips
 
 
 def every_slicing(problem: Problem) -> np.ndarray:
-    """[N, P] the program order of the blocks cut in every way, skipped chips included."""
-    blocks, chips = problem.num_blocks, problem.num_chips
-    ways = itertools.combinations_with_replacement(range(chips), blocks)
-    columns = np.array(list(ways)).T  # ascending chips, block by block
+    """[N, P] the program order of the contracted nodes cut in every way, skipped chips included."""
+    contracted, chips = problem.num_contracted, problem.num_chips
+    ways = itertools.combinations_with_replacement(range(chips), contracted)
+    columns = np.array(list(ways)).T  # ascending chips, contracted node by contracted node
     # Always the same number of candidates, some twice: one program for all graphs.
-    columns = np.resize(columns.T, (_WAYS, blocks)).T
-    return columns[problem.block]
+    columns = np.resize(columns.T, (_WAYS, contracted)).T
+    return columns[problem.contraction]
 
 
 def keeps_span(problem: Problem, assignments: np.ndarray) -> np.ndarray:

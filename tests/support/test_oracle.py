@@ -254,7 +254,7 @@ def test_colocation_and_pins_hold_whatever_is_switched_off(at, colocated, pinned
     graph = of_edges(3, [], colocate={0: 5, 2: 5}, pin={0: 1})
     costs = oracle.evaluate(graph, dataclasses.replace(HOST, constraints=NO_RULES), at)
 
-    assert (costs.colocation, costs.pins) == (colocated, pinned)
+    assert (costs.colocation, costs.fixed_chips) == (colocated, pinned)
     assert costs.valid is (colocated and pinned)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxpart.solvers.repair import Outcome
 
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 
 
 def noisy(f, seed):

@@ -24,44 +24,50 @@ from jaxpart.problem.structure import largest_antichain
 
 # Words of bit sets that a lattice may have: 0.5 GB twice.
 _MOST_WORDS = 64_000_000
-# Blocks up to which the largest antichain is looked for first: it takes less than what it saves.
+# Contracted nodes up to which the largest antichain is looked for first: it takes less than what it
+# saves.
 _QUICKLY_MATCHED = 2500
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Lattice:
-    """All ideals of a problem of blocks, and how each grows by one block. I ideals, R covers.
+    """All ideals of a problem of contracted nodes, and how each grows by one block. I ideals, R
+    covers.
 
-    Ideals are sorted by size: the empty one is first, all blocks are last. A cover is a pair of
-    ideals that differ by one block; covers are sorted by the smaller one's size.
+    Ideals are sorted by size: the empty one is first, all contracted nodes are last. A cover is a
+    pair of ideals that differ by one contracted node; covers are sorted by the smaller one's size.
 
-    Of the ideals of a layer the windows begin at the same word. All blocks before it are inside,
-    all behind the window are outside and not needed.
+    Of the ideals of a layer the windows begin at the same word. All contracted nodes before it are
+    inside, all behind the window are outside and not needed.
     """
 
-    num_blocks: int
-    window: Words  # [I, width] bit sets of blocks, from the layer's first word on
+    num_contracted: int
+    window: Words  # [I, width] bit sets of contracted nodes, from the layer's first word on
     needed: Words  # [I, width] consumers outside of what is made inside, in the same way
-    first_word: IntArray  # [layers] where the windows of the ideals with 0, 1, ... blocks begin
+    first_word: (
+        IntArray  # [layers] where the windows of the ideals with 0, 1, ... contracted nodes begin
+    )
     cut_bytes: FloatArray  # [I] of tensors made inside with a consumer outside
-    layer_start: IntArray  # [layers + 1] first ideal with 0, 1, ... blocks
-    cover_start: IntArray  # [layers + 1] first cover of the ideals with 0, 1, ... blocks
+    layer_start: IntArray  # [layers + 1] first ideal with 0, 1, ... contracted nodes
+    cover_start: IntArray  # [layers + 1] first cover of the ideals with 0, 1, ... contracted nodes
     parent: NDArray[np.int32]  # [I] one of the ideals that it covers; 0 for the empty one
-    last: NDArray[np.int32]  # [I] the block that it has beside its parent's; -1 for the empty one
+    last: NDArray[
+        np.int32
+    ]  # [I] the contracted node that it has beside its parent's; -1 for the empty one
     below: NDArray[np.int32]  # [R] the smaller ideal
     above: NDArray[np.int32]  # [R] the larger
-    added: NDArray[np.int32]  # [R] the block that tells them apart
+    added: NDArray[np.int32]  # [R] the contracted node that tells them apart
 
     def __len__(self) -> int:
         return len(self.window)
 
     @property
     def is_total_order(self) -> bool:
-        """Whether the blocks can run in one order only."""
-        return len(self) == self.num_blocks + 1
+        """Whether the contracted nodes can run in one order only."""
+        return len(self) == self.num_contracted + 1
 
     def sums(self, values: FloatArray) -> FloatArray:
-        """[I, ...] sum of `values` [blocks, ...] over each ideal's blocks."""
+        """[I, ...] sum of `values` [M, ...] over each ideal's blocks."""
         columns = np.ascontiguousarray(values, np.float64).reshape(len(values), -1)
         return _sums(self.parent, self.last, columns).reshape(len(self), *values.shape[1:])
 
@@ -74,7 +80,7 @@ class Lattice:
         return self._whole(self.needed, before=False)
 
     def _whole(self, windows: Words, *, before: bool) -> Words:
-        words = words_for(self.num_blocks)
+        words = words_for(self.num_contracted)
         whole = np.zeros((len(self), words + windows.shape[1]), np.uint64)
         first = np.repeat(self.first_word, np.diff(self.layer_start))
         rows = np.arange(len(self))[:, None]
@@ -100,7 +106,7 @@ def compile_lattice() -> None:
 
 
 def count(problem: Problem, limit: int) -> int | None:
-    """Number of ideals of the blocks; None where there are more than `limit`."""
+    """Number of ideals of the contracted nodes; None where there are more than `limit`."""
     if _is_beyond(problem, limit):
         return None
     total = 1
@@ -114,7 +120,7 @@ def count(problem: Problem, limit: int) -> int | None:
 def enumerate_ideals(
     problem: Problem, limit: int, give_up: Callable[[], bool] = lambda: False
 ) -> Lattice | None:
-    """The lattice of the blocks; None where there are more than `limit` ideals.
+    """The lattice of the contracted nodes; None where there are more than `limit` ideals.
 
     `give_up` is asked now and then whether to stop, with None.
     """
@@ -135,14 +141,14 @@ def prefixes(problem: Problem) -> Lattice:
 
     Optimal chains within it are the optimal cuts of the program order.
     """
-    return _joined(problem, list(walks(problem, problem.num_blocks + 1, in_order=True)))
+    return _joined(problem, list(walks(problem, problem.num_contracted + 1, in_order=True)))
 
 
 def _is_beyond(problem: Problem, limit: int) -> bool:
     """Whether there are sure to be more ideals: each subset of an antichain is the top of one."""
-    if problem.num_blocks > _QUICKLY_MATCHED:
+    if problem.num_contracted > _QUICKLY_MATCHED:
         return False
-    antichain = largest_antichain(problem.num_blocks, problem.contracted.node_pairs)
+    antichain = largest_antichain(problem.num_contracted, problem.contracted.node_pairs)
     return antichain > np.log2(limit)
 
 
@@ -166,7 +172,7 @@ def _joined(problem: Problem, parts: list[Found]) -> Lattice:
         return np.concatenate([empty, *same])
 
     return Lattice(
-        num_blocks=problem.num_blocks,
+        num_contracted=problem.num_contracted,
         window=padded(found.window for found in parts),
         needed=padded(found.needed for found in parts),
         first_word=np.concatenate([[0], *(found.first_word for found in parts)]).astype(np.int64),

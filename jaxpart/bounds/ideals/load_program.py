@@ -1,9 +1,10 @@
-"""The least bottleneck over chains of ideals, one block at a time.
+"""The least bottleneck over chains of ideals, one contracted node at a time.
 
 `ideals.solve` weighs every pair of ideals, as memory and traffic of a piece need both its ends.
-Compute alone adds up block by block, and on a chain the traffic of a cut depends on that cut alone.
-So for a given T it is enough to know, for each ideal and number of chips, the least load that the
-last chip can have: I x width x chips steps instead of I x I x chips, for millions of ideals.
+Compute alone adds up contracted node by contracted node, and on a chain the traffic of a cut
+depends on that cut alone. So for a given T it is enough to know, for each ideal and number of
+chips, the least load that the last chip can have: I x width x chips steps instead of I x I x chips,
+for millions of ideals.
 
 What is left out (memory, triangle rule, traffic of other topologies) makes T infeasible more often,
 so a T that is infeasible here is below every valid bottleneck, and a chain that turns out valid
@@ -28,7 +29,7 @@ _MOST_ENTRIES = 100_000_000
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class LoadSolution:
     """What a search over T gives. No valid partition is faster than `lower_s`."""
 
     lower_s: float
@@ -39,10 +40,10 @@ class Stages:
     """Tests of bottlenecks on one problem."""
 
     def __init__(self, problem: Problem, lattice: Lattice) -> None:
-        blocks = problem.contracted
+        contracted = problem.contracted
         self.problem = problem
         self.lattice = lattice
-        self.node_s = np.where(np.isfinite(blocks.node_s), blocks.node_s, np.inf)
+        self.node_s = np.where(np.isfinite(contracted.node_s), contracted.node_s, np.inf)
         fastest = self.node_s.min(axis=1)
         self.load_s = lattice.sums(fastest)
         # On a chain, all that crosses a cut crosses one link.
@@ -116,7 +117,7 @@ class _Table:
         rows = np.where(is_next[:, None], padded[:, 1:], padded[:, :-1])
         chip = np.minimum(self.low[above][:, None] + np.arange(width), problem.num_chips - 1)
         node_s = stages.node_s[added][np.arange(len(added))[:, None], problem.chip_kind[chip]]
-        pin = problem.contracted.pin[added][:, None]
+        pin = problem.contracted.fixed_chip[added][:, None]
         node_s = np.where((pin >= 0) & (pin != chip), np.inf, node_s)
         same = rows[:, 1:] + node_s
         if problem.mcm.constraints.no_skip:
@@ -137,25 +138,25 @@ class _Table:
         column = int(np.isfinite(self.least[-1]).argmax())
         if not np.isfinite(self.least[-1, column]):
             return None
-        chips = np.zeros(stages.problem.num_blocks, np.int64)
+        chips = np.zeros(stages.problem.num_contracted, np.int64)
         ideal, chip = len(self.least) - 1, int(self.low[-1]) + column
         while ideal > 0:
             covers = slice(stages.into[ideal], stages.into[ideal + 1])
             column = chip - int(self.low[ideal])
             values = self.through(covers)[:, column]
             cover = covers.start + int(values.argmin())
-            block, below = int(stages.added[cover]), int(stages.below[cover])
-            chips[block] = chip
-            chip = self._chip_before(ideal, below, block, chip)
+            node, below = int(stages.added[cover]), int(stages.below[cover])
+            chips[node] = chip
+            chip = self._chip_before(ideal, below, node, chip)
             ideal = below
-        return chips[stages.problem.block]
+        return chips[stages.problem.contraction]
 
-    def _chip_before(self, ideal: int, below: int, block: int, chip: int) -> int:
+    def _chip_before(self, ideal: int, below: int, node: int, chip: int) -> int:
         """The chip that was last before `block` joined, on `chip`."""
         if below == 0:
             return chip
         stages, wanted = self.stages, self.least[ideal, chip - int(self.low[ideal])]
-        node_s = stages.node_s[block, stages.problem.chip_kind[chip]]
+        node_s = stages.node_s[node, stages.problem.chip_kind[chip]]
         column = chip - int(self.low[below])
         row = self.least[below]
         if 0 <= column < len(row) and row[column] + node_s == wanted:
@@ -172,7 +173,7 @@ def least_bottleneck(
     *,
     gap: float,
     give_up: Callable[[], bool] = lambda: False,
-) -> Outcome:
+) -> LoadSolution:
     """Bisects T between a bound and a bottleneck that is attained, until they are within `gap`.
 
     The first test is just below `upper_s`: where that fails, it is proven and nothing else is to be
@@ -190,4 +191,4 @@ def least_bottleneck(
         else:
             found, upper_s = chain, limit_s
         limit_s = min((lower_s + upper_s) / 2, upper_s / (1 + gap))
-    return Outcome(lower_s, found)
+    return LoadSolution(lower_s, found)

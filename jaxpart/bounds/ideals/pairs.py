@@ -32,15 +32,16 @@ _MOST_WEIGHINGS = 20_000
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Ideals:
-    """All ideals of a problem of blocks, smallest first. I ideals, in a topological order.
+    """All ideals of a problem of contracted nodes, smallest first. I ideals, in a topological
+    order.
 
     Per-ideal figures count what crosses its cut: tensors with a producer inside and a consumer
     outside.
     """
 
-    members: NDArray[np.uint64]  # [I, words] bit sets of blocks
+    members: NDArray[np.uint64]  # [I, words] bit sets of contracted nodes
     needed: NDArray[np.uint64]  # [I, words] consumers outside of what crosses the cut
-    load_s: FloatArray  # [I, S] seconds of the blocks inside, per kind of chip
+    load_s: FloatArray  # [I, S] seconds of the contracted nodes inside, per kind of chip
     cut_bytes: FloatArray  # [I]
     own_weight_bytes: FloatArray  # [I] weights with a single consumer, that one inside
     first_chip: IntArray  # [I] fewest chips that can hold it: 1 + the highest pin inside
@@ -51,17 +52,17 @@ class Ideals:
 
     @property
     def is_total_order(self) -> bool:
-        """Whether the blocks can run in one order only."""
+        """Whether the contracted nodes can run in one order only."""
         return len(self.members) == int(np.bitwise_count(self.members[-1]).sum()) + 1
 
 
 def count_ideals(problem: Problem, limit: int) -> int | None:
-    """Number of ideals of the blocks; None where there are more than `limit`."""
+    """Number of ideals of the contracted nodes; None where there are more than `limit`."""
     return lattice.count(problem, limit)
 
 
 def list_ideals(problem: Problem, limit: int) -> Ideals | None:
-    """All ideals of the blocks; None where there are more than `limit`."""
+    """All ideals of the contracted nodes; None where there are more than `limit`."""
     found = lattice.enumerate_ideals(problem, limit)
     return None if found is None else with_figures(problem, found)
 
@@ -73,23 +74,23 @@ def list_prefixes(problem: Problem) -> Ideals:
 
 def with_figures(problem: Problem, found: Lattice) -> Ideals:
     """The ideals of a lattice, with what `solve` reads of them."""
-    blocks, members = problem.contracted, found.members()
+    contracted, members = problem.contracted, found.members()
     first = np.zeros(len(found), np.int64)
-    for v in np.flatnonzero(blocks.pin >= 0):
+    for v in np.flatnonzero(contracted.fixed_chip >= 0):
         is_inside = (members[:, v // WORD] >> np.uint64(v % WORD)) & np.uint64(1) == 1
-        first[is_inside] = np.maximum(first[is_inside], blocks.pin[v] + 1)
+        first[is_inside] = np.maximum(first[is_inside], contracted.fixed_chip[v] + 1)
     # From the top down: what is outside an ideal is outside each smaller one that it grew from.
     last = np.full(len(found), problem.num_chips)
-    for v in np.flatnonzero(blocks.pin >= 0):
+    for v in np.flatnonzero(contracted.fixed_chip >= 0):
         is_outside = (members[:, v // WORD] >> np.uint64(v % WORD)) & np.uint64(1) == 0
-        last[is_outside] = np.minimum(last[is_outside], blocks.pin[v])
-    made, joined = _traffic_tables(blocks, members)
+        last[is_outside] = np.minimum(last[is_outside], contracted.fixed_chip[v])
+    made, joined = _traffic_tables(contracted, members)
     return Ideals(
         members=members,
         needed=found.needed_members(),
-        load_s=found.sums(blocks.node_s),
+        load_s=found.sums(contracted.node_s),
         cut_bytes=found.cut_bytes,
-        own_weight_bytes=found.sums(_own_weight_bytes(blocks)),
+        own_weight_bytes=found.sums(_own_weight_bytes(contracted)),
         first_chip=first,
         last_chip=last,
         made=made,
@@ -97,29 +98,33 @@ def with_figures(problem: Problem, found: Lattice) -> Ideals:
     )
 
 
-def _own_weight_bytes(blocks: Problem) -> FloatArray:
-    """Bytes per block of the weights that no other block uses."""
-    uses = np.bincount(blocks.use_weight, minlength=len(blocks.weight_bytes))
-    single = uses[blocks.use_weight] == 1
-    own = np.zeros(blocks.num_nodes)
-    np.add.at(own, blocks.use_node[single], blocks.weight_bytes[blocks.use_weight[single]])
+def _own_weight_bytes(contracted: Problem) -> FloatArray:
+    """Bytes per block of the weights that no other contracted node uses."""
+    uses = np.bincount(contracted.use_weight, minlength=len(contracted.weight_bytes))
+    single = uses[contracted.use_weight] == 1
+    own = np.zeros(contracted.num_nodes)
+    np.add.at(
+        own, contracted.use_node[single], contracted.weight_bytes[contracted.use_weight[single]]
+    )
     return own
 
 
 def _traffic_tables(
-    blocks: Problem, members: NDArray[np.uint64]
+    contracted: Problem, members: NDArray[np.uint64]
 ) -> tuple[NDArray[np.bool_] | None, NDArray[np.uint16] | None]:
-    if len(members) * max(blocks.num_tensors, blocks.num_nodes) > _TABLE_ENTRIES:
+    if len(members) * max(contracted.num_tensors, contracted.num_nodes) > _TABLE_ENTRIES:
         return None, None
     inside = np.unpackbits(members.view(np.uint8), axis=1, bitorder="little").astype(bool)
-    joined = np.zeros((len(members), blocks.num_tensors), np.uint16)
-    for k, q in zip(blocks.edge_tensor.tolist(), blocks.edge_consumer.tolist(), strict=True):
+    joined = np.zeros((len(members), contracted.num_tensors), np.uint16)
+    for k, q in zip(
+        contracted.edge_tensor.tolist(), contracted.edge_consumer.tolist(), strict=True
+    ):
         joined[:, k] += inside[:, q]
-    return inside[:, blocks.tensor_producer], joined
+    return inside[:, contracted.tensor_producer], joined
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class PairSolution:
     """What the dynamic program gives."""
 
     bottleneck_s: float  # inf: no chain of ideals
@@ -135,7 +140,7 @@ def solve(
     is_bound: bool | None = None,
     weighings: int = _MOST_WEIGHINGS,
     give_up: Callable[[], bool] = lambda: False,
-) -> Outcome | None:
+) -> PairSolution | None:
     """The chain of ideals with the least bottleneck; None where there are too many pairs of them.
 
     With `span` False this is a relaxation of every valid partition: it counts compute, each chip's
@@ -227,18 +232,18 @@ def solve(
     used = int(best[-1].argmin())
     bottleneck = float(best[-1, used])
     if not np.isfinite(bottleneck):
-        return Outcome(np.inf, None)
-    return Outcome(bottleneck, _chips_of(problem, ideals, parent, used))
+        return PairSolution(np.inf, None)
+    return PairSolution(bottleneck, _chips_of(problem, ideals, parent, used))
 
 
 class _Traffic:
     """Seconds that the piece between two ideals receives and sends."""
 
     def __init__(self, problem: Problem, ideals: Ideals) -> None:
-        blocks = problem.contracted
+        contracted = problem.contracted
         self.ideals = ideals
-        self.tensor_s = blocks.tensor_bytes / problem.mcm.link_bandwidth
-        self.consumers = np.bincount(blocks.edge_tensor, minlength=blocks.num_tensors)
+        self.tensor_s = contracted.tensor_bytes / problem.mcm.link_bandwidth
+        self.consumers = np.bincount(contracted.edge_tensor, minlength=contracted.num_tensors)
 
     def between(self, below: IntArray, i: int) -> tuple[FloatArray, FloatArray]:
         made, joined = self.ideals.made, self.ideals.joined
@@ -259,13 +264,13 @@ class _Memory:
     def __init__(
         self, problem: Problem, ideals: Ideals, weighings: int, *, count_as_fit: bool
     ) -> None:
-        blocks = problem.contracted
+        contracted = problem.contracted
         self.problem = problem
         self.ideals = ideals
         self.is_full = problem.mcm.memory_model == "full"
-        self.shared_bytes = blocks.weight_bytes[np.unique(blocks.use_weight)].sum()
+        self.shared_bytes = contracted.weight_bytes[np.unique(contracted.use_weight)].sum()
         self.shared_bytes -= ideals.own_weight_bytes[-1]
-        self.live_bytes = host.peak_bounds(problem)[1]  # [blocks] at most, around each
+        self.live_bytes = host.peak_bounds(problem)[1]  # [M] at most, around each
         self.most_live = float(self.live_bytes.max())
         self.weighings_left = weighings
         self.count_as_fit = count_as_fit  # what is not weighed
@@ -295,27 +300,27 @@ class _Memory:
             if not doubtful.any():
                 return choice
             for p in np.unique(choice[doubtful]):
-                piece = _unpacked(ideals.members[i] & ~ideals.members[below[p]])
+                segment = _unpacked(ideals.members[i] & ~ideals.members[below[p]])
                 if self.is_full:
-                    live = self.live_bytes[piece[: len(self.live_bytes)]].max()
+                    live = self.live_bytes[segment[: len(self.live_bytes)]].max()
                     is_open[p] &= most[p] - self.most_live + live > capacity
                     if not is_open[p].any():
                         continue
                 if self.weighings_left > 0:
                     self.weighings_left -= 1
-                    held = self._weigh(piece, int(below[p]), i)
+                    held = self._weigh(segment, int(below[p]), i)
                     through[p, held > capacity] = np.inf
                 elif not self.count_as_fit:
                     through[p, is_open[p]] = np.inf
                 is_open[p] = False
 
-    def _weigh(self, piece: NDArray[np.bool_], below: int, i: int) -> float:
-        ideals, inside = self.ideals, piece[self.problem.block]
+    def _weigh(self, segment: NDArray[np.bool_], below: int, i: int) -> float:
+        ideals, inside = self.ideals, segment[self.problem.contraction]
         if self.shared_bytes == 0 and self.traffic is not None and self.is_full:
             received, sent = self.traffic.between(np.array([below]), i)
             traffic = float(received[0] + sent[0]) * self.problem.mcm.link_bandwidth
             weights = ideals.own_weight_bytes[i] - ideals.own_weight_bytes[below]
-            return float(weights + 2 * traffic + host.piece_peak_bytes(self.problem, inside))
+            return float(weights + 2 * traffic + host.segment_peak_bytes(self.problem, inside))
         # On two chips, whatever the module has: the piece and the rest.
         two = dataclasses.replace(self.problem, chip_kind=np.zeros(2, np.int64))
         return float(host.memory_bytes(two, np.where(inside, 0, 1))[0])
@@ -336,4 +341,4 @@ def _chips_of(problem: Problem, ideals: Ideals, parent: NDArray[np.int32], used:
         before = int(parent[i, c])
         chip[_unpacked(ideals.members[i] & ~ideals.members[before])[: len(chip)]] = c - 1
         i = before
-    return chip[problem.block]
+    return chip[problem.contraction]

@@ -35,19 +35,19 @@ from jaxpart.problem.problem import FloatArray, IntArray, Problem
 _SLACK = 1e-11
 # Pairs of ideals between two looks at the clock: a tenth of a second.
 _PAIRS = 20_000_000
-# Ideals a block beyond which there are too many pairs of them.
-_MOST_A_BLOCK = 30
+# Ideals a contracted node beyond which there are too many pairs of them.
+_MAX_PER_NODE = 30
 
 
 def can_count(problem: Problem) -> bool:
     """Whether fewer chips are never worse: chips are alike, no pins, and data flows forward."""
     is_alike = bool((problem.chip_kind == problem.chip_kind[0]).all())
-    return is_alike and problem.mcm.constraints.acyclic and bool((problem.pin < 0).all())
+    return is_alike and problem.mcm.constraints.acyclic and bool((problem.fixed_chip < 0).all())
 
 
 def is_narrow(lattice: Lattice) -> bool:
     """Whether so few ideals have one size that pairs of them can be looked at."""
-    return len(lattice) <= _MOST_A_BLOCK * lattice.num_blocks
+    return len(lattice) <= _MAX_PER_NODE * lattice.num_contracted
 
 
 @functools.cache
@@ -94,11 +94,13 @@ class _Ideals(NamedTuple):
     load_s: FloatArray  # [I]
     most_load_s: FloatArray  # [layers] of any ideal of the layer
     cut_s: FloatArray  # [I] on a link
-    own_bytes: FloatArray  # [I] weights that one block alone uses
-    shared_bytes: FloatArray  # [I] the others, for each block again
-    begin: IntArray  # [I] the first block that is outside
+    own_bytes: FloatArray  # [I] weights that one contracted node alone uses
+    shared_bytes: FloatArray  # [I] the others, for each contracted node again
+    begin: IntArray  # [I] the first contracted node that is outside
     end: IntArray  # [I] behind the last one inside
-    peak_bytes: FloatArray  # [levels, B] at most alive at the 1, 2, 4, ... blocks from each on
+    peak_bytes: (
+        FloatArray  # [levels, B] at most alive at the 1, 2, 4, ... contracted nodes from each on
+    )
 
 
 class _Rules(NamedTuple):
@@ -115,7 +117,7 @@ class _Rules(NamedTuple):
     bandwidth: float
 
 
-class Chains:
+class ParametricSearch:
     """Chains of ideals of one problem that `can_count`."""
 
     def __init__(self, problem: Problem, lattice: Lattice) -> None:
@@ -123,18 +125,20 @@ class Chains:
 
         Args:
           problem: of N nodes and C chips.
-          lattice: all ideals of its blocks, or those of one order.
+          lattice: all ideals of its contracted nodes, or those of one order.
         """
         self._problem = problem
         self._is_total_order = lattice.is_total_order
-        blocks, mcm = problem.contracted, problem.mcm
-        uses = np.bincount(blocks.use_weight, minlength=len(blocks.weight_bytes))
+        contracted, mcm = problem.contracted, problem.mcm
+        uses = np.bincount(contracted.use_weight, minlength=len(contracted.weight_bytes))
         is_shared = uses > 1
-        held = np.zeros((blocks.num_nodes, 2))
-        column = is_shared[blocks.use_weight].astype(np.int64)
-        np.add.at(held, (blocks.use_node, column), blocks.weight_bytes[blocks.use_weight])
+        held = np.zeros((contracted.num_nodes, 2))
+        column = is_shared[contracted.use_weight].astype(np.int64)
+        np.add.at(
+            held, (contracted.use_node, column), contracted.weight_bytes[contracted.use_weight]
+        )
         held_bytes = lattice.sums(held)
-        load_s = lattice.sums(blocks.node_s.min(axis=1))
+        load_s = lattice.sums(contracted.node_s.min(axis=1))
         begin, end = _extents(lattice.layer_start, lattice.first_word, lattice.window)
         self._ideals = _Ideals(
             lattice.layer_start,
@@ -150,7 +154,7 @@ class Chains:
             end,
             _most_of_ranges(host.peak_bounds(problem)[1]),
         )
-        self._shared_bytes = float(blocks.weight_bytes[is_shared].sum())
+        self._shared_bytes = float(contracted.weight_bytes[is_shared].sum())
 
     def best(
         self,
@@ -269,7 +273,7 @@ class Chains:
 
     def _chain(self, parent: IntArray, fewest: IntArray, rules: _Rules) -> Chain:
         ideals = self._ideals
-        labels = _labels(ideals, parent, fewest, np.zeros(self._problem.num_blocks, np.int64))
+        labels = _labels(ideals, parent, fewest, np.zeros(self._problem.num_contracted, np.int64))
         tops = [len(parent) - 1]
         while tops[-1] > 0:
             tops.append(int(parent[tops[-1]]))
@@ -279,7 +283,7 @@ class Chains:
             stage_s = stage_s + cut_s[1:] + cut_s[:-1]
         if rules.has_links:
             stage_s = np.maximum(stage_s, np.maximum(cut_s[1:], cut_s[:-1]))
-        return Chain(float(stage_s.max()), labels[self._problem.block])
+        return Chain(float(stage_s.max()), labels[self._problem.contraction])
 
 
 def _most_of_ranges(values: FloatArray) -> FloatArray:
@@ -298,7 +302,9 @@ def _most_of_ranges(values: FloatArray) -> FloatArray:
 def _extents(
     layer_start: IntArray, first_word: IntArray, window: Words
 ) -> tuple[IntArray, IntArray]:
-    """[I] the first block outside of each ideal; and [I] the place behind its last one inside."""
+    """[I] the first contracted node outside of each ideal; and [I] the place behind its last one
+    inside.
+    """
     begin = np.empty(len(window), np.int64)
     end = np.empty(len(window), np.int64)
     for layer in range(len(first_word)):
@@ -353,7 +359,7 @@ def _advance(
             while k < layer and least[k] + 1 < best:
                 pairs -= ideals.layer_start[k + 1] - ideals.layer_start[k]
                 for x in range(ideals.layer_start[k], ideals.layer_start[k + 1]):
-                    if fewest[x] + 1 < best and _is_piece(ideals, rules, limit_s, k, x, layer, y):
+                    if fewest[x] + 1 < best and _is_segment(ideals, rules, limit_s, k, x, layer, y):
                         best = fewest[x] + 1
                         fewest[y], parent[y] = best, x
                 k += 1
@@ -380,7 +386,7 @@ def _first_above(values: FloatArray, count: int, wanted: float) -> int:
 
 
 @njit(cache=True)
-def _is_piece(
+def _is_segment(
     ideals: _Ideals, rules: _Rules, limit_s: float, low: int, x: int, high: int, y: int
 ) -> bool:
     """Whether x of layer `low` is in y of layer `high`, and a chip can run what is between."""
@@ -421,7 +427,9 @@ def _held(ideals: _Ideals, rules: _Rules, x: int, y: int) -> float:
 
 @njit(cache=True)
 def _labels(ideals: _Ideals, parent: IntArray, fewest: IntArray, labels: IntArray) -> IntArray:
-    """[blocks] the chip of each block on the chain that ends with all of them; changed in place."""
+    """[M] the chip of each contracted node on the chain that ends with all of them; changed in
+    place.
+    """
     y = len(parent) - 1
     high = len(ideals.first_word) - 1
     while y > 0:

@@ -1,8 +1,9 @@
 """Walks through the ideals of a graph, from those of one size to those of the next, compiled.
 
-All ideals of one size have the same blocks up to some place and none far behind it, so only a
-window of each is kept, a few words wide where the numbers of the blocks follow the graph. A new
-ideal costs its window, the neighbours of the block that joined, and a look into a hash table.
+All ideals of one size have the same contracted nodes up to some place and none far behind it, so
+only a window of each is kept, a few words wide where the numbers of the contracted nodes follow the
+graph. A new ideal costs its window, the neighbours of the contracted node that joined, and a look
+into a hash table.
 """
 
 from __future__ import annotations
@@ -37,19 +38,21 @@ def compile_walk() -> None:
 
 
 class _Graph(NamedTuple):
-    """Neighbours of blocks and of tensors, as lists one behind the other and where each begins."""
+    """Neighbours of contracted nodes and of tensors, as lists one behind the other and where each
+    begins.
+    """
 
     before_start: IntArray
     before: IntArray
     after_start: IntArray
     after: IntArray
-    taken_start: IntArray  # tensors by the block that consumes them
+    taken_start: IntArray  # tensors by the contracted node that consumes them
     taken: IntArray
     consumer_start: IntArray
     consumer: IntArray
     tensor_bytes: FloatArray
-    sent_bytes: FloatArray  # [blocks] of what each makes for others
-    salt: Words  # [blocks] a random word each; an ideal's hash is the xor of its blocks'
+    sent_bytes: FloatArray  # [M] of what each makes for others
+    salt: Words  # [M] a random word each; an ideal's hash is the xor of its contracted nodes'
 
 
 class _Layer(NamedTuple):
@@ -58,7 +61,7 @@ class _Layer(NamedTuple):
     first_word: int
     window: Words  # [L, width]
     needed: Words
-    ready: Words  # blocks that may join next: all their producers are inside
+    ready: Words  # contracted nodes that may join next: all their producers are inside
     hashes: Words  # [L]
     cut_bytes: FloatArray
 
@@ -89,15 +92,19 @@ class Found(NamedTuple):
     covers: IntArray
 
 
-def _graph_of(blocks: Problem) -> _Graph:
-    count = blocks.num_nodes
-    pairs = blocks.node_pairs.reshape(-1, 2)
+def _graph_of(contracted: Problem) -> _Graph:
+    count = contracted.num_nodes
+    pairs = contracted.node_pairs.reshape(-1, 2)
     after_start, after = _lists(pairs[:, 0], pairs[:, 1], count)
     before_start, before = _lists(pairs[:, 1], pairs[:, 0], count)
-    taken_start, taken = _lists(blocks.edge_consumer, blocks.edge_tensor, count)
-    consumer_start, consumer = _lists(blocks.edge_tensor, blocks.edge_consumer, blocks.num_tensors)
+    taken_start, taken = _lists(contracted.edge_consumer, contracted.edge_tensor, count)
+    consumer_start, consumer = _lists(
+        contracted.edge_tensor, contracted.edge_consumer, contracted.num_tensors
+    )
     is_used = np.diff(consumer_start) > 0
-    sent = np.bincount(blocks.tensor_producer, blocks.tensor_bytes * is_used, minlength=count)
+    sent = np.bincount(
+        contracted.tensor_producer, contracted.tensor_bytes * is_used, minlength=count
+    )
     return _Graph(
         before_start,
         before,
@@ -107,7 +114,7 @@ def _graph_of(blocks: Problem) -> _Graph:
         taken,
         consumer_start,
         consumer,
-        np.ascontiguousarray(blocks.tensor_bytes, np.float64),
+        np.ascontiguousarray(contracted.tensor_bytes, np.float64),
         sent.astype(np.float64),
         np.random.default_rng(0).integers(1, 2**64, count, np.uint64),
     )
@@ -120,10 +127,10 @@ def _lists(owner: IntArray, items: IntArray, count: int) -> tuple[IntArray, IntA
 
 
 def walks(problem: Problem, limit: int, *, in_order: bool = False) -> Iterator[Found]:
-    """The ideals of 1, 2, ... blocks; more than `limit` where it ends early."""
+    """The ideals of 1, 2, ... contracted nodes; more than `limit` where it ends early."""
     graph = _graph_of(problem.contracted)
     layer, size, room = _bottom(graph), 0, _LEAST_ROOM
-    while size < problem.num_blocks:
+    while size < problem.num_contracted:
         status, layer, found = _walk(graph, layer, size, room, limit, in_order)
         size += len(found.ideals)
         if len(found.ideals):
@@ -175,7 +182,7 @@ def _walk(
       size: see there.
       room: ideals that are kept.
       most: ideals that a layer may have.
-      in_order: whether blocks join in the order of their numbers alone.
+      in_order: whether contracted nodes join in the order of their numbers alone.
 
     Returns:
       Why it stopped, the last layer, and all after the first.
@@ -238,7 +245,7 @@ def _walk(
 def _grown(
     graph: _Graph, layer: _Layer, size: int, most: int, in_order: bool
 ) -> tuple[int, _Layer, _Links]:
-    """The ideals with one block more; or why there are none."""
+    """The ideals with one contracted node more; or why there are none."""
     covers = 0
     for i in range(len(layer.hashes)):
         covers += 1 if in_order else size_of(layer.ready[i])
@@ -321,7 +328,9 @@ def _is_joined(row: Words, place: int, other: Words) -> bool:
 
 @njit(cache=True)
 def _join(graph: _Graph, layer: _Layer, i: int, v: int, grown: _Layer, child: int) -> bool:
-    """Makes `child` of ideal i and block v; whether what follows from it fits into the window."""
+    """Makes `child` of ideal i and contracted node v; whether what follows from it fits into the
+    window.
+    """
     first = WORD * layer.first_word
     window, needed, ready = grown.window[child], grown.needed[child], grown.ready[child]
     window[:], needed[:], ready[:] = layer.window[i], layer.needed[i], layer.ready[i]

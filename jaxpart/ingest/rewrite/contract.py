@@ -12,7 +12,7 @@ from typing import NamedTuple
 import msgspec
 
 from jaxpart.errors import GraphError, InputError, PinError
-from jaxpart.ingest.rewrite.groups import Blocks
+from jaxpart.ingest.rewrite.groups import Groups
 from jaxpart.problem.graph import Graph, Node, Tensor, Weight, from_unordered
 
 # Operations whose work is more than a few FLOPs per element: never recomputed for each consumer.
@@ -122,7 +122,7 @@ class Contraction(NamedTuple):
 
     Attributes:
       graph: the contracted graph.
-      node_of: [N] for each node of the original, the number of its block's node.
+      node_of: [N] for each node of the original, the number of its group's node.
     """
 
     graph: Graph
@@ -132,9 +132,9 @@ class Contraction(NamedTuple):
         """[N] the original's partition that an assignment of the contracted graph stands for.
 
         Every chip sends, receives and holds the same tensors and weights in both, and every link
-        carries the same. Compute is the same where nodes are profiled, or where all of a block are
+        carries the same. Compute is the same where nodes are profiled, or where all of a group are
         bound by the same of arithmetic and SRAM, and else no less in the original. The peak of live
-        activations can differ: a block's tensors all live while it runs, and none within it.
+        activations can differ: a group's tensors all live while it runs, and none within it.
 
         Raises:
           InputError: not one chip for each node of the contracted graph.
@@ -146,36 +146,36 @@ class Contraction(NamedTuple):
         return tuple(assignment[b] for b in self.node_of)
 
 
-def contract(graph: Graph, block: Sequence[int]) -> Contraction:
-    """Merges the nodes of each block into one.
+def contract(graph: Graph, group: Sequence[int]) -> Contraction:
+    """Merges the nodes of each group into one.
 
-    FLOPs, bytes accessed and profiled seconds of a block are the sums over its nodes; what its
+    FLOPs, bytes accessed and profiled seconds of a group are the sums over its nodes; what its
     nodes hand to each other alone is no tensor any more; weights stay. The new node is called after
-    the block's first, and its op is the common one, or "fused". Colocation groups that meet in a
-    block become one.
+    the group's first, and its op is the common one, or "fused". Colocation groups that meet in a
+    group become one.
 
     Args:
       graph: the graph.
-      block: [N] block of each node; any integers, equal ones are merged.
+      group: [N] group of each node; any integers, equal ones are merged.
 
     Raises:
-      InputError: not one block for each node.
-      CycleError: the blocks depend on each other in a circle.
-      PinError: nodes of one block, or of one colocation group that it joins, are pinned apart.
-      GraphError: a block has profiled nodes and others.
+      InputError: not one group for each node.
+      CycleError: the groups depend on each other in a circle.
+      PinError: nodes of one group, or of one colocation group that it joins, are pinned apart.
+      GraphError: a group has profiled nodes and others.
     """
-    if len(block) != len(graph.nodes):
-        raise InputError(f"block has {len(block)} entries, expected {len(graph.nodes)}")
+    if len(group) != len(graph.nodes):
+        raise InputError(f"group has {len(group)} entries, expected {len(graph.nodes)}")
     position: dict[int, int] = {}
     members: list[list[Node]] = []
     of_node = []
-    for node, label in zip(graph.nodes, block, strict=True):
+    for node, label in zip(graph.nodes, group, strict=True):
         b = position.setdefault(int(label), len(members))
         if b == len(members):
             members.append([])
         members[b].append(node)
         of_node.append(b)
-    group = _joined_groups(members)
+    joined = _joined_groups(members)
     tensors = []
     for tensor in graph.tensors:
         b = of_node[tensor.producer]
@@ -183,7 +183,7 @@ def contract(graph: Graph, block: Sequence[int]) -> Contraction:
         if outside or not tensor.consumers:
             tensors.append(Tensor(b, tensor.bytes, tuple(outside)))
     weights = [Weight(w.bytes, tuple({of_node[q] for q in w.consumers})) for w in graph.weights]
-    nodes = [_merged(part, group) for part in members]
+    nodes = [_merged(part, joined) for part in members]
     small = from_unordered(nodes, tensors, weights, graph.name, graph.element_bytes)
     number = {node.name: new for new, node in enumerate(small.nodes)}
     return Contraction(small, tuple(number[members[b][0].name] for b in of_node))
@@ -201,7 +201,7 @@ def contract_to(graph: Graph, size: int) -> Contraction:
     """
     if size < 1:
         raise InputError(f"size is {size}, expected 1 or more")
-    blocks = Blocks(graph)
+    groups = Groups(graph)
     all_bytes = math.fsum(node.bytes_accessed for node in graph.nodes) or 1.0
     all_flops = graph.total_flops or 1.0
     work = [v.flops / all_flops + v.bytes_accessed / all_bytes for v in graph.nodes]
@@ -210,34 +210,34 @@ def contract_to(graph: Graph, size: int) -> Contraction:
     heap: list[tuple[float, int, int]] = []
 
     def push(u: int, v: int) -> None:
-        if kind[u] == kind[v] and blocks.can_join(u, v):
+        if kind[u] == kind[v] and groups.can_join(u, v):
             heapq.heappush(heap, (work[u] + work[v], u, v))
 
     def join(u: int, v: int) -> None:
-        blocks.join(v, u)
+        groups.join(v, u)
         work[u] += work[v]
-        for p in blocks.producers[u]:
+        for p in groups.producers[u]:
             push(p, u)
-        for q in blocks.consumers[u]:
+        for q in groups.consumers[u]:
             push(u, q)
 
     for u in range(left):
-        for v in blocks.consumers[u]:
+        for v in groups.consumers[u]:
             push(u, v)
     while left > size:
         while heap and left > size:
             total, u, v = heapq.heappop(heap)
-            is_current = v in blocks.consumers[u] and total == work[u] + work[v]
-            if is_current and blocks.can_join(u, v):
+            is_current = v in groups.consumers[u] and total == work[u] + work[v]
+            if is_current and groups.can_join(u, v):
                 join(u, v)
                 left -= 1
-        order = blocks.ordered()
+        order = groups.ordered()
         pairs = [(u, v) for u, v in itertools.pairwise(order) if kind[u] == kind[v]]
         if left <= size or not pairs:
             break
         join(*min(pairs, key=lambda pair: work[pair[0]] + work[pair[1]]))
         left -= 1
-    return contract(graph, blocks.of_nodes())
+    return contract(graph, groups.of_nodes())
 
 
 def _input_chains(graph: Graph) -> dict[int, frozenset[int]]:
@@ -264,7 +264,7 @@ def _input_chains(graph: Graph) -> dict[int, frozenset[int]]:
 
 
 def _joined_groups(members: Sequence[Sequence[Node]]) -> dict[int, int]:
-    """Colocation group -> the one that stands for it once groups within a block are joined."""
+    """Colocation group -> the one that stands for it once groups within a group are joined."""
     root: dict[int, int] = {}
 
     def find(g: int) -> int:
@@ -285,11 +285,11 @@ def _merged(part: Sequence[Node], group: dict[int, int]) -> Node:
         return first
     pins = {node.pin for node in part if node.pin is not None}
     if len(pins) > 1:
-        raise PinError(f"the block of {first.name!r} has nodes pinned to chips {sorted(pins)}")
+        raise PinError(f"the group of {first.name!r} has nodes fixed to chips {sorted(pins)}")
     profiled = [node.seconds for node in part if node.seconds is not None]
     if 0 < len(profiled) < len(part):
         raise GraphError(
-            f"the block of {first.name!r} mixes profiled nodes with others, expected either"
+            f"the group of {first.name!r} mixes profiled nodes with others, expected either"
         )
     colocate = next((group[v.colocate] for v in part if v.colocate is not None), None)
     return Node(

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from jaxpart.ingest.rewrite.contract import contract
-from jaxpart.ingest.rewrite.groups import Blocks
+from jaxpart.ingest.rewrite.groups import Groups
 from jaxpart.problem.graph import Graph, Node, Tensor
 
 # Operations that move or relabel elements; those that pick some of them are parts.
@@ -76,12 +76,12 @@ def fuse(graph: Graph) -> Graph:
       A graph of at most as many nodes, in a topological order.
     """
     graph = _without_views(graph)
-    block = _joined(graph)
+    group = _joined(graph)
     members: dict[int, list[int]] = {}
-    for v, b in enumerate(block):
+    for v, b in enumerate(group):
         members.setdefault(b, []).append(v)
-    accessed = _accessed_bytes(graph, block)
-    small = contract(graph, block).graph
+    accessed = _accessed_bytes(graph, group)
+    small = contract(graph, group).graph
     kernel = {graph.nodes[part[0]].name: (b, part) for b, part in members.items()}
     nodes = []
     for node in small.nodes:
@@ -158,10 +158,10 @@ def _without_views(graph: Graph) -> Graph:
 
 
 class _Kernels:
-    """Blocks, what kind of work each does, and which join."""
+    """Groups, what kind of work each does, and which join."""
 
     def __init__(self, graph: Graph) -> None:
-        self.blocks = Blocks(graph)
+        self.groups = Groups(graph)
         self.is_free = [not _is_fixed(node) for node in graph.nodes]
         self.is_light = self._kind(graph, _LIGHT)
         self.is_part = self._kind(graph, _PARTS)
@@ -176,19 +176,19 @@ class _Kernels:
         ]
 
     def join(self, b: int, into: int) -> None:
-        self.blocks.join(b, into)
+        self.groups.join(b, into)
         self.is_light[into] &= self.is_light[b]
         self.is_part[into] &= self.is_part[b]
         self.is_output[into] |= self.is_output[b]
 
     def partner(self, b: int) -> int | None:
-        """The block that b joins."""
+        """The group that b joins."""
         if not self.is_light[b]:
             return None
-        producers, consumers = self.blocks.producers[b], self.blocks.consumers[b]
+        producers, consumers = self.groups.producers[b], self.groups.consumers[b]
         producer = next(iter(producers)) if len(producers) == 1 else None
         if producer is not None and self.is_free[producer] and not self.is_output[producer]:
-            rivals = self.blocks.consumers[producer] - {b}
+            rivals = self.groups.consumers[producer] - {b}
             if not rivals or (
                 self.is_part[b] and all(self._is_part_of(q, producer) for q in rivals)
             ):
@@ -198,13 +198,13 @@ class _Kernels:
         (consumer,) = consumers
         if producer is None:
             return consumer if not producers and self.is_free[consumer] else None
-        reads_the_same = producer in self.blocks.producers[consumer]
+        reads_the_same = producer in self.groups.producers[consumer]
         if self.is_reduction[consumer] or (self.is_light[consumer] and reads_the_same):
             return consumer
         return None
 
     def _is_part_of(self, b: int, producer: int) -> bool:
-        return self.is_part[b] and self.blocks.producers[b] == {producer}
+        return self.is_part[b] and self.groups.producers[b] == {producer}
 
 
 def _joined(graph: Graph) -> list[int]:
@@ -213,38 +213,38 @@ def _joined(graph: Graph) -> list[int]:
     changed = True
     while changed:
         changed = False
-        for b in kernels.blocks.alive():
+        for b in kernels.groups.alive():
             into = kernels.partner(b)
             if into is None:
                 continue
-            rivals = kernels.blocks.consumers[into] - {b}
-            is_producer = b in kernels.blocks.consumers[into]
+            rivals = kernels.groups.consumers[into] - {b}
+            is_producer = b in kernels.groups.consumers[into]
             # All parts of one product join together: the first alone would leave a fan-out.
             for q in [b, *sorted(rivals)] if is_producer else [b]:
                 kernels.join(q, into)
             changed = True
-    return kernels.blocks.of_nodes()
+    return kernels.groups.of_nodes()
 
 
-def _accessed_bytes(graph: Graph, block: Sequence[int]) -> dict[int, float]:
-    """Bytes that each block reads and writes: what stays inside is neither."""
-    separate: dict[int, float] = dict.fromkeys(block, 0.0)
-    leaving: dict[int, float] = dict.fromkeys(block, 0.0)
-    for node, b in zip(graph.nodes, block, strict=True):
+def _accessed_bytes(graph: Graph, group: Sequence[int]) -> dict[int, float]:
+    """Bytes that each group reads and writes: what stays inside is neither."""
+    separate: dict[int, float] = dict.fromkeys(group, 0.0)
+    leaving: dict[int, float] = dict.fromkeys(group, 0.0)
+    for node, b in zip(graph.nodes, group, strict=True):
         separate[b] += node.bytes_accessed
     accessed = dict(separate)
 
     def drop_repeats(size: float, consumers: Iterable[int], maker: int | None) -> None:
         readers: dict[int, int] = {}
         for q in consumers:
-            readers[block[q]] = readers.get(block[q], 0) + 1
+            readers[group[q]] = readers.get(group[q], 0) + 1
         for b, count in readers.items():
             accessed[b] -= size * (count if b == maker else count - 1)
 
     for tensor in graph.tensors:
-        b = block[tensor.producer]
+        b = group[tensor.producer]
         drop_repeats(tensor.bytes, tensor.consumers, b)
-        if tensor.consumers and all(block[q] == b for q in tensor.consumers):
+        if tensor.consumers and all(group[q] == b for q in tensor.consumers):
             accessed[b] -= tensor.bytes
         else:
             leaving[b] += tensor.bytes

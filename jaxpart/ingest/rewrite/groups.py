@@ -1,4 +1,4 @@
-"""Blocks of nodes that grow by joining: what contraction and fusion decide on."""
+"""Groups of nodes that grow by joining: what contraction and fusion decide on."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from jaxpart.problem.graph import Graph
 from jaxpart.problem.topological import topological_order
 
 
-class Blocks:
-    """A partition of a graph's nodes into blocks, at first one node each.
+class Groups:
+    """A partition of a graph's nodes into groups, at first one node each.
 
-    A block is called by one of its nodes. Joining a block with its only producer, or with its only
+    A group is called by one of its nodes. Joining a group with its only producer, or with its only
     consumer, never closes a cycle: a path that leaves the two and comes back would have to pass
     through that one itself. Neither does joining neighbours in a topological order.
 
     Attributes:
-      producers: [N] blocks that feed each block.
-      consumers: [N] blocks that each block feeds.
+      producers: [N] groups that feed each block.
+      consumers: [N] groups that each group feeds.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -28,13 +28,13 @@ class Blocks:
                 self.producers[q].add(tensor.producer)
 
     def find(self, v: int) -> int:
-        """The block that holds node v."""
+        """The group that holds node v."""
         while self._root[v] != v:
             self._root[v] = v = self._root[self._root[v]]
         return v
 
     def alive(self) -> list[int]:
-        """All blocks, in ascending number."""
+        """All groups, in ascending number."""
         return [b for b, root in enumerate(self._root) if b == root]
 
     def of_nodes(self) -> list[int]:
@@ -42,11 +42,11 @@ class Blocks:
         return [self.find(v) for v in range(len(self._root))]
 
     def can_join(self, u: int, v: int) -> bool:
-        """Whether block v is fed by u alone, or u feeds v alone: then joining closes no cycle."""
+        """Whether group v is fed by u alone, or u feeds v alone: then joining closes no cycle."""
         return self.producers[v] == {u} or self.consumers[u] == {v}
 
     def join(self, b: int, into: int) -> None:
-        """Block b becomes a part of block `into`."""
+        """Block b becomes a part of group `into`."""
         self._root[b] = into
         for p in self.producers[b]:
             self.consumers[p].discard(b)
@@ -62,7 +62,7 @@ class Blocks:
             self.producers[q].add(into)
 
     def ordered(self) -> list[int]:
-        """All blocks in a topological order."""
+        """All groups in a topological order."""
         alive = self.alive()
         number = {b: i for i, b in enumerate(alive)}
         order = topological_order([[number[q] for q in sorted(self.consumers[b])] for b in alive])

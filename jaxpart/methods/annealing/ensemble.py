@@ -33,13 +33,14 @@ from jaxpart.methods.annealing.state import WORD, Moves, tables_of
 
 # Temperatures, in energy: one stage as long as the unit counts 1.
 _HOTTEST, _COLDEST = 0.3, 1e-4
-# The share of sweeps of single blocks; of the others, the share that shifts cut points (or groups).
+# The share of sweeps of single contracted nodes; of the others, the share that shifts cut points
+# (or groups).
 _SINGLE, _CUTS = 0.6, 0.6
 # Shifts move a share of a stage's load down to 2 to minus so much.
 _SMALLEST = 10.0
-# Blocks that a group grows from.
+# Contracted nodes that a group grows from.
 _SEEDS = 1.5
-# Blocks that fewer chains could move are looked at more rarely.
+# Contracted nodes that fewer chains could move are looked at more rarely.
 _RARE = 0.125
 
 
@@ -47,7 +48,7 @@ _RARE = 0.125
 class Ensemble:
     """B chains between sweeps, and what they have found."""
 
-    labels: Int[Array, "N B"]  # of blocks
+    labels: Int[Array, "N B"]  # of contracted nodes
     temperature: Float[Array, " B"]
     noise: UInt32[Array, " B"]
     best: Int[Array, "N B"]  # the best valid partition of each chain
@@ -58,7 +59,7 @@ class Ensemble:
 
 
 def ensemble_of(labels: Int[Array, "N B"], key: jax.Array) -> Ensemble:
-    """Chains that start from the partitions of blocks `labels`."""
+    """Chains that start from the partitions of contracted nodes `labels`."""
     batch = labels.shape[1]
     ladder = _HOTTEST * (_COLDEST / _HOTTEST) ** (jnp.arange(batch) / max(batch - 1, 1))
     none = jnp.zeros((), jnp.float32)
@@ -84,12 +85,12 @@ def temper(
     sweeps: Int[Array, ""],
     share: int = 4,
 ) -> Ensemble:
-    """Sweeps over all blocks in all chains; exact costs before each.
+    """Sweeps over all contracted nodes in all chains; exact costs before each.
 
     Args:
       moves: the problem, N blocks.
       ensemble: partitions that keep every edge within the chip graph of `moves`.
-      orders: topological orders of the blocks for shifts; padding comes last.
+      orders: topological orders of the contracted nodes for shifts; padding comes last.
       key: same key, same answer.
       unit_s: a stage so long counts 1; the best bottleneck known, about.
       sweeps: how many; what the last one finds is evaluated by the next call.
@@ -124,8 +125,8 @@ def temper(
 
 
 def evaluated(moves: Moves, labels: Int[Array, "N B"]) -> Costs:
-    """Costs of partitions of the blocks, node by node."""
-    return evaluate(moves.nodes, labels[moves.nodes.block])
+    """Costs of partitions of the contracted nodes, node by node."""
+    return evaluate(moves.nodes, labels[moves.nodes.contraction])
 
 
 def _kept(ensemble: Ensemble, costs: Costs) -> Ensemble:
@@ -164,7 +165,7 @@ def _single(
     share: int,
     chains: Chains,
 ) -> tuple[Chains, Float[Array, ""]]:
-    """A sweep of single blocks in random order, and proposals per chain."""
+    """A sweep of single contracted nodes in random order, and proposals per chain."""
     keys = jax.random.split(key)
     nodes = chains.labels.shape[0]
     is_visited = jax.random.uniform(keys[0], (nodes,)) * _RARE < movable(moves, chains.labels)
@@ -195,7 +196,7 @@ def _row_shifts(
         upward = jax.random.bernoulli(keys[1])
         order = orders[jax.random.randint(keys[2], (), 0, orders.shape[0])]
         is_here = jnp.any(chains.labels == source.astype(chains.labels.dtype), axis=1)
-        is_here &= jnp.arange(nodes) < moves.blocks.num_nodes
+        is_here &= jnp.arange(nodes) < moves.contracted.num_nodes
         # What is here first, in the order in which it may leave.
         at = jnp.where(upward, -jnp.arange(nodes), jnp.arange(nodes))
         order = order[jnp.argsort(jnp.where(is_here[order], at, nodes))]
@@ -231,7 +232,7 @@ def _with_followers(
     count: Int[Array, ""],
     upward: Bool[Array, ""],
 ) -> Bool[Array, "N B"]:
-    """`followers`, given the order in which blocks may leave: the opposite of theirs."""
+    """`followers`, given the order in which contracted nodes may leave: the opposite of theirs."""
     number = jnp.arange(len(order))
     order = order[jnp.where(number < count, count - 1 - number, number)]
     ways = [partial(followers, moves, upward=way) for way in (False, True)]
@@ -246,15 +247,15 @@ def _shift(
     orders: Int[Array, "R N"],
     chains: Chains,
 ) -> tuple[Chains, Float[Array, ""]]:
-    """A sweep that shifts cut points, or groups of blocks, between pairs of chips."""
+    """A sweep that shifts cut points, or groups of contracted nodes, between pairs of chips."""
     keys = jax.random.split(key, 6)
     nodes, batch = chains.labels.shape
-    count = moves.blocks.num_nodes
+    count = moves.contracted.num_nodes
     goal = matching(moves, keys[0])
     upward = jax.random.bernoulli(keys[1])
     chip = jnp.arange(goal.shape[0])
     goal = jnp.where((goal != chip) & ((goal > chip) == upward), goal, -1)
-    # From the end of the order where blocks move to higher chips.
+    # From the end of the order where contracted nodes move to higher chips.
     number = jnp.arange(nodes)
     number = jnp.where(upward & (number < count), count - 1 - number, number)
     order = orders[jax.random.randint(keys[2], (), 0, orders.shape[0])][number]

@@ -1,14 +1,14 @@
 """Annealing moves for thousands of chains in one program, priced by what they touch.
 
-All chains look at the same block in one step, each with a target chip and a verdict of its own: so
-the block's edges are read once and the labels of its neighbours are contiguous rows of B chains.
-Two kinds of sweeps:
+All chains look at the same contracted node in one step, each with a target chip and a verdict of
+its own: so the contracted node's edges are read once and the labels of its neighbours are
+contiguous rows of B chains. Two kinds of sweeps:
 
-- single blocks, visited in random order; each chain picks one of the chips that the neighbours
-  leave (`state`), prices the move and accepts it by Metropolis;
-- shifts between pairs of chips: blocks leave one chip for its partner in a topological order until
-  a random load has moved (a cut point moves), or chosen blocks with all that must follow (a group
-  moves). Pairs are disjoint, so that each is accepted or taken back by itself.
+- single contracted nodes, visited in random order; each chain picks one of the chips that the
+  neighbours leave (`state`), prices the move and accepts it by Metropolis;
+- shifts between pairs of chips: contracted nodes leave one chip for its partner in a topological
+  order until a random load has moved (a cut point moves), or chosen contracted nodes with all that
+  must follow (a group moves). Pairs are disjoint, so that each is accepted or taken back by itself.
 
 After every sweep `evaluate` counts anew: nothing drifts for longer than a sweep, and peaks of live
 activations, which moves take as they were, are exact again. Memory beyond the capacity is a penalty
@@ -61,7 +61,7 @@ def single_sweep(
     temperature: Float[Array, " B"],
     unit_s: Float[Array, ""],
 ) -> Chains:
-    """One proposal for each of the first `count` blocks of `order` in every chain."""
+    """One proposal for each of the first `count` contracted nodes of `order` in every chain."""
 
     def visit(i, chains):
         v = order[i]
@@ -95,26 +95,27 @@ def shift_sweep(
     quota_s: Float[Array, "C B"],
     chosen: Bool[Array, "N B"],
 ) -> Chains:
-    """Shifts blocks from each chip to its goal; `taken_back` decides what stays.
+    """Shifts contracted nodes from each chip to its goal; `taken_back` decides what stays.
 
     Args:
       moves: the problem.
       chains: before the sweep.
-      order: blocks in the order in which they may leave: of the model where goals are lower chips,
-        from its end where they are higher.
+      order: contracted nodes in the order in which they may leave: of the model where goals are
+        lower chips, from its end where they are higher.
       goal: the partner that takes what leaves, or -1; pairs of chips are disjoint.
-      quota_s: seconds of compute that each chip gives away at most (the last block beyond it too).
-      chosen: the blocks that may leave.
+      quota_s: seconds of compute that each chip gives away at most (the last contracted node beyond
+        it too).
+      chosen: the contracted nodes that may leave.
 
     Returns:
       Chains whose labels alone are up to date.
     """
     before = chains.labels
     lane = jnp.arange(before.shape[1])
-    has_no_skip = moves.blocks.switches.constraints.no_skip
+    has_no_skip = moves.contracted.config.constraints.no_skip
 
     def visit(i, carry):
-        labels, blocks_on, left_s, priced = carry
+        labels, contracted_on, left_s, priced = carry
         v = order[i]
         source = labels[v].astype(jnp.int32)
         target = goal[source]
@@ -125,16 +126,16 @@ def shift_sweep(
         allowed = allowed_chips(moves, labels, v) & allowed_chips(moves, before, v)
         is_open &= holds(allowed, target) & chosen[v]
         if has_no_skip:
-            is_open &= (blocks_on[source, lane] > 1) & (blocks_on[target, lane] > 0)
-            step = is_open.astype(blocks_on.dtype)
-            blocks_on = blocks_on.at[source, lane].add(-step).at[target, lane].add(step)
+            is_open &= (contracted_on[source, lane] > 1) & (contracted_on[target, lane] > 0)
+            step = is_open.astype(contracted_on.dtype)
+            contracted_on = contracted_on.at[source, lane].add(-step).at[target, lane].add(step)
         seconds = jnp.where(is_open, seconds_of(moves, v)[source], 0)
         left_s = left_s.at[source, lane].set(left - seconds)
         labels = labels.at[v].set(jnp.where(is_open, target, source).astype(labels.dtype))
-        return labels, blocks_on, left_s, priced + is_open
+        return labels, contracted_on, left_s, priced + is_open
 
-    carry = (before, chains.tables.blocks_on, quota_s, chains.priced)
-    labels, _, _, priced = lax.fori_loop(0, moves.blocks.num_nodes, visit, carry)
+    carry = (before, chains.tables.contracted_on, quota_s, chains.priced)
+    labels, _, _, priced = lax.fori_loop(0, moves.contracted.num_nodes, visit, carry)
     return dataclasses.replace(chains, labels=labels, priced=priced)
 
 
@@ -182,46 +183,47 @@ def followers(
     """Seeds with all that must follow them off their chip: successors on it (upward), or
     predecessors.
 
-    Looks at the first `count` blocks of `order`: producers first if upward, else consumers first.
+    Looks at the first `count` contracted nodes of `order`: producers first if upward, else
+    consumers first.
     """
-    blocks = moves.blocks
+    contracted = moves.contracted
 
     def join(v, chosen):
         def look(e, row):
-            k = blocks.in_edge_tensor[e] if upward else e
-            other = blocks.tensor_producer[k] if upward else blocks.edge_consumer[e]
+            k = contracted.in_edge_tensor[e] if upward else e
+            other = contracted.tensor_producer[k] if upward else contracted.edge_consumer[e]
             return row | (chosen[other] & (labels[other] == labels[v]))
 
         if upward:
-            start, stop = blocks.node_in_edges[v], blocks.node_in_edges[v + 1]
+            start, stop = contracted.node_in_edges[v], contracted.node_in_edges[v + 1]
         else:
-            start = blocks.tensor_edges[blocks.node_tensors[v]]
-            stop = blocks.tensor_edges[blocks.node_tensors[v + 1]]
+            start = contracted.tensor_edges[contracted.node_tensors[v]]
+            stop = contracted.tensor_edges[contracted.node_tensors[v + 1]]
         return chosen.at[v].set(lax.fori_loop(start, stop, look, chosen[v]))
 
     return lax.fori_loop(0, count, lambda i, chosen: join(order[i], chosen), seeds)
 
 
 def movable(moves: Moves, labels: Int[Array, "N B"]) -> Float[Array, " N"]:
-    """The share of chains in which each block may be free to move.
+    """The share of chains in which each contracted node may be free to move.
 
-    Where data flows to higher chips alone, a block with a producer and a consumer on its own chip
-    is not.
+    Where data flows to higher chips alone, a contracted node with a producer and a consumer on its
+    own chip is not.
     """
-    blocks = moves.blocks
+    contracted = moves.contracted
     if not moves.by_order:
-        return jnp.where(jnp.arange(labels.shape[0]) < blocks.num_nodes, 1.0, 0.0)
+        return jnp.where(jnp.arange(labels.shape[0]) < contracted.num_nodes, 1.0, 0.0)
 
     def join(e, carry):
         fed, feeds = carry
-        u, v = blocks.edge_producer[e], blocks.edge_consumer[e]
+        u, v = contracted.edge_producer[e], contracted.edge_consumer[e]
         same = labels[u] == labels[v]
         return fed.at[v].set(fed[v] | same), feeds.at[u].set(feeds[u] | same)
 
     nothing = jnp.zeros(labels.shape, bool)
-    fed, feeds = lax.fori_loop(0, blocks.num_edges, join, (nothing, nothing))
+    fed, feeds = lax.fori_loop(0, contracted.num_edges, join, (nothing, nothing))
     share = jnp.mean(~(fed & feeds), axis=1, dtype=jnp.float32)
-    return jnp.where(jnp.arange(labels.shape[0]) < blocks.num_nodes, share, 0.0)
+    return jnp.where(jnp.arange(labels.shape[0]) < contracted.num_nodes, share, 0.0)
 
 
 def uniform(noise: UInt32[Array, "*b"]) -> Float[Array, "*b"]:

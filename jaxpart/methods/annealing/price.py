@@ -1,7 +1,8 @@
-"""What one move of one block changes, for thousands of chains side by side.
+"""What one move of one contracted node changes, for thousands of chains side by side.
 
-Everything follows from the labels of the block's neighbours and the tables of the chips: which
-chips keep its edges within the chip graph, what its tensors load before and after, what chips hold.
+Everything follows from the labels of the contracted node's neighbours and the tables of the chips:
+which chips keep its edges within the chip graph, what its tensors load before and after, what chips
+hold.
 """
 
 from __future__ import annotations
@@ -28,20 +29,20 @@ class _Change:
     in_to: Float[Array, " B"]
     out_from: Float[Array, " B"]
     out_to: Float[Array, " B"]
-    out_s: Float[Array, "C B"]  # of chips that feed the block; none on a row of chips
+    out_s: Float[Array, "C B"]  # of chips that feed the contracted node; none on a row of chips
     link_s: Float[Array, "L B"]
 
 
 def chip_energy(moves: Moves, tables: Tables, unit_s: Float[Array, ""]) -> Float[Array, "C B"]:
     """[C, B] what each chip adds to the energy: its stage in units, to a power, and a penalty."""
-    switches = moves.blocks.switches
-    if switches.overlap:
+    config = moves.contracted.config
+    if config.overlap:
         stage_s = jnp.maximum(tables.compute_s, jnp.maximum(tables.in_s, tables.out_s))
     else:
         stage_s = tables.compute_s + tables.in_s + tables.out_s
     energy = powered(stage_s / unit_s)
-    if switches.constraints.memory:
-        energy += over_capacity(tables.memory_bytes, moves.blocks.capacity_bytes[:, None])
+    if config.constraints.memory:
+        energy += over_capacity(tables.memory_bytes, moves.contracted.capacity_bytes[:, None])
     return energy
 
 
@@ -64,26 +65,28 @@ def powered(ratio: Array) -> Array:
 
 
 def seconds_of(moves: Moves, v: Array) -> Float[Array, " C"]:
-    """Seconds of block v on each chip."""
-    return moves.blocks.node_s[v][moves.blocks.chip_kind]
+    """Seconds of contracted node v on each chip."""
+    return moves.contracted.node_s[v][moves.contracted.chip_kind]
 
 
 def allowed_chips(moves: Moves, labels: Int[Array, "N B"], v: Array) -> UInt32[Array, "words B"]:
-    """The chips on which block v keeps every edge within the chip graph."""
-    blocks = moves.blocks
+    """The chips on which contracted node v keeps every edge within the chip graph."""
+    contracted = moves.contracted
 
     def after(e, allowed):
-        u = blocks.tensor_producer[blocks.in_edge_tensor[e]]
+        u = contracted.tensor_producer[contracted.in_edge_tensor[e]]
         return allowed & moves.after[:, labels[u].astype(jnp.int32)]
 
     def before(e, allowed):
-        return allowed & moves.before[:, labels[blocks.edge_consumer[e]].astype(jnp.int32)]
+        return allowed & moves.before[:, labels[contracted.edge_consumer[e]].astype(jnp.int32)]
 
     every = jnp.full((moves.after.shape[0], labels.shape[1]), 0xFFFFFFFF, jnp.uint32)
-    every = jnp.where(blocks.pin[v] >= 0, jnp.uint32(0), every)
-    allowed = lax.fori_loop(blocks.node_in_edges[v], blocks.node_in_edges[v + 1], after, every)
-    start = blocks.tensor_edges[blocks.node_tensors[v]]
-    stop = blocks.tensor_edges[blocks.node_tensors[v + 1]]
+    every = jnp.where(contracted.fixed_chip[v] >= 0, jnp.uint32(0), every)
+    allowed = lax.fori_loop(
+        contracted.node_in_edges[v], contracted.node_in_edges[v + 1], after, every
+    )
+    start = contracted.tensor_edges[contracted.node_tensors[v]]
+    stop = contracted.tensor_edges[contracted.node_tensors[v + 1]]
     return lax.fori_loop(start, stop, before, allowed)
 
 
@@ -102,14 +105,14 @@ def pick(
     noise: UInt32[Array, " B"],
 ) -> tuple[Int[Array, " B"], Bool[Array, " B"]]:
     """A random chip of the allowed ones, other than the source, and whether there is one."""
-    chips = moves.blocks.switches.num_chips
+    chips = moves.contracted.config.num_chips
     chip = chip_column(chips)
     bits = jnp.repeat(allowed, WORD, axis=0, total_repeat_length=len(allowed) * WORD)[:chips]
     is_open = ((bits >> (chip % WORD).astype(jnp.uint32)) & 1) == 1
     is_open &= chip != source[None]
-    if moves.blocks.switches.constraints.no_skip:
-        used = jnp.sum(tables.blocks_on > 0, axis=0, dtype=jnp.int32)
-        alone = jnp.sum(jnp.where(chip == source[None], tables.blocks_on, 0), axis=0) == 1
+    if moves.contracted.config.constraints.no_skip:
+        used = jnp.sum(tables.contracted_on > 0, axis=0, dtype=jnp.int32)
+        alone = jnp.sum(jnp.where(chip == source[None], tables.contracted_on, 0), axis=0) == 1
         # Only the highest chip in use may be left empty, for a lower one.
         most = jnp.where(alone, jnp.where(source == used - 1, source - 1, -1), used)
         is_open &= chip <= most[None]
@@ -130,8 +133,8 @@ def _change(
     source: Int[Array, " B"],
     target: Int[Array, " B"],
 ) -> _Change:
-    """Follows the tensors that block v consumes, and those that it makes."""
-    blocks = moves.blocks
+    """Follows the tensors that contracted node v consumes, and those that it makes."""
+    contracted = moves.contracted
     chip, link = chip_column(len(tables.in_s)), chip_column(len(tables.link_s))
     no = jnp.zeros(source.shape, bool)
 
@@ -141,7 +144,7 @@ def _change(
 
         def look(e, seen):
             on_source, on_target, away, away_then, far = seen
-            q = blocks.edge_consumer[e]
+            q = contracted.edge_consumer[e]
             label = labels[q].astype(jnp.int32)
             there = q != v
             return (
@@ -152,12 +155,12 @@ def _change(
                 jnp.where(there, jnp.maximum(far, label), far),
             )
 
-        start, stop = blocks.tensor_edges[k], blocks.tensor_edges[k + 1]
+        start, stop = contracted.tensor_edges[k], contracted.tensor_edges[k + 1]
         return lax.fori_loop(start, stop, look, (no, no, no, no, jnp.full_like(source, -1)))
 
     def amount(k, is_less, is_more):
         """Seconds of tensor k that are no longer sent (negative), or are from now on."""
-        size_s = blocks.tensor_bytes[k] / blocks.link_bandwidth
+        size_s = contracted.tensor_bytes[k] / contracted.link_bandwidth
         return size_s * (is_more.astype(size_s.dtype) - is_less.astype(size_s.dtype))
 
     def on_links(change, k, old, new):
@@ -169,8 +172,8 @@ def _change(
         return change.link_s + amount(k, is_old, is_new)
 
     def consumed(e, change):
-        k = blocks.in_edge_tensor[e]
-        home = labels[blocks.tensor_producer[k]].astype(jnp.int32)
+        k = contracted.in_edge_tensor[e]
+        home = labels[contracted.tensor_producer[k]].astype(jnp.int32)
         on_source, on_target, away, _, far = others(k, home, home)
         sent = amount(k, away | (source != home), away | (target != home))
         if moves.is_row:  # the producer is on the source or on the target
@@ -206,9 +209,9 @@ def _change(
     out_s = jnp.zeros_like(tables.out_s)[: 0 if moves.is_row else None]
     links = jnp.zeros_like(tables.link_s)
     change = _Change(nothing, nothing, nothing, nothing, out_s, links)
-    start, stop = blocks.node_in_edges[v], blocks.node_in_edges[v + 1]
+    start, stop = contracted.node_in_edges[v], contracted.node_in_edges[v + 1]
     change = lax.fori_loop(start, stop, consumed, change)
-    return lax.fori_loop(blocks.node_tensors[v], blocks.node_tensors[v + 1], made, change)
+    return lax.fori_loop(contracted.node_tensors[v], contracted.node_tensors[v + 1], made, change)
 
 
 def moved(
@@ -219,10 +222,10 @@ def moved(
     source: Int[Array, " B"],
     target: Int[Array, " B"],
 ) -> Tables:
-    """The tables with block v on its target, but for `weight_uses`."""
-    switches = moves.blocks.switches
+    """The tables with contracted node v on its target, but for `weight_uses`."""
+    config = moves.contracted.config
     change = _change(moves, labels, tables, v, source, target)
-    chip = chip_column(switches.num_chips)
+    chip = chip_column(config.num_chips)
     dtype = tables.in_s.dtype
     leaves, enters = chip == source[None], chip == target[None]
     step = enters.astype(jnp.int32) - leaves.astype(jnp.int32)
@@ -235,22 +238,22 @@ def moved(
     if len(change.out_s):
         out_s += change.out_s
     held = jnp.zeros_like(tables.memory_bytes)
-    if switches.constraints.memory:
+    if config.constraints.memory:
         held = moves.weights.own_bytes[v] * step.astype(dtype)
         for column in range(moves.weights.shared.shape[1]):
             w = moves.weights.shared[v, column]
             uses, size = tables.weight_uses[w], moves.weights.shared_bytes[w]
             held += jnp.where(enters & (uses == 0), size, 0)
             held -= jnp.where(leaves & (uses == 1), size, 0)
-        if switches.memory_model == "full":
-            held += 2 * moves.blocks.link_bandwidth * (in_s + out_s)
+        if config.memory_model == "full":
+            held += 2 * moves.contracted.link_bandwidth * (in_s + out_s)
     return Tables(
         tables.compute_s + seconds_of(moves, v)[:, None] * step.astype(dtype),
         tables.in_s + in_s,
         tables.out_s + out_s,
         tables.link_s + change.link_s,
         tables.memory_bytes + held,
-        tables.blocks_on + step,
+        tables.contracted_on + step,
         tables.weight_uses,
     )
 
@@ -265,7 +268,7 @@ def committed(
     target: Int[Array, " B"],
 ) -> Tables:
     """The new tables in chains that accept, weights included."""
-    chip = chip_column(moves.blocks.switches.num_chips)
+    chip = chip_column(moves.contracted.config.num_chips)
     uses = old.weight_uses
     if len(uses):
         step = (chip == target[None]).astype(uses.dtype) - (chip == source[None])
@@ -283,6 +286,6 @@ def committed(
         out_s=keep(old.out_s, new.out_s),
         link_s=keep(old.link_s, new.link_s),
         memory_bytes=keep(old.memory_bytes, new.memory_bytes),
-        blocks_on=keep(old.blocks_on, new.blocks_on),
+        contracted_on=keep(old.contracted_on, new.contracted_on),
         weight_uses=uses,
     )

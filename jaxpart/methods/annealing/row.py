@@ -1,15 +1,16 @@
-"""Moves of single blocks along a row of chips: the figures of two chips and the cut between them.
+"""Moves of single contracted nodes along a row of chips: the figures of two chips and the cut
+between them.
 
 Where every edge stays on its chip or goes to the next (span one), what a chip sends is what the
 next receives and what the link between them carries. Block v on chip a may go to a + 1 if all its
 producers are on a and all its consumers on a + 1, to a - 1 if all its producers are there and all
 its consumers on a. Either way, with lo the lower of the two chips, one cut changes:
 
-    up:    cut[lo] += sum of b(k) over inputs k that no other block on lo + 1 reads - what v sends,
+    up:    cut[lo] += sum of b(k) over inputs k that no other node on lo + 1 reads - what v sends,
 
 and down takes the same away. So a proposal is one row of labels per neighbour and about a dozen
-figures of the chips lo and lo + 1. In most chains a given block cannot move: of every `share`
-neighbouring chains at most one, which can, is priced.
+figures of the chips lo and lo + 1. In most chains a given contracted node cannot move: of every
+`share` neighbouring chains at most one, which can, is priced.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from jaxpart.methods.annealing.state import Moves
 
 @struct.dataclass
 class _Step:
-    """A move of one block in some of the chains, priced."""
+    """A move of one contracted node in some of the chains, priced."""
 
     lane: Int[Array, " slots"]  # which chains
     is_open: Bool[Array, " slots"]  # whether it keeps the rules
@@ -50,7 +51,7 @@ def row_sweep(
     unit_s: Float[Array, ""],
     share: int,
 ) -> Chains:
-    """One proposal for each of the first `count` blocks of `order` in every chain.
+    """One proposal for each of the first `count` contracted nodes of `order` in every chain.
 
     Args:
       moves: of a row of chips.
@@ -94,19 +95,20 @@ def row_shift(
     temperature: Float[Array, " B"],
     unit_s: Float[Array, ""],
 ) -> Chains:
-    """Moves blocks from one chip to the next or the one before, and keeps all of that or none.
+    """Moves contracted nodes from one chip to the next or the one before, and keeps all of that or
+    none.
 
     Args:
       moves: of a row of chips.
       chains: B chains; `energy` and `in_s` are left as they are.
-      order: blocks in the order in which they may leave, producers first if downward, consumers
-        first if upward.
+      order: contracted nodes in the order in which they may leave, producers first if downward,
+        consumers first if upward.
       count: how many of them.
       source: the chip, the same for all chains.
       upward: whether they go to the next chip.
-      quota_s: seconds of compute that leave at most (the last block goes beyond).
-      chosen: the blocks that may leave.
-      temperature: per chain; the sum of what all blocks change is accepted by Metropolis.
+      quota_s: seconds of compute that leave at most (the last contracted node goes beyond).
+      chosen: the contracted nodes that may leave.
+      temperature: per chain; the sum of what all contracted nodes change is accepted by Metropolis.
       unit_s: of the energy.
     """
     sent_s, batch = _sent_s(moves), temperature.shape[0]
@@ -153,8 +155,8 @@ def _priced(
     is_up: Bool[Array, " slots"],
     unit_s: Float[Array, ""],
 ) -> _Step:
-    """What moving block v up or down would change in some chains."""
-    blocks, switches = moves.blocks, moves.blocks.switches
+    """What moving contracted node v up or down would change in some chains."""
+    contracted, config = moves.contracted, moves.contracted.config
     labels, tables, chips = chains.labels, chains.tables, moves.after.shape[1]
     source = labels[v, lane].astype(jnp.int32)
     low = jnp.clip(jnp.where(is_up, source, source - 1), 0, chips - 2)
@@ -162,19 +164,19 @@ def _priced(
     sign = jnp.where(is_up, 1.0, -1.0).astype(tables.out_s.dtype)
 
     def consumed(e, gained):
-        k = blocks.in_edge_tensor[e]
+        k = contracted.in_edge_tensor[e]
 
         def look(e, is_read):
-            q = blocks.edge_consumer[e]
+            q = contracted.edge_consumer[e]
             return is_read | ((q != v) & (labels[q, lane].astype(jnp.int32) == high))
 
-        start, stop = blocks.tensor_edges[k], blocks.tensor_edges[k + 1]
+        start, stop = contracted.tensor_edges[k], contracted.tensor_edges[k + 1]
         is_read = lax.fori_loop(start, stop, look, jnp.zeros(lane.shape, bool))
-        return gained + jnp.where(is_read, 0, blocks.tensor_bytes[k])
+        return gained + jnp.where(is_read, 0, contracted.tensor_bytes[k])
 
-    start, stop = blocks.node_in_edges[v], blocks.node_in_edges[v + 1]
+    start, stop = contracted.node_in_edges[v], contracted.node_in_edges[v + 1]
     gained = lax.fori_loop(start, stop, consumed, jnp.zeros(lane.shape, tables.out_s.dtype))
-    cut_step = sign * (gained / blocks.link_bandwidth - sent_s[v])
+    cut_step = sign * (gained / contracted.link_bandwidth - sent_s[v])
     seconds = seconds_of(moves, v)
     steps = -sign * seconds[low], sign * seconds[high]
     compute = tables.compute_s[low, lane], tables.compute_s[high, lane]
@@ -183,7 +185,7 @@ def _priced(
     above = tables.out_s[high, lane]
 
     def energy(compute_s, cut):
-        if switches.overlap:
+        if config.overlap:
             first = jnp.maximum(compute_s[0], jnp.maximum(below, cut))
             second = jnp.maximum(compute_s[1], jnp.maximum(cut, above))
         else:
@@ -194,15 +196,15 @@ def _priced(
     gain = energy(after, cut + cut_step) - energy(compute, cut)
     target = jnp.where(is_up, high, low)
     held = jnp.zeros_like(gain), jnp.zeros_like(gain)
-    if switches.constraints.memory:
+    if config.constraints.memory:
         held = _held(moves, chains, v, lane, source, target, is_up, cut_step)
         for chip, more in zip((low, high), held, strict=True):
-            memory, capacity = tables.memory_bytes[chip, lane], blocks.capacity_bytes[chip]
+            memory, capacity = tables.memory_bytes[chip, lane], contracted.capacity_bytes[chip]
             gain += over_capacity(memory + more, capacity) - over_capacity(memory, capacity)
-    if switches.constraints.no_skip:  # only the highest chip in use may be left empty
-        next_on = tables.blocks_on[jnp.minimum(source + 1, chips - 1), lane]
+    if config.constraints.no_skip:  # only the highest chip in use may be left empty
+        next_on = tables.contracted_on[jnp.minimum(source + 1, chips - 1), lane]
         is_top = (source == chips - 1) | (next_on == 0)
-        is_open &= (tables.blocks_on[source, lane] > 1) | (is_top & ~is_up)
+        is_open &= (tables.contracted_on[source, lane] > 1) | (is_top & ~is_up)
     return _Step(lane, is_open, source, target, steps, cut_step, held, gain)
 
 
@@ -225,8 +227,8 @@ def _held(
         leaves += jnp.where(uses[w, source, lane] == 1, size, 0)
         enters += jnp.where(uses[w, target, lane] == 0, size, 0)
     low, high = jnp.where(is_up, -leaves, enters), jnp.where(is_up, enters, -leaves)
-    if moves.blocks.switches.memory_model == "full":
-        carried = 2 * moves.blocks.link_bandwidth * cut_step
+    if moves.contracted.config.memory_model == "full":
+        carried = 2 * moves.contracted.link_bandwidth * cut_step
         low, high = low + carried, high + carried
     return low, high
 
@@ -234,8 +236,8 @@ def _held(
 def _made(
     moves: Moves, chains: Chains, v: Array, step: _Step, accept: Bool[Array, " slots"]
 ) -> Chains:
-    """The chains with block v moved where it is accepted."""
-    tables, lane, rules = chains.tables, step.lane, moves.blocks.switches.constraints
+    """The chains with contracted node v moved where it is accepted."""
+    tables, lane, rules = chains.tables, step.lane, moves.contracted.config.constraints
     source, target = step.source, step.target
     low = jnp.minimum(source, target)
 
@@ -259,25 +261,28 @@ def _made(
         memory = add_both(tables.memory_bytes, step.memory_bytes)
         new = dataclasses.replace(new, memory_bytes=memory, weight_uses=uses)
     if rules.no_skip:
-        new = dataclasses.replace(new, blocks_on=add(add(tables.blocks_on, source, -1), target, 1))
+        new = dataclasses.replace(
+            new, contracted_on=add(add(tables.contracted_on, source, -1), target, 1)
+        )
     label = jnp.where(accept, target, source).astype(chains.labels.dtype)
     labels = chains.labels.at[v, lane].set(label, unique_indices=True, mode="promise_in_bounds")
     return dataclasses.replace(chains, labels=labels, tables=new)
 
 
 def _sent_s(moves: Moves) -> Float[Array, " N"]:
-    """Seconds that each block sends for, were none of its consumers on its chip."""
-    blocks = moves.blocks
-    is_read = blocks.tensor_edges[1:] > blocks.tensor_edges[:-1]
-    size_s = jnp.where(is_read, blocks.tensor_bytes / blocks.link_bandwidth, 0)
-    return jnp.zeros_like(size_s).at[blocks.tensor_producer].add(size_s)
+    """Seconds that each contracted node sends for, were none of its consumers on its chip."""
+    contracted = moves.contracted
+    is_read = contracted.tensor_edges[1:] > contracted.tensor_edges[:-1]
+    size_s = jnp.where(is_read, contracted.tensor_bytes / contracted.link_bandwidth, 0)
+    return jnp.zeros_like(size_s).at[contracted.tensor_producer].add(size_s)
 
 
 def _one_of_each(
     moves: Moves, labels: Int[Array, "N B"], v: Array, noise: UInt32[Array, " B"], share: int
 ) -> tuple[Int[Array, " slots"], UInt32[Array, " B"]]:
-    """Per slot one chain in which block v can move: 4 * its place + 2 + whether it moves up; 0:
-    none can. A draw for each chain, and the noise after it."""
+    """Per slot one chain in which contracted node v can move: 4 * its place + 2 + whether it moves
+    up; 0: none can. A draw for each chain, and the noise after it.
+    """
     can_rise, can_fall = _free(moves, labels, v)
     noise = next_noise(noise)
     is_up = can_rise & (~can_fall | ((noise >> 31) == 1))
@@ -295,25 +300,25 @@ def _one_of_each(
 def _free(
     moves: Moves, labels: Int[Array, "N B"], v: Array
 ) -> tuple[Bool[Array, " B"], Bool[Array, " B"]]:
-    """In which chains block v can move to the next chip, and in which to the one before."""
-    blocks, chips = moves.blocks, moves.blocks.switches.num_chips
+    """In which chains node v can move to the next chip, and in which to the one before."""
+    contracted, chips = moves.contracted, moves.contracted.config.num_chips
     row = labels[v]
 
     def fed(e, ends):
-        label = labels[blocks.tensor_producer[blocks.in_edge_tensor[e]]]
+        label = labels[contracted.tensor_producer[contracted.in_edge_tensor[e]]]
         return jnp.minimum(ends[0], label), jnp.maximum(ends[1], label)
 
     def feeds(e, ends):
-        label = labels[blocks.edge_consumer[e]]
+        label = labels[contracted.edge_consumer[e]]
         return jnp.minimum(ends[0], label), jnp.maximum(ends[1], label)
 
-    start, stop = blocks.node_in_edges[v], blocks.node_in_edges[v + 1]
+    start, stop = contracted.node_in_edges[v], contracted.node_in_edges[v + 1]
     first_in, last_in = lax.fori_loop(start, stop, fed, (row, row - 1))
-    start = blocks.tensor_edges[blocks.node_tensors[v]]
-    stop = blocks.tensor_edges[blocks.node_tensors[v + 1]]
+    start = contracted.tensor_edges[contracted.node_tensors[v]]
+    stop = contracted.tensor_edges[contracted.node_tensors[v + 1]]
     first_out, last_out = lax.fori_loop(start, stop, feeds, (row + 1, row))
     can_rise = (first_in >= row) & (first_out > row) & (row < chips - 1)
     can_fall = (last_in < row) & (last_out <= row) & (row > 0)
-    is_free = blocks.pin[v] < 0
+    is_free = contracted.fixed_chip[v] < 0
     can_rise, can_fall = can_rise & is_free, can_fall & is_free
     return can_rise, can_fall

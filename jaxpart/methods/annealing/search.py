@@ -19,7 +19,7 @@ from jaxpart.cost.device import pad_assignments
 from jaxpart.methods.annealing.ensemble import Ensemble, ensemble_of, temper
 from jaxpart.methods.annealing.state import Moves, chip_graph_of, moves_of
 from jaxpart.methods.exact.search import program_order
-from jaxpart.methods.labels.search import anneal
+from jaxpart.methods.labels.search import paper_annealing
 from jaxpart.methods.orders.search import mutate, sorted_nodes, swept
 from jaxpart.methods.orders.starts import start_keys
 from jaxpart.problem.problem import IntArray
@@ -36,27 +36,27 @@ _SWEEPS = 4
 _RUN_S = 0.4
 _MOST_SWEEPS = 256
 # Runs without gain after which chains begin anew from the best.
-_PATIENCE = 12
+_STALL_LIMIT = 12
 
 
-def annealing(search: Search) -> Generator[None]:
+def tempering(search: Search) -> Generator[None]:
     """Tempers chains from the best partition until the budget is spent.
 
     Where moves cannot work (a mesh, or nothing valid to start from) it says so and anneals labels.
     """
-    search.enter("annealing")
+    search.enter("tempering")
     yield from program_order(search)
     problem = search.problem
     if problem.mcm.topology == "mesh" or search.best is None or problem.num_chips < 2:
         reason = "nothing valid to start from" if search.best is None else "chains and hosts only"
         search.notes.append(f"annealing by moves: {reason}; labels are annealed instead")
-        yield from anneal(search)
+        yield from paper_annealing(search)
         return
-    for _ in _rounds(search, is_beside=False):
+    for _ in _rounds(search, in_background=False):
         yield
 
 
-def annealing_beside(search: Search) -> Generator[bool]:
+def tempering_background(search: Search) -> Generator[bool]:
     """Tempers chains from the best of all methods, in turn with them.
 
     Yields whether it has to wait: for a first valid partition, or for another's compilation. Under
@@ -69,13 +69,13 @@ def annealing_beside(search: Search) -> Generator[bool]:
         if search.budget.time_limit_s is None:
             return
         yield True
-    yield from _rounds(search, is_beside=search.budget.time_limit_s is not None)
+    yield from _rounds(search, in_background=search.budget.time_limit_s is not None)
 
 
-def _rounds(search: Search, *, is_beside: bool) -> Generator[bool]:
+def _rounds(search: Search, *, in_background: bool) -> Generator[bool]:
     """Chains from the best partition, again and again."""
     assert search.best is not None
-    search.enter("annealing")
+    search.enter("tempering")
     rng, key = np.random.default_rng(search.seed), jax.random.key(search.seed)
     for number in itertools.count():
         start = search.best
@@ -85,7 +85,7 @@ def _rounds(search: Search, *, is_beside: bool) -> Generator[bool]:
             jax.block_until_ready(temper(*run, jnp.int32(0)))
             return run
 
-        if is_beside:
+        if in_background:
             run = yield from in_thread(prepared, compiles=number == 0)
         else:
             with search.compiling():
@@ -118,7 +118,7 @@ def _tempered(search: Search, chains: _Run, start: IntArray) -> Generator[bool]:
     sweeps, stale = _SWEEPS, 0
     best: IntArray | None = start
     for run in itertools.count(1):
-        if stale >= _PATIENCE or search.best is not best:
+        if stale >= _STALL_LIMIT or search.best is not best:
             return
         start_s, before = time.perf_counter(), chains.ensemble
         run_key = jax.random.fold_in(chains.key, run)
@@ -143,25 +143,27 @@ def _offered(search: Search, moves: Moves, ensemble: Ensemble) -> bool:
     lane = int(best_s.argmin())
     if not best_s[lane] < search.best_s:
         return False
-    labels = np.asarray(ensemble.best[:, lane])[search.problem.block]
+    labels = np.asarray(ensemble.best[:, lane])[search.problem.contraction]
     return search.offer(labels.astype(np.int64)[:, None])
 
 
 def _repeated(search: Search, moves: Moves, start: IntArray) -> jax.Array:
-    """[N, B] the blocks of one partition for all chains."""
+    """[N, B] the contracted nodes of one partition for all chains."""
     problem = search.problem
     batch = _MOST_CHAINS
-    while batch > _LEAST_CHAINS and batch * moves.blocks.padded_nodes > _ENTRIES:
+    while batch > _LEAST_CHAINS and batch * moves.contracted.padded_nodes > _ENTRIES:
         batch //= 2
-    labels = np.zeros(problem.num_blocks, np.int64)
-    labels[problem.block] = start
+    labels = np.zeros(problem.num_contracted, np.int64)
+    labels[problem.contraction] = start
     columns = np.repeat(labels[:, None], batch, axis=1)
-    return jnp.asarray(pad_assignments(moves.blocks, columns))
+    return jnp.asarray(pad_assignments(moves.contracted, columns))
 
 
 def _orders(search: Search, moves: Moves, key: jax.Array) -> jax.Array:
-    """[orders, N] topological orders of the blocks: those to start from, and changed ones."""
-    padded = moves.blocks.padded_nodes
+    """[orders, N] topological orders of the contracted nodes: those to start from, and changed
+    ones.
+    """
+    padded = moves.contracted.padded_nodes
     if not moves.by_order:
         return jnp.arange(padded)[None]
     starts = start_keys(search.problem.contracted)
@@ -169,6 +171,6 @@ def _orders(search: Search, moves: Moves, key: jax.Array) -> jax.Array:
     for row, start in zip(keys, starts, strict=True):
         row[np.argsort(start, kind="stable")] = np.arange(len(start))
     parents = jnp.asarray(keys)
-    changed = mutate(key, parents, search.problem.num_blocks, _ORDERS)
+    changed = mutate(key, parents, search.problem.num_contracted, _ORDERS)
     changed = changed.at[: len(keys)].set(parents)
-    return jnp.asarray(sorted_nodes(swept(moves.blocks, changed)))
+    return jnp.asarray(sorted_nodes(swept(moves.contracted, changed)))

@@ -29,11 +29,11 @@ _MOST_TRIED = 2000
 
 @struct.dataclass
 class Moves:
-    """A problem, ready for moves: its blocks, and the chips that an edge may join."""
+    """A problem, ready for moves: its contracted nodes, and the chips that an edge may join."""
 
     nodes: DeviceProblem  # decides what is valid and what it costs
-    blocks: DeviceProblem  # what moves
-    weights: Weights  # of the blocks
+    contracted: DeviceProblem  # what moves
+    weights: Weights  # of the contracted nodes
     after: UInt32[Array, "words C"]  # chips that chip c may feed, itself included
     before: UInt32[Array, "words C"]  # chips that may feed chip c, itself included
     is_row: bool = struct.field(pytree_node=False)  # chips feed the next one alone
@@ -49,8 +49,8 @@ class Tables:
     out_s: Float[Array, "C B"]
     link_s: Float[Array, "L B"]  # none where links are what chips send
     memory_bytes: Float[Array, "C B"]  # with the peak of the last evaluation
-    blocks_on: Int[Array, "C B"]
-    weight_uses: Int[Array, "W C B"]  # blocks on each chip that use each shared weight
+    contracted_on: Int[Array, "C B"]
+    weight_uses: Int[Array, "W C B"]  # contracted nodes on each chip that use each shared weight
 
 
 def moves_of(problem: Problem, chip_graph: BoolMatrix) -> Moves:
@@ -59,20 +59,20 @@ def moves_of(problem: Problem, chip_graph: BoolMatrix) -> Moves:
     Raises:
       InputError: the module is a mesh, whose routes moves do not follow.
     """
-    switches = problem.mcm
-    if switches.topology == "mesh":
+    mcm = problem.mcm
+    if mcm.topology == "mesh":
         raise InputError(
-            f"{switches.name}: moves follow the links of a chain or of none (host), not of a mesh"
+            f"{mcm.name}: moves follow the links of a chain or of none (host), not of a mesh"
         )
     nodes = lower(problem)
-    blocks = lower(problem.contracted)
+    contracted = lower(problem.contracted)
     chips = problem.num_chips
     row = np.eye(chips, k=1, dtype=bool)
     joined = chip_graph | np.eye(chips, dtype=bool)
     return Moves(
         nodes=nodes,
-        blocks=blocks,
-        weights=weights_of(problem.contracted, blocks.padded_nodes),
+        contracted=contracted,
+        weights=weights_of(problem.contracted, contracted.padded_nodes),
         after=jnp.asarray(_words(joined)),
         before=jnp.asarray(_words(joined.T)),
         is_row=bool((chip_graph == row).all()),
@@ -126,13 +126,13 @@ def _words(sets: BoolMatrix) -> NDArray[np.uint32]:
 
 
 def tables_of(moves: Moves, labels: Int[Array, "N B"], costs: Costs) -> Tables:
-    """Tables of the partitions of blocks `labels`, from their `costs`."""
-    blocks, rules = moves.blocks, moves.blocks.switches.constraints
+    """Tables of the partitions of contracted nodes `labels`, from their `costs`."""
+    contracted, rules = moves.contracted, moves.contracted.config.constraints
     chips, batch = costs.compute_s.shape
     lane = jnp.arange(batch)
 
-    def count(v, blocks_on):
-        return blocks_on.at[labels[v].astype(jnp.int32), lane].add(1, unique_indices=True)
+    def count(v, contracted_on):
+        return contracted_on.at[labels[v].astype(jnp.int32), lane].add(1, unique_indices=True)
 
     def use(v, uses):
         chip = labels[v].astype(jnp.int32)
@@ -142,16 +142,16 @@ def tables_of(moves: Moves, labels: Int[Array, "N B"], costs: Costs) -> Tables:
 
     from jax import lax
 
-    blocks_on = jnp.zeros((chips, batch), jnp.int32)
+    contracted_on = jnp.zeros((chips, batch), jnp.int32)
     if rules.no_skip:
-        blocks_on = lax.fori_loop(0, blocks.num_nodes, count, blocks_on)
+        contracted_on = lax.fori_loop(0, contracted.num_nodes, count, contracted_on)
     held = moves.weights.shared_bytes.shape[0] if rules.memory else 0
     uses = jnp.zeros((held, chips, batch), jnp.int16)
     if held and moves.weights.shared.shape[1]:
-        uses = lax.fori_loop(0, blocks.num_nodes, use, uses)
+        uses = lax.fori_loop(0, contracted.num_nodes, use, uses)
     link_s = costs.link_s if has_links(moves) else costs.link_s[:0]
     return Tables(
-        costs.compute_s, costs.in_s, costs.out_s, link_s, costs.memory_bytes, blocks_on, uses
+        costs.compute_s, costs.in_s, costs.out_s, link_s, costs.memory_bytes, contracted_on, uses
     )
 
 
@@ -162,4 +162,4 @@ def chip_column(count: int) -> Int[Array, "count 1"]:
 
 def has_links(moves: Moves) -> bool:
     """Whether links carry more than what each chip sends to the next."""
-    return moves.blocks.switches.topology == "chain" and not moves.is_row
+    return moves.contracted.config.topology == "chain" and not moves.is_row

@@ -1,4 +1,5 @@
-"""Partitions grown from single blocks with random choices, and improved around their worst chip.
+"""Partitions grown from single contracted nodes with random choices, and improved around their
+worst chip.
 
 Clusters are dissolved around a place and grown again (large-neighbourhood search, Shaw 1998), by
 numba and numpy alone: a worker process does this too, and starts no JAX for it.
@@ -19,10 +20,10 @@ from jaxpart.methods.clusters.packing import grown, loosened
 from jaxpart.methods.clusters.quotient import Weigher, weigher_of
 from jaxpart.problem.problem import FloatArray, IntArray, Problem
 
-# Beyond this many blocks a step takes seconds.
-MOST_BLOCKS = 2500
+# Beyond this many contracted nodes a step takes seconds.
+MAX_CONTRACTED = 2500
 # Steps without clear gain after which a partition counts as stuck.
-PATIENCE = 400
+STALL_LIMIT = 400
 # Fresh partitions that are grown before the best of them is improved.
 _FRESH = 8
 # Pairs of clusters whose merging is tried out, for each merging that is made.
@@ -51,10 +52,12 @@ def compile_growth() -> None:
 
 
 def can_grow(problem: Problem) -> bool:
-    """Whether clusters can be grown for it: no pins, and not so many blocks that steps are long."""
-    has_pins = bool((problem.block_pin != -1).any())
+    """Whether clusters can be grown for it: no pins, and not so many contracted nodes that steps
+    are long.
+    """
+    has_pins = bool((problem.contracted_fixed_chip != -1).any())
     is_acyclic = problem.mcm.constraints.acyclic
-    return is_acyclic and not has_pins and problem.num_blocks <= MOST_BLOCKS
+    return is_acyclic and not has_pins and problem.num_contracted <= MAX_CONTRACTED
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -74,9 +77,9 @@ class Merit:
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A partition of the blocks that keeps dataflow, no-skip and the triangle rule."""
+    """A partition of the contracted nodes that keeps dataflow, no-skip and the triangle rule."""
 
-    labels: IntArray  # [blocks] 0 to n - 1
+    labels: IntArray  # [M] 0 to n - 1
     merit: Merit
     worst: int  # the chip that fits least, or takes longest
 
@@ -85,8 +88,8 @@ class Step(NamedTuple):
     """One step of a life."""
 
     grown: Candidate | None  # None where it is clearly no better, or needs too many chips
-    lead: Candidate | None  # the best of this life, to go on with
-    patience: int  # steps that may bring no clear gain until it is stuck
+    incumbent: Candidate | None  # the best of this life, to go on with
+    stall_limit: int  # steps that may bring no clear gain until it is stuck
 
 
 class Grower:
@@ -106,8 +109,8 @@ class Grower:
         self._weigher = weigher_of(problem, bound_s)
         self._state = rng.integers(1, 2**63, 1, np.uint64)
 
-    def life(
-        self, lead: Candidate | None, best_s: float, patience: int = PATIENCE
+    def restart(
+        self, incumbent: Candidate | None, best_s: float, stall_limit: int = STALL_LIMIT
     ) -> Generator[Step]:
         """Improves a partition, or the best of a few fresh ones, until it is stuck.
 
@@ -116,37 +119,41 @@ class Grower:
           best_s: a bottleneck that is known, for fresh ones to use enough chips.
           patience: steps without clear gain after which it is stuck.
         """
-        for _ in range(_FRESH if lead is None else 0):
+        for _ in range(_FRESH if incumbent is None else 0):
             fresh = self._fresh(best_s)
-            if fresh is not None and (lead is None or fresh.merit < lead.merit):
-                lead = fresh
-            yield Step(fresh, lead, patience)
-        while lead is not None and patience > 0:
-            candidate = self._around(lead)
-            patience -= 1
-            if candidate is not None and candidate.merit <= lead.merit:
-                patience = PATIENCE if candidate.merit.is_clearly_below(lead.merit) else patience
-                lead = candidate
-            yield Step(candidate, lead, patience)
+            if fresh is not None and (incumbent is None or fresh.merit < incumbent.merit):
+                incumbent = fresh
+            yield Step(fresh, incumbent, stall_limit)
+        while incumbent is not None and stall_limit > 0:
+            candidate = self._around(incumbent)
+            stall_limit -= 1
+            if candidate is not None and candidate.merit <= incumbent.merit:
+                stall_limit = (
+                    STALL_LIMIT
+                    if candidate.merit.is_clearly_below(incumbent.merit)
+                    else stall_limit
+                )
+                incumbent = candidate
+            yield Step(candidate, incumbent, stall_limit)
 
     def _fresh(self, best_s: float) -> Candidate | None:
-        blocks, chips = self._problem.num_blocks, self._problem.num_chips
+        contracted, chips = self._problem.num_contracted, self._problem.num_chips
         least = math.ceil(self._weigher.seconds.sum() / best_s * (1 - _ROUNDING))
-        labels = self._grow(np.arange(blocks), min(least, chips), chips)
+        labels = self._grow(np.arange(contracted), min(least, chips), chips)
         return measured(self._problem, labels) if len(labels) else None
 
-    def _around(self, lead: Candidate) -> Candidate | None:
+    def _around(self, incumbent: Candidate) -> Candidate | None:
         """Grows a place anew; None where compute alone makes it worse, or it needs more chips."""
-        used = int(lead.labels.max()) + 1
-        centre = lead.worst
+        used = int(incumbent.labels.max()) + 1
+        centre = incumbent.worst
         if self._rng.random() >= _AT_WORST:
             centre = int(self._rng.integers(used))
-        cluster = loosened(lead.labels, centre, self._pairs, self._weigher, self._state)
+        cluster = loosened(incumbent.labels, centre, self._pairs, self._weigher, self._state)
         labels = self._grow(cluster, used - _AROUND, used + _AROUND)
         if not len(labels):
             return None
         compute_s = np.bincount(labels, self._weigher.seconds).max()
-        merit = lead.merit
+        merit = incumbent.merit
         if merit.overfull == 0 and compute_s > merit.bottleneck_s * (1 + _ROUNDING):
             return None
         return measured(self._problem, labels)
@@ -161,20 +168,20 @@ class Grower:
         return grown(cluster, self._pairs, self._weigher, chips, tried, has_triangle, self._state)
 
 
-def blocks_of(problem: Problem, f: IntArray) -> IntArray:
-    """[blocks] the chips of the blocks in the partition f [N]."""
-    labels = np.zeros(problem.num_blocks, np.int64)
-    labels[problem.block] = f
+def contracted_of(problem: Problem, f: IntArray) -> IntArray:
+    """[M] the chips of the contracted nodes in the partition f [N]."""
+    labels = np.zeros(problem.num_contracted, np.int64)
+    labels[problem.contraction] = f
     return labels
 
 
 def of_nodes(problem: Problem, f: IntArray) -> Candidate:
     """The valid partition f [N] as one of the blocks."""
-    return measured(problem, blocks_of(problem, f))
+    return measured(problem, contracted_of(problem, f))
 
 
 def measured(problem: Problem, labels: IntArray) -> Candidate:
-    """The partition of blocks `labels` [blocks], by the rules that growing leaves open."""
+    """The partition of contracted nodes `labels` [M], by the rules that growing leaves open."""
     labels = np.unique(labels, return_inverse=True)[1]
     load = host.loads(problem.contracted, labels)
     stage_s, overfull = _stage_s(problem, load), _overfull(problem, labels, load)

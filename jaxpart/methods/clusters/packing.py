@@ -58,10 +58,10 @@ def grown(
     has_triangle: bool,
     rng: Words,
 ) -> IntArray:
-    """[blocks] labels of a partition grown from clusters; empty where it needs more chips.
+    """[M] labels of a partition grown from clusters; empty where it needs more chips.
 
     Args:
-      cluster: [blocks] 0 to n - 1, acyclic: single blocks, or what `loosened` leaves.
+      cluster: [M] 0 to n - 1, acyclic: single contracted nodes, or what `loosened` leaves.
       pairs: [P, 2] (producer, consumer) of all edges between blocks.
       weigher: sizes of clusters.
       chips: the most clusters.
@@ -82,10 +82,10 @@ def grown(
 def loosened(
     labels: IntArray, centre: int, pairs: IntArray, weigher: Weigher, rng: Words
 ) -> IntArray:
-    """[blocks] clusters after those of one place were dissolved into blocks.
+    """[M] clusters after those of one place were dissolved into blocks.
 
     Args:
-      labels: [blocks] 0 to n - 1, the partition.
+      labels: [M] 0 to n - 1, the partition.
       centre: the cluster in the middle of the place.
       pairs: [P, 2] (producer, consumer) of all edges between blocks.
       weigher: sizes of clusters.

@@ -51,16 +51,18 @@ _FOR_WEIGHTS = 0.95
 class Weigher(NamedTuple):
     """How large a cluster is: its seconds, unless its weights are more than a chip can hold."""
 
-    seconds: FloatArray  # [N] of each block on the fastest chip
-    own: FloatArray  # [N] bytes of the weights that no other block uses
-    shared: Words  # [N, words] set of the weights that other blocks use too
+    seconds: FloatArray  # [N] of each contracted node on the fastest chip
+    own: FloatArray  # [N] bytes of the weights that no other contracted node uses
+    shared: Words  # [N, words] set of the weights that other contracted nodes use too
     shared_bytes: FloatArray  # of each of those weights
     target_s: float  # the unit of sizes
     capacity: float
 
 
 class Quotient(NamedTuple):
-    """Clusters of blocks and the acyclic graph between them. Its arrays are changed in place."""
+    """Clusters of contracted nodes and the acyclic graph between them. Its arrays are changed in
+    place.
+    """
 
     alive: Words  # clusters that are; the others have been merged
     home: IntArray  # [n] the cluster that took each one; itself while it is alive
@@ -76,24 +78,24 @@ class Quotient(NamedTuple):
 
 
 def weigher_of(problem: Problem, target_s: float) -> Weigher:
-    """Sizes of clusters of the problem's blocks, in units of `target_s`."""
-    blocks = problem.contracted
-    uses = np.bincount(blocks.use_weight, minlength=len(blocks.weight_bytes))
+    """Sizes of clusters of the problem's contracted nodes, in units of `target_s`."""
+    contracted = problem.contracted
+    uses = np.bincount(contracted.use_weight, minlength=len(contracted.weight_bytes))
     is_shared = uses > 1
     number = np.cumsum(is_shared) - 1
-    own = np.zeros(blocks.num_nodes)
-    shared = np.zeros((blocks.num_nodes, words_for(int(is_shared.sum()))), np.uint64)
-    for w, v in zip(blocks.use_weight.tolist(), blocks.use_node.tolist(), strict=True):
+    own = np.zeros(contracted.num_nodes)
+    shared = np.zeros((contracted.num_nodes, words_for(int(is_shared.sum()))), np.uint64)
+    for w, v in zip(contracted.use_weight.tolist(), contracted.use_node.tolist(), strict=True):
         if is_shared[w]:
             shared[v, number[w] // 64] |= np.uint64(1) << np.uint64(number[w] % 64)
         else:
-            own[v] += blocks.weight_bytes[w]
+            own[v] += contracted.weight_bytes[w]
     has_memory = problem.mcm.constraints.memory
     capacity = float(problem.capacity_bytes.max()) if has_memory else math.inf
     is_full = problem.mcm.memory_model == "full"
-    seconds, shared_bytes = blocks.node_s.min(axis=1), blocks.weight_bytes[is_shared]
+    seconds, shared_bytes = contracted.node_s.min(axis=1), contracted.weight_bytes[is_shared]
     weigher = Weigher(seconds, own, shared, shared_bytes, max(target_s, 1e-30), math.inf)
-    alone = max(_held(weigher, own[v], shared[v]) for v in range(blocks.num_nodes))
+    alone = max(_held(weigher, own[v], shared[v]) for v in range(contracted.num_nodes))
     return weigher._replace(capacity=max(capacity * (_FOR_WEIGHTS if is_full else 1.0), alone))
 
 
@@ -121,7 +123,7 @@ def quotient_of(cluster: IntArray, pairs: IntArray, weigher: Weigher) -> Quotien
     """The quotient of given clusters.
 
     Args:
-      cluster: [N] of each block, 0 to n - 1.
+      cluster: [N] of each contracted node, 0 to n - 1.
       pairs: [P, 2] (producer, consumer) of all edges between blocks.
       weigher: sizes of clusters.
 
@@ -173,7 +175,7 @@ def quotient_of(cluster: IntArray, pairs: IntArray, weigher: Weigher) -> Quotien
 
 @njit(cache=True)
 def topological(quotient: Quotient) -> IntArray:
-    """The clusters, producers first, then by their smallest block; none on a circle."""
+    """The clusters, producers first, then by their smallest contracted node; none on a circle."""
     alive = members(quotient.alive)
     missing = np.zeros(len(quotient.home), np.int64)
     for a in alive:
@@ -203,10 +205,10 @@ def root(quotient: Quotient, a: int) -> int:
 
 @njit(cache=True)
 def labels_of(quotient: Quotient, cluster: IntArray) -> IntArray:
-    """[N] the position of each block's cluster in topological order.
+    """[N] the position of each contracted node's cluster in topological order.
 
     Args:
-      cluster: [N] the cluster that each block is in, or was in before that was merged.
+      cluster: [N] the cluster that each contracted node is in, or was in before that was merged.
     """
     position = np.zeros(len(quotient.home), np.int64)
     order = topological(quotient)

@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxpart.environment import usable_cores
 from jaxpart.methods.clusters.growth import (
-    MOST_BLOCKS,
+    MAX_CONTRACTED,
     Grower,
     Step,
     can_grow,
@@ -51,7 +51,7 @@ def cluster_search(search: Search) -> Generator[None]:
     problem = search.problem
     if not can_grow(problem):
         search.notes.append(
-            f"clusters are grown for graphs without pins, up to {MOST_BLOCKS} nodes"
+            f"clusters are grown for graphs without fixed chips, up to {MAX_CONTRACTED} nodes"
         )
         return
     with search.compiling():
@@ -67,7 +67,7 @@ def cluster_search(search: Search) -> Generator[None]:
         if candidate is not None:
             merit = candidate.merit
             if merit.overfull == 0 and merit.bottleneck_s < search.best_s:
-                search.offer(candidate.labels[problem.block][:, None])
+                search.offer(candidate.labels[problem.contraction][:, None])
         # Without a time limit steps are counted, so that the same seed gives the same answer.
         is_timed = search.budget.time_limit_s is not None
         if time.perf_counter() - start_s > _ROUND_S if is_timed else steps >= _ROUND_STEPS:
@@ -75,7 +75,7 @@ def cluster_search(search: Search) -> Generator[None]:
             start_s, steps = time.perf_counter(), 0
 
 
-def clusters_beside(search: Search) -> Generator[None]:
+def clusters_background(search: Search) -> Generator[None]:
     """Grows clusters beside other methods.
 
     Under a time limit processes of their own do it, one for two cores, and a step takes in what
@@ -101,9 +101,9 @@ def clusters_beside(search: Search) -> Generator[None]:
 def _steps(search: Search, grower: Grower) -> Generator[Step]:
     """Without end: lives of fresh partitions, and in turn with them those of the best."""
     while True:
-        yield from grower.life(None, search.best_s)
+        yield from grower.restart(None, search.best_s)
         if search.best is not None:
-            yield from grower.life(of_nodes(search.problem, search.best), search.best_s)
+            yield from grower.restart(of_nodes(search.problem, search.best), search.best_s)
 
 
 class _Growth:
@@ -144,8 +144,8 @@ class _Growth:
             time_limit_s=max(min(_SLICE_S, search.remaining_s - _WAY_HOME_S), _LEAST_SLICE_S),
             bound_s=search.bound.seconds,
             best_s=search.best_s,
-            lead=last.lead,
-            patience=last.patience,
+            incumbent=last.incumbent,
+            stall_limit=last.stall_limit,
             is_turn_of_best=last.is_turn_of_best,
             seed=int(self._rng.integers(_SEEDS)),
         )

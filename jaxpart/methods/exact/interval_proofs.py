@@ -21,7 +21,7 @@ from jaxpart.solvers.scip import Status
 _NEAR = 0.5
 # The share of the time that a proof may take, and its seconds where there is no time limit.
 _SHARE = 0.25
-_PATIENCE_S = 60.0
+_TIMEOUT_S = 60.0
 
 
 class IntervalProofs:
@@ -31,7 +31,7 @@ class IntervalProofs:
         """Starts the proofs that could be of use."""
         self._search = search
         is_timed = search.budget.time_limit_s is not None
-        limit_s = _SHARE * search.remaining_s if is_timed else _PATIENCE_S
+        limit_s = _SHARE * search.remaining_s if is_timed else _TIMEOUT_S
         self._pools = [search.open_pool(problem) for problem in _worthwhile(search)]
         self._running: list[Future[Outcome]] = [
             pool.exact(time_limit_s=max(limit_s, 0.1)) for pool in self._pools

@@ -11,7 +11,12 @@ from jaxpart.bounds.combinatorial import Bound, bound_of
 from jaxpart.bounds.ideals.lattice import Lattice, enumerate_ideals, prefixes
 from jaxpart.bounds.ideals.load_program import least_bottleneck
 from jaxpart.bounds.ideals.pairs import count_ideals, solve, with_figures
-from jaxpart.bounds.ideals.parametric_search import Chains, can_count, compile_counting, is_narrow
+from jaxpart.bounds.ideals.parametric_search import (
+    ParametricSearch,
+    can_count,
+    compile_counting,
+    is_narrow,
+)
 from jaxpart.methods.clusters.search import cluster_search
 from jaxpart.methods.exact.prover import Prover
 from jaxpart.problem.problem import Problem
@@ -20,7 +25,7 @@ from jaxpart.runtime.state import Search
 # A graph with more ideals than this is not narrow: listing them is a second, pairs are many.
 MOST_IDEALS = 40_000
 # Cutting the program order weighs pairs of nodes: a few seconds for so many.
-MOST_BLOCKS = 4000
+MAX_CONTRACTED = 4000
 # What cutting the program order may take: it is a start, no more.
 _SHARE_TO_CUT = 0.15
 _FEW_WEIGHINGS = 2000
@@ -54,8 +59,10 @@ def program_order(search: Search) -> Generator[None]:
         return search.searched_s > until_s
 
     order = prefixes(problem)
-    is_best = can_count(problem) and _offer_best(search, Chains(problem, order), is_too_long)
-    if not is_best and problem.num_blocks <= MOST_BLOCKS:
+    is_best = can_count(problem) and _offer_best(
+        search, ParametricSearch(problem, order), is_too_long
+    )
+    if not is_best and problem.num_contracted <= MAX_CONTRACTED:
         cutoff_s = search.best_s if search.best is not None else math.inf
         outcome = solve(
             problem,
@@ -89,7 +96,7 @@ def ideals(search: Search) -> Generator[None]:
         return
     yield
     if can_count(problem) and is_narrow(lattice):
-        chains = Chains(problem, lattice)
+        chains = ParametricSearch(problem, lattice)
         is_best = _offer_best(search, chains, lambda: search.remaining_s <= 0)
         yield
         seconds = chains.bound(
@@ -109,7 +116,7 @@ def ideals(search: Search) -> Generator[None]:
         yield from _least_bottleneck(search, lattice)
 
 
-def _offer_best(search: Search, chains: Chains, give_up: Callable[[], bool]) -> bool:
+def _offer_best(search: Search, chains: ParametricSearch, give_up: Callable[[], bool]) -> bool:
     """Offers the best chain; whether it is the best even with all the memory one could wish for."""
     search.samples += 1
     lower_s, gap = search.bound.seconds, _LEAST_GAP

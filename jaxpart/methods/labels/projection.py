@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from jaxpart.cost.device import DeviceProblem, Switches
+from jaxpart.cost.device import DeviceProblem, StaticConfig
 from jaxpart.cost.rows import in_chunks
 
 _WORD = 32  # bits of a word of a chip set
@@ -32,7 +32,8 @@ _WORD = 32  # bits of a word of a chip set
 def project(
     problem: DeviceProblem, assignment: Int[Array, "N B"]
 ) -> tuple[Int[Array, "N B"], Bool[Array, " B"]]:
-    """Near each candidate, a partition that keeps dataflow, span, no-skip, pins and colocation.
+    """Near each candidate, a partition that keeps dataflow, span, no-skip, fixed chips and
+    colocation.
 
     1. Every edge that breaks the rule votes against both its ends; of the two, the one with the
        larger share of votes against it is dropped, both at a tie. What is kept breaks no edge.
@@ -82,24 +83,25 @@ def _project(
 
     f = lax.fori_loop(0, 2, return_from, f)
     f, is_filled = contiguous(problem, _from_first_chip(problem, f, y, low), low, high)
-    holds = is_filled & jnp.all(low <= high) & jnp.all(problem.block_pin > -2)
+    holds = is_filled & jnp.all(low <= high) & jnp.all(problem.contracted_fixed_chip > -2)
     return on_nodes(problem, f), holds
 
 
 def bounds(problem: DeviceProblem) -> tuple[Int[Array, "N 1"], Int[Array, "N 1"]]:
-    """The lowest and highest chip of each block that pins allow; crossed where they allow none.
+    """The lowest and highest chip of each contracted node that fixed chips allow; crossed where
+    they allow none.
 
     Both are themselves partitions that keep the rules on edges, unless crossed.
     """
-    last = problem.switches.num_chips - 1
-    pin = problem.block_pin[:, None].astype(level_dtype(problem.switches))
+    last = problem.config.num_chips - 1
+    pin = problem.contracted_fixed_chip[:, None].astype(level_dtype(problem.config))
     low, high = jnp.where(pin >= 0, pin, 0), jnp.where(pin >= 0, pin, last)
 
     def tighten(_):
         closed = close(problem, jnp.concatenate([low, -high], axis=1), jnp.array([False, True]))
         return closed[:, :1], -closed[:, 1:]
 
-    # Without pins these bounds keep the rules as they are.
+    # Without fixed chips these bounds keep the rules as they are.
     return lax.cond(jnp.any(pin >= 0), tighten, lambda _: (low, high), None)
 
 
@@ -109,15 +111,15 @@ def close(
     """The least values above the given ones that keep the rules on edges.
 
     Args:
-      problem: of N blocks, padded.
+      problem: of N contracted nodes, padded.
       values: f; or -f, for the greatest f below.
       negated: which columns hold -f.
     """
-    rules = problem.switches.constraints
+    rules = problem.config.constraints
     if not rules.acyclic:
         return values
     # f(v) >= f(u) + ahead and f(u) >= f(v) + back, for both f and -f.
-    reach = 1 if rules.triangle else problem.switches.num_chips
+    reach = 1 if rules.triangle else problem.config.num_chips
     ahead = jnp.where(negated, -reach, 0).astype(values.dtype)
     back = jnp.where(negated, 0, -reach).astype(values.dtype)
 
@@ -152,20 +154,20 @@ def contiguous(
     """`f` without unused chips between used ones, where that is a rule, and whether this succeeded.
 
     What is unused above all pins is squeezed out; this keeps dataflow, span, the triangle rule and
-    colocation. Chips below a pin are filled first: each in turn gets, of the blocks that could be
-    there, the one with the least room above. That finds a way wherever one exists if blocks are
-    free of each other, and mostly where they are not.
+    colocation. Chips below a pin are filled first: each in turn gets, of the contracted nodes that
+    could be there, the one with the least room above. That finds a way wherever one exists if
+    contracted nodes are free of each other, and mostly where they are not.
 
     Args:
-      problem: of N blocks, padded.
+      problem: of N contracted nodes, padded.
       f: within the rules on edges.
       low, high: the least and the greatest partition.
     """
-    chips = problem.switches.num_chips
-    if not problem.switches.constraints.no_skip:
+    chips = problem.config.num_chips
+    if not problem.config.constraints.no_skip:
         return f, jnp.ones(f.shape[1], bool)
-    pinned = jnp.max(problem.block_pin)
-    is_real = (jnp.arange(f.shape[0]) < problem.num_blocks)[:, None]
+    pinned = jnp.max(problem.contracted_fixed_chip)
+    is_real = (jnp.arange(f.shape[0]) < problem.num_contracted)[:, None]
     lane = jnp.arange(f.shape[1])
 
     def is_filled(f):
@@ -175,11 +177,11 @@ def contiguous(
     def anchor(chip, bounds):
         lower, upper = bounds
         can = is_real & (lower <= chip) & (upper >= chip)
-        block = jnp.argmin(jnp.where(can, upper, chips), axis=0)
-        chosen = jnp.where(can[block, lane], chip, lower[block, lane]).astype(f.dtype)
-        lower = lower.at[block, lane].max(chosen)
-        chosen = jnp.where(can[block, lane], chip, upper[block, lane]).astype(f.dtype)
-        upper = upper.at[block, lane].min(chosen)
+        node = jnp.argmin(jnp.where(can, upper, chips), axis=0)
+        chosen = jnp.where(can[node, lane], chip, lower[node, lane]).astype(f.dtype)
+        lower = lower.at[node, lane].max(chosen)
+        chosen = jnp.where(can[node, lane], chip, upper[node, lane]).astype(f.dtype)
+        upper = upper.at[node, lane].min(chosen)
         negated = jnp.arange(2 * f.shape[1]) >= f.shape[1]
         lower, upper = jnp.split(
             close(problem, jnp.concatenate([lower, -upper], axis=1), negated), 2, axis=1
@@ -208,19 +210,21 @@ def contiguous(
 
 def on_nodes(problem: DeviceProblem, f: Int[Array, "N B"]) -> Int[Array, "N B"]:
     """The chips of the nodes from those of their blocks."""
-    chips = jnp.where(jnp.arange(f.shape[0])[:, None] < problem.num_nodes, f[problem.block], 0)
-    return chips.astype(problem.switches.chip_dtype)
+    chips = jnp.where(
+        jnp.arange(f.shape[0])[:, None] < problem.num_nodes, f[problem.contraction], 0
+    )
+    return chips.astype(problem.config.chip_dtype)
 
 
-def level_dtype(switches: Switches) -> Any:
+def level_dtype(config: StaticConfig) -> Any:
     """The smallest integer for the sums of two chip numbers that `close` makes, either sign."""
-    return jnp.int8 if switches.num_chips <= 63 else jnp.int16
+    return jnp.int8 if config.num_chips <= 63 else jnp.int16
 
 
 def _wishes(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> Int[Array, "N B"]:
-    """The chip that each block wants: the lower median over its nodes."""
-    chips = problem.switches.num_chips
-    dtype = level_dtype(problem.switches)
+    """The chip that each contracted node wants: the lower median over its nodes."""
+    chips = problem.config.num_chips
+    dtype = level_dtype(problem.config)
     y = jnp.clip(assignment, 0, chips - 1).astype(dtype)
 
     def median(y):
@@ -228,19 +232,21 @@ def _wishes(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> Int[Array,
         wish = jnp.zeros_like(y)
         for bit in reversed(range((chips - 1).bit_length())):
             raised = wish + (1 << bit)
-            reaches = (y >= raised[problem.block]).astype(jnp.int32)
-            votes = jax.ops.segment_sum(reaches, problem.block, y.shape[0])
-            wish = jnp.where(2 * votes > problem.block_size[:, None], raised, wish).astype(dtype)
+            reaches = (y >= raised[problem.contraction]).astype(jnp.int32)
+            votes = jax.ops.segment_sum(reaches, problem.contraction, y.shape[0])
+            wish = jnp.where(2 * votes > problem.contracted_size[:, None], raised, wish).astype(
+                dtype
+            )
         return wish
 
-    return lax.cond(problem.num_blocks < problem.num_nodes, median, lambda y: y, y)
+    return lax.cond(problem.num_contracted < problem.num_nodes, median, lambda y: y, y)
 
 
 def _vote(
     problem: DeviceProblem, y: Int[Array, "N B"], is_fixed: Bool[Array, "N 1"]
 ) -> Bool[Array, "N B"]:
-    """Which blocks keep their chips; no edge between two of them breaks the rule."""
-    rules = problem.switches.constraints
+    """Which contracted nodes keep their chips; no edge between two of them breaks the rule."""
+    rules = problem.config.constraints
     kept = jnp.ones(y.shape, bool)
     if not rules.acyclic:
         return kept
@@ -253,7 +259,7 @@ def _vote(
         against = broken(e).astype(votes.dtype)
         return votes.at[problem.pair_from[e]].add(against).at[problem.pair_to[e]].add(against)
 
-    # No block has more neighbours than there are blocks.
+    # No contracted node has more neighbours than there are blocks.
     dtype = jnp.int16 if y.shape[0] <= 32767 else jnp.int32
     votes = lax.fori_loop(0, problem.num_pairs, accuse, jnp.zeros(y.shape, dtype))
     ends = jnp.arange(problem.pair_from.shape[0]) < problem.num_pairs
@@ -276,7 +282,7 @@ def _distance(
 ) -> Float[Array, " B"]:
     """Nodes times chips moved."""
     moved = jnp.abs(f - y).astype(jnp.int32)
-    return jnp.sum(moved * problem.block_size[:, None], axis=0)
+    return jnp.sum(moved * problem.contracted_size[:, None], axis=0)
 
 
 def _from_first_chip(
@@ -285,24 +291,26 @@ def _from_first_chip(
     y: Int[Array, "N B"],
     low: Int[Array, "N 1"],
 ) -> Int[Array, "N B"]:
-    """`f`; where it leaves out chip 0, block 0 is moved there, unless it is nearer to move all."""
-    if not problem.switches.constraints.no_skip:
+    """`f`; where it leaves out chip 0, contracted node 0 is moved there, unless it is nearer to
+    move all.
+    """
+    if not problem.config.constraints.no_skip:
         return f
-    is_real = (jnp.arange(f.shape[0]) < problem.num_blocks)[:, None]
-    first = jnp.min(jnp.where(is_real, f, problem.switches.num_chips - 1), axis=0, keepdims=True)
+    is_real = (jnp.arange(f.shape[0]) < problem.num_contracted)[:, None]
+    first = jnp.min(jnp.where(is_real, f, problem.config.num_chips - 1), axis=0, keepdims=True)
 
     def begin(f):
         lowered = -close(problem, -f.at[0].set(low[0]), jnp.ones(f.shape[1], bool))
         is_nearer = _distance(problem, lowered, y) < _distance(problem, f - first, y)
-        is_nearer |= jnp.any(problem.block_pin >= 0)  # then not all can be moved
+        is_nearer |= jnp.any(problem.contracted_fixed_chip >= 0)  # then not all can be moved
         return jnp.where((first > 0) & is_nearer[None], lowered, f)
 
     return lax.cond(jnp.any(first > 0), begin, lambda f: f, f)
 
 
 def _used_chips(problem: DeviceProblem, f: Int[Array, "N B"]) -> Bool[Array, "C B"]:
-    chips = problem.switches.num_chips
-    is_real = (jnp.arange(f.shape[0]) < problem.num_blocks)[:, None]
+    chips = problem.config.num_chips
+    is_real = (jnp.arange(f.shape[0]) < problem.num_contracted)[:, None]
     words = []
     for word in range(-(-chips // _WORD)):
         here = is_real & (f // _WORD == word)

@@ -52,7 +52,7 @@ def sample(
     order_key, side_key, draw_key = jax.random.split(key, 3)
     low, high = bounds(problem)
     rows = low.shape[0]
-    is_real = (jnp.arange(rows) < problem.num_blocks)[:, None]
+    is_real = (jnp.arange(rows) < problem.num_contracted)[:, None]
     position = _random_positions(problem, order_key, batch if log_probs is None else 1)
     lower = jnp.zeros((rows, batch), low.dtype) + low
     upper = _with_first_chip(problem, position, lower, jnp.zeros_like(lower) + high)
@@ -77,7 +77,7 @@ def sample(
 
     def is_open(carry):
         decided, _, bound, other = carry
-        return (decided < problem.num_blocks) & jnp.any(is_real & (bound != -other))
+        return (decided < problem.num_contracted) & jnp.any(is_real & (bound != -other))
 
     start = (jnp.int32(0), jnp.int32(1), bound, other)
     _, _, bound, _ = lax.while_loop(is_open, decide, start)
@@ -97,17 +97,17 @@ def fix(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> Int[Array, "N 
 
 
 def _random_positions(problem: DeviceProblem, key: jax.Array, count: int) -> Int[Array, "N M"]:
-    """Where each block stands in each of several random orders; padding last.
+    """Where each contracted node stands in each of several random orders; padding last.
 
     The orders are rotations of one: each by itself is uniformly random, at the price of one sort.
     """
     order_key, shift_key = jax.random.split(key)
-    blocks = jnp.arange(problem.padded_nodes)
-    random = jax.random.uniform(order_key, blocks.shape)
-    rank = jnp.argsort(jnp.argsort(jnp.where(blocks < problem.num_blocks, random, 2.0)))
-    shift = jax.random.randint(shift_key, (1, count), 0, problem.num_blocks)
-    rotated = (rank[:, None] + shift) % problem.num_blocks
-    return jnp.where((blocks < problem.num_blocks)[:, None], rotated, blocks[:, None])
+    contracted = jnp.arange(problem.padded_nodes)
+    random = jax.random.uniform(order_key, contracted.shape)
+    rank = jnp.argsort(jnp.argsort(jnp.where(contracted < problem.num_contracted, random, 2.0)))
+    shift = jax.random.randint(shift_key, (1, count), 0, problem.num_contracted)
+    rotated = (rank[:, None] + shift) % problem.num_contracted
+    return jnp.where((contracted < problem.num_contracted)[:, None], rotated, contracted[:, None])
 
 
 def _with_first_chip(
@@ -120,10 +120,10 @@ def _with_first_chip(
 
     Where no chip may be skipped and dataflow is acyclic, some source is on the first.
     """
-    rules = problem.switches.constraints
+    rules = problem.config.constraints
     if not (rules.acyclic and rules.no_skip):
         return upper
-    is_source = (jnp.arange(upper.shape[0]) < problem.num_blocks).at[problem.pair_to].set(False)
+    is_source = (jnp.arange(upper.shape[0]) < problem.num_contracted).at[problem.pair_to].set(False)
     source = jnp.argmin(jnp.where(is_source[:, None], position, upper.shape[0]), axis=0)
     lane = jnp.arange(upper.shape[1])
     anchored = upper.at[source, lane].set(lower[source, lane])
@@ -136,7 +136,7 @@ def _draw_uniform(
     least: Int[Array, "N B"],
     most: Int[Array, "N B"],
 ) -> Int[Array, "N B"]:
-    """A chip from least to most for each block, chosen or not."""
+    """A chip from least to most for each contracted node, chosen or not."""
     low, high = least.astype(jnp.int32), most.astype(jnp.int32)
     return jax.random.randint(key, least.shape, low, high + 1).astype(least.dtype)
 
@@ -149,13 +149,15 @@ def _draw(
     least: Int[Array, "N B"],
     most: Int[Array, "N B"],
 ) -> Int[Array, "N B"]:
-    """A chip from least to most for each chosen block, by the distribution of its first node."""
+    """A chip from least to most for each chosen contracted node, by the distribution of its first
+    node.
+    """
     rows = least.shape[0]
-    first_node = jnp.full(rows, rows - 1).at[problem.block].min(jnp.arange(rows))
-    blocks = jnp.argsort(~chosen[:, 0])  # the chosen ones first
+    first_node = jnp.full(rows, rows - 1).at[problem.contraction].min(jnp.arange(rows))
+    contracted = jnp.argsort(~chosen[:, 0])  # the chosen ones first
 
     def draw(i, drawn):
-        b = blocks[i]
+        b = contracted[i]
         # A chip of no probability is still better than one that is not possible.
         scores = jnp.maximum(log_probs[first_node[b]], jnp.finfo(log_probs.dtype).min)
         scores = scores[:, None] if scores.ndim == 1 else scores

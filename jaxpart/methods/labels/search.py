@@ -53,14 +53,14 @@ def random(search: Search, batch: int = _BATCH) -> Generator[None]:
 
 
 @struct.dataclass
-class Chains:
+class LabelChains:
     """Annealing chains, one per column of a batch."""
 
     assignment: Int[Array, "N B"]
     bottleneck_s: Float[Array, " B"]  # inf: not valid
 
 
-def anneal(
+def paper_annealing(
     search: Search, chains: int = _BATCH, hottest: float = _HOTTEST, coldest: float = _COLDEST
 ) -> Generator[None]:
     """Simulated annealing: change a few labels, `fix`, and accept by Metropolis.
@@ -75,7 +75,7 @@ def anneal(
         probability 1/e.
       coldest: temperature at last.
     """
-    search.enter("anneal")
+    search.enter("paper_annealing")
     problem = replicated(search.device_problem, chains)
     mend, judge = (split(function, chains, (None, 1)) for function in (fix, evaluate))
     key = jax.random.key(search.seed)
@@ -87,13 +87,13 @@ def anneal(
         start = draw(problem, jax.random.fold_in(key, 0))
     costs = judge(problem, start)
     search.offer_batch(start, costs)
-    state = Chains(start, jnp.where(costs.valid, costs.bottleneck_s, jnp.inf))
-    step, arrived = 1, search.arrived
+    state = LabelChains(start, jnp.where(costs.valid, costs.bottleneck_s, jnp.inf))
+    step, received = 1, search.received
     with Workers(search) as workers:
         while True:
-            if search.arrived is not None and search.arrived is not arrived:
-                arrived = search.arrived
-                state = settled(state, pad_assignments(problem, arrived[:, None]), search.best_s)
+            if search.received is not None and search.received is not received:
+                received = search.received
+                state = settled(state, pad_assignments(problem, received[:, None]), search.best_s)
             change, accept = jax.random.split(jax.random.fold_in(key, step))
             candidates = mend(problem, relabel(change, problem, state.assignment))
             costs = judge(problem, candidates)
@@ -114,7 +114,7 @@ def relabel(
 ) -> Int[Array, "N B"]:
     """Moves random nodes of each candidate to nearby chips, log-uniformly 1 to N / 8 of them."""
     nodes, batch = assignment.shape
-    chips = problem.switches.num_chips
+    chips = problem.config.num_chips
     which, how_many, where = jax.random.split(key, 3)
     most = jnp.maximum(problem.num_nodes / 8.0, 1.0)
     expected = most ** jax.random.uniform(how_many, (1, batch))
@@ -125,11 +125,13 @@ def relabel(
 
 
 @jax.jit
-def settled(chains: Chains, newcomer: Int[Array, "N 1"], bottleneck_s: Float[Array, ""]) -> Chains:
+def settled(
+    chains: LabelChains, newcomer: Int[Array, "N 1"], bottleneck_s: Float[Array, ""]
+) -> LabelChains:
     """One chain in four goes on from a partition that came from elsewhere, where that is better."""
     one_in_four = jnp.arange(chains.bottleneck_s.shape[0]) % 4 == 0
     moves = one_in_four & (bottleneck_s < chains.bottleneck_s)
-    return Chains(
+    return LabelChains(
         jnp.where(moves, newcomer, chains.assignment),
         jnp.where(moves, bottleneck_s, chains.bottleneck_s),
     )
@@ -138,16 +140,16 @@ def settled(chains: Chains, newcomer: Int[Array, "N 1"], bottleneck_s: Float[Arr
 @partial(jax.jit, donate_argnames="chains")
 def metropolis(
     key: jax.Array,
-    chains: Chains,
+    chains: LabelChains,
     candidates: Int[Array, "N B"],
     bottleneck_s: Float[Array, " B"],
     temperature: Float[Array, ""],
-) -> Chains:
+) -> LabelChains:
     """Accepts a candidate that is better, or worse by chance; the loss counts relative to T."""
     loss = bottleneck_s / chains.bottleneck_s - 1
     chance = jax.random.uniform(key, loss.shape)
     accepted = jnp.isfinite(bottleneck_s) & ~(loss > -temperature * jnp.log(chance))
-    return Chains(
+    return LabelChains(
         jnp.where(accepted, candidates, chains.assignment),
         jnp.where(accepted, bottleneck_s, chains.bottleneck_s),
     )

@@ -56,23 +56,23 @@ class Weights:
 def can_probe(problem: Problem) -> bool:
     """Whether cuts alone tell what a piece costs: by the triangle rule, and nothing is pinned."""
     rules = problem.mcm.constraints
-    return rules.acyclic and rules.triangle and bool((problem.pin < 0).all())
+    return rules.acyclic and rules.triangle and bool((problem.fixed_chip < 0).all())
 
 
-def weights_of(blocks: Problem, padded_nodes: int) -> Weights:
-    """The weights of each block, padded, on the device.
+def weights_of(contracted: Problem, padded_nodes: int) -> Weights:
+    """The weights of each contracted node, padded, on the device.
 
     Of more shared weights than `_MOST_SHARED` the smallest count as the node's own: never too
     little.
     """
-    uses = np.bincount(blocks.use_weight, minlength=len(blocks.weight_bytes))
+    uses = np.bincount(contracted.use_weight, minlength=len(contracted.weight_bytes))
     numbers = np.full(len(uses), -1)
     numbers[uses > 1] = np.arange((uses > 1).sum())
     own_bytes = np.zeros(padded_nodes)
-    is_shared = uses[blocks.use_weight] > 1
-    node, weight = blocks.use_node[is_shared], blocks.use_weight[is_shared]
+    is_shared = uses[contracted.use_weight] > 1
+    node, weight = contracted.use_node[is_shared], contracted.use_weight[is_shared]
     # Rank of each shared weight within its node, largest first.
-    order = np.lexsort((-blocks.weight_bytes[weight], node))
+    order = np.lexsort((-contracted.weight_bytes[weight], node))
     node, weight = node[order], weight[order]
     first = np.searchsorted(node, node)
     rank = np.arange(len(node)) - first
@@ -83,10 +83,10 @@ def weights_of(blocks: Problem, padded_nodes: int) -> Weights:
     shared = np.full((padded_nodes, columns), count - 1, np.int32)
     shared[node[kept], rank[kept]] = numbers[weight[kept]]
     shared_bytes = np.zeros(count)
-    shared_bytes[: (uses > 1).sum()] = blocks.weight_bytes[uses > 1]
-    alone = [(blocks.use_node[~is_shared], blocks.use_weight[~is_shared])]
+    shared_bytes[: (uses > 1).sum()] = contracted.weight_bytes[uses > 1]
+    alone = [(contracted.use_node[~is_shared], contracted.use_weight[~is_shared])]
     for v, w in [*alone, (node[~kept], weight[~kept])]:
-        np.add.at(own_bytes, v, blocks.weight_bytes[w])
+        np.add.at(own_bytes, v, contracted.weight_bytes[w])
     return Weights(
         jnp.asarray(own_bytes, jnp.float32),
         jnp.asarray(shared),
@@ -130,7 +130,7 @@ def probe(
     """Whether each order can be cut so that no stage and no link takes longer than its limit.
 
     Args:
-      problem: of blocks (`Problem.contracted`), one that `can_probe`.
+      problem: of contracted nodes (`Problem.contracted`), one that `can_probe`.
       weights: `weights_of` the same blocks.
       orders: topological orders of the nodes, one a column; padding comes last.
       peak_bytes: per node (not position), what a piece with it takes for live activations; the
@@ -138,10 +138,10 @@ def probe(
       limit_s: one for each order.
       window: the most nodes that a piece may have.
     """
-    switches = problem.switches
-    chips, (size, batch) = switches.num_chips, orders.shape
+    config = problem.config
+    chips, (size, batch) = config.num_chips, orders.shape
     kinds = problem.node_s.shape[1]
-    rules = switches.constraints
+    rules = config.constraints
     lane, dtype = jnp.arange(batch), problem.node_s.dtype
     last_at, dead_s = _lifetimes(problem, orders)
     # By position from here on, so that the walk reads whole rows.
@@ -150,7 +150,7 @@ def probe(
     seconds = jnp.moveaxis(problem.node_s[orders], -1, 0)
     own_bytes = weights.own_bytes[orders]
     peaks = jnp.take_along_axis(jnp.broadcast_to(peak_bytes, orders.shape), orders, axis=0)
-    has_peaks = rules.memory and switches.memory_model == "full"
+    has_peaks = rules.memory and config.memory_model == "full"
     has_shared = rules.memory and weights.shared.shape[1] > 0
 
     def visit(p, carry):
@@ -179,7 +179,7 @@ def probe(
             kind = problem.chip_kind[chip]
             of_kinds = starts.seconds + load_s[:, None]
             stage_s = jnp.take_along_axis(of_kinds, kind[None], axis=0)[0]
-        if not switches.overlap:
+        if not config.overlap:
             stage_s += cut_s[None]
         fits = (stage_s <= limit_s[None]) & (starts.reach <= p) & (cut_s <= limit_s)[None]
         if rules.memory:
@@ -200,7 +200,7 @@ def probe(
         opened = _Starts(
             code=code,
             reach=reach,
-            seconds=-load_s if switches.overlap else cut_s[None] - load_s,
+            seconds=-load_s if config.overlap else cut_s[None] - load_s,
             held_bytes=cut_bytes - held,
             shared_bytes=jnp.zeros_like(cut_s),
             peak_bytes=jnp.zeros_like(cut_s),

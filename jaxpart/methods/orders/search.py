@@ -4,8 +4,8 @@ Where the triangle rule holds and nothing is pinned, thousands of orders are com
 bottleneck by `probe`, and only those that beat it are cut for the least they allow; elsewhere
 each is cut optimally by `slicing`.
 
-An order is a vector of keys, one per block; changed keys are made topological by one sweep along
-the edges, which drags successors behind (or predecessors before) whatever moved.
+An order is a vector of keys, one per contracted node; changed keys are made topological by one
+sweep along the edges, which drags successors behind (or predecessors before) whatever moved.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _BETTER = 1 - 2e-6
 
 def batch_size(problem: DeviceProblem, window: int) -> int:
     """How many orders are cut per step."""
-    per_order = problem.padded_nodes * window * (problem.switches.num_chips + 1)
+    per_order = problem.padded_nodes * window * (problem.config.num_chips + 1)
     size = 4
     while size < _MOST_ORDERS and 2 * size * per_order <= _BATCH_WORK:
         size *= 2
@@ -75,17 +75,17 @@ def _probed(search: Search) -> Generator[None]:
     for row, keys in zip(parents, starts, strict=True):
         row[np.argsort(keys, kind="stable")] = np.arange(len(keys))
     yield from prober.cut(sorted_nodes(parents))
-    key, count = jax.random.key(search.seed), search.problem.num_blocks
+    key, count = jax.random.key(search.seed), search.problem.num_contracted
     parents, step = jnp.asarray(parents), 0
     sweep = split(swept, prober.lanes, (None, 0), 0)
-    arrived = search.arrived
+    received = search.received
     while True:
-        if search.arrived is not None and search.arrived is not arrived:
-            arrived = search.arrived
-            parents = parents.at[-1, :count].set(keys_of(search.problem, arrived))
+        if search.received is not None and search.received is not received:
+            received = search.received
+            parents = parents.at[-1, :count].set(keys_of(search.problem, received))
         children = mutate(jax.random.fold_in(key, step), parents, count, prober.lanes)
         children = children.at[: len(parents)].set(parents)
-        orders = sorted_nodes(sweep(prober.blocks, children))
+        orders = sorted_nodes(sweep(prober.contracted, children))
         found = prober.probe(orders, np.full(prober.lanes, search.best_s * _BETTER))
         search.samples += prober.lanes
         # The farthest first; among equals children before parents, so that plateaus drift.
@@ -113,11 +113,11 @@ class _Prober:
     def __init__(self, search: Search) -> None:
         problem = search.problem
         self.search = search
-        self.blocks = lower(problem.contracted)
-        self.padded = self.blocks.padded_nodes
+        self.contracted = lower(problem.contracted)
+        self.padded = self.contracted.padded_nodes
         # Pieces of several times the mean length are rare where there are many nodes.
         longest = window_for(problem.contracted, min(search.best_s, 4 * problem.mean_load_s))
-        usual = bucket_size(_USUAL * problem.num_blocks // problem.num_chips)
+        usual = bucket_size(_USUAL * problem.num_contracted // problem.num_chips)
         self.window = min(longest, max(usual, _LEAST_WINDOW))
         most = min(
             _PROBED_ENTRIES // self.padded,
@@ -127,11 +127,11 @@ class _Prober:
         self.lanes = _LEAST_LANES
         while self.lanes < _MOST_LANES and 2 * self.lanes <= most:
             self.lanes *= 2
-        self.blocks = replicated(self.blocks, self.lanes)
+        self.contracted = replicated(self.contracted, self.lanes)
         self.weights = replicated(weights_of(problem.contracted, self.padded), self.lanes)
         self._probe = split(probe, self.lanes, (None, None, 1, 1, 0), window=self.window)
         peaks = np.zeros((self.padded, 2), np.float32)
-        peaks[: problem.num_blocks] = np.stack(peak_bounds(problem), axis=1)
+        peaks[: problem.num_contracted] = np.stack(peak_bounds(problem), axis=1)
         self.peaks = jax.device_put(peaks)
 
     def probe(
@@ -141,7 +141,7 @@ class _Prober:
         if cautious is None:
             cautious = _is_cautious(np.arange(len(orders)))
         found = self._probe(
-            self.blocks,
+            self.contracted,
             self.weights,
             jnp.asarray(orders.T),
             self.peaks[:, cautious.astype(np.int32)],
@@ -202,54 +202,54 @@ class _Prober:
         best = sorted(best, key=lambda lane: limits_s[lane])[:_WINNERS]
         if not best:
             return
-        count = problem.num_blocks
-        columns = [chips_of(found, batch[b, :count], b)[problem.block] for b in best]
+        count = problem.num_contracted
+        columns = [chips_of(found, batch[b, :count], b)[problem.contraction] for b in best]
         assignments = np.stack(columns, axis=1)
         search.offer(assignments)
         # What memory alone forbids, the solver may repair.
         costs = verify(problem, assignments)
         is_lost = ~costs.valid & (costs.bottleneck_s < search.best_s)
-        search.promising = (assignments, costs) if is_lost.any() else None
+        search.repair_candidates = (assignments, costs) if is_lost.any() else None
 
     def _most_s(self) -> float:
         """Everything on one chip, and all that is ever sent: no limit needs to be higher."""
-        blocks = self.search.problem.contracted
-        sent_s = float(blocks.tensor_bytes.sum()) / blocks.mcm.link_bandwidth
-        return float(blocks.node_s.max(axis=1).sum()) + 2 * sent_s
+        contracted = self.search.problem.contracted
+        sent_s = float(contracted.tensor_bytes.sum()) / contracted.mcm.link_bandwidth
+        return float(contracted.node_s.max(axis=1).sum()) + 2 * sent_s
 
 
 def _cut_optimally(search: Search) -> Generator[None]:
     """Evolves orders by their best cuts. The first batch holds the program order unchanged."""
     problem = search.problem
-    blocks = lower(problem.contracted)
+    contracted = lower(problem.contracted)
     start_s = search.best_s if search.best is not None else 4 * problem.mean_load_s
     most = max(start_s, search.bound.seconds)
     window = window_for(problem.contracted, most)
-    size = batch_size(blocks, window)
-    block_of = np.zeros(search.device_problem.padded_nodes, np.int32)
-    block_of[: problem.num_nodes] = problem.block
-    block_of = jax.device_put(block_of)
+    size = batch_size(contracted, window)
+    contracted_of = np.zeros(search.device_problem.padded_nodes, np.int32)
+    contracted_of[: problem.num_nodes] = problem.contraction
+    contracted_of = jax.device_put(contracted_of)
     key = jax.random.key(search.seed)
 
-    blocks, whole = replicated(blocks, size), replicated(search.device_problem, size)
+    contracted, whole = replicated(contracted, size), replicated(search.device_problem, size)
     to_order = split(order_by, size, (None, 0), 0)
     to_chips = split(slice_orders, size, (None, 0, 0), window=window)
     judge = split(evaluate, size, (None, 1))
 
     # Half of the orders are cut so that what is found fits, half so that nothing valid is missed.
-    peaks = np.zeros((2, blocks.padded_nodes), np.float32)
-    peaks[1, : problem.num_blocks], peaks[0, : problem.num_blocks] = peak_bounds(problem)
+    peaks = np.zeros((2, contracted.padded_nodes), np.float32)
+    peaks[1, : problem.num_contracted], peaks[0, : problem.num_contracted] = peak_bounds(problem)
     peaks = jax.device_put(peaks[np.arange(size) // 2 % 2])
-    parents = jnp.arange(blocks.padded_nodes, dtype=jnp.float32)[None]
+    parents = jnp.arange(contracted.padded_nodes, dtype=jnp.float32)[None]
     fitness = np.full(1, np.inf)
-    step, arrived = 0, search.arrived
+    step, received = 0, search.received
     # The program order itself leads the first batch, cut both ways.
-    keys = mutate(key, parents, problem.num_blocks, size)
+    keys = mutate(key, parents, problem.num_contracted, size)
     keys = keys.at[np.array([0, 2 % size])].set(parents[0])
     while True:
-        orders = to_order(blocks, keys)
-        _, chips = to_chips(blocks, orders, peaks)
-        assignments = chips[block_of]
+        orders = to_order(contracted, keys)
+        _, chips = to_chips(contracted, orders, peaks)
+        assignments = chips[contracted_of]
         costs = judge(whole, assignments)
         search.offer_batch(assignments, costs)
         search.start_clock()
@@ -261,12 +261,12 @@ def _cut_optimally(search: Search) -> Generator[None]:
         kept = np.argsort(pool, kind="stable")[:_PARENTS]
         parents = jnp.concatenate([ranks_of(orders), parents])[kept]
         fitness = pool[kept]
-        if search.arrived is not None and search.arrived is not arrived:
-            arrived = search.arrived
-            parents = parents.at[-1, : problem.num_blocks].set(keys_of(problem, arrived))
+        if search.received is not None and search.received is not received:
+            received = search.received
+            parents = parents.at[-1, : problem.num_contracted].set(keys_of(problem, received))
             fitness[-1] = search.best_s
         step += 1
-        keys = mutate(jax.random.fold_in(key, step), parents, problem.num_blocks, size)
+        keys = mutate(jax.random.fold_in(key, step), parents, problem.num_contracted, size)
 
 
 @jax.jit
@@ -308,12 +308,12 @@ def swept(problem: DeviceProblem, keys: Float[Array, "B N"]) -> Float[Array, "B 
     def earlier(step, key_of):
         v = problem.num_nodes - 1 - step
 
-        def lead(e, row):
+        def incumbent(e, row):
             return jnp.minimum(row, key_of[problem.edge_consumer[e]] - apart)
 
         start = problem.tensor_edges[problem.node_tensors[v]]
         stop = problem.tensor_edges[problem.node_tensors[v + 1]]
-        return key_of.at[v].set(lax.fori_loop(start, stop, lead, key_of[v]))
+        return key_of.at[v].set(lax.fori_loop(start, stop, incumbent, key_of[v]))
 
     forward = lax.fori_loop(0, problem.num_nodes, later, by_node)
     backward = lax.fori_loop(0, problem.num_nodes, earlier, by_node)

@@ -35,7 +35,7 @@ from jaxpart.problem.problem import Problem
 
 
 @struct.dataclass
-class _Pieces:
+class _Segments:
     """What the dynamic program reads of one order; position p is the p-th node, cut i is before it.
 
     Arrays over cuts have N + 1 entries. Traffic in seconds, memory in bytes.
@@ -46,8 +46,8 @@ class _Pieces:
     reach: Int[Array, " N+1"]  # last position that needs something alive across the cut
     weight_bytes: Float[Array, " N+1"]  # prefix sums of weights with one consumer
     peak_bytes: Float[Array, " N"]  # of the node at each position
-    first_chip: Int[Array, " N+1"]  # fewest chips before the cut, for pins before it
-    last_chip: Int[Array, " N+1"]  # most chips before the cut, for pins after it
+    first_chip: Int[Array, " N+1"]  # fewest chips before the cut, for fixed chips before it
+    last_chip: Int[Array, " N+1"]  # most chips before the cut, for fixed chips after it
     # Increments of a piece [i, q] when position q joins it, indexed [q, q - i].
     shared_bytes: Float[Array, "N W"] | None  # weights, where any has several consumers
     in_s: Float[Array, "N W"] | None  # only without the span rule
@@ -64,7 +64,7 @@ def slice_orders(
     """The best cuts of each order.
 
     Args:
-      problem: of blocks (`Problem.contracted`), padded to N.
+      problem: of contracted nodes (`Problem.contracted`), padded to N.
       orders: topological orders of the nodes; padding comes last, in any order.
       peak_bytes: per node, what a piece with it takes for live activations; the largest counts.
       window: the most nodes that a piece may have.
@@ -73,7 +73,7 @@ def slice_orders(
       bottleneck in seconds as far as seen here (inf: no cuts found), and assignments, batch last.
     """
     bottleneck_s, chips = jax.vmap(partial(_slice, problem, window=window))(orders, peak_bytes)
-    return bottleneck_s, chips.T.astype(problem.switches.chip_dtype)
+    return bottleneck_s, chips.T.astype(problem.config.chip_dtype)
 
 
 def window_for(problem: Problem, bottleneck_s: float, most: int = 2048) -> int:
@@ -94,19 +94,19 @@ def window_for(problem: Problem, bottleneck_s: float, most: int = 2048) -> int:
 def _slice(
     problem: DeviceProblem, order: Int[Array, " N"], peak_bytes: Float[Array, " N"], *, window: int
 ) -> tuple[Float[Array, ""], Int[Array, " N"]]:
-    switches = problem.switches
-    size, chips = order.shape[0], switches.num_chips
-    rules = switches.constraints
-    pieces = _pieces(problem, order, peak_bytes, window)
+    config = problem.config
+    size, chips = order.shape[0], config.num_chips
+    rules = config.constraints
+    segments = _segments(problem, order, peak_bytes, window)
     dtype = problem.node_s.dtype
 
     # Everything over cuts gets `window` entries in front, so that a window never starts below 0.
-    load, cut = _pad(pieces.load_s, window, 0), _pad(pieces.cut_s, window, 0)
-    reach = _pad(pieces.reach, window, size)
-    weights = _pad(pieces.weight_bytes, window, 0)
+    load, cut = _pad(segments.load_s, window, 0), _pad(segments.cut_s, window, 0)
+    reach = _pad(segments.reach, window, size)
+    weights = _pad(segments.weight_bytes, window, 0)
     best = jnp.full((size + 1 + window, chips + 1), jnp.inf, dtype)
     # Before the first node no chip is used; where chips may be skipped, any number may be idle.
-    idle = jnp.arange(chips + 1) <= (0 if rules.no_skip else pieces.last_chip[0])
+    idle = jnp.arange(chips + 1) <= (0 if rules.no_skip else segments.last_chip[0])
     best = best.at[window].set(jnp.where(idle, 0.0, jnp.inf))
 
     kinds = problem.node_s.shape[1]
@@ -117,24 +117,24 @@ def _slice(
 
         Infinite where such a piece is forbidden.
         """
-        compute = pieces.load_s[j][None] - _rows(load, j, window)  # [W, S]
+        compute = segments.load_s[j][None] - _rows(load, j, window)  # [W, S]
         received, sent = sums.in_s, sums.out_s
-        cut_in, cut_out = _rows(cut, j, window), pieces.cut_s[j]
+        cut_in, cut_out = _rows(cut, j, window), segments.cut_s[j]
         allowed = jnp.ones((window,), bool)
         if rules.triangle:
             received, sent = cut_in, jnp.broadcast_to(cut_out, (window,))
             allowed &= _rows(reach, j, window) < j
-        if switches.overlap:
+        if config.overlap:
             stage = jnp.maximum(compute, jnp.maximum(received, sent)[:, None])
         else:
             stage = compute + (received + sent)[:, None]
-        if switches.topology == "chain":
+        if config.topology == "chain":
             stage = jnp.maximum(stage, jnp.maximum(cut_in, cut_out)[:, None])
         stage = jnp.where(allowed[:, None], stage, jnp.inf)
         if not rules.memory:
             return stage
-        held = pieces.weight_bytes[j] - _rows(weights, j, window) + sums.shared_bytes
-        if switches.memory_model == "full":
+        held = segments.weight_bytes[j] - _rows(weights, j, window) + sums.shared_bytes
+        if config.memory_model == "full":
             held += 2 * (received + sent) * problem.link_bandwidth + sums.peak_bytes
         return jnp.where(held[:, None] <= capacity[None], stage, jnp.inf)
 
@@ -143,11 +143,11 @@ def _slice(
 
     def fits(j: Array) -> Bool[Array, " C+1"]:
         used = jnp.arange(chips + 1)
-        return (used >= pieces.first_chip[j]) & (used <= pieces.last_chip[j])
+        return (used >= segments.first_chip[j]) & (used <= segments.last_chip[j])
 
     def advance(j, carry):
         best, sums = carry
-        sums = sums.grown(pieces, j - 1)
+        sums = sums.grown(segments, j - 1)
         before = _rows(best, j, window)[:, :-1]
         after = jnp.min(jnp.maximum(before, on_chips(stages(j, sums))), axis=0)
         after = jnp.concatenate([jnp.full((1,), jnp.inf, dtype), after])
@@ -156,7 +156,7 @@ def _slice(
             after = jnp.where(fits(j), lax.cummin(after), jnp.inf)
         return best.at[j + window].set(after), sums
 
-    start = _Sums.zero(pieces, window, dtype)
+    start = _Sums.zero(segments, window, dtype)
     best, _ = lax.fori_loop(1, problem.num_nodes + 1, advance, (best, start))
 
     def read_back(step, carry):
@@ -164,7 +164,7 @@ def _slice(
         j, cuts = carry
         c = chips - 1 - step
         before = _rows(best, j, window)[:, c]
-        stage = stages(j, _Sums.at(pieces, j, window))[:, problem.chip_kind[c]]
+        stage = stages(j, _Sums.at(segments, j, window))[:, problem.chip_kind[c]]
         choice = jnp.maximum(before, stage)
         is_idle = (c >= used) | (best[j + window, c] <= jnp.min(choice))
         j = jnp.where(is_idle, j, j - window + jnp.argmin(choice))
@@ -189,11 +189,11 @@ class _Sums:
     out_s: Float[Array, " W"]
 
     @classmethod
-    def zero(cls, pieces: _Pieces, window: int, dtype: Any) -> _Sums:
+    def zero(cls, segments: _Segments, window: int, dtype: Any) -> _Sums:
         zeros = jnp.zeros((window,), dtype)
         return cls(zeros, zeros, zeros, zeros)
 
-    def grown(self, pieces: _Pieces, q: Array) -> _Sums:
+    def grown(self, segments: _Segments, q: Array) -> _Sums:
         """The same pieces and the new one [q, q], once position q has joined them."""
 
         def join(values: Array, increments: Array | None) -> Array:
@@ -201,35 +201,35 @@ class _Sums:
                 return values
             return jnp.roll(values, -1).at[-1].set(0) + increments[q][::-1]
 
-        peak = jnp.maximum(jnp.roll(self.peak_bytes, -1).at[-1].set(0), pieces.peak_bytes[q])
+        peak = jnp.maximum(jnp.roll(self.peak_bytes, -1).at[-1].set(0), segments.peak_bytes[q])
         return _Sums(
-            join(self.shared_bytes, pieces.shared_bytes),
+            join(self.shared_bytes, segments.shared_bytes),
             peak,
-            join(self.in_s, pieces.in_s),
-            join(self.out_s, pieces.out_s),
+            join(self.in_s, segments.in_s),
+            join(self.out_s, segments.out_s),
         )
 
     @classmethod
-    def at(cls, pieces: _Pieces, j: Array, window: int) -> _Sums:
+    def at(cls, segments: _Segments, j: Array, window: int) -> _Sums:
         """From scratch, for the pieces that end at cut j."""
 
         def total(increments: Array | None) -> Array:
             if increments is None:
-                return jnp.zeros((window,), pieces.load_s.dtype)
+                return jnp.zeros((window,), segments.load_s.dtype)
             # Position q = j - 1 - t joins the piece that starts d = j - 1 - i before the end.
             t, d = jnp.arange(window)[:, None], jnp.arange(window)[None, :]
             terms = _rows(_pad(increments, window, 0), j, window)[::-1][t, d - t]
             return jnp.sum(jnp.where(d >= t, terms, 0), axis=0)[::-1]
 
-        peak = lax.cummax(_rows(_pad(pieces.peak_bytes, window, 0), j, window), reverse=True)
-        return cls(total(pieces.shared_bytes), peak, total(pieces.in_s), total(pieces.out_s))
+        peak = lax.cummax(_rows(_pad(segments.peak_bytes, window, 0), j, window), reverse=True)
+        return cls(total(segments.shared_bytes), peak, total(segments.in_s), total(segments.out_s))
 
 
-def _pieces(
+def _segments(
     problem: DeviceProblem, order: Int[Array, " N"], peak_bytes: Float[Array, " N"], window: int
-) -> _Pieces:
-    switches = problem.switches
-    size, chips = order.shape[0], switches.num_chips
+) -> _Segments:
+    config = problem.config
+    size, chips = order.shape[0], config.num_chips
     bandwidth = problem.link_bandwidth
     position = jnp.zeros_like(order).at[order].set(jnp.arange(size, dtype=order.dtype))
     made_at = position[problem.tensor_producer]
@@ -242,19 +242,19 @@ def _pieces(
     crossing = zeros.at[made_at + 1].add(size_s).at[last_at + 1].add(-size_s)
     reach = jnp.full((size + 1,), -1, order.dtype).at[made_at + 1].max(last_at)
     load = jnp.cumsum(problem.node_s[order], axis=0)
-    pins = problem.pin[order]
+    pins = problem.fixed_chip[order]
     before = lax.cummax(pins)  # the highest pin up to each position; -1 without
     behind = lax.cummin(jnp.where(pins < 0, chips, pins), reverse=True)
 
     weight_prefix, shared, in_s, out_s = zeros, None, None, None
     used_at = position[problem.use_node]
-    if switches.shared_weights:
+    if config.shared_weights:
         previous = _previous(problem.use_weight, used_at, jnp.full_like(used_at, -1))
         shared = _joined(used_at, previous, problem.weight_bytes[problem.use_weight], size, window)
     else:
         added = zeros.at[used_at + 1].add(problem.weight_bytes[problem.use_weight])
         weight_prefix = jnp.cumsum(added)
-    if not switches.constraints.triangle:
+    if not config.constraints.triangle:
         edge_s = size_s[problem.edge_tensor]
         previous = _previous(problem.edge_tensor, edge_at, made_at[problem.edge_tensor])
         in_s = _joined(edge_at, previous, edge_s, size, window)
@@ -269,7 +269,7 @@ def _pieces(
             jnp.where(is_sent & (age < window), size_s, 0)
         )
         out_s -= jnp.cumsum(dead, axis=1)
-    return _Pieces(
+    return _Segments(
         load_s=jnp.concatenate([jnp.zeros_like(load[:1]), load]),
         cut_s=jnp.maximum(jnp.cumsum(crossing), 0),
         reach=lax.cummax(reach),

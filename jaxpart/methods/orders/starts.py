@@ -13,29 +13,29 @@ import numpy as np
 from jaxpart.problem.problem import FloatArray, IntArray, Problem
 
 
-def start_keys(blocks: Problem) -> FloatArray:
+def start_keys(contracted: Problem) -> FloatArray:
     """[3, N] keys whose ascending order is topological: of the program, by depth from the inputs
     with side chains late, and by depth from the outputs with side branches early."""
-    pairs = blocks.node_pairs
-    mirrored = blocks.num_nodes - 1 - pairs[:, ::-1]
+    pairs = contracted.node_pairs
+    mirrored = contracted.num_nodes - 1 - pairs[:, ::-1]
     mirrored = mirrored[np.lexsort((mirrored[:, 1], mirrored[:, 0]))]
-    from_inputs = _tightened(pairs, blocks.num_nodes)
-    from_outputs = -_tightened(mirrored, blocks.num_nodes)[::-1]
-    return np.stack([np.arange(blocks.num_nodes), from_inputs, from_outputs]).astype(np.float64)
+    from_inputs = _tightened(pairs, contracted.num_nodes)
+    from_outputs = -_tightened(mirrored, contracted.num_nodes)[::-1]
+    return np.stack([np.arange(contracted.num_nodes), from_inputs, from_outputs]).astype(np.float64)
 
 
 def keys_of(problem: Problem, assignment: IntArray) -> FloatArray:
-    """[blocks] keys whose ascending order lists the chips of a valid partition one by one, so that
+    """[M] keys whose ascending order lists the chips of a valid partition one by one, so that
     the order can be cut into it again; the order is topological.
 
     Args:
-      problem: whose blocks are numbered in a topological order.
+      problem: whose contracted nodes are numbered in a topological order.
       assignment: [N] chips, which data never leaves for a lower one.
     """
-    chip = np.zeros(problem.num_blocks, np.int64)
-    chip[problem.block] = assignment
-    keys = np.empty(problem.num_blocks)
-    keys[np.argsort(chip, kind="stable")] = np.arange(problem.num_blocks)
+    chip = np.zeros(problem.num_contracted, np.int64)
+    chip[problem.contraction] = assignment
+    keys = np.empty(problem.num_contracted)
+    keys[np.argsort(chip, kind="stable")] = np.arange(problem.num_contracted)
     return keys
 
 

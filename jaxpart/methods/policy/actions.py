@@ -37,7 +37,7 @@ class Shared:
     step: Float[Array, " B"]  # places of an order, or chips
     ragged: Float[Array, " B"]  # spread of single labels, chips
     moves: Bool[Array, "N B"]  # the nodes that may move
-    centre: Int[Array, " B"]  # the block in the middle of these
+    centre: Int[Array, " B"]  # the contracted node in the middle of these
     is_centred: Bool[Array, " B"]  # or else all may move, or none
 
 
@@ -71,7 +71,7 @@ def draw_shared(
     """The first stage. One sample in four may move all nodes, the others a stretch of the base.
 
     Args:
-      base: the place of each block in the order.
+      base: the place of each contracted node in the order.
       moves: what the network proposes.
       count: real blocks.
       chips: C.
@@ -105,7 +105,7 @@ def draw_shared(
 
 
 def _focus(moves: Moves, real: Bool[Array, " N"]) -> Float[Array, " N"]:
-    """Log-probability of each block to be a centre."""
+    """Log-probability of each contracted node to be a centre."""
     return jax.nn.log_softmax(jnp.where(real, moves.focus, _NEVER))
 
 

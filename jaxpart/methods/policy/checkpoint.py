@@ -17,7 +17,7 @@ from flax import serialization
 from jaxpart.errors import FileFormatError, InputError
 from jaxpart.files import read_bytes, write_whole
 from jaxpart.methods.policy import features
-from jaxpart.methods.policy.network import PLACEMENT, Policy, Sizes
+from jaxpart.methods.policy.network import PLACEMENT, NetworkConfig, PolicyNetwork
 
 FORMAT, VERSION = "jaxpart-policy", 1
 SHIPPED = "pretrained"
@@ -39,15 +39,15 @@ class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
+class Policy:
     """Weights with what they are for."""
 
     params: Any
-    sizes: Sizes
+    sizes: NetworkConfig
     made: dict[str, Any]
 
 
-def save(path: str | os.PathLike[str], trained: Trained) -> None:
+def save(path: str | os.PathLike[str], trained: Policy) -> None:
     """Writes a checkpoint, whole or not at all.
 
     Raises:
@@ -66,7 +66,7 @@ def save(path: str | os.PathLike[str], trained: Trained) -> None:
     write_whole(path, msgspec.json.encode(header) + b"\n" + weights)
 
 
-def load(path: str | os.PathLike[str]) -> Trained:
+def load(path: str | os.PathLike[str]) -> Policy:
     """Reads a checkpoint.
 
     Raises:
@@ -91,7 +91,7 @@ def load(path: str | os.PathLike[str]) -> Trained:
             )
     try:
         header = msgspec.convert(stated, _Header)
-        sizes = Sizes(**header.sizes)
+        sizes = NetworkConfig(**header.sizes)
     except (msgspec.ValidationError, TypeError) as error:
         raise FileFormatError(f"{path}: header: {error}") from error
     if len(weights) != header.bytes:
@@ -104,7 +104,7 @@ def load(path: str | os.PathLike[str]) -> Trained:
         )
     params = serialization.msgpack_restore(weights)
     _check_shapes(path, params, sizes)
-    return Trained(params, sizes, header.made)
+    return Policy(params, sizes, header.made)
 
 
 def resolve(name_or_path: str | os.PathLike[str]) -> Path:
@@ -129,8 +129,10 @@ def shipped_policies() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.policy"))}
 
 
-def _check_shapes(path: str | os.PathLike[str], params: Any, sizes: Sizes) -> None:
-    expected = jax.eval_shape(lambda: Policy(sizes).init(jax.random.key(0), *example_inputs()))
+def _check_shapes(path: str | os.PathLike[str], params: Any, sizes: NetworkConfig) -> None:
+    expected = jax.eval_shape(
+        lambda: PolicyNetwork(sizes).init(jax.random.key(0), *example_inputs())
+    )
     wanted = {jax.tree_util.keystr(k): v.shape for k, v in jax.tree.leaves_with_path(expected)}
     found = {jax.tree_util.keystr(k): np.shape(v) for k, v in jax.tree.leaves_with_path(params)}
     for name in sorted({*wanted, *found}):

@@ -2,8 +2,8 @@
 
 Times are relative to the mean load of a chip, bytes to a chip's memory or to a link's period, depth
 and position to the graph's: nothing names the graph, and nothing depends on its size or on the
-number of chips. Everything is per block (`Problem.contracted`), padded to the rows of the lowered
-problem.
+number of chips. Everything is per contracted node (`Problem.contracted`), padded to the rows of the
+lowered problem.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ VERSION = 2  # of the feature set; a checkpoint says which it was trained on
 OP_CLASSES = 16
 BASIS = 10  # columns of `Features.order_basis` and `Features.label_basis`
 _WAVES = 4
-MOST_BLOCKS = 6000  # the largest bucket is 6,144 rows
+MAX_CONTRACTED = 6000  # the largest bucket is 6,144 rows
 _MCM_OF = ("chain", "host", "mesh")
 _MODULE_FIGURES = 16
 # A ratio of times or bytes beyond this is as good as infinite.
@@ -32,7 +32,9 @@ _MOST = 1e6
 
 @struct.dataclass
 class Features:
-    """Static inputs of the network, padded: N blocks, P pairs with an edge, U uses, C chips."""
+    """Static inputs of the network, padded: N contracted nodes, P pairs with an edge, U uses, C
+    chips.
+    """
 
     node: Float[Array, "N F"]
     pair: Float[Array, "P D"]
@@ -43,7 +45,9 @@ class Features:
     use_weight: Int[Array, " U"]
     module: Float[Array, " G"]
     chip: Float[Array, "C H"]
-    position: Float[Array, " N"]  # middle of the block's share of the load in program order, 0..1
+    position: Float[
+        Array, " N"
+    ]  # middle of the contracted node's share of the load in program order, 0..1
     # Directions along which a whole sample is shifted; each of unit spread over the blocks.
     order_basis: Float[Array, "N R"]
     label_basis: Float[Array, "N R"]
@@ -54,40 +58,42 @@ def features(problem: Problem, rows: int, pairs: int) -> Features:
     """The features of `problem`, padded.
 
     Args:
-      problem: any; its blocks are looked at.
+      problem: any; its contracted nodes are looked at.
       rows: N, more than there are blocks.
-      pairs: P, at least the distinct pairs of blocks with an edge.
+      pairs: P, at least the distinct pairs of contracted nodes with an edge.
 
     Raises:
-      InputError: more blocks than the largest bucket holds.
+      InputError: more contracted nodes than the largest bucket holds.
     """
-    blocks = problem.contracted
-    count = blocks.num_nodes
-    if count > MOST_BLOCKS:
+    contracted = problem.contracted
+    count = contracted.num_nodes
+    if count > MAX_CONTRACTED:
         raise InputError(
             f"the graph has {count} blocks of nodes, more than the policy's largest bucket "
-            f"({MOST_BLOCKS}); contract it, or search without the policy"
+            f"({MAX_CONTRACTED}); contract it, or search without the policy"
         )
-    load_s = blocks.node_s.mean(axis=1)
+    load_s = contracted.node_s.mean(axis=1)
     total_s = max(float(load_s.sum()), 1e-30)
-    chip_s = total_s / blocks.num_chips
+    chip_s = total_s / contracted.num_chips
     prefix = np.cumsum(load_s) / total_s
     position = prefix - 0.5 * load_s / total_s
-    ends, pair_bytes = _pairs(blocks)
+    ends, pair_bytes = _pairs(contracted)
     asap, alap = _depths(count, ends)
     before, after = _load_shares(count, ends, load_s / total_s)
-    link_s = blocks.tensor_bytes / blocks.mcm.link_bandwidth
-    capacity = float(blocks.capacity_bytes.mean())
+    link_s = contracted.tensor_bytes / contracted.mcm.link_bandwidth
+    capacity = float(contracted.capacity_bytes.mean())
 
-    out_s = _summed(blocks.tensor_producer, link_s, count)
-    in_s = _summed(blocks.edge_consumer, link_s[blocks.edge_tensor], count)
-    weights = _summed(blocks.use_node, blocks.weight_bytes[blocks.use_weight], count)
-    users = np.bincount(blocks.use_weight, minlength=len(blocks.weight_bytes))
+    out_s = _summed(contracted.tensor_producer, link_s, count)
+    in_s = _summed(contracted.edge_consumer, link_s[contracted.edge_tensor], count)
+    weights = _summed(contracted.use_node, contracted.weight_bytes[contracted.use_weight], count)
+    users = np.bincount(contracted.use_weight, minlength=len(contracted.weight_bytes))
     shared = _summed(
-        blocks.use_node, np.where(users > 1, blocks.weight_bytes, 0)[blocks.use_weight], count
+        contracted.use_node,
+        np.where(users > 1, contracted.weight_bytes, 0)[contracted.use_weight],
+        count,
     )
-    fan_out = _summed(blocks.edge_producer, np.ones(len(blocks.edge_tensor)), count)
-    fan_in = _summed(blocks.edge_consumer, np.ones(len(blocks.edge_tensor)), count)
+    fan_out = _summed(contracted.edge_producer, np.ones(len(contracted.edge_tensor)), count)
+    fan_in = _summed(contracted.edge_consumer, np.ones(len(contracted.edge_tensor)), count)
     deepest = max(float(asap.max()), 1.0)
     node = np.stack(
         [
@@ -111,8 +117,8 @@ def features(problem: Problem, rows: int, pairs: int) -> Features:
         axis=1,
     )
     node = np.concatenate([node, _op_classes(problem, load_s)], axis=1)
-    of_several = users[blocks.use_weight] > 1
-    uses = max(pairs, bucket_size(max(len(blocks.use_node), len(users)) + 1))
+    of_several = users[contracted.use_weight] > 1
+    uses = max(pairs, bucket_size(max(len(contracted.use_node), len(users)) + 1))
     program = np.arange(count)
     lags = [_ranks(asap, program) - program, _ranks(alap, program) - program]
     waves = [f(np.pi * k * position) / k for k in range(1, _WAVES + 1) for f in (np.sin, np.cos)]
@@ -121,13 +127,13 @@ def features(problem: Problem, rows: int, pairs: int) -> Features:
     rules += [_log(shared / capacity), np.log1p(fan_in), np.log1p(fan_out)]
     return Features(
         node=_padded(node, rows),
-        pair=_padded(_log(pair_bytes / blocks.mcm.link_bandwidth / chip_s)[:, None], pairs),
+        pair=_padded(_log(pair_bytes / contracted.mcm.link_bandwidth / chip_s)[:, None], pairs),
         pair_from=_padded(ends[:, 0], pairs, rows - 1),
         pair_to=_padded(ends[:, 1], pairs, rows - 1),
-        use_node=_padded(blocks.use_node[of_several], uses, rows - 1),
-        use_weight=_padded(blocks.use_weight[of_several], uses, uses - 1),
-        module=_padded(_module(blocks, chip_s), _MODULE_FIGURES),
-        chip=_padded(_chips(blocks), blocks.num_chips),
+        use_node=_padded(contracted.use_node[of_several], uses, rows - 1),
+        use_weight=_padded(contracted.use_weight[of_several], uses, uses - 1),
+        module=_padded(_module(contracted, chip_s), _MODULE_FIGURES),
+        chip=_padded(_chips(contracted), contracted.num_chips),
         position=_padded(position, rows),
         order_basis=_padded(_unit(np.stack([*lags, *rules], axis=1)), rows),
         label_basis=_padded(_unit(np.stack([*lags, *waves], axis=1)), rows),
@@ -135,19 +141,21 @@ def features(problem: Problem, rows: int, pairs: int) -> Features:
     )
 
 
-def _module(blocks: Problem, chip_s: float) -> FloatArray:
-    mcm, rules = blocks.mcm, blocks.mcm.constraints
-    fastest = blocks.node_s.min(axis=1).sum() / max(blocks.node_s.max(axis=1).sum(), 1e-30)
+def _module(contracted: Problem, chip_s: float) -> FloatArray:
+    mcm, rules = contracted.mcm, contracted.mcm.constraints
+    fastest = contracted.node_s.min(axis=1).sum() / max(contracted.node_s.max(axis=1).sum(), 1e-30)
     return np.array(
         [
-            np.log(blocks.num_chips) / 4,
-            1 / blocks.num_chips,
-            _log(blocks.tensor_bytes.sum() / mcm.link_bandwidth / chip_s / blocks.num_chips),
-            _log(blocks.tensor_bytes.mean() / mcm.link_bandwidth / chip_s)
-            if len(blocks.tensor_bytes)
+            np.log(contracted.num_chips) / 4,
+            1 / contracted.num_chips,
+            _log(
+                contracted.tensor_bytes.sum() / mcm.link_bandwidth / chip_s / contracted.num_chips
+            ),
+            _log(contracted.tensor_bytes.mean() / mcm.link_bandwidth / chip_s)
+            if len(contracted.tensor_bytes)
             else 0.0,
-            _log(blocks.weight_bytes.sum() / blocks.capacity_bytes.sum()),
-            _log(blocks.node_s.mean(axis=1).max() / chip_s),
+            _log(contracted.weight_bytes.sum() / contracted.capacity_bytes.sum()),
+            _log(contracted.node_s.mean(axis=1).max() / chip_s),
             fastest,
             float(mcm.overlap),
             float(rules.acyclic),
@@ -160,30 +168,36 @@ def _module(blocks: Problem, chip_s: float) -> FloatArray:
     )
 
 
-def _chips(blocks: Problem) -> FloatArray:
+def _chips(contracted: Problem) -> FloatArray:
     """[C, 2] log of each chip's seconds and memory, relative to the module's mean."""
-    seconds = np.maximum(blocks.node_s.sum(axis=0), 1e-30)[blocks.chip_kind]
-    capacity = blocks.capacity_bytes
+    seconds = np.maximum(contracted.node_s.sum(axis=0), 1e-30)[contracted.chip_kind]
+    capacity = contracted.capacity_bytes
     return np.stack([np.log(seconds / seconds.mean()), np.log(capacity / capacity.mean())], axis=1)
 
 
 def _op_classes(problem: Problem, load_s: FloatArray) -> FloatArray:
-    """[blocks, 16] one-hot class, by hash, of the kind of operation of each block's first node."""
+    """[M, 16] one-hot class, by hash, of the kind of operation of each contracted node's first
+    node.
+    """
     first = np.full(len(load_s), problem.num_nodes)
-    np.minimum.at(first, problem.block, np.arange(problem.num_nodes))
+    np.minimum.at(first, problem.contraction, np.arange(problem.num_nodes))
     ops = [problem.graph.nodes[v].op for v in first]
     return np.eye(OP_CLASSES)[[zlib.crc32(op.encode()) % OP_CLASSES for op in ops]]
 
 
-def _pairs(blocks: Problem) -> tuple[np.ndarray, FloatArray]:
+def _pairs(contracted: Problem) -> tuple[np.ndarray, FloatArray]:
     """The distinct (producer, consumer) pairs [P, 2], sorted, and the bytes between them [P]."""
-    ends = np.stack([blocks.edge_producer, blocks.edge_consumer], axis=1).reshape(-1, 2)
+    ends = np.stack([contracted.edge_producer, contracted.edge_consumer], axis=1).reshape(-1, 2)
     distinct, which = np.unique(ends, axis=0, return_inverse=True)
-    return distinct, _summed(which.ravel(), blocks.tensor_bytes[blocks.edge_tensor], len(distinct))
+    return distinct, _summed(
+        which.ravel(), contracted.tensor_bytes[contracted.edge_tensor], len(distinct)
+    )
 
 
 def _depths(count: int, ends: np.ndarray) -> tuple[FloatArray, FloatArray]:
-    """Earliest and latest level of each block: pairs are sorted, blocks in topological order."""
+    """Earliest and latest level of each contracted node: pairs are sorted, contracted nodes in
+    topological order.
+    """
     asap, alap = np.zeros(count), np.zeros(count)
     for u, v in ends.tolist():
         asap[v] = max(asap[v], asap[u] + 1)
@@ -194,7 +208,7 @@ def _depths(count: int, ends: np.ndarray) -> tuple[FloatArray, FloatArray]:
 
 
 def _load_shares(count: int, ends: np.ndarray, share: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """The share of the load that lies before and behind each block, along the edges."""
+    """The share of the load that lies before and behind each contracted node, along the edges."""
     above = np.eye(count, dtype=bool)
     for u, v in ends.tolist():
         above[v] |= above[u]

@@ -1,9 +1,9 @@
 """The first placement, learned from partitions that a search has found.
 
 A search of seconds leaves a good partition of every training graph on every module; where in the
-module each block stands there is what `Proposal.first` is fitted to, by regression. What this gives
-is where reinforcement learning (`pretraining`) sets out: expert iteration (Anthony et al., 2017),
-one round of it.
+module each contracted node stands there is what `Proposal.first` is fitted to, by regression. What
+this gives is where reinforcement learning (`pretraining`) sets out: expert iteration (Anthony et
+al., 2017), one round of it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 
 from jaxpart.errors import InputError
 from jaxpart.methods.policy.features import Features
-from jaxpart.methods.policy.network import Sizes, propose
+from jaxpart.methods.policy.network import NetworkConfig, propose
 from jaxpart.methods.policy.rollout import Params, Task
 from jaxpart.problem.graph import Graph
 from jaxpart.problem.problem import IntArray, Problem
@@ -33,7 +33,7 @@ _LOAD = 1  # the column of `Features.node` that is the load over a chip's, at mo
 
 
 @dataclasses.dataclass(frozen=True)
-class Lessons:
+class ImitationConfig:
     """How to imitate."""
 
     seed: int = 0
@@ -75,27 +75,34 @@ def read_examples(folder: Path, graphs: Sequence[Graph]) -> dict[str, Example]:
 
 
 def positions(task: Task, assignment: IntArray) -> Float[Array, " N"]:
-    """Where each block stands in a partition: the middle of its chip's share of the load, 0..1.
+    """Where each contracted node stands in a partition: the middle of its chip's share of the load,
+    0..1.
 
     Args:
       task: the graph on the module.
-      assignment: [num_nodes] chips of nodes; blocks are on one chip each.
+      assignment: [num_nodes] chips of nodes; contracted nodes are on one chip each.
     """
-    blocks = task.problem.contracted
-    chip = np.zeros(blocks.num_nodes, np.int64)
-    chip[task.problem.block] = assignment
-    load_s = blocks.node_s.mean(axis=1)
-    of_chip = np.bincount(chip, weights=load_s, minlength=blocks.num_chips)
+    contracted = task.problem.contracted
+    chip = np.zeros(contracted.num_nodes, np.int64)
+    chip[task.problem.contraction] = assignment
+    load_s = contracted.node_s.mean(axis=1)
+    of_chip = np.bincount(chip, weights=load_s, minlength=contracted.num_chips)
     middle = (np.cumsum(of_chip) - 0.5 * of_chip) / of_chip.sum()
-    padded = np.zeros(task.blocks.padded_nodes, np.float32)
-    padded[: blocks.num_nodes] = middle[chip]
+    padded = np.zeros(task.contracted.padded_nodes, np.float32)
+    padded[: contracted.num_nodes] = middle[chip]
     return jnp.asarray(padded)
 
 
 def distance(
-    params: Params, sizes: Sizes, features: Features, seen: Array, target: Float[Array, " N"]
+    params: Params,
+    sizes: NetworkConfig,
+    features: Features,
+    seen: Array,
+    target: Float[Array, " N"],
 ) -> Float[Array, ""]:
-    """Mean over blocks, half by number and half by load, of the squared distance of positions."""
+    """Mean over contracted nodes, half by number and half by load, of the squared distance of
+    positions.
+    """
     first = propose(params, sizes, features, seen).first
     real = features.is_real
     load = real * features.node[:, _LOAD]
@@ -105,16 +112,16 @@ def distance(
 
 @partial(jax.jit, static_argnames="sizes")
 def _gradient(
-    params: Params, sizes: Sizes, features: Features, seen: Array, target: Array
+    params: Params, sizes: NetworkConfig, features: Features, seen: Array, target: Array
 ) -> tuple[Array, Params]:
     return jax.value_and_grad(distance)(params, sizes, features, seen, target)
 
 
 def imitate(
     params: Params,
-    sizes: Sizes,
+    sizes: NetworkConfig,
     examples: Mapping[str, Example],
-    lessons: Lessons,
+    lessons: ImitationConfig,
     report: Callable[[int, float], None] = lambda epoch, loss: None,
 ) -> Params:
     """Fits the first placement to the examples.

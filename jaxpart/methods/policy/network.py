@@ -27,12 +27,12 @@ from jaxpart.methods.policy.features import BASIS, Features
 
 PLACEMENT = 8  # columns of what the network is told of the last placement
 _WAVES = 4
-_EDGE = 1e-3  # how near to either end of the module the prior places a block
+_EDGE = 1e-3  # how near to either end of the module the prior places a contracted node
 _SPREAD = 1.5  # the most that a head may scale noise, as a power of e
 
 
 @dataclasses.dataclass(frozen=True)
-class Sizes:
+class NetworkConfig:
     """What fixes the shapes of the weights."""
 
     width: int = 64
@@ -43,7 +43,7 @@ class Sizes:
 
 @struct.dataclass
 class Moves:
-    """How one decoder changes the last placement, per block; z is drawn once per sample.
+    """How one decoder changes the last placement, per contracted node; z is drawn once per sample.
 
     A sample's move is shift + directions z + spread * noise, in units of the sample's step.
     """
@@ -51,23 +51,27 @@ class Moves:
     shift: Float[Array, " N"]
     directions: Float[Array, "N R"]
     log_spread: Float[Array, " N"]
-    focus: Float[Array, " N"]  # log-weight of each block to be the centre of what may move
+    focus: Float[
+        Array, " N"
+    ]  # log-weight of each contracted node to be the centre of what may move
 
 
 @struct.dataclass
 class Proposal:
     """What the network says: where to start, how to move from there, and scores of chips."""
 
-    first: Float[Array, " N"]  # where each block stands in the module, 0..1, before any placement
+    first: Float[
+        Array, " N"
+    ]  # where each contracted node stands in the module, 0..1, before any placement
     orders: Moves
     labels: Moves
     scores: Float[Array, "N C"]
 
 
-class Policy(nn.Module):
+class PolicyNetwork(nn.Module):
     """The policy network."""
 
-    sizes: Sizes = Sizes()
+    sizes: NetworkConfig = NetworkConfig()
 
     @nn.compact
     def __call__(self, features: Features, placement: Float[Array, "N 8"]) -> Proposal:
@@ -75,7 +79,7 @@ class Policy(nn.Module):
 
         Args:
           features: of the graph on the module.
-          placement: per block, of the placement to improve (`rollout.State.seen`).
+          placement: per contracted node, of the placement to improve (`rollout.State.seen`).
         """
         width, rank = self.sizes.width, self.sizes.rank
         rows, chips = features.node.shape[0], features.chip.shape[0]
@@ -114,10 +118,10 @@ class Policy(nn.Module):
 
 
 def propose(
-    params: Any, sizes: Sizes, features: Features, placement: Float[Array, "N 8"]
+    params: Any, sizes: NetworkConfig, features: Features, placement: Float[Array, "N 8"]
 ) -> Proposal:
     """What the network with these weights says."""
-    proposal = Policy(sizes).apply(params, features, placement)
+    proposal = PolicyNetwork(sizes).apply(params, features, placement)
     assert isinstance(proposal, Proposal)
     return proposal
 
@@ -125,7 +129,7 @@ def propose(
 class Layer(nn.Module):
     """Attention along and against the edges, users of the same weights, a view of all; a block."""
 
-    sizes: Sizes
+    sizes: NetworkConfig
 
     @nn.compact
     def __call__(
@@ -133,7 +137,7 @@ class Layer(nn.Module):
     ) -> Float[Array, "N W"]:
         """The new node embeddings; those of padding mean nothing and reach no other."""
         width = self.sizes.width
-        # jraph's annotations allow more than what `Policy` puts there.
+        # jraph's annotations allow more than what `PolicyNetwork` puts there.
         h: Any = graph.nodes
         edges: Any = graph.edges
         senders: Any = graph.senders
@@ -150,7 +154,7 @@ class Layer(nn.Module):
 
 
 def _attend(
-    sizes: Sizes,
+    sizes: NetworkConfig,
     x: Float[Array, "N W"],
     edges: Float[Array, "P D"],
     sources: Int[Array, " P"],
@@ -190,5 +194,5 @@ def _chip_inputs(chip: Float[Array, "C H"]) -> Float[Array, "C K"]:
     """What a chip is, and waves of where it stands."""
     count = chip.shape[0]
     at = ((jnp.arange(count) + 0.5) / count)[:, None]
-    turns = jnp.pi * at * 2.0 ** jnp.arange(_WAVES)[None]
-    return jnp.concatenate([chip, at, jnp.sin(turns), jnp.cos(turns)], axis=1)
+    sharing = jnp.pi * at * 2.0 ** jnp.arange(_WAVES)[None]
+    return jnp.concatenate([chip, at, jnp.sin(sharing), jnp.cos(sharing)], axis=1)

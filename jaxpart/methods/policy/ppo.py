@@ -19,12 +19,12 @@ from jaxtyping import Array, Bool, Float
 
 from jaxpart.methods.policy.actions import Actions, Decoder, LogProbs, log_probs
 from jaxpart.methods.policy.features import Features
-from jaxpart.methods.policy.network import Sizes
+from jaxpart.methods.policy.network import NetworkConfig
 from jaxpart.methods.policy.rollout import Params, State, proposed
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class PPOConfig:
     """How to learn."""
 
     learning_rate: float = 5e-4
@@ -56,7 +56,7 @@ class Report:
     clipped: Float[Array, ""]  # share of nodes
 
 
-def optimizer(settings: Settings) -> optax.GradientTransformation:
+def optimizer(settings: PPOConfig) -> optax.GradientTransformation:
     """Adam behind a clipped gradient."""
     return optax.chain(
         optax.clip_by_global_norm(settings.most_gradient), optax.adam(settings.learning_rate)
@@ -83,7 +83,11 @@ def advantages(rewards: Float[Array, " B"], valid: Bool[Array, " B"]) -> Float[A
 
 
 def ppo_loss(
-    params: Params, transition: Transition, sizes: Sizes, settings: Settings, decoder: Decoder
+    params: Params,
+    transition: Transition,
+    sizes: NetworkConfig,
+    settings: PPOConfig,
+    decoder: Decoder,
 ) -> tuple[Float[Array, ""], Report]:
     """The clipped surrogate, negated, less the entropy bonus; the mean over samples and nodes.
 
@@ -123,7 +127,11 @@ def _surrogate(difference: Array, advantage: Array, clip: float) -> tuple[Array,
 
 @partial(jax.jit, static_argnames=("sizes", "settings", "decoder"))
 def gradient(
-    params: Params, transition: Transition, sizes: Sizes, settings: Settings, decoder: Decoder
+    params: Params,
+    transition: Transition,
+    sizes: NetworkConfig,
+    settings: PPOConfig,
+    decoder: Decoder,
 ) -> tuple[Params, Report]:
     """The gradient of `ppo_loss`, and what it reports."""
     return jax.grad(ppo_loss, has_aux=True)(params, transition, sizes, settings, decoder)
@@ -131,7 +139,7 @@ def gradient(
 
 @partial(jax.jit, static_argnames="settings")
 def apply_gradients(
-    params: Params, opt_state: optax.OptState, gradients: list[Params], settings: Settings
+    params: Params, opt_state: optax.OptState, gradients: list[Params], settings: PPOConfig
 ) -> tuple[Params, optax.OptState]:
     """One step of the optimiser along the mean of the gradients."""
     mean = jax.tree.map(lambda *parts: sum(parts) / len(parts), *gradients)

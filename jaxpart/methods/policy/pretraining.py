@@ -19,10 +19,10 @@ from jaxpart.bounds.infeasible import why_infeasible
 from jaxpart.cost.greedy import baseline
 from jaxpart.errors import InputError, JaxpartError
 from jaxpart.methods.policy import checkpoint
-from jaxpart.methods.policy.imitation import Example, Lessons, imitate
+from jaxpart.methods.policy.imitation import Example, ImitationConfig, imitate
 from jaxpart.methods.policy.modules import CHIPS, draw_module
 from jaxpart.methods.policy.rollout import Task, initial_params
-from jaxpart.methods.policy.training import Learner, Plan, Row, advance, begin, score
+from jaxpart.methods.policy.training import Learner, Row, TrainingConfig, advance, begin, score
 from jaxpart.problem.graph import Graph
 from jaxpart.problem.problem import Problem
 
@@ -67,12 +67,12 @@ def pairs(graphs: Sequence[Graph], count: int, seed: int) -> dict[str, Problem]:
 def pretrain(
     train: dict[str, Problem],
     valid: dict[str, Problem],
-    plan: Plan,
+    plan: TrainingConfig,
     run: Run,
     report: Callable[[int, Sequence[Row], float], None] = lambda step, rows, best: None,
     *,
     examples: Mapping[str, Example] | None = None,
-    lessons: Lessons | None = None,
+    lessons: ImitationConfig | None = None,
     taught: Callable[[int, float], None] = lambda epoch, loss: None,
 ) -> Path:
     """Trains, or goes on where `run.folder` has a run; gives the file of the selected policy.
@@ -91,7 +91,7 @@ def pretrain(
     """
     folder = run.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    lessons = lessons or Lessons(seed=plan.seed)
+    lessons = lessons or ImitationConfig(seed=plan.seed)
     _check_same(folder, _stated(plan, train, valid, examples or {}, lessons))
     tasks: dict[str, Task] = {}
     programs = _Programs()
@@ -173,8 +173,8 @@ class _Programs:
 
 def _shape_of(task: Task) -> tuple[Any, ...]:
     """What tasks that share their programs have in common."""
-    arrays = jax.tree.leaves((task.device, task.blocks, task.features))
-    return (task.device.switches, task.window, *(array.shape for array in arrays))
+    arrays = jax.tree.leaves((task.device, task.contracted, task.features))
+    return (task.device.config, task.window, *(array.shape for array in arrays))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,7 +204,7 @@ def _selected(held: _Held, reached: float) -> _Held:
     return dataclasses.replace(held, best_params=held.learner.params, best_score=reached)
 
 
-def _chosen(names: list[str], plan: Plan, step: int) -> list[str]:
+def _chosen(names: list[str], plan: TrainingConfig, step: int) -> list[str]:
     """The tasks of a step: all in a random order, over and over."""
     picks = []
     for k in range(step * plan.tasks, (step + 1) * plan.tasks):
@@ -228,7 +228,9 @@ def _restored(manager: ocp.CheckpointManager, template: _Held) -> _Held:
     return _Held(learner, tree["best_params"], best_score, seconds)
 
 
-def _write_policy(folder: Path, held: _Held, plan: Plan, run: Run, seconds: float) -> Path:
+def _write_policy(
+    folder: Path, held: _Held, plan: TrainingConfig, run: Run, seconds: float
+) -> Path:
     from jaxpart.environment import environment
 
     made = {
@@ -240,16 +242,16 @@ def _write_policy(folder: Path, held: _Held, plan: Plan, run: Run, seconds: floa
         **environment(),
     }
     path = folder / f"{checkpoint.SHIPPED}.policy"
-    checkpoint.save(path, checkpoint.Trained(held.best_params, plan.sizes, made))
+    checkpoint.save(path, checkpoint.Policy(held.best_params, plan.sizes, made))
     return path
 
 
 def _stated(
-    plan: Plan,
+    plan: TrainingConfig,
     train: dict[str, Problem],
     valid: dict[str, Problem],
     examples: Mapping[str, Example],
-    lessons: Lessons,
+    lessons: ImitationConfig,
 ) -> str:
     """All that makes a run what it is, as text."""
     lines = [str(plan), str(sorted(train)), str(sorted(valid))]

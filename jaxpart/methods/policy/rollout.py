@@ -39,7 +39,13 @@ from jaxpart.methods.policy.actions import (
     order_keys,
 )
 from jaxpart.methods.policy.features import Features, features
-from jaxpart.methods.policy.network import PLACEMENT, Policy, Proposal, Sizes, propose
+from jaxpart.methods.policy.network import (
+    PLACEMENT,
+    NetworkConfig,
+    PolicyNetwork,
+    Proposal,
+    propose,
+)
 from jaxpart.problem.problem import Problem
 
 Params = Any  # the network's weights, a pytree
@@ -51,14 +57,14 @@ _NEVER = -1e3  # log-probability of what must not be drawn
 class State:
     """The best placement so far; N rows of blocks.
 
-    Round 0 starts from where the network would place each block, round 1 from program order, all
-    others from here.
+    Round 0 starts from where the network would place each contracted node, round 1 from program
+    order, all others from here.
     """
 
     round: Int[Array, ""]
     bottleneck_s: Float[Array, ""]  # inf: nothing valid yet
-    order: Float[Array, " N"]  # the place of each block in the order
-    position: Float[Array, " N"]  # where each block stands in the module, 0..1
+    order: Float[Array, " N"]  # the place of each contracted node in the order
+    position: Float[Array, " N"]  # where each contracted node stands in the module, 0..1
     seen: Float[Array, "N 8"]  # what the network is told of it
 
 
@@ -68,9 +74,9 @@ class Task:
 
     problem: Problem
     device: DeviceProblem
-    blocks: DeviceProblem
+    contracted: DeviceProblem
     features: Features
-    block_of: Int[Array, " V"]  # rows of `device` to rows of `blocks`
+    contracted_of: Int[Array, " V"]  # rows of `device` to rows of `blocks`
     first_node: Int[Array, " N"]  # and back
     peak_bytes: Float[Array, " N"]
     window: int
@@ -82,29 +88,29 @@ class Task:
 
         Raises:
           InputError: the graph is beyond the largest bucket.
-          InfeasibleError: pins within one block differ.
+          InfeasibleError: pins within one contracted node differ.
         """
-        contracted = problem.contracted
+        contracted_problem = problem.contracted
         device = lower(problem)
-        blocks = device if contracted is problem else lower(contracted)
-        rows, pairs = blocks.padded_nodes, blocks.pair_from.shape[0]
-        block_of = np.full(device.padded_nodes, rows - 1, np.int32)
-        block_of[: problem.num_nodes] = problem.block
+        contracted = device if contracted_problem is problem else lower(contracted_problem)
+        rows, pairs = contracted.padded_nodes, contracted.pair_from.shape[0]
+        contracted_of = np.full(device.padded_nodes, rows - 1, np.int32)
+        contracted_of[: problem.num_nodes] = problem.contraction
         first = np.full(rows, device.padded_nodes - 1, np.int32)
-        np.minimum.at(first, problem.block, np.arange(problem.num_nodes, dtype=np.int32))
+        np.minimum.at(first, problem.contraction, np.arange(problem.num_nodes, dtype=np.int32))
         peaks = np.zeros(rows, np.float32)
-        peaks[: problem.num_blocks] = peak_bounds(problem)[1]
+        peaks[: problem.num_contracted] = peak_bounds(problem)[1]
         greedy = baseline(problem)
         reference_s = 2 * problem.mean_load_s
         if greedy is not None:
             reference_s = float(verify(problem, greedy[:, None]).bottleneck_s[0])
-        window = window_for(contracted, max(reference_s, 2 * problem.mean_load_s))
+        window = window_for(contracted_problem, max(reference_s, 2 * problem.mean_load_s))
         return cls(
             problem,
             device,
-            blocks,
+            contracted,
             jax.device_put(features(problem, rows, pairs)),
-            jnp.asarray(block_of),
+            jnp.asarray(contracted_of),
             jnp.asarray(first),
             jnp.asarray(peaks),
             window,
@@ -114,13 +120,13 @@ class Task:
     @property
     def start(self) -> State:
         """Nothing placed yet: program order, and chips by the load that comes before."""
-        order = jnp.arange(self.blocks.padded_nodes, dtype=jnp.float32)
+        order = jnp.arange(self.contracted.padded_nodes, dtype=jnp.float32)
         seen = _seen_first(self.features)
         return State(jnp.int32(0), jnp.float32(jnp.inf), order, self.features.position, seen)
 
 
 @struct.dataclass
-class Batch:
+class Rollout:
     """One round's samples, decoded and costed."""
 
     actions: Actions
@@ -130,14 +136,14 @@ class Batch:
     after: State
 
 
-def initial_params(sizes: Sizes, task: Task, seed: int) -> Params:
+def initial_params(sizes: NetworkConfig, task: Task, seed: int) -> Params:
     """Fresh weights; `task` lends its number of features."""
-    return Policy(sizes).init(jax.random.key(seed), task.features, task.start.seen)
+    return PolicyNetwork(sizes).init(jax.random.key(seed), task.features, task.start.seen)
 
 
 def play(
     params: Params,
-    sizes: Sizes,
+    sizes: NetworkConfig,
     task: Task,
     state: State,
     key: jax.Array,
@@ -145,39 +151,39 @@ def play(
     batch: int,
     decoder: Decoder,
     mode: Mode = "fix",
-) -> Batch:
+) -> Rollout:
     """One round: draws, decodes and costs a batch. Nothing here waits for the device."""
     act_key, solve_key = jax.random.split(key)
     drawn = act(
-        params, task.features, state, act_key, task.blocks.num_nodes,
+        params, task.features, state, act_key, task.contracted.num_nodes,
         sizes=sizes, batch=batch, decoder=decoder,
     )  # fmt: skip
     actions, log_prob = drawn.actions, drawn.log_prob
     if decoder == "orders":
-        orders = order_by(task.blocks, order_keys(drawn.base, actions))
+        orders = order_by(task.contracted, order_keys(drawn.base, actions))
         peaks = jnp.broadcast_to(task.peak_bytes, (batch, task.peak_bytes.shape[0]))
-        _, chips = slice_orders(task.blocks, orders, peaks, task.window)
-        assignments = chips[task.block_of]
+        _, chips = slice_orders(task.contracted, orders, peaks, task.window)
+        assignments = chips[task.contracted_of]
         order = ranks_of(orders).T
     else:
         if mode == "sample":
-            assignments = sample(task.device, solve_key, drawn.scores[task.block_of], batch)
+            assignments = sample(task.device, solve_key, drawn.scores[task.contracted_of], batch)
         else:
-            labels = actions.taken[task.block_of].astype(task.device.switches.chip_dtype)
+            labels = actions.taken[task.contracted_of].astype(task.device.config.chip_dtype)
             assignments = labels if mode == "none" else fix(task.device, labels)
         order = jnp.broadcast_to(drawn.order[:, None], (drawn.order.shape[0], batch))
     costs = evaluate(task.device, assignments)
     chips = assignments[task.first_node]
     after = _advance(state, chips, order, costs, task.device, task.features.is_real)
     after = dataclasses.replace(after, round=state.round + 1)
-    return Batch(actions, log_prob, assignments, costs, after)
+    return Rollout(actions, log_prob, assignments, costs, after)
 
 
 def advanced(task: Task, state: State, assignments: Int[Array, "V B"], costs: Costs) -> State:
     """The state with the best of partitions that others made, where it is better."""
     chips = assignments[task.first_node]
     # Lower chips first, in program order on each: an order that can be cut into these pieces.
-    last = task.device.switches.num_chips  # padding stays behind
+    last = task.device.config.num_chips  # padding stays behind
     chip = jnp.where(task.features.is_real[:, None] > 0, chips.astype(jnp.int32), last)
     order = ranks_of(jnp.argsort(chip, axis=0, stable=True).T.astype(jnp.int32)).T
     return _advance(state, chips, order, costs, task.device, task.features.is_real)
@@ -200,7 +206,7 @@ def act(
     key: jax.Array,
     count: Int[Array, ""],
     *,
-    sizes: Sizes,
+    sizes: NetworkConfig,
     batch: int,
     decoder: Decoder,
 ) -> _Drawn:
@@ -227,7 +233,7 @@ def act(
 
 
 def proposed(
-    params: Params, sizes: Sizes, features: Features, state: State
+    params: Params, sizes: NetworkConfig, features: Features, state: State
 ) -> tuple[Proposal, Float[Array, " N"], Float[Array, " N"]]:
     """What the network says in this round; the order and the positions that it moves away from."""
     rows = features.is_real.shape[0]
@@ -268,7 +274,7 @@ def _advance(
     # Times relative to the bottleneck, one row per chip.
     busy = [costs.stage_s[:, b], costs.compute_s[:, b], costs.in_s[:, b], costs.out_s[:, b]]
     figures = [*(s / best_s for s in busy), costs.memory_bytes[:, b] / problem.capacity_bytes]
-    position = (chip + 0.5) / problem.switches.num_chips
+    position = (chip + 0.5) / problem.config.num_chips
     place = order[:, b]
     told = [position, place / is_real.sum(), jnp.ones_like(position), *(f[chip] for f in figures)]
     seen = jnp.stack(told, axis=1) * is_real[:, None]

@@ -21,9 +21,17 @@ from jaxpart.cost.device import pad_assignments
 from jaxpart.cost.evaluate import evaluate
 from jaxpart.methods.policy import checkpoint, ppo
 from jaxpart.methods.policy.actions import Decoder
-from jaxpart.methods.policy.checkpoint import Trained
-from jaxpart.methods.policy.network import Sizes
-from jaxpart.methods.policy.rollout import Batch, Mode, State, Task, advanced, initial_params, play
+from jaxpart.methods.policy.checkpoint import Policy
+from jaxpart.methods.policy.network import NetworkConfig
+from jaxpart.methods.policy.rollout import (
+    Mode,
+    Rollout,
+    State,
+    Task,
+    advanced,
+    initial_params,
+    play,
+)
 from jaxpart.methods.repair.search import Workers
 from jaxpart.runtime.background import in_thread
 from jaxpart.runtime.state import Method, Search
@@ -34,21 +42,21 @@ from jaxpart.runtime.state import Method, Search
 BATCH = 16
 _LARGE_BATCH = 64
 ZERO_SHOT = 1024  # samples of small rounds, not learned from
-# Beyond this many blocks a step takes seconds.
-MOST_BLOCKS = 5000
+# Beyond this many contracted nodes a step takes seconds.
+MAX_CONTRACTED = 5000
 
 
 @dataclasses.dataclass(frozen=True)
-class Use:
+class PolicySearchConfig:
     """How the policy is used in a search."""
 
     decoder: Decoder | Literal["both"] = "labels"
     mode: Mode = "fix"
     learn_after: int | None = ZERO_SHOT  # samples without learning first; None: never learn
-    settings: ppo.Settings = dataclasses.field(default_factory=ppo.Settings)
+    settings: ppo.PPOConfig = dataclasses.field(default_factory=ppo.PPOConfig)
     solver: bool = True  # whether SCIP repairs what memory forbids
     refines: bool = True  # whether rounds go on from the best so far, or all begin anew
-    sizes: Sizes = dataclasses.field(default_factory=Sizes)  # of fresh weights
+    sizes: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)  # of fresh weights
 
 
 NO_POLICY = "none"
@@ -63,10 +71,10 @@ def by_policy(search: Search) -> Generator[None]:
     trained, note = named(search.policy)
     if note:
         search.notes.append(note)
-    return with_policy(trained, Use())(search)
+    return with_policy(trained, PolicySearchConfig())(search)
 
 
-def named(name: str | os.PathLike[str] | None) -> tuple[Trained | None, str]:
+def named(name: str | os.PathLike[str] | None) -> tuple[Policy | None, str]:
     """The weights that are named (None: the shipped ones), or None for fresh ones; and a note.
 
     Raises:
@@ -80,7 +88,9 @@ def named(name: str | os.PathLike[str] | None) -> tuple[Trained | None, str]:
 
 
 def with_policy(
-    trained: Trained | None, use: Use, keep: Callable[[Trained], None] = lambda trained: None
+    trained: Policy | None,
+    use: PolicySearchConfig,
+    keep: Callable[[Policy], None] = lambda trained: None,
 ) -> Method:
     """The search method with these weights; fresh ones, drawn by the search's seed, if None.
 
@@ -128,13 +138,13 @@ def with_policy(
                 if use.refines:
                     state = _joined(search, task, made)
                 step += 1
-                keep(Trained(params, sizes, {}))
+                keep(Policy(params, sizes, {}))
                 yield
 
     return method
 
 
-def policy_beside(search: Search) -> Generator[bool]:
+def policy_background(search: Search) -> Generator[bool]:
     """Zero-shot samples on labels from the best of all methods, in turn with them.
 
     Yields whether it has to wait, for another's compilation: under a time limit its own runs in a
@@ -144,10 +154,10 @@ def policy_beside(search: Search) -> Generator[bool]:
     Raises:
       InputError: no such policy, or a damaged one.
     """
-    if search.policy == NO_POLICY or search.problem.num_blocks > MOST_BLOCKS:
+    if search.policy == NO_POLICY or search.problem.num_contracted > MAX_CONTRACTED:
         return
 
-    def prepared() -> tuple[Task, Any, Sizes]:
+    def prepared() -> tuple[Task, Any, NetworkConfig]:
         trained, _ = named(search.policy)
         task = Task.build(search.problem)
         params, sizes = _weights(trained, task, search.seed)
@@ -169,28 +179,28 @@ def policy_beside(search: Search) -> Generator[bool]:
         yield False
 
 
-def _played(task: Task, params: Any, sizes: Sizes, state: State, key: jax.Array) -> Batch:
+def _played(task: Task, params: Any, sizes: NetworkConfig, state: State, key: jax.Array) -> Rollout:
     return play(params, sizes, task, state, key, batch=_LARGE_BATCH, decoder="labels", mode="fix")
 
 
 def _weights(
-    trained: Trained | None, task: Task, seed: int, fresh: Sizes | None = None
-) -> tuple[Any, Sizes]:
+    trained: Policy | None, task: Task, seed: int, fresh: NetworkConfig | None = None
+) -> tuple[Any, NetworkConfig]:
     """The trained weights, or fresh ones, with their sizes."""
     if trained is None:
-        sizes = fresh or Sizes()
+        sizes = fresh or NetworkConfig()
         return initial_params(sizes, task, seed), sizes
     return trained.params, trained.sizes
 
 
-def _decoder(use: Use, step: int) -> Decoder:
+def _decoder(use: PolicySearchConfig, step: int) -> Decoder:
     """With both, one round in eight cuts orders: they cost more and help elsewhere."""
     if use.decoder != "both":
         return use.decoder
     return "orders" if step % 8 == 7 else "labels"
 
 
-def _joined(search: Search, task: Task, made: Batch) -> State:
+def _joined(search: Search, task: Task, made: Rollout) -> State:
     """The state after the batch, or the search's best where somebody else found a better one."""
     state = made.after
     if search.best is None or search.best_s >= float(state.bottleneck_s) * (1 - 1e-5):

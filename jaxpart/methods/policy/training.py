@@ -17,8 +17,8 @@ import optax
 from jaxpart.errors import JaxpartError
 from jaxpart.methods.policy import ppo
 from jaxpart.methods.policy.actions import Decoder
-from jaxpart.methods.policy.network import Sizes
-from jaxpart.methods.policy.rollout import Batch, Params, State, Task, play
+from jaxpart.methods.policy.network import NetworkConfig
+from jaxpart.methods.policy.rollout import Params, Rollout, State, Task, play
 
 _WIDEST = 2**26  # orders x nodes x window x chips that a training batch may cost
 
@@ -28,7 +28,7 @@ class TrainingError(JaxpartError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class TrainingConfig:
     """How a run trains; what fixes it, together with the pairs."""
 
     seed: int = 0
@@ -37,8 +37,8 @@ class Plan:
     learned: int = 4  # of these, drawn at random
     batch: int = 64
     order_share: float = 0.2  # of tasks that decode by orders; they cost more
-    sizes: Sizes = dataclasses.field(default_factory=Sizes)
-    settings: ppo.Settings = dataclasses.field(default_factory=ppo.Settings)
+    sizes: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
+    settings: ppo.PPOConfig = dataclasses.field(default_factory=ppo.PPOConfig)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,19 +67,19 @@ class Row:
     clipped: float
 
 
-def begin(plan: Plan, params: Params) -> Learner:
+def begin(plan: TrainingConfig, params: Params) -> Learner:
     """A learner with these weights."""
     return Learner(params, ppo.optimizer(plan.settings).init(params), 0)
 
 
-def decoder_of(task: Task, plan: Plan, rng: np.random.Generator) -> Decoder:
+def decoder_of(task: Task, plan: TrainingConfig, rng: np.random.Generator) -> Decoder:
     """Orders with the plan's share, where cutting them is cheap enough; else labels."""
     wants_orders = rng.random() < plan.order_share
     return "orders" if wants_orders and "orders" in _decoders(task, plan) else "labels"
 
 
 def advance(
-    learner: Learner, plan: Plan, names: Sequence[str], tasks: Sequence[Task]
+    learner: Learner, plan: TrainingConfig, names: Sequence[str], tasks: Sequence[Task]
 ) -> tuple[Learner, list[Row]]:
     """One step on the tasks drawn for it: rollouts, then epochs of PPO.
 
@@ -120,7 +120,7 @@ def advance(
 
 def _episode(
     learner: Learner,
-    plan: Plan,
+    plan: TrainingConfig,
     task: Task,
     decoder: Decoder,
     key: jax.Array,
@@ -151,7 +151,7 @@ def _episode(
     return transitions, row
 
 
-def _transition(task: Task, state: State, batch: Batch) -> ppo.Transition:
+def _transition(task: Task, state: State, batch: Rollout) -> ppo.Transition:
     reward = task.reference_s / batch.costs.bottleneck_s
     return ppo.Transition(
         task.features,
@@ -171,7 +171,7 @@ def _check(step: int, name: str, report: ppo.Report, gradient: Params) -> None:
 
 
 def zero_shot(
-    params: Params, plan: Plan, task: Task, decoder: Decoder, *, rounds: int, seed: int
+    params: Params, plan: TrainingConfig, task: Task, decoder: Decoder, *, rounds: int, seed: int
 ) -> float:
     """Best reward (T_baseline / T) of some rounds without learning; 0 where nothing was valid."""
     state = task.start
@@ -183,7 +183,7 @@ def zero_shot(
 
 
 def score(
-    params: Params, plan: Plan, tasks: Sequence[Task], *, rounds: int = 4, seeds: int = 2
+    params: Params, plan: TrainingConfig, tasks: Sequence[Task], *, rounds: int = 4, seeds: int = 2
 ) -> float:
     """Geometric mean over tasks, seeds and decoders of `zero_shot`: what selects a checkpoint.
 
@@ -198,8 +198,8 @@ def score(
     return float(np.exp(np.mean(np.log(np.maximum(found, 0.1)))))
 
 
-def _decoders(task: Task, plan: Plan) -> tuple[Decoder, ...]:
+def _decoders(task: Task, plan: TrainingConfig) -> tuple[Decoder, ...]:
     """Orders only where cutting a batch of them is cheap enough."""
-    rows, chips = task.blocks.padded_nodes, task.device.switches.num_chips
+    rows, chips = task.contracted.padded_nodes, task.device.config.num_chips
     affordable = rows * task.window * (chips + 1) <= _WIDEST // plan.batch * 8
     return ("labels", "orders") if affordable else ("labels",)

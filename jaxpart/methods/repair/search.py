@@ -16,7 +16,7 @@ _REPAIR_S = 2.0
 _POLISH_S = 4.0
 # Where time must not decide: few nodes, and more time than they take.
 _REPAIR_NODES = 20
-_PATIENCE_S = 60.0
+_TIMEOUT_S = 60.0
 
 
 class Workers:
@@ -32,30 +32,30 @@ class Workers:
         self._search = search
         self._pool: SolverPool | None = None
         self._task: Future[Outcome] | None = None
-        self._polishes = 0
+        self._improvements = 0
         self._waits = search.budget.time_limit_s is None
 
     def repair_promising(self) -> None:
         """Asks for a repair of the last batch's fastest candidate, where only that it is invalid
         keeps it from being the best."""
-        if self._task is not None or self._search.promising is None:
+        if self._task is not None or self._search.repair_candidates is None:
             return
-        assignments, costs = self._search.promising
+        assignments, costs = self._search.repair_candidates
         bottleneck = np.where(np.asarray(costs.valid), np.inf, np.asarray(costs.bottleneck_s))
         b = int(bottleneck.argmin())
         y = np.asarray(assignments[:, b])[: self._search.problem.num_nodes].astype(np.int64)
         if self._waits:
-            self._task = self._solver.repair(y, time_limit_s=_PATIENCE_S, nodes=_REPAIR_NODES)
+            self._task = self._solver.repair(y, time_limit_s=_TIMEOUT_S, nodes=_REPAIR_NODES)
         else:
             self._task = self._solver.repair(y, time_limit_s=self._limit(_REPAIR_S))
 
-    def polish_best(self) -> None:
+    def improve_best(self) -> None:
         """Asks for a better partition around the best one's bottleneck."""
         best = self._search.best
         if self._task is None and best is not None and not self._waits:
-            self._polishes += 1
-            self._task = self._solver.polish(
-                best, time_limit_s=self._limit(_POLISH_S), seed=self._polishes
+            self._improvements += 1
+            self._task = self._solver.lns(
+                best, time_limit_s=self._limit(_POLISH_S), seed=self._improvements
             )
 
     def collect(self) -> None:

@@ -17,10 +17,10 @@ from tests.support.strategies import random_graph, random_mcm
 
 
 def down_sets(problem: Problem) -> int:
-    pairs = problem.block_pairs.tolist()
+    pairs = problem.contracted_pairs.tolist()
     return sum(
         all(not (subset >> v) & 1 or (subset >> u) & 1 for u, v in pairs)
-        for subset in range(1 << problem.num_blocks)
+        for subset in range(1 << problem.num_contracted)
     )
 
 
@@ -38,20 +38,20 @@ def test_figures_of_an_ideal_are_those_of_its_members():
     rng = np.random.default_rng(1)
     for _ in range(30):
         problem = Problem.build(random_graph(rng, max_nodes=8, max_chips=3), MODULES["chain"])
-        if (problem.block_pin == -2).any():
+        if (problem.contracted_fixed_chip == -2).any():
             continue
         ideals = list_ideals(problem, 10_000)
         assert ideals is not None
-        blocks = problem.contracted
+        contracted = problem.contracted
         for i in range(len(ideals.load_s)):
             bits = int(ideals.members[i, 0])
-            inside = np.array([(bits >> v) & 1 for v in range(blocks.num_nodes)], bool)
-            np.testing.assert_allclose(ideals.load_s[i], blocks.node_s[inside].sum(axis=0))
+            inside = np.array([(bits >> v) & 1 for v in range(contracted.num_nodes)], bool)
+            np.testing.assert_allclose(ideals.load_s[i], contracted.node_s[inside].sum(axis=0))
             crossing, needed = 0.0, 0
-            for k in range(blocks.num_tensors):
-                targets = blocks.edge_consumer[blocks.edge_tensor == k]
-                if inside[blocks.tensor_producer[k]] and not inside[targets].all():
-                    crossing += blocks.tensor_bytes[k]
+            for k in range(contracted.num_tensors):
+                targets = contracted.edge_consumer[contracted.edge_tensor == k]
+                if inside[contracted.tensor_producer[k]] and not inside[targets].all():
+                    crossing += contracted.tensor_bytes[k]
                     needed |= sum(1 << int(q) for q in targets if not inside[q])
             assert ideals.cut_bytes[i] == crossing
             assert int(ideals.needed[i, 0]) == needed
@@ -132,7 +132,7 @@ def test_with_the_span_rule_the_program_finds_the_best_such_partition():
         graph = random_graph(rng, max_nodes=6, max_chips=3, shared_weights=False)
         problem = Problem.build(graph, module)
         valid = all_valid(graph, module)
-        if (problem.block_pin == -2).any() or not valid:
+        if (problem.contracted_fixed_chip == -2).any() or not valid:
             continue
         candidates = np.array(valid).T
         step = candidates[problem.edge_consumer] - candidates[problem.edge_producer]
@@ -160,8 +160,10 @@ def test_prefixes_give_the_optimal_cuts_of_the_program_order(name):
     for _ in range(40):
         graph = random_graph(rng, max_nodes=6, max_chips=3)
         problem = Problem.build(graph, module)
-        ways = itertools.combinations_with_replacement(range(module.num_chips), problem.num_blocks)
-        candidates = np.array(list(ways)).T[problem.block]
+        ways = itertools.combinations_with_replacement(
+            range(module.num_chips), problem.num_contracted
+        )
+        candidates = np.array(list(ways)).T[problem.contraction]
         step = candidates[problem.edge_consumer] - candidates[problem.edge_producer]
         candidates = candidates[:, (step <= 1).all(axis=0)]
         expected = verify(problem, candidates)

@@ -9,7 +9,7 @@ import pytest
 
 from jaxpart.bounds.ideals.lattice import enumerate_ideals, prefixes
 from jaxpart.bounds.ideals.pairs import list_ideals, solve
-from jaxpart.bounds.ideals.parametric_search import Chains, can_count
+from jaxpart.bounds.ideals.parametric_search import ParametricSearch, can_count
 from jaxpart.cost.evaluate import verify
 from jaxpart.problem.mcm import MCM, Constraints
 from jaxpart.problem.problem import Problem
@@ -22,10 +22,10 @@ GAP = 1e-9
 ALIKE = [name for name in MODULES if name not in ("unlike chips", "chips may be skipped")]
 
 
-def chains_of(problem: Problem) -> Chains:
+def chains_of(problem: Problem) -> ParametricSearch:
     lattice = enumerate_ideals(problem, 1_000_000)
     assert lattice is not None
-    return Chains(problem, lattice)
+    return ParametricSearch(problem, lattice)
 
 
 def roomy(mcm: MCM) -> MCM:
@@ -81,7 +81,7 @@ def test_what_is_found_is_valid_and_what_is_proven_is_never_above_the_optimum(na
         chains = chains_of(problem)
         for upper_s in (optimum[0], 2 * optimum[0]):
             assert chains.bound(0.0, upper_s, gap=1e-6) <= optimum[0]
-        for candidates in (chains, Chains(problem, prefixes(problem))):
+        for candidates in (chains, ParametricSearch(problem, prefixes(problem))):
             chain = candidates.best(optimum[0], math.inf, gap=GAP)
             if chain is not None:
                 found += 1

@@ -51,21 +51,23 @@ def edges(graph: Graph) -> set[tuple[str, str]]:
 def test_contracting_keeps_flops_and_weights_and_invents_no_transfer(graph, data):
     count = len(graph.nodes)
     cuts = sorted(data.draw(st.lists(st.integers(0, 3), min_size=count, max_size=count)))
-    small = contract(graph, cuts).graph  # blocks of neighbours in a topological order: acyclic
+    small = contract(
+        graph, cuts
+    ).graph  # contracted nodes of neighbours in a topological order: acyclic
     assert small.total_flops == graph.total_flops
     assert small.weight_bytes == graph.weight_bytes
     assert [w.bytes for w in small.weights] == [w.bytes for w in graph.weights]
     first = {label: graph.nodes[cuts.index(label)].name for label in set(cuts)}
-    block_of = {node.name: first[b] for node, b in zip(graph.nodes, cuts, strict=True)}
-    between = {(block_of[u], block_of[v]) for u, v in edges(graph)}
+    contracted_of = {node.name: first[b] for node, b in zip(graph.nodes, cuts, strict=True)}
+    between = {(contracted_of[u], contracted_of[v]) for u, v in edges(graph)}
     assert edges(small) == {(u, v) for u, v in between if u != v}
     # every tensor kept is one of the graph's, and goes where that went
     position = {node.name: v for v, node in enumerate(small.nodes)}
     for k in small.tensors:
         assert any(
-            position[block_of[graph.nodes[t.producer].name]] == k.producer
+            position[contracted_of[graph.nodes[t.producer].name]] == k.producer
             and t.bytes == k.bytes
-            and {position[block_of[graph.nodes[q].name]] for q in t.consumers} - {k.producer}
+            and {position[contracted_of[graph.nodes[q].name]] for q in t.consumers} - {k.producer}
             == set(k.consumers)
             for t in graph.tensors
         )
@@ -181,7 +183,7 @@ def test_contractions_that_make_no_sense_are_refused():
     with pytest.raises(InputError, match="expected 3"):
         contract(path, [0, 1])
     pinned = Graph((Node("a", "add", 1, 1, pin=0), Node("b", "add", 1, 1, pin=1)))
-    with pytest.raises(PinError, match="'a' has nodes pinned to chips"):
+    with pytest.raises(PinError, match="'a' has nodes fixed to chips"):
         contract(pinned, [0, 0])
     mixed = Graph((Node("a", "add", 1, 1, seconds=1.0), Node("b", "add", 1, 1)))
     with pytest.raises(GraphError, match="mixes profiled"):
@@ -208,7 +210,7 @@ def test_a_partition_of_a_contracted_graph_expands_to_one_with_the_same_cost_ter
     assert expanded.out_s == pytest.approx(contracted.out_s, rel=1e-12)
     assert expanded.busy_s == pytest.approx(contracted.busy_s, rel=1e-12)
     assert expanded.bottleneck_s == pytest.approx(contracted.bottleneck_s, rel=1e-12)
-    rules = ("acyclic", "no_skip", "triangle", "colocation", "pins")
+    rules = ("acyclic", "no_skip", "triangle", "colocation", "fixed_chips")
     assert all(getattr(expanded, rule) == getattr(contracted, rule) for rule in rules)
 
 

@@ -51,10 +51,12 @@ def problems(mcm, count):
 
 def tempered(problem, start, seed, program=temper):
     moves = moves_of(problem, chip_graph_of(problem, start, np.random.default_rng(0)))
-    labels = np.zeros((problem.num_blocks, LANES), np.int64)
-    labels[problem.block] = start[:, None]
-    ensemble = ensemble_of(jnp.asarray(pad_assignments(moves.blocks, labels)), jax.random.key(seed))
-    orders = jnp.arange(moves.blocks.padded_nodes)[None]
+    labels = np.zeros((problem.num_contracted, LANES), np.int64)
+    labels[problem.contraction] = start[:, None]
+    ensemble = ensemble_of(
+        jnp.asarray(pad_assignments(moves.contracted, labels)), jax.random.key(seed)
+    )
+    orders = jnp.arange(moves.contracted.padded_nodes)[None]
     unit_s = jnp.float32(verify(problem, start[:, None]).bottleneck_s[0])
     if unit_s == 0:
         unit_s = jnp.float32(1.0)
@@ -65,7 +67,7 @@ def test_what_chains_keep_is_valid_costs_what_they_say_and_gains():
     gained = 0
     for seed, graph, problem, start in problems(module(), 12):
         ensemble = tempered(problem, start, seed)
-        best = np.asarray(ensemble.best)[problem.block].astype(np.int64)
+        best = np.asarray(ensemble.best)[problem.contraction].astype(np.int64)
         for lane in range(LANES):
             truth = oracle.evaluate(graph, problem.mcm, tuple(best[:, lane].tolist()))
             assert truth.valid
@@ -88,7 +90,7 @@ def test_the_method_is_valid_repeatable_and_no_worse_than_its_start():
     for seed, graph, problem, start in problems(module(), 2):
         first, second = (
             partition(
-                graph, problem.mcm, method="annealing", samples=4000, time_limit_s=None, seed=seed
+                graph, problem.mcm, method="tempering", samples=4000, time_limit_s=None, seed=seed
             )
             for _ in range(2)
         )
@@ -102,7 +104,7 @@ def test_on_a_mesh_labels_are_annealed_and_the_result_says_so():
     graph = next(problems(module("mesh"), 1))[1]
 
     result = partition(
-        graph, module("mesh"), method="annealing", samples=600, time_limit_s=None, gap=0.0
+        graph, module("mesh"), method="tempering", samples=600, time_limit_s=None, gap=0.0
     )
 
     assert any("labels are annealed instead" in note for note in result.notes)

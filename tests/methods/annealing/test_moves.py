@@ -68,7 +68,7 @@ def cases(name, count):
         rng = np.random.default_rng(seed)
         graph = random_graph(rng, num_nodes=6, num_tensors=7, num_weights=4, max_chips=CHIPS)
         problem = Problem.build(graph, mcm)
-        if (problem.block_pin == -2).any():
+        if (problem.contracted_fixed_chip == -2).any():
             continue
         valid = EVERY[:, verify(problem, EVERY).valid]
         if name == "branches":  # some chip feeds one beyond the next
@@ -90,9 +90,9 @@ def cases(name, count):
 
 
 def chains_of(problem, moves, columns, seed):
-    labels = np.zeros((problem.num_blocks, LANES), np.int64)
-    labels[problem.block] = columns
-    labels = jnp.asarray(pad_assignments(moves.blocks, labels))
+    labels = np.zeros((problem.num_contracted, LANES), np.int64)
+    labels[problem.contraction] = columns
+    labels = jnp.asarray(pad_assignments(moves.contracted, labels))
     tables = counted(moves, labels, costed(moves, labels))
     noise = jax.random.bits(jax.random.key(seed), (LANES,), jnp.uint32) | 1
     none = jnp.zeros(LANES, jnp.int32)
@@ -100,11 +100,11 @@ def chains_of(problem, moves, columns, seed):
 
 
 def columns_of(problem, chains):
-    return np.asarray(chains.labels)[problem.block].astype(np.int64)
+    return np.asarray(chains.labels)[problem.contraction].astype(np.int64)
 
 
 def sweep(moves, chains, order, temperature):
-    count = moves.blocks.num_nodes
+    count = moves.contracted.num_nodes
     if moves.is_row:
         return in_row(moves, chains, order, count, temperature, UNIT_S, share=SHARE)
     return single(moves, chains, order, count, temperature, UNIT_S)
@@ -138,8 +138,8 @@ def test_after_a_sweep_partitions_keep_the_rules_and_tables_are_what_evaluation_
         assert moves.is_row == name.startswith("row")
         for turn in range(3):
             before = columns_of(problem, chains)
-            order = jnp.asarray(np.random.default_rng(turn).permutation(problem.num_blocks))
-            order = jnp.resize(order, (moves.blocks.padded_nodes,))
+            order = jnp.asarray(np.random.default_rng(turn).permutation(problem.num_contracted))
+            order = jnp.resize(order, (moves.contracted.padded_nodes,))
             swept = sweep(moves, chains, order, HOT)
             after = columns_of(problem, swept)
             moved += int((after != before).sum())
@@ -162,7 +162,7 @@ def test_after_a_sweep_partitions_keep_the_rules_and_tables_are_what_evaluation_
                 )
                 np.testing.assert_array_equal(kept.weight_uses, counts.weight_uses)
             if problem.mcm.constraints.no_skip:
-                np.testing.assert_array_equal(kept.blocks_on, counts.blocks_on)
+                np.testing.assert_array_equal(kept.contracted_on, counts.contracted_on)
             assert (np.asarray(swept.accepted) <= np.asarray(swept.priced)).all()
             energy = energy_of(moves, counts, UNIT_S)
             chains = swept.replace(tables=counts, energy=energy)
@@ -176,7 +176,7 @@ def test_energies_of_accepted_moves_are_differences_of_the_energies_of_partition
     for seed, _, problem, moves, columns in cases(name, 6):
         chains = chains_of(problem, moves, columns, seed)
         # Peaks are taken as they were: only what moves price counts here.
-        order = jnp.arange(moves.blocks.padded_nodes)
+        order = jnp.arange(moves.contracted.padded_nodes)
         swept = sweep(moves, chains, order, cold)
         start = chains.energy
         end = energy_of(
@@ -202,17 +202,17 @@ def test_shifts_keep_the_rules_whichever_pairs_of_chips_are_taken_back(name):
             upward = bool(turn % 2)
             chip = jnp.arange(CHIPS)
             goal = jnp.where((goal != chip) & ((goal > chip) == upward), goal, -1)
-            number = np.arange(moves.blocks.padded_nodes)
+            number = np.arange(moves.contracted.padded_nodes)
             if upward:
-                number[: problem.num_blocks] = number[: problem.num_blocks][::-1]
+                number[: problem.num_contracted] = number[: problem.num_contracted][::-1]
             quota_s = jnp.asarray(rng.exponential(2.0, (CHIPS, LANES)), jnp.float32)
             seeds = jnp.asarray(rng.random(chains.labels.shape) < 0.5)
             chosen = follow(
                 moves,
                 chains.labels,
                 seeds,
-                jnp.asarray(reversed_head(number, problem.num_blocks)),
-                problem.num_blocks,
+                jnp.asarray(reversed_head(number, problem.num_contracted)),
+                problem.num_contracted,
                 upward=upward,
             )
             shifted = shift(moves, chains, jnp.asarray(number), goal, quota_s, chosen)
@@ -234,7 +234,7 @@ def test_a_shift_moves_a_prefix_of_the_order_until_its_load_is_spent():
         chains = chains_of(problem, moves, columns, 0)
         goal = jnp.array([-1, 0, -1, -1])
         every = jnp.ones(chains.labels.shape, bool)
-        number = jnp.arange(moves.blocks.padded_nodes)
+        number = jnp.arange(moves.contracted.padded_nodes)
         nothing = jnp.zeros((CHIPS, LANES), jnp.float32)
         stays = shift(moves, chains, number, goal, nothing, every)
         np.testing.assert_array_equal(stays.labels, chains.labels)
@@ -251,30 +251,30 @@ def test_what_must_follow_is_all_that_hangs_on_a_seed_on_its_chip():
         pairs = problem.contracted.node_pairs
         for upward in (True, False):
             seeds = np.random.default_rng(seed).random(labels.shape) < 0.3
-            number = np.arange(moves.blocks.padded_nodes)
-            order = number if upward else reversed_head(number, problem.num_blocks)
-            count = problem.num_blocks
+            number = np.arange(moves.contracted.padded_nodes)
+            order = number if upward else reversed_head(number, problem.num_contracted)
+            count = problem.num_contracted
             chosen = follow(moves, chains.labels, jnp.asarray(seeds), order, count, upward=upward)
             chosen = np.asarray(chosen)
             for lane in range(LANES):
-                expected = seeds[: problem.num_blocks, lane].copy()
-                for _ in range(problem.num_blocks):
+                expected = seeds[: problem.num_contracted, lane].copy()
+                for _ in range(problem.num_contracted):
                     for u, v in pairs:
                         a, b = (u, v) if upward else (v, u)
                         expected[b] |= expected[a] and labels[u, lane] == labels[v, lane]
-                np.testing.assert_array_equal(chosen[: problem.num_blocks, lane], expected)
+                np.testing.assert_array_equal(chosen[: problem.num_contracted, lane], expected)
 
 
 def test_blocks_that_no_chain_can_move_are_known():
     for seed, _, problem, moves, columns in cases("row", 4):
         chains = chains_of(problem, moves, columns, seed)
         share = np.asarray(movable(moves, chains.labels))
-        order = jnp.arange(moves.blocks.padded_nodes)
+        order = jnp.arange(moves.contracted.padded_nodes)
         swept = sweep(moves, chains, order, HOT)
         first = (np.asarray(swept.labels) != np.asarray(chains.labels)).any(axis=1).argmax()
         if (np.asarray(swept.labels) != np.asarray(chains.labels)).any():
             assert share[first] > 0
-        assert (share[problem.num_blocks :] == 0).all()
+        assert (share[problem.num_contracted :] == 0).all()
 
 
 def test_chip_graphs_are_their_own_transitive_reduction_and_hold_the_start():
@@ -322,5 +322,5 @@ def test_a_second_graph_of_the_same_bucket_compiles_nothing():
         if shape != shapes:
             continue
         chains = chains_of(problem, moves, columns, seed)
-        order = jnp.arange(moves.blocks.padded_nodes)
-        once(moves, chains, order, moves.blocks.num_nodes, HOT, UNIT_S, share=SHARE)
+        order = jnp.arange(moves.contracted.padded_nodes)
+        once(moves, chains, order, moves.contracted.num_nodes, HOT, UNIT_S, share=SHARE)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from jaxpart.cost.evaluate import verify
-from jaxpart.methods.clusters.growth import PATIENCE, blocks_of, can_grow, measured
-from jaxpart.methods.clusters.search import clusters_beside
+from jaxpart.methods.clusters.growth import STALL_LIMIT, can_grow, contracted_of, measured
+from jaxpart.methods.clusters.search import clusters_background
 from jaxpart.methods.clusters.task import Grown, grow
 from jaxpart.problem.graph import Node
 from jaxpart.problem.mcm import Constraints
@@ -39,7 +39,7 @@ def test_what_is_grown_is_better_than_what_was_known_and_valid(problem):
     assert costs.valid[0]
     assert costs.bottleneck_s[0] == pytest.approx(outcome.objective)
     assert outcome.samples > 10
-    assert 0 <= outcome.patience <= PATIENCE
+    assert 0 <= outcome.stall_limit <= STALL_LIMIT
 
 
 def test_nothing_comes_back_where_nothing_is_better(problem):
@@ -48,31 +48,31 @@ def test_nothing_comes_back_where_nothing_is_better(problem):
     outcome = grow(problem, best, time_limit_s=0.2, bound_s=1.0, best_s=100.0)
 
     assert (outcome.status, outcome.assignment) == (Status.TIME_LIMIT, None)
-    assert outcome.lead is not None
+    assert outcome.incumbent is not None
 
 
 def test_growing_goes_on_with_its_lead_as_long_as_its_patience_lasts(problem):
-    lead = blocks_of(problem, IN_A_ROW)
+    incumbent = contracted_of(problem, IN_A_ROW)
     # No time for a second step: what comes back is the lead after one.
-    after_one = grow(problem, time_limit_s=0.0, bound_s=1.0, lead=lead, patience=7)
+    after_one = grow(problem, time_limit_s=0.0, bound_s=1.0, incumbent=incumbent, stall_limit=7)
 
     assert after_one.samples == 1
-    assert after_one.lead is not None
-    gained = measured(problem, after_one.lead).merit < measured(problem, lead).merit
-    assert after_one.patience == (PATIENCE if gained else 6)
+    assert after_one.incumbent is not None
+    gained = measured(problem, after_one.incumbent).merit < measured(problem, incumbent).merit
+    assert after_one.stall_limit == (STALL_LIMIT if gained else 6)
 
 
 def test_however_short_the_slices_fresh_ones_and_the_best_have_their_turns(problem):
     best = np.arange(8) // 2
-    lead, patience, turn, firsts = None, PATIENCE, True, []
+    incumbent, stall_limit, turn, firsts = None, STALL_LIMIT, True, []
     for _ in range(2000):
         step = grow(
             problem, best, time_limit_s=0.0, bound_s=1.0, best_s=1.0,
-            lead=lead, patience=min(patience, 20), is_turn_of_best=turn,
+            incumbent=incumbent, stall_limit=min(stall_limit, 20), is_turn_of_best=turn,
         )  # fmt: skip
         if step.is_turn_of_best != turn:
             firsts.append(turn)
-        lead, patience, turn = step.lead, step.patience, step.is_turn_of_best
+        incumbent, stall_limit, turn = step.incumbent, step.stall_limit, step.is_turn_of_best
     assert firsts[:4] == [True, False, True, False]
 
 
@@ -96,7 +96,7 @@ def test_as_many_chips_as_equal_blocks_need_are_enough():
     total_s = float(problem.node_s[:, 0].sum())
     # Rounding makes seven of six chips' worth.
     best_s = np.nextafter(total_s / 6, 0.0)
-    assert grow(problem, time_limit_s=0.1, bound_s=1.0, best_s=best_s).lead is not None
+    assert grow(problem, time_limit_s=0.1, bound_s=1.0, best_s=best_s).incumbent is not None
 
 
 def test_what_does_not_fit_is_a_lead_and_no_answer(problem):
@@ -108,7 +108,7 @@ def test_what_does_not_fit_is_a_lead_and_no_answer(problem):
     outcome = grow(Problem.build(grid(2, 4), mcm), time_limit_s=0.2, bound_s=1.0)
 
     assert (outcome.status, outcome.assignment) == (Status.TIME_LIMIT, None)
-    assert outcome.lead is not None
+    assert outcome.incumbent is not None
 
 
 def test_a_worker_grows_as_a_call_does(problem):
@@ -152,13 +152,13 @@ def beside(problem, pool, limit_s=LONG_S):
     search.pool = pool
     search.start_clock()
     search.offer(IN_A_ROW[:, None])
-    return search, clusters_beside(search)
+    return search, clusters_background(search)
 
 
 def test_slices_go_on_where_the_last_one_ended_and_what_they_find_is_offered(problem):
     better = grow(problem, IN_A_ROW, time_limit_s=0.5, bound_s=1.0)
-    lead = np.zeros(problem.num_blocks, np.int64)
-    rest = {"samples": 5, "lead": lead, "patience": 3, "is_turn_of_best": False}
+    incumbent = np.zeros(problem.num_contracted, np.int64)
+    rest = {"samples": 5, "incumbent": incumbent, "stall_limit": 3, "is_turn_of_best": False}
     pool = Asked(Grown(Status.FEASIBLE, better.assignment, **rest))
     search, steps = beside(problem, pool)
 
@@ -168,10 +168,10 @@ def test_slices_go_on_where_the_last_one_ended_and_what_they_find_is_offered(pro
     assert len(pool.asked) == 2  # the next one as soon as the first is home; it is not answered
     next(steps)
 
-    assert (pool.asked[0]["lead"], pool.asked[0]["is_turn_of_best"]) == (None, True)
+    assert (pool.asked[0]["incumbent"], pool.asked[0]["is_turn_of_best"]) == (None, True)
     assert pool.asked[0]["best_s"] == pytest.approx(200.0)
-    assert pool.asked[1]["lead"] is lead
-    assert (pool.asked[1]["patience"], pool.asked[1]["is_turn_of_best"]) == (3, False)
+    assert pool.asked[1]["incumbent"] is incumbent
+    assert (pool.asked[1]["stall_limit"], pool.asked[1]["is_turn_of_best"]) == (3, False)
     assert pool.asked[1]["seed"] != pool.asked[0]["seed"]
     assert len(pool.asked) == 2
     assert search.best_s == pytest.approx(100.0)
@@ -182,8 +182,8 @@ def test_slices_go_on_where_the_last_one_ended_and_what_they_find_is_offered(pro
 
 def test_a_worker_that_dies_costs_its_slice_and_is_told_once(problem):
     dead = Outcome(Status.ERROR, message="the worker ended")
-    lead = np.zeros(problem.num_blocks, np.int64)
-    pool = Asked(Grown(Status.TIME_LIMIT, lead=lead), dead, dead)
+    incumbent = np.zeros(problem.num_contracted, np.int64)
+    pool = Asked(Grown(Status.TIME_LIMIT, incumbent=incumbent), dead, dead)
     search, steps = beside(problem, pool)
 
     for _ in range(5):
@@ -191,7 +191,7 @@ def test_a_worker_that_dies_costs_its_slice_and_is_told_once(problem):
 
     assert search.notes == ["a solver task failed: the worker ended"]
     # Whatever it died of is not handed to the next one.
-    assert [asked["lead"] is lead for asked in pool.asked] == [False, True, False, False]
+    assert [asked["incumbent"] is incumbent for asked in pool.asked] == [False, True, False, False]
 
 
 def test_a_worker_that_only_dies_gets_no_more_work(problem):
@@ -216,7 +216,7 @@ def test_the_last_slice_is_home_before_the_time_is_up(problem):
 def test_without_a_time_limit_growing_takes_its_turns_here(problem):
     search = AskedSearch(problem, Budget(None, 100, 0.0), 0)
 
-    next(clusters_beside(search))
+    next(clusters_background(search))
     assert search.best is not None
 
 
@@ -227,4 +227,4 @@ def test_pins_and_long_steps_are_left_to_others(problem):
     graph = dataclasses.replace(graph, nodes=(pinned, *graph.nodes[1:]))
     pinned_problem = Problem.build(graph, problem.mcm)
     assert not can_grow(pinned_problem)
-    assert list(clusters_beside(Search(pinned_problem, Budget(1.0, None, 0.0), 0))) == []
+    assert list(clusters_background(Search(pinned_problem, Budget(1.0, None, 0.0), 0))) == []

@@ -32,9 +32,9 @@ def weigher(problem: Problem) -> Weigher:
     return weigher_of(problem, 1.0)
 
 
-def single_blocks(problem: Problem) -> Quotient:
+def single_nodes(problem: Problem) -> Quotient:
     pairs = problem.contracted.node_pairs
-    return quotient_of(np.arange(problem.num_blocks), pairs, weigher(problem))
+    return quotient_of(np.arange(problem.num_contracted), pairs, weigher(problem))
 
 
 def random_state(seed: int) -> np.ndarray:
@@ -51,10 +51,10 @@ def test_grown_clusters_are_a_partition_that_keeps_dataflow_and_triangle_rule():
     for _ in range(60):
         graph = random_graph(rng, max_nodes=14, pins=False)
         problem = Problem.build(graph, MODULES["chain"])
-        single, pairs = np.arange(problem.num_blocks), problem.contracted.node_pairs
-        for count in (problem.num_blocks, 3, 2, 1):
+        single, pairs = np.arange(problem.num_contracted), problem.contracted.node_pairs
+        for count in (problem.num_contracted, 3, 2, 1):
             labels = grown(single, pairs, weigher(problem), count, 3, True, state)
-            assert len(labels) == problem.num_blocks
+            assert len(labels) == problem.num_contracted
             assert sorted(set(labels)) == list(range(labels.max() + 1))
             assert labels.max() < count
             edges = chip_edges(problem, labels)
@@ -66,7 +66,7 @@ def test_a_loosened_place_is_single_blocks_and_the_rest_stays_together():
     rng, state = np.random.default_rng(4), random_state(4)
     for _ in range(40):
         problem = Problem.build(random_graph(rng, max_nodes=14, pins=False), MODULES["chain"])
-        single, pairs = np.arange(problem.num_blocks), problem.contracted.node_pairs
+        single, pairs = np.arange(problem.num_contracted), problem.contracted.node_pairs
         labels = grown(single, pairs, weigher(problem), 5, 3, True, state)
         centre = int(rng.integers(labels.max() + 1))
 
@@ -85,11 +85,11 @@ def test_bit_sets_after_merging_are_those_of_a_fresh_quotient():
     rng, state = np.random.default_rng(1), random_state(1)
     for _ in range(30):
         problem = Problem.build(random_graph(rng, max_nodes=14, pins=False), MODULES["chain"])
-        quotient = single_blocks(problem)
+        quotient = single_nodes(problem)
         reduce(quotient, weigher(problem), state)
         pairs = problem.contracted.node_pairs
         order = topological(quotient)
-        labels = labels_of(quotient, np.arange(problem.num_blocks))
+        labels = labels_of(quotient, np.arange(problem.num_contracted))
         fresh = quotient_of(labels, pairs, weigher(problem))
         position = {a: i for i, a in enumerate(order.tolist())}
         for a, i in position.items():
@@ -103,7 +103,7 @@ def test_a_compacted_quotient_is_the_one_of_its_clusters_in_their_order():
     for seed in range(40):
         rng = np.random.default_rng(seed)
         problem = Problem.build(random_graph(rng, int(rng.integers(3, 12))), chain_module(4))
-        quotient = single_blocks(problem)
+        quotient = single_nodes(problem)
         reduce(quotient, weigher(problem), random_state(seed))
 
         dense, number = compacted(quotient)
@@ -133,10 +133,10 @@ def test_a_cluster_of_too_many_weights_is_larger_than_any_time():
     for _ in range(20):
         graph = random_graph(rng, max_nodes=10, pins=False)
         problem = Problem.build(graph, dataclasses.replace(MODULES["chain"], memory_model="full"))
-        blocks, sizes = problem.contracted, weigher(problem)
-        quotient = quotient_of(np.zeros(blocks.num_nodes, int), blocks.node_pairs, sizes)
-        held = blocks.weight_bytes[np.unique(blocks.use_weight)].sum()
-        seconds = blocks.node_s.min(axis=1).sum()
+        contracted, sizes = problem.contracted, weigher(problem)
+        quotient = quotient_of(np.zeros(contracted.num_nodes, int), contracted.node_pairs, sizes)
+        held = contracted.weight_bytes[np.unique(contracted.use_weight)].sum()
+        seconds = contracted.node_s.min(axis=1).sum()
         expected = seconds if held <= sizes.capacity else 100 * held / sizes.capacity
         assert quotient.size[0] == pytest.approx(expected)
 

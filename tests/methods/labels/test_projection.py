@@ -51,12 +51,12 @@ def projected(problem, y):
 
 
 def test_modules_are_what_they_are_called():
-    switches = {
+    config = {
         name: (m.constraints.acyclic, m.constraints.no_skip, m.constraints.triangle)
         for name, m in MODULES.items()
     }
 
-    assert switches == {
+    assert config == {
         "all": (True, True, True),
         "dataflow, no-skip": (True, True, False),
         "dataflow": (True, False, False),

@@ -28,22 +28,22 @@ MODULES = {
 
 def probed(problem, limits_s):
     """Passes and assignments of the program order at each limit, cautious about peaks."""
-    blocks = problem.contracted
-    lowered = lower(blocks)
+    contracted = problem.contracted
+    lowered = lower(contracted)
     size = lowered.padded_nodes
     order = np.repeat(np.arange(size, dtype=np.int32)[:, None], len(limits_s), axis=1)
     peak = np.zeros((size, 1), np.float32)
-    peak[: problem.num_blocks, 0] = peak_bounds(problem)[1]
+    peak[: problem.num_contracted, 0] = peak_bounds(problem)[1]
     found = probe(
         lowered,
-        weights_of(blocks, size),
+        weights_of(contracted, size),
         jnp.asarray(order),
         jnp.asarray(peak),
         jnp.asarray(limits_s, jnp.float32),
         window=8,
     )
     chips = [
-        chips_of(found, order[: problem.num_blocks, b], b)[problem.block]
+        chips_of(found, order[: problem.num_contracted, b], b)[problem.contraction]
         for b in range(len(limits_s))
     ]
     return found, np.stack(chips, axis=1)
@@ -77,7 +77,7 @@ def test_what_passes_is_valid_and_within_its_limit(name):
         passed += passes.sum()
         assert costs.valid[passes].all()
         assert (costs.bottleneck_s[passes] <= limits_s[passes] * (1 + 1e-5) + 1e-9).all()
-        np.testing.assert_array_equal(passes, np.asarray(found.covered) == problem.num_blocks)
+        np.testing.assert_array_equal(passes, np.asarray(found.covered) == problem.num_contracted)
     assert passed >= 10
 
 
@@ -102,11 +102,13 @@ def test_shared_weights_beyond_the_table_are_never_counted_too_low(monkeypatch):
     monkeypatch.setattr("jaxpart.methods.orders.probe._MOST_SHARED", 1)
     over = 0
     for problem in problems(MODULES["full memory"], 20, seed=2):
-        blocks = problem.contracted
-        weights = weights_of(blocks, 64)
+        contracted = problem.contracted
+        weights = weights_of(contracted, 64)
         shared = np.asarray(weights.shared_bytes)[np.asarray(weights.shared)].sum(axis=1)
         held = np.asarray(weights.own_bytes) + shared
-        exactly = np.bincount(blocks.use_node, blocks.weight_bytes[blocks.use_weight], 64)
+        exactly = np.bincount(
+            contracted.use_node, contracted.weight_bytes[contracted.use_weight], 64
+        )
         np.testing.assert_allclose(held, exactly, rtol=1e-6)
         over += weights.shared.shape[1]
         found, chips = probed(problem, problem.mean_load_s * np.array([1.0, 1.3, 2.0, 5.0]))
@@ -116,7 +118,7 @@ def test_shared_weights_beyond_the_table_are_never_counted_too_low(monkeypatch):
 
 def test_where_nodes_are_pinned_or_the_triangle_rule_is_off_there_is_no_probe():
     problem = next(problems(_PLAIN, 1, seed=3))
-    pinned = dataclasses.replace(problem, pin=np.zeros_like(problem.pin))
+    pinned = dataclasses.replace(problem, pin=np.zeros_like(problem.fixed_chip))
     free = dataclasses.replace(_PLAIN, constraints=Constraints(triangle=False))
     assert not can_probe(pinned)
     assert not can_probe(dataclasses.replace(problem, mcm=free))

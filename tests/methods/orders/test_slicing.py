@@ -18,12 +18,12 @@ from tests.support.strategies import random_graph
 
 
 def program_order_cut(problem: Problem, cautious: bool = False) -> tuple[float, np.ndarray]:
-    blocks = lower(problem.contracted)
-    order = jnp.arange(blocks.padded_nodes, dtype=jnp.int32)[None]
-    peak = np.zeros((1, blocks.padded_nodes), np.float32)
-    peak[0, : problem.num_blocks] = peak_bounds(problem)[int(cautious)]
-    bottleneck_s, chips = slice_orders(blocks, order, jnp.asarray(peak), 64)
-    return float(bottleneck_s[0]), np.asarray(chips)[problem.block][:, 0].astype(np.int64)
+    contracted = lower(problem.contracted)
+    order = jnp.arange(contracted.padded_nodes, dtype=jnp.int32)[None]
+    peak = np.zeros((1, contracted.padded_nodes), np.float32)
+    peak[0, : problem.num_contracted] = peak_bounds(problem)[int(cautious)]
+    bottleneck_s, chips = slice_orders(contracted, order, jnp.asarray(peak), 64)
+    return float(bottleneck_s[0]), np.asarray(chips)[problem.contraction][:, 0].astype(np.int64)
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -33,7 +33,7 @@ def test_program_order_is_cut_as_well_as_the_best_of_all_cuts(name):
     solved = 0
     for _ in range(25):
         problem = Problem.build(random_graph(rng, max_nodes=7, max_chips=module.num_chips), module)
-        if (problem.block_pin == -2).any():
+        if (problem.contracted_fixed_chip == -2).any():
             continue
         candidates = every_slicing(problem)
         costs = verify(problem, candidates)
@@ -78,19 +78,19 @@ def test_of_full_memory_one_bound_misses_nothing_and_the_other_always_fits():
 def test_orders_of_a_batch_are_cut_independently():
     rng = np.random.default_rng(2)
     problem = Problem.build(random_graph(rng, max_nodes=7, max_chips=3), WEIGHTS_ONLY)
-    blocks = lower(problem.contracted)
-    program = np.arange(blocks.padded_nodes, dtype=np.int32)
+    contracted = lower(problem.contracted)
+    program = np.arange(contracted.padded_nodes, dtype=np.int32)
     orders = [program]
-    pairs = {tuple(pair) for pair in problem.block_pairs.tolist()}
-    for v in range(problem.num_blocks - 1):
+    pairs = {tuple(pair) for pair in problem.contracted_pairs.tolist()}
+    for v in range(problem.num_contracted - 1):
         if (v, v + 1) not in pairs:
             swapped = program.copy()
             swapped[[v, v + 1]] = swapped[[v + 1, v]]
             orders.append(swapped)
-    peak = jnp.zeros((len(orders), blocks.padded_nodes))
-    together = slice_orders(blocks, jnp.asarray(np.stack(orders)), peak, 64)
+    peak = jnp.zeros((len(orders), contracted.padded_nodes))
+    together = slice_orders(contracted, jnp.asarray(np.stack(orders)), peak, 64)
     for b, order in enumerate(orders):
-        alone = slice_orders(blocks, jnp.asarray(order)[None], peak[:1], 64)
+        alone = slice_orders(contracted, jnp.asarray(order)[None], peak[:1], 64)
         assert together[0][b] == alone[0][0]
         np.testing.assert_array_equal(together[1][:, b], alone[1][:, 0])
 
@@ -110,8 +110,8 @@ def test_window_covers_the_longest_piece_within_the_bottleneck():
     rng = np.random.default_rng(4)
     for _ in range(20):
         problem = Problem.build(random_graph(rng, max_nodes=9, max_chips=3), WEIGHTS_ONLY)
-        blocks = problem.contracted
-        seconds = blocks.node_s[:, 0]
+        contracted = problem.contracted
+        seconds = contracted.node_s[:, 0]
         limit = float(seconds.max())
         longest = max(
             j - i
@@ -119,4 +119,4 @@ def test_window_covers_the_longest_piece_within_the_bottleneck():
             for j in range(i + 1, len(seconds) + 1)
             if seconds[i:j].sum() <= limit
         )
-        assert window_for(blocks, limit) >= longest
+        assert window_for(contracted, limit) >= longest

@@ -13,7 +13,7 @@ from jaxpart.errors import FileFormatError, InputError
 from jaxpart.methods.policy import checkpoint
 from jaxpart.methods.policy.imitation import (
     Example,
-    Lessons,
+    ImitationConfig,
     distance,
     imitate,
     positions,
@@ -28,7 +28,7 @@ from jaxpart.results.result import Result
 from tests.support.graphs import ladder
 from tests.support.policies import PLAN, SIZES
 
-LESSONS = Lessons(epochs=60, batch=1, learning_rate=1e-2)
+LESSONS = ImitationConfig(epochs=60, batch=1, learning_rate=1e-2)
 
 
 def two_chains():
@@ -64,7 +64,8 @@ def test_fresh_weights_are_as_far_away_as_program_order():
 
     found = distance(fresh, SIZES, task.features, task.start.seen, target)
 
-    # Program order stands at 1/8, 3/8, 5/8, 7/8: two of the four blocks are a quarter away.
+    # Program order stands at 1/8, 3/8, 5/8, 7/8: two of the four contracted nodes are a quarter
+    # away.
     assert float(found) == pytest.approx(2 / 4 * (1 / 4) ** 2, rel=1e-4)
 
 
@@ -89,7 +90,7 @@ def test_an_order_is_learned_from_a_partition_and_the_first_round_starts_from_it
 def test_the_same_seed_teaches_the_same():
     fresh = initial_params(SIZES, Task.build(problem()), 0)
     examples = {"a": one_chain_first(), "b": Example(problem(), np.array([0, 0, 1, 1]))}
-    lessons = Lessons(epochs=3, batch=1)
+    lessons = ImitationConfig(epochs=3, batch=1)
 
     once, again = (imitate(fresh, SIZES, examples, lessons) for _ in range(2))
 
@@ -140,7 +141,7 @@ def taught_run(folder, steps, assignment=(0, 2, 1, 3), taught=lambda epoch, loss
         PLAN,
         Run(folder, steps, save_every=2, validate_every=2),
         examples={"a": Example(problem(), np.array(assignment))},
-        lessons=Lessons(epochs=4, batch=1),
+        lessons=ImitationConfig(epochs=4, batch=1),
         taught=taught,
     )
 

@@ -21,7 +21,7 @@ from jaxpart.methods.policy.actions import (
     order_keys,
 )
 from jaxpart.methods.policy.features import features
-from jaxpart.methods.policy.network import PLACEMENT, Moves, Policy
+from jaxpart.methods.policy.network import PLACEMENT, Moves, PolicyNetwork
 from jaxpart.problem.mcm import load_mcm
 from jaxpart.problem.problem import Problem
 from tests.support import strategies
@@ -33,7 +33,7 @@ from tests.support.policies import SIZES
 def weights(seed=3):
     """Weights whose heads are not zero."""
     inputs = features(Problem.build(ladder(), load_mcm("mcm4")), 16, 16)
-    params = Policy(SIZES).init(jax.random.key(seed), inputs, jnp.zeros((16, PLACEMENT)))
+    params = PolicyNetwork(SIZES).init(jax.random.key(seed), inputs, jnp.zeros((16, PLACEMENT)))
     leaves, shape = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(seed), len(leaves))
     noisy = [
@@ -87,7 +87,7 @@ def test_the_same_weights_score_the_chips_of_any_module(preset):
     mcm = load_mcm(preset)
     inputs = features(Problem.build(ladder(), mcm), 16, 16)
     shapes = jax.eval_shape(
-        lambda: Policy(SIZES).init(jax.random.key(0), inputs, jnp.zeros((16, PLACEMENT)))
+        lambda: PolicyNetwork(SIZES).init(jax.random.key(0), inputs, jnp.zeros((16, PLACEMENT)))
     )
 
     proposal = propose(inputs, placement_of(16, 9))
@@ -106,12 +106,12 @@ def test_features_are_finite_on_random_graphs_and_modules():
         inputs = features(problem, 16, 64)
         for leaf in jax.tree.leaves(inputs):
             assert np.isfinite(leaf).all()
-        assert inputs.is_real.sum() == problem.num_blocks
+        assert inputs.is_real.sum() == problem.num_contracted
 
 
 def test_fresh_heads_propose_no_shift_and_no_preference_for_a_chip():
     inputs = features(Problem.build(ladder(), load_mcm("mcm8")), 16, 16)
-    params = Policy(SIZES).init(jax.random.key(0), inputs, jnp.zeros((16, PLACEMENT)))
+    params = PolicyNetwork(SIZES).init(jax.random.key(0), inputs, jnp.zeros((16, PLACEMENT)))
 
     proposal = network.propose(params, SIZES, inputs, placement_of(16, 9))
 

@@ -18,10 +18,10 @@ from jaxpart.errors import FileFormatError, InputError
 from jaxpart.methods.policy import checkpoint, ppo, pretraining, training
 from jaxpart.methods.policy import search as policy_search
 from jaxpart.methods.policy.actions import LogProbs, log_probs
-from jaxpart.methods.policy.network import Sizes, propose
+from jaxpart.methods.policy.network import NetworkConfig, propose
 from jaxpart.methods.policy.pretraining import LOG, VALIDATION, Run, pairs, pretrain
 from jaxpart.methods.policy.rollout import Task, initial_params, play
-from jaxpart.methods.policy.search import BATCH, Use, with_policy
+from jaxpart.methods.policy.search import BATCH, PolicySearchConfig, with_policy
 from jaxpart.methods.policy.training import TrainingError
 from jaxpart.problem.graph import Graph, Node, Tensor
 from jaxpart.problem.mcm import load_mcm
@@ -79,7 +79,7 @@ def test_labels_may_be_costed_as_they_are_drawn():
     drawn, mended = round_of("labels", "none"), round_of("labels", "fix")
 
     count = task().problem.num_nodes
-    labels = np.asarray(drawn.actions.taken[task().block_of])[:count]
+    labels = np.asarray(drawn.actions.taken[task().contracted_of])[:count]
     np.testing.assert_array_equal(np.asarray(drawn.assignments)[:count], labels)
     exact = verify(task().problem, np.asarray(drawn.assignments)[:count].astype(np.int64))
     np.testing.assert_array_equal(drawn.costs.valid, exact.valid)
@@ -89,7 +89,7 @@ def test_labels_may_be_costed_as_they_are_drawn():
 def searched(**changes):
     """A search of four rounds by fresh weights that do not learn."""
     search = Search(task().problem, Budget(None, 4 * BATCH, 0.0), 0)
-    use = dataclasses.replace(Use(learn_after=None, solver=False), **changes)
+    use = dataclasses.replace(PolicySearchConfig(learn_after=None, solver=False), **changes)
     kept = []
     with closing(with_policy(None, use, keep=kept.append)(search)) as steps:
         for _ in itertools.islice(steps, 4):
@@ -137,7 +137,9 @@ def test_rounds_are_small_to_begin_with_and_where_nothing_is_learned(
 
 
 def test_fresh_weights_have_the_layers_that_are_asked_for():
-    trees = [searched(**sizes)[1].params["params"] for sizes in ({}, {"sizes": Sizes(layers=0)})]
+    trees = [
+        searched(**sizes)[1].params["params"] for sizes in ({}, {"sizes": NetworkConfig(layers=0)})
+    ]
     assert [sum(name.startswith("Layer_") for name in tree) for tree in trees] == [3, 0]
 
 
@@ -156,7 +158,7 @@ def test_the_loss_is_the_clipped_surrogate_worked_out_by_hand():
     higher = jnp.where(jnp.arange(16) % 2 == 0, 0.5, -0.5)
     old = LogProbs(made.log_prob.node + higher[None], made.log_prob.centre + higher)
     transition = ppo.Transition(task().features, task().start, made.actions, old, worth)
-    settings = ppo.Settings(entropy=0.0)
+    settings = ppo.PPOConfig(entropy=0.0)
 
     loss, report = ppo.ppo_loss(params(), transition, SIZES, settings, "labels")
 
@@ -176,7 +178,7 @@ def test_a_bandit_of_two_nodes_is_learned():
     graph = Graph((Node("a", "x", 1e9, 1e6), Node("b", "y", 2e9, 1e6)), (Tensor(0, 10.0, (1,)),))
     inputs = Task.build(Problem.build(graph, load_mcm("mcm4")))
     weights = initial_params(SIZES, inputs, 0)
-    settings = ppo.Settings(learning_rate=1e-2, epochs=2)
+    settings = ppo.PPOConfig(learning_rate=1e-2, epochs=2)
     opt_state = ppo.optimizer(settings).init(weights)
 
     def chance(weights):
@@ -249,7 +251,7 @@ def test_figures_that_are_none_stop_the_run_and_keep_the_last_checkpoint(tmp_pat
 
 def saved(tmp_path):
     path = tmp_path / "p.policy"
-    checkpoint.save(path, checkpoint.Trained(params(), SIZES, {"seed": 0}))
+    checkpoint.save(path, checkpoint.Policy(params(), SIZES, {"seed": 0}))
     return path
 
 

@@ -262,9 +262,9 @@ def test_parts_in_any_order_become_valid_partitions():
     rng = np.random.default_rng(0)
     asked = []
 
-    def parts_of(blocks, count, tolerance, seed, threads):
+    def parts_of(contracted, count, tolerance, seed, threads):
         asked.append((count, tolerance, seed, threads))
-        return rng.permutation(np.arange(blocks.num_nodes) % count)
+        return rng.permutation(np.arange(contracted.num_nodes) % count)
 
     limits = rivals.Limits(seconds=0.2, threads=1, seed=3, gap=0.0)
     gained = 0

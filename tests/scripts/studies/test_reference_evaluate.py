@@ -24,7 +24,7 @@ FIGURES = (
     "memory_bytes",
     "sent_bytes",
 )
-VERDICTS = ("acyclic", "no_skip", "triangle", "memory", "colocation", "pins", "valid")
+VERDICTS = ("acyclic", "no_skip", "triangle", "memory", "colocation", "fixed_chips", "valid")
 # Topology, chips, seed: between them every rule both ways, and chip sets of more than one word.
 MODULES = (("chain", 4, 0), ("chain", 70, 6), ("host", 4, 4), ("mesh", 6, 8))
 
@@ -39,7 +39,7 @@ def test_every_figure_and_verdict_equals_those_of_verify(spec):
         # Some weight is shared in all of them: one compilation of `verify`.
         graph = random_graph(rng, 10, chips, num_weights=8)
         problem = Problem.build(graph, mcm)
-        if not lower(problem).switches.shared_weights:
+        if not lower(problem).config.shared_weights:
             continue
         f = np.array([random_assignment(rng, graph, mcm) for _ in range(16)]).T
         expected = verify(problem, f)
