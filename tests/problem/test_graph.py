@@ -68,7 +68,7 @@ BAD_GRAPHS = [
     (lambda: Graph(three(seconds=math.inf)), errors.CostError, r"'c'\): seconds is inf"),
     (lambda: Graph(three(pin=-1)), errors.PinError, r"node 2 \('c'\): pin is -1, expected a chip"),
     (lambda: Graph((node("a", pin=1, colocate=5), node("b"), node("c", pin=2, colocate=5))),
-     errors.PinError, r"'c'\): fixed to chip 2, but 'a' of its colocation group 5 is pinned"),
+     errors.PinError, r"'c'\): fixed to chip 2, but 'a' of its colocation group 5 is fixed"),
     (lambda: Graph(three(), (Tensor(3, 1, ()),)), errors.UnknownNodeError,
      "tensor 0: producer 3 is no node, expected 0 to 2"),
     (lambda: Graph(three(), (Tensor(-1, 1, ()),)), errors.UnknownNodeError, "producer -1"),
