@@ -1,7 +1,7 @@
 """jaxpart: partitions of machine-learning graphs over multi-chip modules.
 
-The names below are loaded on first use, so that `import jaxpart` starts no JAX: solver workers and
-`--help` stay fast.
+The names below are imported when they are first used, so `import jaxpart` starts no JAX: solver
+workers and `--help` stay fast.
 """
 
 from __future__ import annotations
@@ -9,68 +9,143 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+__version__ = "0.2.0"
+
 if TYPE_CHECKING:
-    from jaxpart.datasets.shipped import load
-    from jaxpart.engine import partition
+    from jaxpart import datasets
+    from jaxpart.bounds.combinatorial import Bound
+    from jaxpart.cost.evaluate import Costs
+    from jaxpart.cost.verdicts import Verdict
+    from jaxpart.engine import lower_bound, partition
     from jaxpart.errors import InfeasibleError, InputError, JaxpartError, NothingFoundError
     from jaxpart.ingest.jaxpr.importer import from_jax
-    from jaxpart.ingest.load import load_graph
+    from jaxpart.ingest.load import load_graph, load_instance
     from jaxpart.ingest.onnx.importer import from_onnx
+    from jaxpart.ingest.rewrite.fuse import fuse
+    from jaxpart.methods import METHODS
+    from jaxpart.methods.policy.checkpoint import Policy
+    from jaxpart.methods.policy.imitation import Example, ImitationConfig
+    from jaxpart.methods.policy.network import NetworkConfig
+    from jaxpart.methods.policy.ppo import PPOConfig
+    from jaxpart.methods.policy.pretraining import PretrainingRun, pretrain
+    from jaxpart.methods.policy.search import PolicySearchConfig
+    from jaxpart.methods.policy.training import TrainingConfig
+    from jaxpart.policies import Samples, finetune, rollout
     from jaxpart.problem.graph import Graph, Node, Tensor, Weight
     from jaxpart.problem.mcm import MCM, Chip, Constraints, load_mcm
     from jaxpart.problem.problem import Problem
-    from jaxpart.results.result import Result
+    from jaxpart.results.evaluation import Evaluation, evaluate
+    from jaxpart.results.result import Result, SearchInfo
+    from jaxpart.runtime.islands import Islands
+    from jaxpart.runtime.state import Budget, Method, Progress, Rule, Search
 
 _HOME = {
-    "load": "datasets.shipped",
-    "InfeasibleError": "errors",
-    "InputError": "errors",
-    "JaxpartError": "errors",
-    "NothingFoundError": "errors",
-    "Graph": "problem.graph",
-    "Node": "problem.graph",
-    "Tensor": "problem.graph",
-    "Weight": "problem.graph",
-    "from_jax": "ingest.jaxpr.importer",
-    "load_graph": "ingest.load",
-    "from_onnx": "ingest.onnx.importer",
-    "MCM": "problem.mcm",
+    "Bound": "bounds.combinatorial",
+    "Budget": "runtime.state",
     "Chip": "problem.mcm",
     "Constraints": "problem.mcm",
-    "load_mcm": "problem.mcm",
+    "Costs": "cost.evaluate",
+    "Evaluation": "results.evaluation",
+    "Example": "methods.policy.imitation",
+    "Graph": "problem.graph",
+    "ImitationConfig": "methods.policy.imitation",
+    "InfeasibleError": "errors",
+    "InputError": "errors",
+    "Islands": "runtime.islands",
+    "JaxpartError": "errors",
+    "MCM": "problem.mcm",
+    "METHODS": "methods",
+    "Method": "runtime.state",
+    "NetworkConfig": "methods.policy.network",
+    "Node": "problem.graph",
+    "NothingFoundError": "errors",
+    "PPOConfig": "methods.policy.ppo",
+    "Policy": "methods.policy.checkpoint",
+    "PolicySearchConfig": "methods.policy.search",
+    "PretrainingRun": "methods.policy.pretraining",
     "Problem": "problem.problem",
+    "Progress": "runtime.state",
     "Result": "results.result",
+    "Rule": "runtime.state",
+    "Samples": "policies",
+    "Search": "runtime.state",
+    "SearchInfo": "results.result",
+    "Tensor": "problem.graph",
+    "TrainingConfig": "methods.policy.training",
+    "Verdict": "cost.verdicts",
+    "Weight": "problem.graph",
+    "evaluate": "results.evaluation",
+    "finetune": "policies",
+    "from_jax": "ingest.jaxpr.importer",
+    "from_onnx": "ingest.onnx.importer",
+    "fuse": "ingest.rewrite.fuse",
+    "load_graph": "ingest.load",
+    "load_instance": "ingest.load",
+    "load_mcm": "problem.mcm",
+    "lower_bound": "engine",
     "partition": "engine",
+    "pretrain": "methods.policy.pretraining",
+    "rollout": "policies",
 }
 
 __all__ = [
     "MCM",
+    "METHODS",
+    "Bound",
+    "Budget",
     "Chip",
     "Constraints",
+    "Costs",
+    "Evaluation",
+    "Example",
     "Graph",
+    "ImitationConfig",
     "InfeasibleError",
     "InputError",
+    "Islands",
     "JaxpartError",
+    "Method",
+    "NetworkConfig",
     "Node",
     "NothingFoundError",
+    "PPOConfig",
+    "Policy",
+    "PolicySearchConfig",
+    "PretrainingRun",
     "Problem",
+    "Progress",
     "Result",
+    "Rule",
+    "Samples",
+    "Search",
+    "SearchInfo",
     "Tensor",
+    "TrainingConfig",
+    "Verdict",
     "Weight",
+    "datasets",
+    "evaluate",
+    "finetune",
     "from_jax",
     "from_onnx",
-    "load",
+    "fuse",
     "load_graph",
+    "load_instance",
     "load_mcm",
+    "lower_bound",
     "partition",
+    "pretrain",
+    "rollout",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "datasets":
+        return importlib.import_module("jaxpart.datasets")
     if name not in _HOME:
         raise AttributeError(f"module 'jaxpart' has no attribute {name!r}")
     return getattr(importlib.import_module(f"jaxpart.{_HOME[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted({*globals(), *__all__})

@@ -82,7 +82,8 @@ def add_partition_arguments(parser: Parser) -> None:
     add(
         "--policy",
         metavar="NAME_OR_FILE",
-        help="weights of --method policy: a checkpoint, or none for fresh ones (default: shipped)",
+        help="of --method auto and policy: a shipped policy or a checkpoint; fresh: an untrained "
+        "one; none: no policy at all (default: shipped)",
     )
     add(
         "--pool",
@@ -123,6 +124,15 @@ def add_evaluate_arguments(parser: Parser) -> None:
         help=f"the module (default: the result file's; {DEFAULT_MCM} for plain JSON)",
     )
     parser.lists = lambda: f"{_EVALUATE_EXAMPLES}\n{_lists(with_methods=False)}\n{_EXIT_CODES}"
+
+
+def add_graphs_arguments(parser: Parser) -> None:
+    """`graphs [NAME ...] [--split SIDE] [--show NAME] [--plot FILE.png]`."""
+    add = parser.add_argument
+    add("graphs", nargs="*", metavar="NAME", help="only these (default: all)")
+    add("--split", metavar="SIDE", help="only this side: train, valid, test, or extra")
+    add("--show", metavar="NAME", help="all that is known of one graph")
+    add("--plot", metavar="FILE.png", help="draw the graphs named, as PNG")
 
 
 def _dimension(text: str) -> tuple[str, int]:

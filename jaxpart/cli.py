@@ -1,4 +1,4 @@
-"""The command line: find a partition, and check one.
+"""The command line: find a partition, check one, list the graphs.
 
 Exit codes: 0 a valid partition, 1 none (infeasible, none found, or the checked one is not valid),
 2 bad input, 130 interrupted. Heavy packages are imported after the arguments are parsed.
@@ -21,6 +21,7 @@ from jaxpart.arguments import (
     DEFAULT_TIME_LIMIT_S,
     Parser,
     add_evaluate_arguments,
+    add_graphs_arguments,
     add_partition_arguments,
 )
 from jaxpart.errors import InfeasibleError, InputError, NothingFoundError
@@ -28,13 +29,14 @@ from jaxpart.errors import InfeasibleError, InputError, NothingFoundError
 if TYPE_CHECKING:
     from jaxpart.problem.graph import Graph
     from jaxpart.problem.mcm import MCM
+    from jaxpart.problem.problem import Problem
     from jaxpart.runtime.islands import Islands
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`jaxpart partition ...` and `jaxpart evaluate ...`: runs one and gives its exit code."""
+    """Runs one of the subcommands and gives its exit code."""
     parser = Parser(prog="jaxpart", description="Partitions of graphs over multi-chip modules.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (description, add_arguments, _) in _COMMANDS.items():
@@ -80,7 +82,7 @@ def _partition(arguments: argparse.Namespace) -> int:
     _check_writable(plot)
     if out.resolve() == plot.resolve():
         raise InputError(f"{out}: named for both the result and the picture, expected two files")
-    _check_pins(graph, mcm, arguments.graph)
+    _problem(graph, mcm, arguments.graph)
 
     _start_jax()
     from jaxpart.engine import partition
@@ -97,14 +99,14 @@ def _partition(arguments: argparse.Namespace) -> int:
             mcm,
             method=arguments.method,
             time_limit_s=time_limit_s,
-            samples=arguments.samples,
+            max_samples=arguments.samples,
             seed=arguments.seed,
-            init=init,
-            gap=arguments.gap,
+            initial_assignment=init,
+            relative_gap=arguments.gap,
             policy=arguments.policy,
             islands=islands,
             pool=arguments.pool,
-            progress=callback,
+            callback=callback,
         )
     result.save(out)
     print(result.summary(), flush=True)
@@ -121,27 +123,37 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     stored = read_partition(arguments.result)
     default = stored.mcm if isinstance(stored, StoredResult) else None
     graph, mcm = _graph_and_mcm(arguments, default)
-    _check_pins(graph, mcm, arguments.graph)
+    problem = _problem(graph, mcm, arguments.graph)
     assignment = stored.on(graph, mcm)
 
     _start_jax()
-    from jaxpart.bounds.combinatorial import combinatorial_bound
-    from jaxpart.problem.problem import Problem
-    from jaxpart.results import report
-    from jaxpart.results.result import baseline_of, score
+    from jaxpart.cost.evaluate import score
+    from jaxpart.results.evaluation import evaluation_of, rescaling_notes
 
-    problem = Problem.build(graph, mcm)
-    costs = score(problem, assignment)
-    notes = []
-    if problem.graph is not graph:
-        notes.append(
-            f"bytes rescaled from {graph.element_bytes:g} to {mcm.element_bytes:g} per element"
-        )
+    notes = rescaling_notes(graph, problem)
     if isinstance(stored, StoredResult):
-        notes += stored.notes(problem, float(costs.bottleneck_s))
-    baseline_s, bound = baseline_of(problem), combinatorial_bound(problem)
-    print(report.evaluation(problem, assignment, costs, baseline_s, bound, notes))
-    return 0 if costs.valid else 1
+        notes += stored.notes(problem, float(score(problem, assignment).bottleneck_s))
+    evaluation = evaluation_of(problem, assignment, notes)
+    print(evaluation.summary())
+    return 0 if evaluation.valid else 1
+
+
+def _graphs(arguments: argparse.Namespace) -> int:
+    from jaxpart import datasets
+    from jaxpart.datasets import catalog
+    from jaxpart.files import write_whole
+
+    if arguments.show is not None:
+        print(catalog.record(datasets.entry(arguments.show)))
+    elif arguments.plot is not None:
+        if not arguments.graphs:
+            raise InputError(f"{arguments.plot}: expected the names of the graphs to draw")
+        graphs = [datasets.load(name) for name in arguments.graphs]
+        write_whole(arguments.plot, catalog.draw(graphs))
+        print(f"written: {arguments.plot}")
+    else:
+        print(catalog.table(arguments.split, arguments.graphs))
+    return 0
 
 
 _COMMANDS = {
@@ -153,7 +165,13 @@ _COMMANDS = {
     "evaluate": (
         "Score and check any partition against a graph and a module.",
         add_evaluate_arguments,
+        add_graphs_arguments,
         _evaluate,
+    ),
+    "graphs": (
+        "The graphs that come with jaxpart: a table, one graph's record, or a picture.",
+        add_graphs_arguments,
+        _graphs,
     ),
 }
 
@@ -191,11 +209,12 @@ def _islands(arguments: argparse.Namespace) -> Islands | None:
     return Islands(*given)
 
 
-def _check_pins(graph: Graph, mcm: MCM, where: str) -> None:
+def _problem(graph: Graph, mcm: MCM, where: str) -> Problem:
+    """The problem; what is wrong with it is told with the file's name."""
     from jaxpart.problem.problem import Problem
 
     try:
-        Problem.build(graph, mcm)
+        return Problem.build(graph, mcm)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jaxpart.bounds.best import best_bound
+from jaxpart.bounds.combinatorial import Bound
 from jaxpart.bounds.infeasible import why_infeasible
 from jaxpart.cost.evaluate import verify
-from jaxpart.cost.greedy import baseline
+from jaxpart.cost.greedy import baseline, baseline_s_of
 from jaxpart.errors import InfeasibleError, InputError, NothingFoundError
 from jaxpart.methods import METHODS
 from jaxpart.methods.annealing.search import tempering
@@ -19,19 +23,22 @@ from jaxpart.methods.clusters.search import cluster_search
 from jaxpart.methods.exact.search import exact, greedy, ideals
 from jaxpart.methods.labels.search import paper_annealing, random
 from jaxpart.methods.orders.search import slice_search
-from jaxpart.methods.policy.search import by_policy, named
+from jaxpart.methods.policy.search import check_policy, policy_search
 from jaxpart.portfolio import auto
 from jaxpart.problem.graph import Graph
 from jaxpart.problem.mcm import MCM
 from jaxpart.problem.problem import Problem
+from jaxpart.results.evaluation import rescaling_notes
 from jaxpart.results.result import Result, SearchInfo
 from jaxpart.runtime.interrupt import deferred_interrupt
 from jaxpart.runtime.islands import Islands
 from jaxpart.runtime.ray_pool import check_pool
-from jaxpart.runtime.state import Budget, Method, Progress, Search
+from jaxpart.runtime.state import Budget, Method, Progress, Rule, Search
 
-IMPLEMENTATIONS: dict[str, Method] = {
-    "auto": auto,
+if TYPE_CHECKING:
+    from jaxpart.methods.policy.checkpoint import Policy
+
+_METHODS: dict[str, Method] = {
     "greedy": greedy,
     "slice": slice_search,
     "clusters": cluster_search,
@@ -40,8 +47,8 @@ IMPLEMENTATIONS: dict[str, Method] = {
     "random": random,
     "tempering": tempering,
     "paper_annealing": paper_annealing,
-    "policy": by_policy,
 }
+_METHODS_WITH_POLICY = {"auto": auto, "policy": policy_search}
 
 _ENDED = object()
 
@@ -50,76 +57,76 @@ def partition(
     graph: Graph,
     mcm: MCM,
     *,
-    method: str = "auto",
+    method: str | Method = "auto",
     time_limit_s: float | None = 20.0,
-    samples: int | None = None,
+    max_samples: int | None = None,
     seed: int = 0,
-    init: ArrayLike | None = None,
-    gap: float = 1e-4,
-    policy: str | os.PathLike[str] | None = None,
+    initial_assignment: ArrayLike | None = None,
+    relative_gap: float = 1e-4,
+    policy: str | os.PathLike[str] | Policy | None = None,
+    rules: Sequence[Rule] = (),
     islands: Islands | None = None,
     pool: str = "local",
-    progress: Callable[[Progress], None] | None = None,
+    callback: Callable[[Progress], None] | None = None,
 ) -> Result:
     """Finds a partition of `graph` on `mcm` with a small bottleneck, and a bound on how small.
 
-    The result is valid, and never worse than the greedy baseline or `init` where those are valid.
+    The result is valid. It is never worse than the greedy baseline or `initial_assignment`, where
+    these are valid and keep `rules`.
 
     Args:
-      method: a name in `METHODS`.
+      graph: of N nodes.
+      mcm: the module, of C chips.
+      method: a name in `METHODS`, or a method of your own: a generator function over
+        `jaxpart.Search`. See jaxpart/README.md, "How to extend it".
       time_limit_s: search time; start-up and compilation come beside it. None: no limit.
-      samples: the most costs, or changes of cost, to compute. None: no limit.
+      max_samples: the most costs, or changes of cost, to compute. None: no limit.
       seed: same seed and samples, same answer, on the same device and versions.
-      init: [N] a partition to start from, valid or not.
-      gap: stop when the best is proven this close to the optimum (relative).
-      policy: the weights of `method="policy"`: a shipped policy's name or a checkpoint; None: the
-        shipped one, "none": fresh weights.
-      islands: other processes that search for the same, and where to meet them: each has a seed of
-        its own, they exchange what they find, and the one that ends last has the best of all. Then
-        an answer depends on time. None: this process alone.
+      initial_assignment: [N] a partition to start from, valid or not.
+      relative_gap: the search stops when its best is proven this close to the optimum.
+      policy: weights for the methods "auto" and "policy": a shipped policy's name, a checkpoint's
+        path or a `Policy`. None: the shipped one. "fresh": an untrained one. "none": no policy at
+        all, so `method="policy"` is refused.
+      rules: rules of your own. Each takes assignments [N, B] and gives bool [B]; a partition is
+        admitted only where all are true. They shrink the valid set, so bounds stay true.
+      islands: other processes that search for the same, and where to meet them. Each has a seed of
+        its own; they exchange what they find, and the last to end has the best of all. The answer
+        then depends on time. None: this process alone.
       pool: where SCIP and CP-SAT run: "local", processes of this machine, or "ray", actors of a Ray
         cluster (`ray_pool.RayPool`).
-      progress: called with the state of the search whenever it changes.
+      callback: called with the state of the search whenever it changes.
 
     Raises:
-      InputError: bad arguments, or a pin beyond the module's chips.
+      InputError: bad arguments, or a chip fixed beyond the module's.
       InfeasibleError: no valid partition exists; says why where that is simple.
       NothingFoundError: none was found within the budget.
-      KeyboardInterrupt: interrupted before anything valid was found; later, an interrupt ends the
-        search and the best so far is returned, with `search.interrupted` set.
+      KeyboardInterrupt: interrupted before anything valid was found. A later interrupt ends the
+        search, and the best so far is returned with `search.interrupted` set.
     """
-    if method not in METHODS:
-        raise InputError(f"method is {method!r}, expected one of {', '.join(METHODS)}")
-    for name, value in (("time_limit_s", time_limit_s), ("samples", samples)):
+    for name, value in (("time_limit_s", time_limit_s), ("max_samples", max_samples)):
         if value is not None and not value > 0:
             raise InputError(f"{name} is {value}, expected a positive number")
-    if not gap >= 0:
-        raise InputError(f"gap is {gap}, expected 0 or more")
+    if not relative_gap >= 0:
+        raise InputError(f"relative_gap is {relative_gap}, expected 0 or more")
     check_pool(pool)
-    if policy is not None:
-        named(policy)  # what is wrong with it shows now, not when a method comes to it
+    implementation = method_of(method, policy)
+    name = method if isinstance(method, str) else getattr(method, "__name__", type(method).__name__)
     problem = Problem.build(graph, mcm)
     reason = why_infeasible(problem)
     if reason is not None:
         raise InfeasibleError(reason)
     own_seed = seed if islands is None else islands.seed(seed)
-    search = Search(problem, Budget(time_limit_s, samples, gap), own_seed, progress, policy, pool)
-    if problem.graph is not graph:
-        search.notes.append(
-            f"bytes rescaled from {graph.element_bytes:g} to {mcm.element_bytes:g} per element"
-        )
+    budget = Budget(time_limit_s, max_samples, relative_gap)
+    search = Search(problem, budget, own_seed, callback, pool=pool, rules=rules)
+    search.notes += rescaling_notes(graph, problem)
+    if islands is not None:
+        implementation = islands.exchanging(implementation)
     baseline_s = None
     with deferred_interrupt() as interrupted:
         search.interrupted = interrupted
         try:
-            baseline_s = _start(search, init)
-            # Closing the method ends its workers, however the loop ends.
-            implementation = IMPLEMENTATIONS[method]
-            if islands is not None:
-                implementation = islands.exchanging(implementation)
-            with closing(implementation(search)) as steps:
-                while not search.is_over and next(steps, _ENDED) is not _ENDED:
-                    search.report()
+            baseline_s = _start(search, initial_assignment)
+            run(search, implementation)
         except KeyboardInterrupt:  # the second one, or one that was not deferred
             interrupted.set()
     if interrupted.is_set() and search.best is None:
@@ -128,11 +135,11 @@ def partition(
         if search.exhausted:
             raise InfeasibleError("no valid partition exists (proven by the solver)")
         raise NothingFoundError(
-            f"no valid partition found by {method} in {search.elapsed_s:.0f} s and "
+            f"no valid partition found by {name} in {search.elapsed_s:.0f} s and "
             f"{search.samples} samples; one may exist"
         )
     info = SearchInfo(
-        method, search.samples, search.elapsed_s, seed, interrupted.is_set(), tuple(search.history)
+        name, search.samples, search.elapsed_s, seed, interrupted.is_set(), tuple(search.history)
     )
     return Result(
         problem,
@@ -141,24 +148,70 @@ def partition(
         baseline_s,
         min(search.bound.seconds, search.best_s),
         search.bound.method,
-        info,
         tuple(search.notes),
+        info,
     )
 
 
-def _start(search: Search, init: ArrayLike | None) -> float | None:
+def lower_bound(graph: Graph, mcm: MCM, *, time_limit_s: float = 20.0) -> Bound:
+    """A lower bound on the bottleneck of every valid partition of `graph` on `mcm`, with its proof.
+
+    Args:
+      graph: of N nodes.
+      mcm: the module, of C chips.
+      time_limit_s: for all bounds together, from cheap to dear; each proves or is left out.
+
+    Raises:
+      InputError: bad arguments, or a chip fixed beyond the module's.
+      InfeasibleError: no valid partition exists; says why.
+    """
+    if not time_limit_s > 0:
+        raise InputError(f"time_limit_s is {time_limit_s}, expected a positive number")
+    problem = Problem.build(graph, mcm)
+    reason = why_infeasible(problem)
+    if reason is not None:
+        raise InfeasibleError(reason)
+    return best_bound(problem, time_limit_s, baseline_s_of(problem))
+
+
+def run(search: Search, method: Method) -> None:
+    """Runs a method step by step until it ends or the search is over."""
+    # Closing the method ends its workers, however the loop ends.
+    with closing(method(search)) as steps:
+        while not search.is_over and next(steps, _ENDED) is not _ENDED:
+            search.report()
+
+
+def method_of(
+    method: str | Method, policy: str | os.PathLike[str] | Policy | None = None
+) -> Method:
+    """The search method of this name, with a policy where it uses one; a callable as it is.
+
+    Raises:
+      InputError: no such method, no such policy, a damaged one, or `method="policy"` without one.
+    """
+    if callable(method):
+        return method
+    if method not in METHODS:
+        raise InputError(f"method is {method!r}, expected one of {', '.join(METHODS)}")
+    # What is wrong with a policy shows now, not when a method comes to it.
+    check_policy(policy, is_needed=method == "policy")
+    if method in _METHODS_WITH_POLICY:
+        return functools.partial(_METHODS_WITH_POLICY[method], policy=policy)
+    return _METHODS[method]
+
+
+def _start(search: Search, initial_assignment: ArrayLike | None) -> float | None:
     """Offers the baseline, whose bottleneck is returned, and the partition to start from."""
     search.enter("greedy")
-    greedy = baseline(search.problem)
-    baseline_s = None
-    if greedy is not None:
+    greedy_assignment = baseline(search.problem)
+    if greedy_assignment is not None:
         search.samples += 1
-        search.offer(greedy[:, None])
-        baseline_s = search.best_s
-    if init is not None:
+        search.offer(greedy_assignment[:, None])
+    if initial_assignment is not None:
         search.samples += 1
-        start = search.problem.assignment_of(np.asarray(init))
+        start = search.problem.assignment_of(np.asarray(initial_assignment))
         if not verify(search.problem, start[:, None]).valid[0]:
             search.notes.append("the partition to start from is not valid here")
         search.offer(start[:, None])
-    return baseline_s
+    return baseline_s_of(search.problem)

@@ -15,7 +15,7 @@ from jaxpart.methods.exact.interval_proofs import IntervalProofs
 from jaxpart.methods.exact.prover import Prover
 from jaxpart.methods.exact.search import has_many_ideals, ideals, program_order
 from jaxpart.methods.orders.search import slice_search
-from jaxpart.methods.policy.search import policy_background
+from jaxpart.methods.policy.search import PolicySource, policy_background
 from jaxpart.methods.repair.search import Workers
 from jaxpart.runtime.state import Search, is_small
 
@@ -39,7 +39,7 @@ _SOLVER_FIRST = 0.4
 _POLL_S = 0.05
 
 
-def auto(search: Search) -> Generator[None]:
+def auto(search: Search, policy: PolicySource = None) -> Generator[None]:
     """The program order cut optimally, ideals, then searches in turn beside the solver.
 
     Without a time limit the solver only repairs, so that the same seed gives the same answer.
@@ -63,11 +63,11 @@ def auto(search: Search) -> Generator[None]:
                 next(cluster_search(search), None)
                 next(clusters, None)
             yield
-        yield from _proofs_and_searches(search, clusters, is_timed=is_timed)
+        yield from _proofs_and_searches(search, clusters, policy, is_timed=is_timed)
 
 
 def _proofs_and_searches(
-    search: Search, clusters: Generator[None], *, is_timed: bool
+    search: Search, clusters: Generator[None], policy: PolicySource, *, is_timed: bool
 ) -> Generator[None]:
     """Ideals, then what the device searches, in turn; solvers and growing beside them."""
     with (
@@ -82,7 +82,7 @@ def _proofs_and_searches(
         methods: dict[str, Generator[bool | None]] = {
             "tempering": tempering_background(search),
             "slicing": slice_search(search),
-            "policy": policy_background(search),
+            "policy": policy_background(search, policy),
         }
         if not is_timed:
             methods = {"clusters": clusters, **methods}

@@ -69,7 +69,7 @@ def _train(arguments: argparse.Namespace) -> int:
     plan = TrainingConfig(seed=arguments.seed)
     train = pretraining.load_graphs(arguments.train, "train")
     valid = pretraining.load_graphs(arguments.valid, "valid")
-    run = pretraining.Run(
+    run = pretraining.PretrainingRun(
         arguments.folder,
         arguments.steps,
         arguments.minutes,

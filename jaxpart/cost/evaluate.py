@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from jaxpart.cost.device import DeviceProblem, lower, pad_assignments
 from jaxpart.cost.links import Links
 from jaxpart.cost.rows import add_row, add_up, in_chunks, set_row
-from jaxpart.problem.problem import Problem
+from jaxpart.problem.problem import IntArray, Problem
 
 _WORD = 32  # bits of a word of a chip set
 _VERIFIED = 4  # candidates that `verify` looks at in one go at least
@@ -139,6 +139,11 @@ def verify(problem: Problem, assignments: np.ndarray) -> Costs:
         padded = pad_assignments(lowered, np.pad(assignments, ((0, 0), (0, size - batch))))
         costs = evaluate(lowered, jnp.asarray(padded))
         return jax.tree.map(lambda figure: np.asarray(figure)[..., :batch], costs)
+
+
+def score(problem: Problem, assignment: IntArray) -> Costs:
+    """Exact costs and verdicts of one assignment [N]: [C], [L] and scalars, float64."""
+    return jax.tree.map(lambda figure: figure[..., 0], verify(problem, assignment[:, None]))
 
 
 @functools.lru_cache(maxsize=4)

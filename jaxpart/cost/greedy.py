@@ -16,7 +16,7 @@ import math
 import numpy as np
 
 from jaxpart.cost import host
-from jaxpart.cost.evaluate import verify
+from jaxpart.cost.evaluate import score, verify
 from jaxpart.problem.problem import IntArray, Problem
 
 _TRIES = 64
@@ -25,7 +25,10 @@ _FACTOR = 1.1
 
 @functools.lru_cache(maxsize=4)
 def baseline(problem: Problem) -> IntArray | None:
-    """[N] the first valid walk's assignment; None where no target gives one."""
+    """[N] the first valid walk's assignment, read-only; None where no target gives one.
+
+    The answer is cached: all callers share one array.
+    """
     rules = dataclasses.replace(problem.mcm.constraints, acyclic=True)
     walked = dataclasses.replace(problem, mcm=dataclasses.replace(problem.mcm, constraints=rules))
     if (walked.contracted_fixed_chip == -2).any():
@@ -41,9 +44,17 @@ def baseline(problem: Problem) -> IntArray | None:
         outcomes = [walk(target) for target in batch]
         valid = verify(problem, np.stack(outcomes, axis=1)).valid
         if valid.any():
-            return outcomes[int(np.argmax(valid))]
+            first_valid = outcomes[int(np.argmax(valid))]
+            first_valid.setflags(write=False)
+            return first_valid
         size = 16
     return None
+
+
+def baseline_s_of(problem: Problem) -> float | None:
+    """The baseline's bottleneck in seconds; None where it finds nothing valid."""
+    assignment = baseline(problem)
+    return None if assignment is None else float(score(problem, assignment).bottleneck_s)
 
 
 class _Walk:

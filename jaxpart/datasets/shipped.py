@@ -10,7 +10,7 @@ from pathlib import Path
 from jaxpart.datasets import manifest
 from jaxpart.datasets.manifest import Entry, Manifest
 from jaxpart.errors import InputError
-from jaxpart.ingest.load import load_graph
+from jaxpart.ingest.load import load_with_machine
 from jaxpart.problem.graph import Graph
 from jaxpart.problem.mcm import MCM
 
@@ -88,7 +88,7 @@ def resolve(
         return load(name_or_path), None
     if not Path(name_or_path).exists():
         raise InputError(f"{name_or_path!r} is no file, and {_unknown(name_or_path)}")
-    return load_graph(name_or_path, dims=dims)
+    return load_with_machine(name_or_path, dims=dims)
 
 
 def _unknown(name: str) -> str:

@@ -14,12 +14,8 @@ from jaxpart.problem.graph import Graph, decode, uncompressed
 from jaxpart.problem.mcm import MCM
 
 
-def load_graph(
-    path: str | os.PathLike[str], *, dims: Mapping[str, int] | None = None
-) -> tuple[Graph, MCM | None]:
-    """The graph in a file, and the machine where the file brings one (max-load inputs).
-
-    Reads jaxpart's own JSON, gzipped or not, max-load JSON, PipeDream profiles and ONNX.
+def load_graph(path: str | os.PathLike[str], *, dims: Mapping[str, int] | None = None) -> Graph:
+    """The graph in a file: jaxpart's JSON, gzipped or not, max-load JSON, PipeDream or ONNX.
 
     Args:
       path: of the file.
@@ -29,6 +25,27 @@ def load_graph(
       InputError: the file cannot be read, is of no known format, or breaks its own; the message
         names it and the place.
     """
+    return load_with_machine(path, dims=dims)[0]
+
+
+def load_instance(path: str | os.PathLike[str]) -> tuple[Graph, MCM]:
+    """The graph and the module in a file that brings both: a max-load input.
+
+    Raises:
+      InputError: as `load_graph`, or the file brings no module.
+    """
+    graph, mcm = load_with_machine(path)
+    if mcm is None:
+        raise errors.InputError(
+            f"{path}: brings no module, expected a max-load input; load_graph reads the graph alone"
+        )
+    return graph, mcm
+
+
+def load_with_machine(
+    path: str | os.PathLike[str], *, dims: Mapping[str, int] | None = None
+) -> tuple[Graph, MCM | None]:
+    """As `load_graph`, with the module where the file brings one."""
     content = uncompressed(read_bytes(path), path)
     if not content.strip():
         raise errors.FileFormatError(f"{path}: the file is empty, expected a graph")

@@ -85,7 +85,7 @@ class StoredPartition:
         Raises:
           InputError: not every node of `graph` exactly once, or a chip that `mcm` does not have.
         """
-        return _in_node_order(self.chips, graph, mcm, self.path)
+        return in_node_order(self.chips, graph, mcm, self.path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +196,7 @@ def _chips_by_name(content: bytes, path: str | os.PathLike[str]) -> dict[str, in
     return chips
 
 
-def _in_node_order(
+def in_node_order(
     chips: dict[str, int], graph: Graph, mcm: MCM, path: str | os.PathLike[str]
 ) -> IntArray:
     """[N] chips in node order."""

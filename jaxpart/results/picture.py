@@ -13,7 +13,7 @@ from jaxpart.errors import InputError
 from jaxpart.results.report import binding
 
 if TYPE_CHECKING:
-    from jaxpart.results.result import Result
+    from jaxpart.results.scored import ScoredPartition
 
 KINDS = (".png", ".svg", ".pdf")
 _MIB = 2**20
@@ -32,7 +32,7 @@ def kind_of(path: str | os.PathLike[str]) -> str:
     return ending[1:]
 
 
-def draw(result: Result, path: str | os.PathLike[str]) -> bytes:
+def draw(scored: ScoredPartition, path: str | os.PathLike[str]) -> bytes:
     """The picture's bytes, of the kind that the ending of `path` asks for.
 
     Raises:
@@ -41,20 +41,20 @@ def draw(result: Result, path: str | os.PathLike[str]) -> bytes:
     from matplotlib.figure import Figure  # slow to import
 
     kind = kind_of(path)
-    mcm = result.problem.mcm
+    mcm = scored.problem.mcm
     with_links = len(mcm.links) > 0
     chips = np.arange(mcm.num_chips)
     figure = Figure(figsize=(11, 8.2 if with_links else 6.4), layout="constrained")
     axes = figure.subplots(
         2 + with_links, 1, height_ratios=[3, 1.6, 1.4][: 2 + with_links], squeeze=False
     )[:, 0]
-    figure.suptitle(_title(result), fontsize=12, x=0.01, ha="left")
-    _draw_load(axes[0], result, chips)
-    _draw_memory(axes[1], result, chips)
+    figure.suptitle(_title(scored), fontsize=12, x=0.01, ha="left")
+    _draw_load(axes[0], scored, chips)
+    _draw_memory(axes[1], scored, chips)
     for axis in axes[:2]:
         axis.set_xlim(-0.6, mcm.num_chips - 0.4)
     if with_links:
-        _draw_links(axes[2], result)
+        _draw_links(axes[2], scored)
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", color="#dddddd", linewidth=0.6)
@@ -64,21 +64,21 @@ def draw(result: Result, path: str | os.PathLike[str]) -> bytes:
     return content.getvalue()
 
 
-def _title(result: Result) -> str:
-    problem = result.problem
-    title = f"{problem.graph.name} on {problem.mcm.name}: {_us(result.bottleneck_s)}"
-    title += f", bound by {binding(problem, result.costs)}"
-    if result.improvement is not None:
-        title += f", {result.improvement:.3f}x greedy"
-    if result.gap is not None:
-        title += f", gap {100 * result.gap:.2f}%"
+def _title(scored: ScoredPartition) -> str:
+    problem = scored.problem
+    title = f"{problem.graph.name} on {problem.mcm.name}: {_us(scored.bottleneck_s)}"
+    title += f", bound by {binding(problem, scored.costs)}"
+    if scored.improvement is not None:
+        title += f", {scored.improvement:.3f}x greedy"
+    if scored.gap is not None:
+        title += f", gap {100 * scored.gap:.2f}%"
     return title
 
 
-def _draw_load(axis: Any, result: Result, chips: np.ndarray) -> None:
-    costs = result.costs
+def _draw_load(axis: Any, scored: ScoredPartition, chips: np.ndarray) -> None:
+    costs = scored.costs
     parts = {"compute": costs.compute_s, "in": costs.in_s, "out": costs.out_s}
-    if result.problem.mcm.overlap:
+    if scored.problem.mcm.overlap:
         for i, (name, seconds) in enumerate(parts.items()):
             axis.bar(chips + 0.27 * (i - 1), seconds * 1e6, 0.27, color=COLOURS[name], label=name)
     else:
@@ -87,17 +87,17 @@ def _draw_load(axis: Any, result: Result, chips: np.ndarray) -> None:
             axis.bar(chips, seconds * 1e6, 0.8, bottom, color=COLOURS[name], label=name)
             bottom = bottom + seconds * 1e6
     axis.axhline(
-        result.bottleneck_s * 1e6,
+        scored.bottleneck_s * 1e6,
         color="#222222",
         linewidth=1.2,
-        label=f"bottleneck {_us(result.bottleneck_s)}",
+        label=f"bottleneck {_us(scored.bottleneck_s)}",
     )
     axis.axhline(
-        result.lower_bound_s * 1e6,
+        scored.lower_bound_s * 1e6,
         color="#222222",
         linewidth=1.2,
         linestyle="--",
-        label=f"lower bound {_us(result.lower_bound_s)} ({result.bound_method})",
+        label=f"lower bound {_us(scored.lower_bound_s)} ({scored.bound_method})",
     )
     axis.set_ylabel("us per inference")
     axis.set_ylim(bottom=0)
@@ -105,9 +105,9 @@ def _draw_load(axis: Any, result: Result, chips: np.ndarray) -> None:
     axis.legend(ncols=5, loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=9)
 
 
-def _draw_memory(axis: Any, result: Result, chips: np.ndarray) -> None:
-    capacity = result.problem.capacity_bytes / _MIB
-    axis.bar(chips, result.costs.memory_bytes / _MIB, 0.8, color=COLOURS["memory"], label="held")
+def _draw_memory(axis: Any, scored: ScoredPartition, chips: np.ndarray) -> None:
+    capacity = scored.problem.capacity_bytes / _MIB
+    axis.bar(chips, scored.costs.memory_bytes / _MIB, 0.8, color=COLOURS["memory"], label="held")
     edges = np.arange(len(chips) + 1) - 0.5
     axis.stairs(capacity, edges, color="#222222", linewidth=1.2, label="capacity", baseline=None)
     axis.set_ylabel("memory, MiB")
@@ -116,9 +116,9 @@ def _draw_memory(axis: Any, result: Result, chips: np.ndarray) -> None:
     axis.legend(ncols=2, loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=9)
 
 
-def _draw_links(axis: Any, result: Result) -> None:
-    mcm = result.problem.mcm
-    busy = result.costs.link_s * 1e6
+def _draw_links(axis: Any, scored: ScoredPartition) -> None:
+    mcm = scored.problem.mcm
+    busy = scored.costs.link_s * 1e6
     if mcm.topology == "chain":
         axis.bar(np.arange(len(busy)) + 0.5, busy, 0.5, color=COLOURS["out"])
         axis.set_xlim(-0.6, mcm.num_chips - 0.4)

@@ -17,67 +17,45 @@ from jaxpart.problem.problem import IntArray, Problem
 
 if TYPE_CHECKING:
     from jaxpart.cost.evaluate import Costs
-    from jaxpart.results.result import Result
+    from jaxpart.results.scored import ScoredPartition
 
 _MIB = 2**20
 PROVEN_GAP = 1e-4  # a gap up to this is called optimal
 _BINDS = 1 - 1e-9  # share of the bottleneck from which a resource counts as binding
 _NEARLY_FULL = 0.95  # share of a chip's memory
+_FULL = 0.98  # from which memory binds
 _LINKS_SHOWN = 6
 
 
-def summary(result: Result) -> str:
-    """The page that `Result.summary` gives."""
-    problem, search = result.problem, result.search
-    time = _time_format(result.bottleneck_s)
-    found = (
-        f"{search.method}, {search.samples:,} samples in {search.wall_s:.1f} s, seed {search.seed}"
-        + (" (interrupted)" if search.interrupted else "")
-    )
+def summary(scored: ScoredPartition, search: str) -> str:
+    """The page about a result; `search` says how it was found."""
+    problem = scored.problem
+    time = _time_format(scored.bottleneck_s)
     rows = [
-        *_rows_of(problem, result.assignment, result.costs),
-        ("improvement", _improvement(result.improvement, result.baseline_s, time)),
-        ("lower bound", _bound(result, time)),
-        ("search", found),
-        *(("note", note) for note in result.notes),
+        *_rows_of(scored),
+        ("improvement", _improvement(scored, time)),
+        ("lower bound", _bound(scored, time)),
+        ("search", search),
+        *(("note", note) for note in scored.notes),
     ]
-    return "\n".join([headline(problem), "", *_aligned(rows), "", *_tables(problem, result)])
+    return "\n".join([headline(problem), "", *_aligned(rows), "", *_tables(scored)])
 
 
-def evaluation(
-    problem: Problem,
-    assignment: IntArray,
-    costs: Costs,
-    baseline_s: float | None,
-    bound: tuple[float, str],
-    notes: Sequence[str] = (),
-) -> str:
-    """The page about any partition, valid or not, with every rule's verdict.
-
-    Args:
-      assignment: [N] chip of each node.
-      costs: of this one candidate, as from `result.score`.
-      baseline_s: the greedy heuristic's bottleneck, or None.
-      bound: a proven lower bound in seconds, and the name of its proof.
-    """
-    bottleneck_s = float(costs.bottleneck_s)
-    time = _time_format(bottleneck_s)
-    ratio = None if baseline_s is None or not bottleneck_s else baseline_s / bottleneck_s
-    is_valid = bool(costs.valid)
-    rows = [
-        ("verdict", "valid" if is_valid else "NOT VALID"),
-        *_rows_of(problem, assignment, costs),
-    ]
-    if is_valid:
-        rows.append(("improvement", _improvement(ratio, baseline_s, time)))
-    rows.append(("lower bound", f"{time(bound[0])} us ({bound[1]})"))
-    rows += [("note", note) for note in notes]
+def evaluation(scored: ScoredPartition) -> str:
+    """The page about any partition, valid or not, with every rule's verdict."""
+    problem = scored.problem
+    time = _time_format(scored.bottleneck_s)
+    rows = [("verdict", "valid" if scored.valid else "NOT VALID"), *_rows_of(scored)]
+    if scored.valid:
+        rows.append(("improvement", _improvement(scored, time)))
+    rows.append(("lower bound", f"{time(scored.lower_bound_s)} us ({scored.bound_method})"))
+    rows += [("note", note) for note in scored.notes]
     rules = [
         (v.rule, "ok" if v.holds else "BROKEN" if v.is_on else "off, does not hold", v.detail)
-        for v in verdicts(problem, assignment, costs)
+        for v in verdicts(problem, scored.assignment, scored.costs)
     ]
     parts = [headline(problem), "", *_aligned(rows), "", *_aligned(rules), ""]
-    return "\n".join([*parts, chip_table(problem, assignment, costs), *link_lines(problem, costs)])
+    return "\n".join([*parts, *_tables(scored)])
 
 
 def headline(problem: Problem) -> str:
@@ -119,6 +97,14 @@ def binding(problem: Problem, costs: Costs) -> str:
         if seconds >= limit
     ]
     return busy[0] + (f" (and {len(busy) - 1} more as busy)" if len(busy) > 1 else "")
+
+
+def binding_kind(problem: Problem, costs: Costs) -> str:
+    """What sets the bottleneck: "compute" or "links"; "+mem" where a chip is all but full."""
+    limit_s = float(costs.bottleneck_s) * _BINDS
+    kind = "compute" if float(np.max(costs.compute_s)) >= limit_s else "links"
+    full = np.asarray(costs.memory_bytes) / problem.capacity_bytes
+    return f"{kind}+mem" if problem.mcm.constraints.memory and full.max() > _FULL else kind
 
 
 def chip_table(problem: Problem, assignment: IntArray, costs: Costs) -> str:
@@ -179,15 +165,15 @@ def link_lines(problem: Problem, costs: Costs) -> list[str]:
     return ["", f"{used}; busiest, us: {shown}" if shown else used]
 
 
-def _tables(problem: Problem, result: Result) -> list[str]:
-    table = chip_table(problem, result.assignment, result.costs)
-    return [table, *link_lines(problem, result.costs)]
+def _tables(scored: ScoredPartition) -> list[str]:
+    table = chip_table(scored.problem, scored.assignment, scored.costs)
+    return [table, *link_lines(scored.problem, scored.costs)]
 
 
-def _rows_of(problem: Problem, assignment: IntArray, costs: Costs) -> list[tuple[str, str]]:
-    bottleneck_s = float(costs.bottleneck_s)
+def _rows_of(scored: ScoredPartition) -> list[tuple[str, str]]:
+    problem, costs, bottleneck_s = scored.problem, scored.costs, scored.bottleneck_s
     speed = f", {1 / bottleneck_s:,.6g} inferences/s" if bottleneck_s else ""
-    used = f"{len(np.unique(assignment))} of {problem.num_chips}"
+    used = f"{scored.chips_used} of {problem.num_chips}"
     return [
         ("bottleneck", f"{_time_format(bottleneck_s)(bottleneck_s)} us{speed}"),
         ("bound by", binding(problem, costs)),
@@ -195,9 +181,8 @@ def _rows_of(problem: Problem, assignment: IntArray, costs: Costs) -> list[tuple
     ]
 
 
-def _improvement(
-    ratio: float | None, baseline_s: float | None, time: Callable[[float], str]
-) -> str:
+def _improvement(scored: ScoredPartition, time: Callable[[float], str]) -> str:
+    ratio, baseline_s = scored.improvement, scored.baseline_s
     if baseline_s is None:
         return "none to state: the greedy heuristic finds nothing valid here"
     if ratio is None:
@@ -205,13 +190,13 @@ def _improvement(
     return f"{ratio:.3f}x over greedy ({time(baseline_s)} us), {100 * (ratio - 1):+.1f}% throughput"
 
 
-def _bound(result: Result, time: Callable[[float], str]) -> str:
-    text = f"{time(result.lower_bound_s)} us ({result.bound_method})"
-    if result.gap is None:
+def _bound(scored: ScoredPartition, time: Callable[[float], str]) -> str:
+    text = f"{time(scored.lower_bound_s)} us ({scored.bound_method})"
+    if scored.gap is None:
         return text
-    if result.gap <= PROVEN_GAP:
-        return f"{text}, gap {100 * result.gap:.3f}%: proven optimal"
-    return f"{text}, gap {100 * result.gap:.2f}%"
+    if scored.gap <= PROVEN_GAP:
+        return f"{text}, gap {100 * scored.gap:.3f}%: proven optimal"
+    return f"{text}, gap {100 * scored.gap:.2f}%"
 
 
 def _binding_parts(mcm: MCM, costs: Costs, c: int) -> list[str]:

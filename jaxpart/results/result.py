@@ -1,4 +1,4 @@
-"""A valid partition with everything that is known about it, in memory and as a file."""
+"""Results: a valid partition with everything that is known about it, in memory and as a file."""
 
 from __future__ import annotations
 
@@ -7,21 +7,19 @@ import json
 import os
 from typing import Any
 
-import jax
-import numpy as np
-
 from jaxpart.bounds.combinatorial import combinatorial_bound
-from jaxpart.cost.evaluate import Costs, verify
-from jaxpart.cost.greedy import baseline
+from jaxpart.cost.evaluate import score
+from jaxpart.cost.greedy import baseline_s_of
 from jaxpart.cost.verdicts import broken_rules
 from jaxpart.errors import InputError
 from jaxpart.files import write_whole
 from jaxpart.problem.graph import Graph
 from jaxpart.problem.mcm import MCM
-from jaxpart.problem.problem import IntArray, Problem
+from jaxpart.problem.problem import Problem
 from jaxpart.results import report
 from jaxpart.results.file import read_result
 from jaxpart.results.picture import draw
+from jaxpart.results.scored import ScoredPartition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,50 +36,19 @@ class SearchInfo:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Result:
-    """A valid partition, scored exactly (float64) on its problem."""
+class Result(ScoredPartition):
+    """A valid partition, and how it was found."""
 
-    problem: Problem
-    assignment: IntArray  # [N] chip of each node
-    costs: Costs  # of this one candidate: [C], [L] and scalars
-    baseline_s: float | None  # the greedy heuristic's bottleneck; None where it finds nothing valid
-    lower_bound_s: float  # no valid partition is faster
-    bound_method: str
     search: SearchInfo
-    notes: tuple[str, ...] = ()  # what the user should know (rescaling, an early stop)
-
-    @property
-    def bottleneck_s(self) -> float:
-        """T: seconds between two inferences."""
-        return float(self.costs.bottleneck_s)
-
-    @property
-    def throughput_per_s(self) -> float | None:
-        """1 / T; None where T is 0."""
-        return 1 / self.bottleneck_s if self.bottleneck_s > 0 else None
-
-    @property
-    def improvement(self) -> float | None:
-        """T of the baseline / T; None where there is no baseline, or T is 0."""
-        if self.baseline_s is None or self.bottleneck_s == 0:
-            return None
-        return self.baseline_s / self.bottleneck_s
-
-    @property
-    def gap(self) -> float | None:
-        """T / lower bound - 1; None where T or the bound is 0."""
-        if self.bottleneck_s == 0 or self.lower_bound_s == 0:
-            return None
-        return self.bottleneck_s / self.lower_bound_s - 1
-
-    @property
-    def chips_used(self) -> int:
-        """Number of chips with a node."""
-        return len(np.unique(self.assignment))
 
     def summary(self) -> str:
         """A page for a person: the figures, a table of the chips, and what binds."""
-        return report.summary(self)
+        search = self.search
+        found = (
+            f"{search.method}, {search.samples:,} samples in {search.wall_s:.1f} s, "
+            f"seed {search.seed}" + (" (interrupted)" if search.interrupted else "")
+        )
+        return report.summary(self, found)
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Writes a picture of the load, memory and links of every chip.
@@ -181,20 +148,9 @@ class Result:
             problem,
             assignment,
             costs,
-            baseline_of(problem),
+            baseline_s_of(problem),
             min(bound_s, bottleneck_s),
             bound_method,
-            SearchInfo(search.method, search.samples, search.wall_s, search.seed),
             notes,
+            SearchInfo(search.method, search.samples, search.wall_s, search.seed),
         )
-
-
-def score(problem: Problem, assignment: IntArray) -> Costs:
-    """Exact costs and verdicts of one assignment [N]: [C], [L] and scalars, float64."""
-    return jax.tree.map(lambda figure: figure[..., 0], verify(problem, assignment[:, None]))
-
-
-def baseline_of(problem: Problem) -> float | None:
-    """The greedy heuristic's bottleneck in seconds; None where it finds nothing valid."""
-    greedy = baseline(problem)
-    return None if greedy is None else float(score(problem, greedy).bottleneck_s)

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 
 import jax
 import numpy as np
@@ -19,6 +18,7 @@ from jaxpart.bounds.combinatorial import Bound, combinatorial_bound
 from jaxpart.cost.device import DeviceProblem, lower
 from jaxpart.cost.evaluate import Costs, verify
 from jaxpart.environment import usable_cores
+from jaxpart.errors import InputError
 from jaxpart.problem.problem import IntArray, Problem
 from jaxpart.runtime.core_sharing import CoreSharing
 from jaxpart.runtime.pool import SolverPool
@@ -30,8 +30,12 @@ from jaxpart.solvers.scip import Status
 _VERIFIED_PER_BATCH = 4
 # Contracted nodes x chips of a small program.
 _SMALL_BITS = 6000
-# Of solvers beside a search: without it they take most of a small machine from what finds more.
+# Niceness of background solvers; at 0 they starve the search.
 _NICENESS = 10
+
+
+# A rule of the user's: assignments [N, B] -> bool [B], which of them keep it.
+Rule = Callable[[IntArray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,13 +66,24 @@ class Search:
         problem: Problem,
         budget: Budget,
         seed: int,
-        progress: Callable[[Progress], None] | None = None,
-        policy: str | os.PathLike[str] | None = None,
+        callback: Callable[[Progress], None] | None = None,
+        *,
         pool: str = "local",
+        rules: Sequence[Rule] = (),
     ) -> None:
+        """A search that has found nothing yet.
+
+        Args:
+          problem: to search on.
+          budget: when to stop.
+          seed: of whatever is random.
+          callback: called with the state whenever it changes.
+          pool: where solvers run, as of `partition`.
+          rules: a partition is admitted only where all of them hold.
+        """
         self.problem = problem
-        self.policy = policy  # weights, for methods that use some
         self.budget = budget
+        self._rules = tuple(rules)
         self._pool = pool  # where solvers run
         # Of those that give way, one for each core runs at a time.
         self._sharing = CoreSharing(usable_cores())
@@ -77,8 +92,8 @@ class Search:
         self.valid = 0  # of the samples that came in batches
         self.best: IntArray | None = None
         self.best_costs: Costs | None = None
-        # The last best that was found elsewhere, for methods to work on: whoever sees another one
-        # than before takes it up.
+        # [N] the last partition that another island sent and that became the best. A method that
+        # sees a new array here adds it to what it works on.
         self.received: IntArray | None = None
         self.bound = combinatorial_bound(problem)
         self.interrupted = threading.Event()  # by the user
@@ -86,9 +101,10 @@ class Search:
         self.phase = "start"
         self.history: list[tuple[int, float, float]] = []
         self.notes: list[str] = []
-        # The last batch with an invalid candidate that would be the best: for the solver to repair.
+        # The last device batch ([padded N, B] and its costs), if it has an invalid candidate that
+        # would be faster than the best: SCIP may repair it. Else None.
         self.repair_candidates: tuple[jax.Array | IntArray, Costs] | None = None
-        self._progress = progress
+        self._callback = callback
         self._started_s = time.perf_counter()
         self._searching_since_s: float | None = None
         self._device: DeviceProblem | None = None
@@ -201,9 +217,9 @@ class Search:
 
     def report(self) -> None:
         """Shows the state to the user."""
-        if self._progress is not None:
+        if self._callback is not None:
             best = None if self.best is None else self.best_s
-            self._progress(
+            self._callback(
                 Progress(self.phase, self.elapsed_s, self.samples, best, self.bound.seconds)
             )
 
@@ -219,7 +235,7 @@ class Search:
             return False
         costs = verify(self.problem, assignments)
         improved = False
-        for b in np.flatnonzero(costs.valid).tolist():
+        for b in np.flatnonzero(costs.valid & self._keeps_rules(assignments)).tolist():
             if self._rank(costs, b) < self._rank_of_best():
                 self.best = np.asarray(assignments[:, b], np.int64)
                 self.best_costs = jax.tree.map(lambda a, b=b: a[..., b], costs)
@@ -239,12 +255,33 @@ class Search:
             self.repair_candidates = (assignments, costs)
         bottleneck = np.where(valid, bottleneck, np.inf)
         # Float32 may be off by 1e-5: what is that close to the best is worth a look, no more.
-        order = np.argsort(bottleneck, kind="stable")[:_VERIFIED_PER_BATCH]
+        order = np.argsort(bottleneck, kind="stable")
+        order = order[: None if self._rules else _VERIFIED_PER_BATCH]
         order = order[bottleneck[order] < self.best_s * (1 + 1e-6)]
         if not len(order):
             return False
-        columns = np.asarray(assignments[:, order])[: self.problem.num_nodes]
-        return self.offer(columns.astype(np.int64))
+        columns = np.asarray(assignments[:, order])[: self.problem.num_nodes].astype(np.int64)
+        if self._rules:
+            columns = columns[:, self._keeps_rules(columns)][:, :_VERIFIED_PER_BATCH]
+        return self.offer(columns)
+
+    def _keeps_rules(self, assignments: IntArray) -> np.ndarray:
+        """[B] which of the assignments [N, B] keep the user's rules.
+
+        Raises:
+          InputError: a rule gives something else than bool [B].
+        """
+        kept = np.ones(assignments.shape[1], bool)
+        for rule in self._rules:
+            verdict = np.asarray(rule(assignments))
+            if verdict.shape != kept.shape or verdict.dtype != bool:
+                name = getattr(rule, "__name__", type(rule).__name__)
+                raise InputError(
+                    f"rule {name} gave {verdict.dtype} {list(verdict.shape)} for assignments "
+                    f"{list(assignments.shape)}, expected bool {list(kept.shape)}"
+                )
+            kept &= verdict
+        return kept
 
     def _rank(self, costs: Costs, b: int) -> tuple[float, int, float]:
         """Ties at equal bottleneck go to fewer chips, then to fewer bytes sent."""

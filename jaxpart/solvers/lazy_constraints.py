@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxpart.cost import host
 from jaxpart.problem.problem import IntArray, Problem
-from jaxpart.solvers.minimum_cut import Rule
+from jaxpart.solvers.minimum_cut import EdgeRule
 from jaxpart.solvers.program import ONE, Program, Terms
 
 # Solvers hold rows to about 1e-6; a memory row that a solution breaks by less comes back tighter.
@@ -28,7 +28,9 @@ class LazyConstraints:
         row had to be tightened against a solver's tolerance.
     """
 
-    def __init__(self, program: Program, problem: Problem, rule: Rule, held: list[Terms]) -> None:
+    def __init__(
+        self, program: Program, problem: Problem, rule: EdgeRule, held: list[Terms]
+    ) -> None:
         """Adds nothing yet.
 
         Args:

@@ -19,7 +19,7 @@ import numpy as np
 from jaxpart.problem.problem import FloatArray, IntArray, Problem
 
 # Which difference f(v) - f(u) an edge allows: 0 or 1; 0 or more; any.
-Rule = Literal["span", "acyclic", "none"]
+EdgeRule = Literal["span", "acyclic", "none"]
 
 # Real weights become integer capacities that sum up to about this.
 _CAPACITY = 2.0**40
@@ -58,7 +58,7 @@ def nearest(
     weights: FloatArray | None = None,
     max_chip: int | None = None,
     *,
-    rule: Rule,
+    rule: EdgeRule,
 ) -> IntArray | None:
     """As `nearest_span`, under one of the rules.
 
@@ -102,7 +102,7 @@ def contracted_chips(problem: Problem, f: IntArray) -> IntArray:
 
 
 def tighten(
-    problem: Problem, low: IntArray, high: IntArray, rule: Rule
+    problem: Problem, low: IntArray, high: IntArray, rule: EdgeRule
 ) -> tuple[IntArray, IntArray]:
     """[M], [M] the bounds on each contracted node's chip that follow from those of the others.
 
@@ -126,7 +126,7 @@ class _Wishes(NamedTuple):
     weight: IntArray  # [M]
 
 
-def _box(problem: Problem, highest: int, rule: Rule) -> _Box | None:
+def _box(problem: Problem, highest: int, rule: EdgeRule) -> _Box | None:
     pin = problem.contracted_fixed_chip
     if (pin == -2).any() or pin.max() > highest:
         return None
@@ -145,7 +145,7 @@ def _pair_lists(problem: Problem) -> tuple[list[list[int]], list[list[int]]]:
     return pairs.tolist(), pairs[::-1, ::-1].tolist()
 
 
-def _closure(pairs: list[list[int]], start: IntArray, rule: Rule) -> IntArray:
+def _closure(pairs: list[list[int]], start: IntArray, rule: EdgeRule) -> IntArray:
     """[M] the least f >= start that keeps the rule, whatever the number of chips.
 
     Sweeps along the edges and against them until nothing moves. No sweep lifts a contracted node
@@ -182,7 +182,7 @@ def _wishes(problem: Problem, y: IntArray, weights: FloatArray) -> _Wishes:
     return _Wishes(problem.contraction[who], y[who], weight)
 
 
-def _guess(problem: Problem, wishes: _Wishes, box: _Box, rule: Rule) -> IntArray:
+def _guess(problem: Problem, wishes: _Wishes, box: _Box, rule: EdgeRule) -> IntArray:
     """[M] some f in the box that keeps the rule, near the wishes but for outliers.
 
     Contracted nodes are dropped until no edge between the kept ones breaks the rule, first those
@@ -210,7 +210,7 @@ def _guess(problem: Problem, wishes: _Wishes, box: _Box, rule: Rule) -> IntArray
     return np.minimum(_closure(_pair_lists(problem)[0], lowest, rule), box.high)
 
 
-def _cut(problem: Problem, wishes: _Wishes, box: _Box, rule: Rule) -> IntArray:
+def _cut(problem: Problem, wishes: _Wishes, box: _Box, rule: EdgeRule) -> IntArray:
     """[M] the best f in the box, by one minimum cut.
 
     Bit (b, c) for low < c <= high is vertex first[b] + c; it is one on the source's side. Bits up

@@ -21,7 +21,7 @@ import numpy as np
 from jaxpart.cost import host
 from jaxpart.problem.problem import FloatArray, IntArray, Problem
 from jaxpart.solvers.lazy_constraints import LazyConstraints
-from jaxpart.solvers.minimum_cut import Rule, tighten
+from jaxpart.solvers.minimum_cut import EdgeRule, tighten
 from jaxpart.solvers.program import ONE, ZERO, Program, Terms
 
 
@@ -59,7 +59,7 @@ class Model(Program):
         """
         self.problem = problem
         self.contracted = problem.contracted
-        self.rule: Rule = "none"
+        self.rule: EdgeRule = "none"
         if problem.mcm.constraints.acyclic:
             self.rule = "span" if span else "acyclic"
         self.unit_s = unit_s

@@ -15,7 +15,7 @@ from jaxpart.bounds.infeasible import why_infeasible
 from jaxpart.cost import host
 from jaxpart.problem.problem import FloatArray, IntArray, Problem
 from jaxpart.solvers.construct import construct
-from jaxpart.solvers.minimum_cut import Rule, contracted_chips, nearest, squeeze
+from jaxpart.solvers.minimum_cut import EdgeRule, contracted_chips, nearest, squeeze
 from jaxpart.solvers.model import Model
 from jaxpart.solvers.scip import Limits, Status, solve
 
@@ -91,8 +91,8 @@ def repair(
     y = np.clip(np.asarray(y, np.int64), 0, problem.num_chips - 1)
     weights = np.ones(problem.num_nodes) if weights is None else np.asarray(weights, np.float64)
     rules = problem.mcm.constraints
-    loose: Rule = "acyclic" if rules.acyclic else "none"
-    strict: Rule = "span" if rules.triangle else loose
+    loose: EdgeRule = "acyclic" if rules.acyclic else "none"
+    strict: EdgeRule = "span" if rules.triangle else loose
 
     def distance(f: IntArray) -> float:
         return float((weights * np.abs(f - y)).sum())

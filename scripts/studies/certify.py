@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pairs import Row, Rows, by_module_and_class, class_of, pairs
+from pairs import Row, Rows, by_module_and_class, pairs
 
 from jaxpart import datasets
 from jaxpart.environment import keep_compiled
@@ -82,6 +82,7 @@ def _certify(names: Sequence[str], modules: Sequence[str], arguments: argparse.N
 def certify(graph: Graph, mcm: MCM, *, method: str, seconds: float, seed: int) -> Row:
     """One pair: the bottleneck, the bound, and which proof gave it."""
     from jaxpart.bounds.combinatorial import combinatorial_bound
+    from jaxpart.bounds.ideals.classes import class_of
     from jaxpart.engine import partition
     from jaxpart.problem.problem import Problem
 
@@ -94,7 +95,9 @@ def certify(graph: Graph, mcm: MCM, *, method: str, seconds: float, seed: int) -
     }
     start_s = time.perf_counter()
     try:
-        result = partition(graph, mcm, method=method, time_limit_s=seconds, seed=seed, gap=_GAP)
+        result = partition(
+            graph, mcm, method=method, time_limit_s=seconds, seed=seed, relative_gap=_GAP
+        )
     except InfeasibleError as error:
         took_s = time.perf_counter() - start_s
         return {**row, "status": "infeasible", "proof": str(error), "seconds": took_s}

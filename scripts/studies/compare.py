@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pairs import Row, Rows, by_module_and_class, class_of, pairs
+from pairs import Row, Rows, by_module_and_class, pairs
 
 from jaxpart import datasets
 from jaxpart.environment import keep_compiled
@@ -28,7 +28,6 @@ from jaxpart.errors import InfeasibleError, InputError, NothingFoundError
 if TYPE_CHECKING:
     from jaxpart.problem.graph import Graph
     from jaxpart.problem.mcm import MCM
-    from jaxpart.problem.problem import Problem
     from jaxpart.results.result import Result
 
 _LAYOUT = "{:<22} {:<9} {:<6} {:>10} {:>10} {:>6} {:>10} {:>7} {:>8} {:<14} {:<9} {:>6}"
@@ -77,8 +76,11 @@ def main() -> int:
 
 def run(graph: Graph, mcm: MCM, settings: dict[str, Any]) -> tuple[Row, Result | None]:
     """One pair: what `partition` gives, and what the program order cut optimally gives."""
+    from jaxpart.bounds.ideals.classes import class_of
+    from jaxpart.bounds.ideals.pairs import program_order_s
     from jaxpart.engine import partition
     from jaxpart.problem.problem import Problem
+    from jaxpart.results.report import binding_kind
 
     problem = Problem.build(graph, mcm)
     row: Row = {
@@ -108,7 +110,7 @@ def run(graph: Graph, mcm: MCM, settings: dict[str, Any]) -> tuple[Row, Result |
         "lower_bound_s": result.lower_bound_s,
         "gap": result.gap,
         "bound_method": result.bound_method,
-        "binds": binds(result),
+        "binds": binding_kind(problem, result.costs),
         "samples": result.search.samples,
         "seconds": time.perf_counter() - start_s,
     }
@@ -116,27 +118,6 @@ def run(graph: Graph, mcm: MCM, settings: dict[str, Any]) -> tuple[Row, Result |
     row["program_order_s"] = order_s
     row["headroom"] = order_s / result.lower_bound_s if order_s and result.lower_bound_s else None
     return row, result
-
-
-def program_order_s(problem: Problem, baseline_s: float | None) -> float | None:
-    """Bottleneck of the program order cut optimally; None where every such cut is invalid."""
-    from jaxpart.bounds.ideals.pairs import list_prefixes, solve
-
-    cutoff_s = float("inf") if baseline_s is None else baseline_s
-    outcome = solve(problem, list_prefixes(problem), cutoff_s, span=True)
-    found = outcome is not None and outcome.assignment is not None
-    return outcome.bottleneck_s if outcome is not None and found else None
-
-
-def binds(result: Result) -> str:
-    """What sets the bottleneck: compute or transfers; + memory where a chip is all but full."""
-    import numpy as np
-
-    costs, problem = result.costs, result.problem
-    limit_s = float(costs.bottleneck_s) * (1 - 1e-9)
-    name = "compute" if float(np.max(costs.compute_s)) >= limit_s else "links"
-    full = np.asarray(costs.memory_bytes) / problem.capacity_bytes
-    return f"{name}+mem" if problem.mcm.constraints.memory and full.max() > 0.98 else name
 
 
 def _line(row: Row) -> str:

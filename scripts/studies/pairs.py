@@ -8,19 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxpart import datasets
+from jaxpart.bounds.ideals.classes import CLASSES
 from jaxpart.errors import InputError
 from jaxpart.files import write_whole
 
 if TYPE_CHECKING:
     from jaxpart.problem.graph import Graph
     from jaxpart.problem.mcm import MCM
-    from jaxpart.problem.problem import Problem
 
 Row = dict[str, Any]
-CLASSES = ("chain", "narrow", "wide")
-# Ideals a node up to which a graph is a chain, and narrow; beyond it is wide.
-_CHAIN, _NARROW = 1.5, 10.0
-_IDEALS_LIMIT = 20_000
 
 
 def pairs(names: Sequence[str], modules: Sequence[str]) -> Iterator[tuple[Graph, MCM]]:
@@ -32,17 +28,6 @@ def pairs(names: Sequence[str], modules: Sequence[str]) -> Iterator[tuple[Graph,
         graph, machine = datasets.resolve(name)
         for mcm in [machine] if machine else loaded:
             yield graph, mcm
-
-
-def class_of(problem: Problem) -> str:
-    """chain, narrow or wide: by how many ideals the graph has for each of its nodes."""
-    from jaxpart.bounds.ideals.pairs import count_ideals
-
-    limit = min(_IDEALS_LIMIT, int(_NARROW * problem.num_contracted) + 1)
-    ideals = count_ideals(problem, limit)
-    if ideals is None or ideals > _NARROW * problem.num_contracted:
-        return "wide"
-    return "chain" if ideals <= _CHAIN * problem.num_contracted else "narrow"
 
 
 class Rows:

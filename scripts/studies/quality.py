@@ -162,12 +162,11 @@ def _quality(rows: Rows, arguments: argparse.Namespace) -> None:
 
 def _pair(rows: Rows, name: str, module: str) -> Row:
     """What is known of a pair before anybody runs."""
-    from compare import program_order_s
-
+    from jaxpart.bounds.ideals.pairs import program_order_s
     from jaxpart.bounds.infeasible import why_infeasible
+    from jaxpart.cost.greedy import baseline_s_of
     from jaxpart.problem.mcm import load_mcm
     from jaxpart.problem.problem import Problem
-    from jaxpart.results.result import baseline_of
 
     graph, machine = datasets.resolve(name)
     mcm = machine or load_mcm(module)
@@ -178,7 +177,7 @@ def _pair(rows: Rows, name: str, module: str) -> Row:
         row = {**key, "nodes": len(graph.nodes)}
         why = why_infeasible(problem)
         if why is None:
-            greedy_s = baseline_of(problem)
+            greedy_s = baseline_s_of(problem)
             row |= {"greedy_s": greedy_s, "program_order_s": program_order_s(problem, greedy_s)}
         else:
             row["infeasible"] = why

@@ -8,7 +8,6 @@ programs are kept from one process to the next, as the command keeps them.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import time
 from collections.abc import Generator
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from jaxpart.problem.graph import Graph
     from jaxpart.problem.mcm import MCM
     from jaxpart.results.result import Result
-    from jaxpart.runtime.state import Progress, Search
+    from jaxpart.runtime.state import Method, Progress, Search
 
 GAP = 1e-4  # relative, at which everybody may stop
 WITHOUT_POLICY = "no-policy"  # `auto` without one, as though it were a method
@@ -100,7 +99,7 @@ def by_jaxpart(
     policy: str | None = None,
 ) -> tuple[dict[str, Any], Result | None]:
     """One run of `partition`: a row's figures, and the result where there is one."""
-    from jaxpart.engine import partition
+    from jaxpart.engine import method_of, partition
     from jaxpart.environment import keep_compiled
     from jaxpart.errors import InfeasibleError, NothingFoundError
 
@@ -108,17 +107,15 @@ def by_jaxpart(
     watch = _Watch(began)
     result, why = None, {}
     try:
-        with watch.on(method):
-            result = partition(
-                graph,
-                mcm,
-                method=method,
-                time_limit_s=seconds,
-                seed=seed,
-                gap=GAP,
-                progress=watch,
-                policy=policy,
-            )
+        result = partition(
+            graph,
+            mcm,
+            method=watch.watched(method_of(method, policy)),
+            time_limit_s=seconds,
+            seed=seed,
+            relative_gap=GAP,
+            callback=watch,
+        )
     except InfeasibleError as error:
         why = {"infeasible": str(error)}
     except NothingFoundError as error:
@@ -142,22 +139,14 @@ class _Watch:
     search: Search | None = None
     points: list[tuple[float, float, float]] = dataclasses.field(default_factory=list)
 
-    @contextlib.contextmanager
-    def on(self, method: str) -> Generator[None]:
-        """Inside, looks into every search that this process begins with the method."""
-        from jaxpart.engine import IMPLEMENTATIONS
+    def watched(self, method: Method) -> Method:
+        """The method, with a look into the search that it works on."""
 
-        implementation = IMPLEMENTATIONS[method]
-
-        def watched(search: Search):
+        def watched(search: Search) -> Generator[None]:
             self.search = search
-            yield from implementation(search)
+            yield from method(search)
 
-        IMPLEMENTATIONS[method] = watched
-        try:
-            yield
-        finally:
-            IMPLEMENTATIONS[method] = implementation
+        return watched
 
     def __call__(self, state: Progress) -> None:
         if state.best_s is None or (self.points and state.best_s >= self.points[-1][2]):

@@ -30,13 +30,12 @@ import json
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compare import program_order_s
 from transfer_figures import METHODS, draw, tables
 
+from jaxpart.bounds.ideals.pairs import program_order_s
 from jaxpart.errors import InputError, JaxpartError
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ def _study(arguments: argparse.Namespace) -> int:
     from jaxpart import datasets
     from jaxpart.environment import environment, keep_compiled
     from jaxpart.files import write_whole
-    from jaxpart.methods.policy.search import named
+    from jaxpart.methods.policy.search import policy_of
     from jaxpart.problem.mcm import load_mcm
     from jaxpart.problem.problem import Problem
 
@@ -92,7 +91,7 @@ def _study(arguments: argparse.Namespace) -> int:
         "labels": arguments.samples or (2048 if quick else 10240),
         "orders": arguments.samples or (512 if quick else 2048),
     }
-    trained, note = named(arguments.policy)
+    trained, note = policy_of(arguments.policy)
     if note and {"zero-shot", "fine-tuned"} & {*arguments.methods}:
         raise InputError(f"{note}: name a checkpoint with --policy, or leave out what needs one")
     name = "transfer-quick.json" if quick else "transfer.json"
@@ -142,12 +141,12 @@ def _about(problem: Problem) -> dict[str, Any]:
     """Baseline, headroom and the bound that it is measured against."""
     from jaxpart.bounds.best import best_bound
     from jaxpart.bounds.infeasible import why_infeasible
-    from jaxpart.results.result import baseline_of
+    from jaxpart.cost.greedy import baseline_s_of
 
     about: dict[str, Any] = {"baseline_s": None, "headroom": None, "runs": {}}
     if why_infeasible(problem) is not None:
         return about
-    baseline_s = baseline_of(problem)
+    baseline_s = baseline_s_of(problem)
     order_s = program_order_s(problem, baseline_s) or baseline_s
     bound = best_bound(problem, _BOUND_S, order_s)
     about |= {"baseline_s": baseline_s, "bound_s": bound.seconds, "bound": bound.method}
@@ -209,6 +208,7 @@ def _random_orders(search: Any) -> Generator[None]:
 def _run(problem: Any, method: Any, samples: int, seed: int) -> dict[str, Any]:
     """One search from the baseline; improvement after so many samples, and what it took."""
     from jaxpart.cost.greedy import baseline
+    from jaxpart.engine import run
     from jaxpart.runtime.state import Budget, Search
 
     start_s = time.perf_counter()
@@ -218,10 +218,7 @@ def _run(problem: Any, method: Any, samples: int, seed: int) -> dict[str, Any]:
     search.offer(greedy[:, None])
     baseline_s = search.best_s
     try:
-        with closing(method(search)) as steps:
-            for _ in steps:
-                if search.is_over:
-                    break
+        run(search, method)
     except JaxpartError as error:
         search.notes.append(str(error))
     return {

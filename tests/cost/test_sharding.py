@@ -42,7 +42,9 @@ all_devices, graph, labels._BATCH = jax.local_device_count, parallel_chains(3, 6
 
 
 def searched(method, module):
-    found = partition(graph, module, method=method, samples=300, time_limit_s=None, gap=0.0, seed=3)
+    found = partition(
+        graph, module, method=method, max_samples=300, time_limit_s=None, relative_gap=0.0, seed=3
+    )
     history = [(count, best) for count, _, best in found.search.history]
     return [found.assignment.tolist(), history]
 

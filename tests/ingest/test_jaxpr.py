@@ -61,7 +61,7 @@ def test_one_node_per_equation_and_one_tensor_per_variable():
         y = jnp.tanh(x @ w)
         return y * y + y
 
-    graph = from_jax(fn, array(8, 8), array(4, 8), params=0)
+    graph = from_jax(fn, array(8, 8), array(4, 8), param_argnums=0)
     assert [node.name for node in graph.nodes] == ["dot_general_0", "tanh_0", "mul_0", "add_0"]
     assert [(k.producer, k.bytes, k.consumers) for k in graph.tensors] == [
         (0, 128, (1,)),
@@ -118,7 +118,7 @@ def test_layout_and_casts_of_a_weight_vanish_and_leave_the_weight_to_its_consume
         "gamma": array(8),
         "variance": array(8),
     }
-    graph = from_jax(fn, params, array(5, 4), params=0)
+    graph = from_jax(fn, params, array(5, 4), param_argnums=0)
     assert ops(graph) == ["dot_general", "mul"]
     assert sorted((w.bytes, w.consumers) for w in graph.weights) == [
         (32, (1,)),
@@ -133,7 +133,7 @@ def test_a_shared_parameter_is_one_weight_with_many_consumers():
     def fn(table, ids):
         return table[ids] @ table.T
 
-    graph = from_jax(fn, array(100, 16), array(3, dtype=jnp.int32), params=(0,))
+    graph = from_jax(fn, array(100, 16), array(3, dtype=jnp.int32), param_argnums=(0,))
     gather, dot = ops(graph).index("gather"), ops(graph).index("dot_general")
     assert [(w.bytes, w.consumers) for w in graph.weights] == [(6400, (gather, dot))]
     # the rows touched, the indices and the result; not the table
@@ -158,7 +158,7 @@ def test_lookups_by_constant_positions_fold_and_keep_their_table():
     def fn(positions, x):
         return x + positions[jnp.arange(4)]
 
-    graph = from_jax(fn, array(16, 8), array(4, 8), params=0)
+    graph = from_jax(fn, array(16, 8), array(4, 8), param_argnums=0)
     assert ops(graph) == ["add"]
     assert [(w.bytes, w.consumers) for w in graph.weights] == [(512, (0,))]
     assert graph.nodes[0].bytes_accessed == 3 * 128
@@ -175,12 +175,12 @@ def test_stacked_layers_of_an_unrolled_scan_are_weights_of_their_own():
     def fn(w, x):
         return lax.scan(lambda h, wi: (jnp.tanh(h @ wi), None), x, w)[0]
 
-    graph = from_jax(fn, array(3, 8, 8), array(4, 8), params=0)
+    graph = from_jax(fn, array(3, 8, 8), array(4, 8), param_argnums=0)
     assert ops(graph) == ["dot_general", "tanh"] * 3
     assert [(w.bytes, w.consumers) for w in graph.weights] == [(256, (v,)) for v in (0, 2, 4)]
     assert (
         graph.total_flops
-        == from_jax(fn, array(3, 8, 8), array(4, 8), params=0, unroll_limit=2).total_flops
+        == from_jax(fn, array(3, 8, 8), array(4, 8), param_argnums=0, unroll_limit=2).total_flops
     )
 
 
@@ -191,9 +191,9 @@ def test_parts_of_a_weight_that_overlap_are_the_whole_weight():
     def overlapping(w, x):
         return x @ w[:, :4] @ w[:4]
 
-    apart = from_jax(parts, array(8, 8), array(2, 8), params=0)
+    apart = from_jax(parts, array(8, 8), array(2, 8), param_argnums=0)
     assert {(w.bytes, w.consumers) for w in apart.weights} == {(128, (0,)), (64, (1,))}
-    together = from_jax(overlapping, array(8, 8), array(2, 8), params=0)
+    together = from_jax(overlapping, array(8, 8), array(2, 8), param_argnums=0)
     assert [(w.bytes, w.consumers) for w in together.weights] == [(256, (0, 1))]
 
 
@@ -205,13 +205,16 @@ def test_the_steps_of_an_unrolled_recurrence_share_their_weights():
 
         return lax.scan(step, jnp.zeros((1, 8)), xs)[1]
 
-    graph = from_jax(fn, array(8, 8), array(5, 1, 8), params=0)
+    graph = from_jax(fn, array(8, 8), array(5, 1, 8), param_argnums=0)
     # the first state is constant, so its product with the weight folds away
     assert ops(graph).count("dot_general") == 4
     assert ops(graph)[-1] == "concatenate"
     assert len(graph.weights) == 1
     assert len(graph.weights[0].consumers) == 5
-    assert from_jax(fn, array(8, 8), array(5, 1, 8), params=0, unroll_limit=4).nodes[0].op == "scan"
+    assert (
+        from_jax(fn, array(8, 8), array(5, 1, 8), param_argnums=0, unroll_limit=4).nodes[0].op
+        == "scan"
+    )
 
 
 def test_reversed_scans_hand_steps_on_backwards():
@@ -232,7 +235,7 @@ def test_a_mask_does_not_tie_layers_together():
             x = jnp.tanh(x @ w[layer] + bias)
         return x
 
-    graph = from_jax(fn, array(4, 16, 16), array(8, 16), array(1, 16), params=0)
+    graph = from_jax(fn, array(4, 16, 16), array(8, 16), array(1, 16), param_argnums=0)
     assert ops(graph) == ["dot_general", "add", "tanh"] * 4
     assert len(edges(graph)) == 11
     # its own addition, and its clone of the mask: comparison, selection, cast
@@ -247,7 +250,7 @@ def test_dead_code_and_unused_parameters_are_dropped():
         return values
 
     params = {"used": array(8, 8), "unused": array(8, 8)}
-    graph = from_jax(fn, params, array(4, 8), params=0)
+    graph = from_jax(fn, params, array(4, 8), param_argnums=0)
     assert ops(graph) == ["dot_general", "top_k"]
     assert len(graph.weights) == 1
     assert [k.producer for k in graph.tensors] == [0, 1]  # the indices go nowhere
@@ -271,8 +274,8 @@ def test_element_bytes_rescale_floats_alone():
         return x[ids] @ w
 
     arguments = array(8, 8), array(16, 8), array(4, 1, dtype=jnp.int32)
-    traced = from_jax(fn, *arguments, params=0)
-    int8 = from_jax(fn, *arguments, params=0, element_bytes=1)
+    traced = from_jax(fn, *arguments, param_argnums=0)
+    int8 = from_jax(fn, *arguments, param_argnums=0, element_bytes=1)
     assert (traced.element_bytes, int8.element_bytes) == (4, 1)
     assert (traced.weight_bytes, int8.weight_bytes) == (256, 64)
     assert traced.total_flops == int8.total_flops
@@ -286,8 +289,8 @@ def test_concrete_and_abstract_arguments_give_the_same_graph():
     def fn(w, x):
         return jax.nn.gelu(x @ w)
 
-    abstract = from_jax(fn, array(8, 8), array(4, 8), params=0)
-    concrete = from_jax(fn, jnp.ones((8, 8)), np.ones((4, 8), np.float32), params=-2)
+    abstract = from_jax(fn, array(8, 8), array(4, 8), param_argnums=0)
+    concrete = from_jax(fn, jnp.ones((8, 8)), np.ones((4, 8), np.float32), param_argnums=-2)
     assert abstract.sha256 == concrete.sha256
 
 
@@ -306,7 +309,7 @@ def test_random_numbers_effects_and_gradients_are_traced_without_warnings():
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        graph = from_jax(fn, array(8, 8), jax.random.key(0), array(4, 8), params=0)
+        graph = from_jax(fn, array(8, 8), jax.random.key(0), array(4, 8), param_argnums=0)
     assert "random_bits" in ops(graph)
     assert "debug_callback" not in ops(graph)
     assert ops(graph).count("dot_general") == 2
@@ -341,4 +344,4 @@ def test_symbolic_shapes_are_refused():
 
 def test_a_function_of_parameters_alone_has_no_graph():
     with pytest.raises(EmptyGraphError, match="no operation depends on an input"):
-        from_jax(jnp.tanh, array(4), params=0)
+        from_jax(jnp.tanh, array(4), param_argnums=0)

@@ -19,7 +19,7 @@ from jaxpart.errors import (
     MCMError,
     UnknownNodeError,
 )
-from jaxpart.ingest.load import load_graph
+from jaxpart.ingest.load import load_with_machine
 from jaxpart.problem.graph import Graph, Node, Tensor, Weight
 from jaxpart.problem.mcm import MCM, Chip, Constraints
 
@@ -40,7 +40,7 @@ def file(tmp_path):
 
 def assert_refused(path, error, message, **options):
     with pytest.raises(error, match=message) as caught:
-        load_graph(path, **options)
+        load_with_machine(path, **options)
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
 
@@ -73,9 +73,9 @@ def test_the_format_is_recognised_whatever_the_name(file):
         profile(): "node1",
     }
     for content, first in cases.items():
-        assert load_graph(file(content))[0].nodes[0].name == first
-        assert load_graph(file(gzip.compress(content.encode())))[0].nodes[0].name == first
-    graph, brought = load_graph(file(relu.SerializeToString()), dims={"n": 5})
+        assert load_with_machine(file(content))[0].nodes[0].name == first
+        assert load_with_machine(file(gzip.compress(content.encode())))[0].nodes[0].name == first
+    graph, brought = load_with_machine(file(relu.SerializeToString()), dims={"n": 5})
     assert [v.op for v in graph.nodes] == ["Relu"]
     assert graph.tensors[0].bytes == 20
     assert brought is None
@@ -85,7 +85,7 @@ def test_a_graph_that_was_saved_comes_back_without_a_machine(tmp_path):
     for name in ("g.json", "g.json.gz"):
         SMALL.save(tmp_path / name)
 
-        assert load_graph(tmp_path / name) == (SMALL, None)
+        assert load_with_machine(tmp_path / name) == (SMALL, None)
 
 
 UNKNOWN_FIELD = {"format": "jaxpart-graph", "version": 1, "nodes": [], "tensors": []}
@@ -121,7 +121,7 @@ def test_every_truncation_of_a_graph_file_is_refused(tmp_path, file):
 
     for length in range(len(whole)):
         with pytest.raises(FileFormatError, match=r"^/.*input: "):
-            load_graph(file(whole[:length]))
+            load_with_machine(file(whole[:length]))
 
 
 def test_text_under_the_name_of_an_onnx_model_is_a_broken_model(file):
@@ -161,7 +161,7 @@ def max_load_input(**changes):
 
 
 def test_a_max_load_input_brings_its_graph_and_its_machine(file):
-    graph, mcm = load_graph(file(json.dumps(max_load_input()), "bert.v2.json"))
+    graph, mcm = load_with_machine(file(json.dumps(max_load_input()), "bert.v2.json"))
 
     assert graph == Graph(
         nodes=(
@@ -225,7 +225,7 @@ def test_edges_of_one_tensor_that_differ_in_cost_count_as_the_largest_and_say_so
     path = file(json.dumps(changed("edges", 1, cost=0.75)))
 
     with pytest.warns(UserWarning, match=r"edges out of node 10 differ in cost; the largest"):
-        graph, _ = load_graph(path)
+        graph, _ = load_with_machine(path)
 
     assert graph.tensors[0] == Tensor(0, 0.75, (1, 3))
 
@@ -250,7 +250,7 @@ def profile():
 
 
 def test_a_profile_brings_its_graph_and_no_machine(file):
-    graph, mcm = load_graph(file(profile(), "gnmt.txt"))
+    graph, mcm = load_with_machine(file(profile(), "gnmt.txt"))
 
     assert mcm is None
     assert graph == Graph(

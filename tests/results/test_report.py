@@ -15,6 +15,7 @@ from jaxpart.problem.problem import Problem
 from jaxpart.results import report
 from jaxpart.results.picture import COLOURS
 from jaxpart.results.result import Result, SearchInfo, score
+from jaxpart.results.scored import ScoredPartition
 
 MIB = 2**20
 CHIP = Chip(peak_flops=1e12, sram_bandwidth=100e9, sram_bytes=2 * MIB)
@@ -44,6 +45,10 @@ def scored(assignment, mcm=CHAIN, graph=None):
     problem = Problem.build(graph or diamond(), mcm)
     chips = np.array(assignment)
     return problem, chips, score(problem, chips)
+
+
+def evaluation_page(problem, chips, costs, bound=(1e-4, "mean load")):
+    return report.evaluation(ScoredPartition(problem, chips, costs, None, bound[0], bound[1], ()))
 
 
 def result_of(assignment, mcm=CHAIN, **changes):
@@ -167,7 +172,7 @@ def test_a_memory_that_is_nearly_full_is_marked():
 def test_a_page_stays_within_a_hundred_columns():
     big = dataclasses.replace(CHAIN, chips=(dataclasses.replace(CHIP, speed=1e-3),) * 36)
     problem, chips, costs = scored((0, 0, 0, 3), big)
-    page = report.evaluation(problem, chips, costs, None, (1.0, "mean load"))
+    page = evaluation_page(problem, chips, costs, (1.0, "mean load"))
 
     assert max(map(len, page.splitlines())) <= 100
 
@@ -185,10 +190,10 @@ no skipped chip   BROKEN  nothing on chip 2, but something on chip 3
 chip triangle     BROKEN  undefined where data flows backward
 memory            BROKEN  chip 0 needs 2.59 of 2.00 MiB
 colocation        ok      the graph has no groups
-pins              ok      the graph has no pins
+fixed chips       ok      the graph has no fixed chips
 """
     problem, chips, costs = scored((1, 0, 0, 3))
-    page = report.evaluation(problem, chips, costs, None, (1e-4, "mean load"))
+    page = evaluation_page(problem, chips, costs)
 
     assert lines_of(page)[3:15] == lines_of(expected)
 
@@ -229,9 +234,7 @@ def test_a_rule_that_is_off_breaks_nothing():
     assert costs.valid
     assert broken_rules(problem, chips, costs) == ()
     assert [v.holds for v in verdicts(problem, chips, costs)[:4]] == [False] * 4
-    assert "off, does not hold" in report.evaluation(
-        problem, chips, costs, None, (0.0, "mean load")
-    )
+    assert "off, does not hold" in evaluation_page(problem, chips, costs, (0.0, "mean load"))
 
 
 @pytest.mark.parametrize("mcm", [CHAIN, HOST, MESH, dataclasses.replace(HOST, overlap=False)])

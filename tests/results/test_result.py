@@ -6,12 +6,13 @@ import json
 import numpy as np
 import pytest
 
+from jaxpart.cost.greedy import baseline_s_of
 from jaxpart.errors import FileFormatError, InputError
 from jaxpart.problem.graph import Graph, Node, Tensor, Weight
 from jaxpart.problem.mcm import MCM, Chip
 from jaxpart.problem.problem import Problem
 from jaxpart.results.file import read_assignment
-from jaxpart.results.result import Result, SearchInfo, baseline_of, score
+from jaxpart.results.result import Result, SearchInfo, score
 
 MIB = 2**20
 CHIP = Chip(peak_flops=1e12, sram_bandwidth=100e9, sram_bytes=8 * MIB)
@@ -39,7 +40,7 @@ def make_result(graph=None, mcm=CHAIN, assignment=(0, 0, 1, 1, 2, 2), **changes)
     costs = score(problem, chips)
     assert costs.valid
     fields = {
-        "baseline_s": baseline_of(problem),
+        "baseline_s": baseline_s_of(problem),
         "lower_bound_s": 0.9 * float(costs.bottleneck_s),
         "bound_method": "ideals",
         "search": SearchInfo("slice", 1234, 0.5, 7),

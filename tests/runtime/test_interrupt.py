@@ -27,7 +27,7 @@ def interrupt_when(condition, times=1):
 def test_once_something_is_found_it_is_returned(times):
     pressed = interrupt_when(lambda progress: progress.best_s is not None, times)
     result = partition(
-        parallel_chains(3, 12), THREE_CHIPS, method="slice", time_limit_s=None, progress=pressed
+        parallel_chains(3, 12), THREE_CHIPS, method="slice", time_limit_s=None, callback=pressed
     )
     assert result.search.interrupted
     assert result.costs.valid
@@ -40,7 +40,7 @@ def test_before_anything_is_found_the_second_press_is_not_waited_for():
             parallel_chains(3, 12),
             THREE_CHIPS,
             time_limit_s=None,
-            progress=interrupt_when(lambda _: True, 2),
+            callback=interrupt_when(lambda _: True, 2),
         )
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 

@@ -259,11 +259,11 @@ def steady(search):
 
 
 engine.baseline = lambda problem: POOR
-engine.IMPLEMENTATIONS["random"] = steady
 engine.partition(
-    GRAPH, THREE_CHIPS, method=kind, time_limit_s=None, gap=0.0,
+    GRAPH, THREE_CHIPS, method=steady if kind == "steady" else kind,
+    time_limit_s=None, relative_gap=0.0,
     islands=Islands(f"localhost:{port}", 2, number),
-    progress=lambda state: print(state.phase, state.best_s, flush=True),
+    callback=lambda state: print(state.phase, state.best_s, flush=True),
 ).save(sys.argv[4])
 print("ended", flush=True)
 """
@@ -273,7 +273,7 @@ print("ended", flush=True)
 def test_a_weak_island_has_what_the_other_found_and_ends_when_the_other_is_killed(victim, tmp_path):
     """Also where the one that is killed has begun the service in which they meet."""
     port, survivor = free_port(), 1 - victim
-    kinds = {victim: "random", survivor: "greedy"}
+    kinds = {victim: "steady", survivor: "greedy"}
     out = tmp_path / "survivor.json"
     with contextlib.ExitStack() as stack:
         islands = {}

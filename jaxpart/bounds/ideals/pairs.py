@@ -236,6 +236,18 @@ def solve(
     return PairSolution(bottleneck, _chips_of(problem, ideals, parent, used))
 
 
+def program_order_s(problem: Problem, cutoff_s: float | None = None) -> float | None:
+    """Bottleneck of the program order cut optimally, in seconds.
+
+    None where every such cut is invalid, or not below `cutoff_s`.
+    """
+    limit_s = np.inf if cutoff_s is None else cutoff_s
+    solution = solve(problem, list_prefixes(problem), limit_s, span=True)
+    if solution is None or solution.assignment is None:
+        return None
+    return solution.bottleneck_s
+
+
 class _Traffic:
     """Seconds that the piece between two ideals receives and sends."""
 

@@ -9,9 +9,9 @@ The function is traced on abstract values (`jax.make_jaxpr`), so weights need no
    stacked parameter) are weights of their own.
 3. Dead code is dropped.
 4. What depends on inputs alone, is cheap and would tie distant nodes together (an attention mask)
-   is cloned into its consumers: `rewrite.clone_inputs`.
+   is cloned into its consumers: `rewrite/clone.py`.
 
-Steps 1 and 2: `jaxpr_program`. What an equation costs: `jaxpr_costs`.
+Steps 1 and 2: `program.py`. What an equation costs: `costs.py`.
 """
 
 from __future__ import annotations
@@ -27,48 +27,51 @@ import jax
 from jaxpart.errors import EmptyGraphError, InputError
 from jaxpart.ingest.jaxpr import costs
 from jaxpart.ingest.jaxpr.program import Box, Op, Program, Source
-from jaxpart.ingest.rewrite import contract
+from jaxpart.ingest.rewrite.clone import clone_inputs
+from jaxpart.ingest.rewrite.fuse import fuse as fused
 from jaxpart.problem.graph import Graph, Node, Tensor, Weight
 
 
 def from_jax(
     fn: Callable[..., Any],
     *args: Any,
-    params: int | Sequence[int] = (),
+    param_argnums: int | Sequence[int] = (),
     name: str | None = None,
     element_bytes: float | None = None,
     unroll_limit: int = 64,
+    fuse: bool = False,
 ) -> Graph:
     """The graph of one call `fn(*args)`.
 
     Args:
       fn: any function that JAX can trace.
       args: example arguments: pytrees of arrays or `jax.ShapeDtypeStruct`.
-      params: positions of the arguments that are parameters; their leaves become weights. All
-        other arguments are inputs, fed by the host. Never guessed.
+      param_argnums: positions of the arguments that are parameters; their leaves become weights.
+        All other arguments are inputs, fed by the host. Never guessed.
       name: of the graph; by default the function's.
       element_bytes: bytes to count per element of a float tensor or weight (1 for an int8
         deployment), complex twice that; integers and booleans keep their size. By default as
         traced.
       unroll_limit: `scan` of at most this many steps is unrolled; a longer one is one node.
+      fuse: whether to merge what compilers merge, as `jaxpart.fuse` does.
 
     Returns:
       The graph. Its `element_bytes` is the one given, or else the size of the float type that holds
       most bytes (4 where there are no floats). Parameters that nothing uses are left out.
 
     Raises:
-      InputError: `params` or `unroll_limit` is out of range, `fn` cannot be traced, or no
+      InputError: `param_argnums` or `unroll_limit` is out of range, `fn` cannot be traced, or no
         operation depends on an input.
 
     Warns:
       UserWarning: an operation has no cost rule and is counted by its shapes; names it.
     """
     name = name if name is not None else str(getattr(fn, "__name__", type(fn).__name__))
-    argnums = (params,) if isinstance(params, int) else tuple(params)
+    argnums = (param_argnums,) if isinstance(param_argnums, int) else tuple(param_argnums)
     for position in argnums:
         if not -len(args) <= position < len(args):
             raise InputError(
-                f"{name}: params names argument {position}, expected 0 to {len(args) - 1}"
+                f"{name}: param_argnums names argument {position}, expected 0 to {len(args) - 1}"
             )
     if element_bytes is not None and not 0 < element_bytes < math.inf:
         raise InputError(f"{name}: element_bytes is {element_bytes}, expected a positive number")
@@ -105,7 +108,8 @@ def from_jax(
     ]
     outputs = program.run(closed, operands)
     graph = _to_graph(program, outputs, name, element_bytes)
-    return contract.clone_inputs(graph)
+    graph = clone_inputs(graph)
+    return fused(graph) if fuse else graph
 
 
 def _to_graph(

@@ -1,16 +1,16 @@
 """An ONNX model becomes a Graph: one node per operator.
 
-1. Free dimensions get the user's sizes, local functions are opened, shapes inferred (`onnx_model`).
+1. Free dimensions get the user's sizes, local functions are opened, shapes inferred (`model.py`).
 2. Nodes on stored tensors and constants alone are folded: they vanish, and whoever uses their
    result holds the original weight. One that makes large constants of nothing (ConstantOfShape,
    RandomUniform) is such a weight itself. Shape and Size are constants, all shapes being known.
 3. Identity, and Dropout as inference has it, vanish.
 4. What depends on inputs alone, is cheap and would tie distant nodes together is cloned into its
-   consumers: `rewrite.clone_inputs`.
+   consumers: `rewrite/clone.py`.
 
 Constants of one element, and integers and booleans up to 1 KiB (shapes, axes), ride in the program:
 all other constants are weights, for ONNX does not tell parameters from constants. If, Loop and Scan
-are one node each, with the weights of their bodies. What a node costs: `onnx_costs`.
+are one node each, with the weights of their bodies. What a node costs: `costs.py`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from jaxpart.ingest.onnx import costs
 from jaxpart.ingest.onnx.model import Model, parse, prepare
 from jaxpart.ingest.onnx.operation import Operation, body_constants, reads
 from jaxpart.ingest.onnx.shapes import Array
-from jaxpart.ingest.rewrite import contract
+from jaxpart.ingest.rewrite.clone import clone_inputs
 from jaxpart.problem.graph import Graph, Node, Tensor, Weight
 
 # Integers and booleans up to this size are shapes, axes and indices, not parameters.
@@ -192,7 +192,7 @@ def _graph(
         element_bytes = _common_element_bytes(model.arrays[value] for value in sorted(values))
     try:
         graph = Graph(tuple(nodes), tuple(tensors), tuple(weights), name, element_bytes)
-        return contract.clone_inputs(graph)
+        return clone_inputs(graph)
     except GraphError as error:
         raise type(error)(f"{where}: {error}") from error
 

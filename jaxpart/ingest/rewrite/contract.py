@@ -1,120 +1,16 @@
-"""Graph to graph: pure functions that change what the nodes are, not what the graph computes."""
+"""Contraction: groups of nodes become one node each."""
 
 from __future__ import annotations
 
-import dataclasses
 import heapq
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
-
-import msgspec
 
 from jaxpart.errors import GraphError, InputError, PinError
 from jaxpart.ingest.rewrite.groups import Groups
 from jaxpart.problem.graph import Graph, Node, Tensor, Weight, from_unordered
-
-# Operations whose work is more than a few FLOPs per element: never recomputed for each consumer.
-# fmt: off
-_HEAVY = frozenset(
-    [
-        "dot_general", "conv_general_dilated", "ragged_dot_general", "scan", "while", "cond",
-        "sort", "top_k", "fft", "Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN",
-        "Loop", "Scan", "If",
-    ]
-)
-# fmt: on
-_MAX_CLONE = 64  # nodes
-
-
-def clone_inputs(graph: Graph) -> Graph:
-    """Clones cheap side chains of inputs and constants into the nodes that consume them.
-
-    Inputs are fed by the host to every chip, so what is computed from them alone (an attention
-    mask, positional indices) need not cross a link: each consumer can compute its own, as compilers
-    do. Kept as nodes, such a chain either ties all its consumers to one chip or drifts freely.
-
-    A chain is a node without weights, together with all nodes that it depends on, if those are all
-    such nodes and at most 64. It is cloned into its consumers (its nodes vanish, and their FLOPs
-    are added to each) if
-
-    - it is a side chain: it has several consumers outside, or its only one also depends on
-      the rest of the graph. The first operations of the main path stay nodes;
-    - it is cheap: no matrix product, convolution, sort or loop in it, and its nodes access no more
-      bytes together than each of the consumers does by itself.
-
-    A node's bytes_accessed stays what it was: it still reads the chain's result, now its own.
-    Total FLOPs can grow, by the clones alone; weights stay. A chain with a pinned, colocated or
-    profiled node stays.
-    """
-    chain = _input_chains(graph)
-    users: list[set[int]] = [set() for _ in graph.nodes]
-    on_chains_alone = [True] * len(graph.nodes)  # no node outside the chains feeds it
-    for tensor in graph.tensors:
-        users[tensor.producer].update(tensor.consumers)
-        if tensor.producer not in chain:
-            for q in tensor.consumers:
-                on_chains_alone[q] = False
-    clones: set[tuple[int, int]] = set()  # (last node of a chain, consumer)
-    members: dict[int, set[int]] = {}  # consumer -> nodes cloned into it
-    for v, nodes in chain.items():
-        outside = [q for q in users[v] if q not in chain]
-        main_path = len(outside) == 1 and on_chains_alone[outside[0]]
-        accessed = sum(graph.nodes[u].bytes_accessed for u in nodes)
-        if not main_path and all(accessed <= graph.nodes[q].bytes_accessed for q in outside):
-            clones.update((v, q) for q in outside)
-            for q in outside:
-                members.setdefault(q, set()).update(nodes)
-    if not clones:
-        return graph
-    nodes = list(graph.nodes)
-    for q, cloned in members.items():
-        flops = nodes[q].flops + sum(graph.nodes[u].flops for u in cloned)
-        nodes[q] = msgspec.structs.replace(nodes[q], flops=flops)
-    tensors = []
-    for tensor in graph.tensors:
-        left = tuple(q for q in tensor.consumers if (tensor.producer, q) not in clones)
-        if left or not tensor.consumers:
-            tensors.append(Tensor(tensor.producer, tensor.bytes, left))
-    return drop_dead(dataclasses.replace(graph, nodes=tuple(nodes), tensors=tuple(tensors)))
-
-
-def drop_dead(graph: Graph) -> Graph:
-    """Drops nodes from which no output can be reached, and the weights that only they use.
-
-    An output is a tensor without consumers; a node without tensors makes none. Numbers close up, in
-    the same order.
-
-    Raises:
-      EmptyGraphError: no node reaches an output.
-    """
-    made: list[list[Tensor]] = [[] for _ in graph.nodes]
-    for tensor in graph.tensors:
-        made[tensor.producer].append(tensor)
-    live: set[int] = set()
-    for v in reversed(range(len(graph.nodes))):
-        if any(not k.consumers or not live.isdisjoint(k.consumers) for k in made[v]):
-            live.add(v)
-    if len(live) == len(graph.nodes):
-        return graph
-    number = {v: new for new, v in enumerate(sorted(live))}
-
-    def renumber(consumers: Iterable[int]) -> tuple[int, ...]:
-        return tuple(number[q] for q in consumers if q in live)
-
-    tensors = (
-        Tensor(number[k.producer], k.bytes, renumber(k.consumers))
-        for k in graph.tensors
-        if k.producer in live and (not k.consumers or not live.isdisjoint(k.consumers))
-    )
-    weights = (
-        Weight(w.bytes, renumber(w.consumers))
-        for w in graph.weights
-        if not w.consumers or not live.isdisjoint(w.consumers)
-    )
-    nodes = tuple(graph.nodes[v] for v in sorted(live))
-    return dataclasses.replace(graph, nodes=nodes, tensors=tuple(tensors), weights=tuple(weights))
 
 
 class Contraction(NamedTuple):
@@ -238,29 +134,6 @@ def contract_to(graph: Graph, size: int) -> Contraction:
         join(*min(pairs, key=lambda pair: work[pair[0]] + work[pair[1]]))
         left -= 1
     return contract(graph, groups.of_nodes())
-
-
-def _input_chains(graph: Graph) -> dict[int, frozenset[int]]:
-    """For each node that depends on inputs alone: itself and all nodes that it depends on."""
-    parents: list[set[int]] = [set() for _ in graph.nodes]
-    made_bytes = [0.0] * len(graph.nodes)
-    for tensor in graph.tensors:
-        made_bytes[tensor.producer] += tensor.bytes
-        for q in tensor.consumers:
-            parents[q].add(tensor.producer)
-    weighted = {q for weight in graph.weights for q in weight.consumers}
-    chain: dict[int, frozenset[int]] = {}
-    for v, node in enumerate(graph.nodes):
-        # An outer product (rotary positions) is a dot_general, yet one multiplication per element.
-        elements = made_bytes[v] / (graph.element_bytes or 1)
-        heavy = node.op in _HEAVY and node.flops > 2 * elements
-        fixed = (node.pin, node.colocate, node.seconds) != (None, None, None)
-        if heavy or fixed or v in weighted or not all(p in chain for p in parents[v]):
-            continue
-        nodes = frozenset((v,)).union(*(chain[p] for p in parents[v]))
-        if len(nodes) <= _MAX_CLONE:
-            chain[v] = nodes
-    return chain
 
 
 def _joined_groups(members: Sequence[Sequence[Node]]) -> dict[int, int]:

@@ -40,40 +40,60 @@ class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """Weights with what they are for."""
+    """A policy: the weights of a network, and the network's sizes."""
 
-    params: Any
+    params: Any  # a pytree of arrays
     sizes: NetworkConfig
-    made: dict[str, Any]
+    made: dict[str, Any]  # how: command, seed, steps, seconds, device, versions
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a checkpoint, whole or not at all.
+
+        Raises:
+          InputError: it cannot be written there.
+        """
+        weights = serialization.to_bytes(jax.tree.map(np.asarray, self.params))
+        header = _Header(
+            FORMAT,
+            VERSION,
+            features.VERSION,
+            dataclasses.asdict(self.sizes),
+            len(weights),
+            hashlib.sha256(weights).hexdigest(),
+            self.made,
+        )
+        write_whole(path, msgspec.json.encode(header) + b"\n" + weights)
+
+    @classmethod
+    def load(cls, name_or_path: str | os.PathLike[str]) -> Policy:
+        """A shipped policy, by name, or a checkpoint by its path.
+
+        Raises:
+          FileFormatError: it is no checkpoint, of another version or feature set, or damaged.
+          InputError: there is neither, or the file cannot be read.
+        """
+        path = resolve(name_or_path)
+        line, _, weights = read_bytes(path).partition(b"\n")
+        header = _header(path, line)
+        try:
+            sizes = NetworkConfig(**header.sizes)
+        except TypeError as error:
+            raise FileFormatError(f"{path}: header: {error}") from error
+        if len(weights) != header.bytes:
+            raise FileFormatError(
+                f"{path}: has {len(weights)} bytes of weights, expected {header.bytes}: truncated?"
+            )
+        if hashlib.sha256(weights).hexdigest() != header.sha256:
+            raise FileFormatError(
+                f"{path}: the weights do not match their hash, expected an intact file"
+            )
+        params = serialization.msgpack_restore(weights)
+        _check_shapes(path, params, sizes)
+        return cls(params, sizes, header.made)
 
 
-def save(path: str | os.PathLike[str], trained: Policy) -> None:
-    """Writes a checkpoint, whole or not at all.
-
-    Raises:
-      InputError: it cannot be written there.
-    """
-    weights = serialization.to_bytes(jax.tree.map(np.asarray, trained.params))
-    header = _Header(
-        FORMAT,
-        VERSION,
-        features.VERSION,
-        dataclasses.asdict(trained.sizes),
-        len(weights),
-        hashlib.sha256(weights).hexdigest(),
-        trained.made,
-    )
-    write_whole(path, msgspec.json.encode(header) + b"\n" + weights)
-
-
-def load(path: str | os.PathLike[str]) -> Policy:
-    """Reads a checkpoint.
-
-    Raises:
-      FileFormatError: it is no checkpoint, of another version or feature set, or damaged.
-      InputError: it cannot be read.
-    """
-    line, _, weights = read_bytes(path).partition(b"\n")
+def _header(path: Path, line: bytes) -> _Header:
+    """The header in a checkpoint's first line."""
     try:
         stated = msgspec.json.decode(line, type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -90,21 +110,9 @@ def load(path: str | os.PathLike[str]) -> Policy:
                 f"{path}: header: {key} is {stated.get(key)!r}, expected {expected!r}"
             )
     try:
-        header = msgspec.convert(stated, _Header)
-        sizes = NetworkConfig(**header.sizes)
-    except (msgspec.ValidationError, TypeError) as error:
+        return msgspec.convert(stated, _Header)
+    except msgspec.ValidationError as error:
         raise FileFormatError(f"{path}: header: {error}") from error
-    if len(weights) != header.bytes:
-        raise FileFormatError(
-            f"{path}: has {len(weights)} bytes of weights, expected {header.bytes}: truncated?"
-        )
-    if hashlib.sha256(weights).hexdigest() != header.sha256:
-        raise FileFormatError(
-            f"{path}: the weights do not match their hash, expected an intact file"
-        )
-    params = serialization.msgpack_restore(weights)
-    _check_shapes(path, params, sizes)
-    return Policy(params, sizes, header.made)
 
 
 def resolve(name_or_path: str | os.PathLike[str]) -> Path:

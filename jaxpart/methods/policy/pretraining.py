@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from jaxpart.bounds.infeasible import why_infeasible
 from jaxpart.cost.greedy import baseline
 from jaxpart.errors import InputError, JaxpartError
-from jaxpart.methods.policy import checkpoint
+from jaxpart.methods.policy.checkpoint import SHIPPED, Policy
 from jaxpart.methods.policy.imitation import Example, ImitationConfig, imitate
 from jaxpart.methods.policy.modules import CHIPS, draw_module
 from jaxpart.methods.policy.rollout import Task, initial_params
@@ -36,7 +36,7 @@ _ALL_ROWS = [field.name for field in dataclasses.fields(Row)]
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class PretrainingRun:
     """Where and how long a run goes."""
 
     folder: Path
@@ -68,7 +68,7 @@ def pretrain(
     train: dict[str, Problem],
     valid: dict[str, Problem],
     plan: TrainingConfig,
-    run: Run,
+    run: PretrainingRun,
     report: Callable[[int, Sequence[Row], float], None] = lambda step, rows, best: None,
     *,
     examples: Mapping[str, Example] | None = None,
@@ -229,7 +229,7 @@ def _restored(manager: ocp.CheckpointManager, template: _Held) -> _Held:
 
 
 def _write_policy(
-    folder: Path, held: _Held, plan: TrainingConfig, run: Run, seconds: float
+    folder: Path, held: _Held, plan: TrainingConfig, run: PretrainingRun, seconds: float
 ) -> Path:
     from jaxpart.environment import environment
 
@@ -241,8 +241,8 @@ def _write_policy(
         "validation_score": held.best_score,
         **environment(),
     }
-    path = folder / f"{checkpoint.SHIPPED}.policy"
-    checkpoint.save(path, checkpoint.Policy(held.best_params, plan.sizes, made))
+    path = folder / f"{SHIPPED}.policy"
+    Policy(held.best_params, plan.sizes, made).save(path)
     return path
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from jaxpart.cost.device import pad_assignments
 from jaxpart.cost.evaluate import evaluate
+from jaxpart.errors import InputError
 from jaxpart.methods.policy import checkpoint, ppo
 from jaxpart.methods.policy.actions import Decoder
 from jaxpart.methods.policy.checkpoint import Policy
@@ -48,7 +49,7 @@ MAX_CONTRACTED = 5000
 
 @dataclasses.dataclass(frozen=True)
 class PolicySearchConfig:
-    """How the policy is used in a search."""
+    """How a search uses the policy."""
 
     decoder: Decoder | Literal["both"] = "labels"
     mode: Mode = "fix"
@@ -59,32 +60,48 @@ class PolicySearchConfig:
     sizes: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)  # of fresh weights
 
 
-NO_POLICY = "none"
+NO_POLICY = "none"  # no policy at all
+FRESH = "fresh"  # an untrained one
+# A shipped policy's name, a checkpoint's path, FRESH, NO_POLICY or a policy; None: the shipped one.
+PolicySource = str | os.PathLike[str] | Policy | None
 
 
-def by_policy(search: Search) -> Generator[None]:
-    """The method `policy` with the weights that the search names.
+def policy_search(search: Search, policy: PolicySource = None) -> Generator[None]:
+    """The method `policy`.
 
     Raises:
       InputError: no such policy, or a damaged one.
     """
-    trained, note = named(search.policy)
+    trained, note = policy_of(policy)
     if note:
         search.notes.append(note)
     return with_policy(trained, PolicySearchConfig())(search)
 
 
-def named(name: str | os.PathLike[str] | None) -> tuple[Policy | None, str]:
-    """The weights that are named (None: the shipped ones), or None for fresh ones; and a note.
+def check_policy(policy: PolicySource, *, is_needed: bool) -> None:
+    """Raises InputError where there is no such policy, it is damaged, or none although needed."""
+    if policy is not None and (is_needed or policy != NO_POLICY):
+        policy_of(policy)
+
+
+def policy_of(policy: PolicySource) -> tuple[Policy | None, str]:
+    """The policy that is named, None for an untrained one; and a note for the user.
 
     Raises:
       InputError: no such policy, or a damaged one.
     """
-    if name == NO_POLICY:
+    if isinstance(policy, Policy):
+        return policy, ""
+    if policy == NO_POLICY:
+        raise InputError(
+            f"a policy is needed here, but policy is {NO_POLICY!r}; expected a shipped policy's "
+            f"name, a checkpoint, or {FRESH!r} for an untrained one"
+        )
+    if policy == FRESH:
         return None, ""
-    if name is None and checkpoint.SHIPPED not in checkpoint.shipped_policies():
-        return None, "no policy is shipped: fresh weights"
-    return checkpoint.load(checkpoint.resolve(name or checkpoint.SHIPPED)), ""
+    if policy is None and checkpoint.SHIPPED not in checkpoint.shipped_policies():
+        return None, "no policy is shipped: an untrained one is used"
+    return Policy.load(policy or checkpoint.SHIPPED), ""
 
 
 def with_policy(
@@ -101,7 +118,7 @@ def with_policy(
     def method(search: Search) -> Generator[None]:
         search.enter("policy")
         task = Task.build(search.problem)
-        params, sizes = _weights(trained, task, search.seed, use.sizes)
+        params, sizes = weights_of(trained, task, search.seed, use.sizes)
         opt_state = ppo.optimizer(use.settings).init(params)
         state, key, step, own = task.start, jax.random.key(search.seed), 0, 0
         compiled: set[tuple[int, Decoder]] = set()
@@ -144,23 +161,23 @@ def with_policy(
     return method
 
 
-def policy_background(search: Search) -> Generator[bool]:
+def policy_background(search: Search, policy: PolicySource = None) -> Generator[bool]:
     """Zero-shot samples on labels from the best of all methods, in turn with them.
 
     Yields whether it has to wait, for another's compilation: under a time limit its own runs in a
-    thread, which has its turns. Ends at once with the policy `none`, and on graphs too large for a
+    thread, which has its turns. Ends at once without a policy, and on graphs too large for a
     step to be short.
 
     Raises:
       InputError: no such policy, or a damaged one.
     """
-    if search.policy == NO_POLICY or search.problem.num_contracted > MAX_CONTRACTED:
+    if policy == NO_POLICY or search.problem.num_contracted > MAX_CONTRACTED:
         return
 
     def prepared() -> tuple[Task, Any, NetworkConfig]:
-        trained, _ = named(search.policy)
+        trained, _ = policy_of(policy)
         task = Task.build(search.problem)
-        params, sizes = _weights(trained, task, search.seed)
+        params, sizes = weights_of(trained, task, search.seed)
         made = _played(task, params, sizes, task.start, jax.random.key(0))
         jax.block_until_ready(_joined(search, task, made))
         return task, params, sizes
@@ -183,7 +200,7 @@ def _played(task: Task, params: Any, sizes: NetworkConfig, state: State, key: ja
     return play(params, sizes, task, state, key, batch=_LARGE_BATCH, decoder="labels", mode="fix")
 
 
-def _weights(
+def weights_of(
     trained: Policy | None, task: Task, seed: int, fresh: NetworkConfig | None = None
 ) -> tuple[Any, NetworkConfig]:
     """The trained weights, or fresh ones, with their sizes."""

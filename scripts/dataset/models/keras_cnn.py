@@ -64,7 +64,7 @@ def _build(architecture: str, pixels: int, name: str) -> Graph:
         shapes(model.trainable_variables),
         shapes(model.non_trainable_variables),
         jax.ShapeDtypeStruct((1, *image), jnp.float32),
-        params=(0, 1),
+        param_argnums=(0, 1),
         name=name,
         element_bytes=1,
     )

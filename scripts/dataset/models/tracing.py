@@ -20,4 +20,4 @@ def floats(*shape: int) -> jax.ShapeDtypeStruct:
 def trace(name: str, module: nn.Module, *inputs: Any) -> Graph:
     """The graph of one call, float tensors counted as int8; no weight is materialised."""
     variables = jax.eval_shape(module.init, jax.random.key(0), *inputs)
-    return from_jax(module.apply, variables, *inputs, params=0, name=name, element_bytes=1)
+    return from_jax(module.apply, variables, *inputs, param_argnums=0, name=name, element_bytes=1)

@@ -32,7 +32,9 @@ def _traced(name: str, model: Any, call: Callable[..., Any], *inputs: Any) -> Gr
     def run(params: Any, *arguments: Any) -> Any:
         return call({"params": params}, *arguments)
 
-    return from_jax(run, model.params_shape_tree, *inputs, params=0, name=name, element_bytes=1)
+    return from_jax(
+        run, model.params_shape_tree, *inputs, param_argnums=0, name=name, element_bytes=1
+    )
 
 
 def _bert(name: str, *, width: int, layers: int, heads: int, length: int) -> Graph:

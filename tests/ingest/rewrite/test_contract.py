@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 
 from jaxpart.errors import CycleError, EmptyGraphError, GraphError, InputError, PinError
-from jaxpart.ingest.rewrite.contract import clone_inputs, contract, contract_to, drop_dead
+from jaxpart.ingest.rewrite.clone import clone_inputs, drop_dead
+from jaxpart.ingest.rewrite.contract import contract, contract_to
 from jaxpart.problem.graph import Graph, Node, Tensor, Weight
 from tests.support import oracle
 from tests.support.strategies import random_graph, random_mcm

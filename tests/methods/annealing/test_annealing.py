@@ -90,7 +90,12 @@ def test_the_method_is_valid_repeatable_and_no_worse_than_its_start():
     for seed, graph, problem, start in problems(module(), 2):
         first, second = (
             partition(
-                graph, problem.mcm, method="tempering", samples=4000, time_limit_s=None, seed=seed
+                graph,
+                problem.mcm,
+                method="tempering",
+                max_samples=4000,
+                time_limit_s=None,
+                seed=seed,
             )
             for _ in range(2)
         )
@@ -104,7 +109,12 @@ def test_on_a_mesh_labels_are_annealed_and_the_result_says_so():
     graph = next(problems(module("mesh"), 1))[1]
 
     result = partition(
-        graph, module("mesh"), method="tempering", samples=600, time_limit_s=None, gap=0.0
+        graph,
+        module("mesh"),
+        method="tempering",
+        max_samples=600,
+        time_limit_s=None,
+        relative_gap=0.0,
     )
 
     assert any("labels are annealed instead" in note for note in result.notes)

@@ -160,7 +160,7 @@ def test_merit_is_the_bottleneck_and_what_does_not_fit(name):
 def test_a_recurrent_grid_runs_on_chips_side_by_side():
     graph, mcm = grid(2, 4), chain_module(8)
 
-    result = partition(graph, mcm, method="clusters", samples=200)
+    result = partition(graph, mcm, method="clusters", max_samples=200)
 
     assert result.bottleneck_s == 100.0  # a cell a chip; in a row of chips, two cells at least
     assert verify(result.problem, result.assignment[:, None]).valid[0]
@@ -175,7 +175,7 @@ def test_on_tiny_graphs_clusters_come_near_the_optimum_and_never_below():
         optimum = best(graph, mcm)
         if optimum is None or optimum[0] == 0:
             continue
-        result = partition(graph, mcm, method="clusters", samples=60)
+        result = partition(graph, mcm, method="clusters", max_samples=60)
         assert result.bottleneck_s >= optimum[0] * (1 - 1e-12)
         found += result.bottleneck_s <= optimum[0] * (1 + 1e-12)
     assert found >= 15

@@ -10,7 +10,7 @@ import pytest
 
 from jaxpart.engine import partition
 from jaxpart.errors import FileFormatError, InputError
-from jaxpart.methods.policy import checkpoint
+from jaxpart.methods.policy.checkpoint import Policy
 from jaxpart.methods.policy.imitation import (
     Example,
     ImitationConfig,
@@ -19,7 +19,7 @@ from jaxpart.methods.policy.imitation import (
     positions,
     read_examples,
 )
-from jaxpart.methods.policy.pretraining import VALIDATION, Run, pairs, pretrain
+from jaxpart.methods.policy.pretraining import VALIDATION, PretrainingRun, pairs, pretrain
 from jaxpart.methods.policy.rollout import Task, initial_params, proposed
 from jaxpart.problem.graph import Graph, Node, Tensor
 from jaxpart.problem.mcm import load_mcm
@@ -139,7 +139,7 @@ def taught_run(folder, steps, assignment=(0, 2, 1, 3), taught=lambda epoch, loss
         train,
         valid,
         PLAN,
-        Run(folder, steps, save_every=2, validate_every=2),
+        PretrainingRun(folder, steps, save_every=2, validate_every=2),
         examples={"a": Example(problem(), np.array(assignment))},
         lessons=ImitationConfig(epochs=4, batch=1),
         taught=taught,
@@ -149,7 +149,7 @@ def taught_run(folder, steps, assignment=(0, 2, 1, 3), taught=lambda epoch, loss
 def test_a_taught_run_that_was_killed_at_any_stage_ends_with_the_same_weights(tmp_path):
     epochs = []
     note = lambda epoch, loss: epochs.append(epoch)  # noqa: E731
-    whole = checkpoint.load(taught_run(tmp_path / "whole", 2, taught=note))
+    whole = Policy.load(taught_run(tmp_path / "whole", 2, taught=note))
     assert epochs == [0, 1, 2, 3]
 
     def kill(epoch, loss):
@@ -158,7 +158,7 @@ def test_a_taught_run_that_was_killed_at_any_stage_ends_with_the_same_weights(tm
     with pytest.raises(KilledError):
         taught_run(tmp_path / "parts", 2, taught=kill)
     taught_run(tmp_path / "parts", 0)
-    parts = checkpoint.load(taught_run(tmp_path / "parts", 2, taught=kill))  # not taught again
+    parts = Policy.load(taught_run(tmp_path / "parts", 2, taught=kill))  # not taught again
 
     for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(parts.params), strict=True):
         np.testing.assert_array_equal(a, b)

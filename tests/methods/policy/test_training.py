@@ -18,8 +18,9 @@ from jaxpart.errors import FileFormatError, InputError
 from jaxpart.methods.policy import checkpoint, ppo, pretraining, training
 from jaxpart.methods.policy import search as policy_search
 from jaxpart.methods.policy.actions import LogProbs, log_probs
+from jaxpart.methods.policy.checkpoint import Policy
 from jaxpart.methods.policy.network import NetworkConfig, propose
-from jaxpart.methods.policy.pretraining import LOG, VALIDATION, Run, pairs, pretrain
+from jaxpart.methods.policy.pretraining import LOG, VALIDATION, PretrainingRun, pairs, pretrain
 from jaxpart.methods.policy.rollout import Task, initial_params, play
 from jaxpart.methods.policy.search import BATCH, PolicySearchConfig, with_policy
 from jaxpart.methods.policy.training import TrainingError
@@ -210,17 +211,17 @@ def test_a_bandit_of_two_nodes_is_learned():
 
 def run_for(folder, steps, **more):
     problems = pairs([ladder()], 1, 0)
-    run = Run(folder, steps, save_every=2, validate_every=2, **more)
+    run = PretrainingRun(folder, steps, save_every=2, validate_every=2, **more)
     return pretrain(problems, pairs([ladder(7)], 1, 0), PLAN, run)
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_weights_and_log(tmp_path):
-    whole = checkpoint.load(run_for(tmp_path / "whole", 6))
+    whole = Policy.load(run_for(tmp_path / "whole", 6))
     run_for(tmp_path / "parts", 4)
     # What a kill leaves behind: rows beyond the last checkpoint.
     with (tmp_path / "parts" / LOG).open("a") as file:
         file.write("5,half,labels,0,0,0,0,0,0,0,0\n")
-    parts = checkpoint.load(run_for(tmp_path / "parts", 6))
+    parts = Policy.load(run_for(tmp_path / "parts", 6))
 
     for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(parts.params), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -235,7 +236,7 @@ def test_a_folder_with_a_run_of_another_plan_is_refused(tmp_path):
     problems = pairs([ladder()], 1, 0)
 
     with pytest.raises(InputError, match="run of another plan"):
-        pretrain(problems, problems, dataclasses.replace(PLAN, seed=9), Run(tmp_path, 2))
+        pretrain(problems, problems, dataclasses.replace(PLAN, seed=9), PretrainingRun(tmp_path, 2))
 
 
 def test_figures_that_are_none_stop_the_run_and_keep_the_last_checkpoint(tmp_path, monkeypatch):
@@ -251,7 +252,7 @@ def test_figures_that_are_none_stop_the_run_and_keep_the_last_checkpoint(tmp_pat
 
 def saved(tmp_path):
     path = tmp_path / "p.policy"
-    checkpoint.save(path, checkpoint.Policy(params(), SIZES, {"seed": 0}))
+    Policy(params(), SIZES, {"seed": 0}).save(path)
     return path
 
 
@@ -261,7 +262,7 @@ def with_header(path, **changes):
 
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path):
-    trained = checkpoint.load(saved(tmp_path))
+    trained = Policy.load(saved(tmp_path))
 
     assert (trained.sizes, trained.made) == (SIZES, {"seed": 0})
     for a, b in zip(jax.tree.leaves(params()), jax.tree.leaves(trained.params), strict=True):
@@ -284,7 +285,7 @@ def test_a_checkpoint_of_another_kind_is_refused_by_name(tmp_path, changes, mess
     with_header(path, **changes)
 
     with pytest.raises(FileFormatError, match=message) as caught:
-        checkpoint.load(path)
+        Policy.load(path)
     assert str(path) in str(caught.value)
 
 
@@ -293,13 +294,13 @@ def test_truncated_damaged_and_foreign_files_are_refused(tmp_path):
     content = path.read_bytes()
     path.write_bytes(content[:-10])
     with pytest.raises(FileFormatError, match="truncated"):
-        checkpoint.load(path)
+        Policy.load(path)
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(FileFormatError, match="do not match their hash"):
-        checkpoint.load(path)
+        Policy.load(path)
     path.write_bytes(b"\x89PNG\n\x00")
     with pytest.raises(FileFormatError, match="no JSON header"):
-        checkpoint.load(path)
+        Policy.load(path)
 
 
 def test_a_policy_that_is_no_file_is_refused_with_what_is_shipped():

@@ -377,19 +377,22 @@ def test_files_of_equal_settings_are_merged_and_of_two_rows_the_first_stays(tmp_
 
 
 def test_auto_is_warmed_by_seconds_of_the_same_that_leave_no_trace(monkeypatch):
-    called = []
+    called, asked = [], []
 
-    def noted(graph, mcm, *, method, time_limit_s, policy, **rest):
-        called.append((method, time_limit_s, policy))
+    def noted(graph, mcm, *, method, time_limit_s, **rest):
+        called.append((*asked[-1], time_limit_s))
         raise NothingFoundError("nothing")
 
+    def method_of(method, policy):
+        asked.append((method, policy))
+        return iter
+
     monkeypatch.setattr(engine, "partition", noted)
-    before = dict(engine.IMPLEMENTATIONS)
+    monkeypatch.setattr(engine, "method_of", method_of)
     for method in ("no-policy", "slice"):
         row = runs.by_method("darts", "mcm8", method, 2.0, 1, 0, time.time(), warm_s=1.0)
         assert row["notes"] == ["nothing"]
-    assert called == [("auto", 1.0, "none"), ("auto", 2.0, "none"), ("slice", 2.0, None)]
-    assert before == engine.IMPLEMENTATIONS
+    assert called == [("auto", "none", 1.0), ("auto", "none", 2.0), ("slice", None, 2.0)]
 
 
 def test_the_command_measures_once_shows_and_merges(tmp_path, monkeypatch, capsys):

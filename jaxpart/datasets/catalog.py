@@ -1,0 +1,109 @@
+"""The shipped graphs as a person reads them: a table, one graph's record, a picture."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+from jaxpart.datasets.manifest import Entry
+from jaxpart.datasets.shipped import SPLITS, contents, entry, split
+from jaxpart.problem.graph import Graph
+
+_LAYOUT = "{:<24} {:<5} {:<11} {:>5} {:>5} {:>9} {:>9} {:>5} {:>5} {:>9} {:>7}"
+_HEADER = (
+    *("graph", "side", "kind", "nodes", "edges", "GFLOP", "MiB", "depth", "width", "ideals"),
+    "largest",
+)
+
+
+def table(side: str | None = None, names: Sequence[str] = ()) -> str:
+    """A line for each graph: of one side of the split, of those named, or of all.
+
+    Raises:
+      InputError: there is no such side, or no such graph.
+    """
+    if names:
+        chosen = [entry(name) for name in names]
+    else:
+        order = [name for one in SPLITS for name in split(one)] if side is None else split(side)
+        by_name = {one.name: one for one in contents().graphs}
+        chosen = [by_name[name] for name in order]
+    lines = [_LAYOUT.format(*_HEADER), *(_LAYOUT.format(*_row(one)) for one in chosen)]
+    return "\n".join([*lines, _summary(chosen)])
+
+
+def record(one: Entry) -> str:
+    """All that is known of one graph, a field a line."""
+    fields = msgspec.structs.asdict(one).items()
+    return "\n".join(f"{field:<20} {'' if value is None else value}" for field, value in fields)
+
+
+def draw(graphs: Sequence[Graph]) -> bytes:
+    """A picture of some graphs as PNG: depth to the right, a dot a node, its area the FLOPs."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.collections import LineCollection
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 1.9 * len(graphs)), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axis, graph in zip(figure.subplots(len(graphs), squeeze=False)[:, 0], graphs, strict=True):
+        place = _layout(graph)
+        lines = [place[[k.producer, q]] for k in graph.tensors for q in k.consumers]
+        axis.add_collection(LineCollection(lines, colors="0.65", linewidths=0.6, zorder=1))
+        flops = np.array([node.flops for node in graph.nodes])
+        area = 3 + 60 * np.sqrt(flops / max(flops.max(), 1))
+        axis.scatter(*place.T, area, c=np.log10(flops + 1), cmap="viridis", zorder=2)
+        axis.set_title(f"{graph.name}: {len(graph.nodes)} nodes", loc="left", fontsize=9)
+        axis.set_axis_off()
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=80, metadata={"Software": None})
+    return content.getvalue()
+
+
+def _layout(graph: Graph) -> np.ndarray:
+    """[N, 2] depth of each node, and its rank among those as deep: near where its inputs are."""
+    before: list[list[int]] = [[] for _ in graph.nodes]
+    for tensor in graph.tensors:
+        for q in tensor.consumers:
+            before[q].append(tensor.producer)
+    place = np.zeros((len(graph.nodes), 2))
+    levels: dict[int, list[int]] = {}
+    for v, producers in enumerate(before):
+        level = 1 + max((int(place[u, 0]) for u in producers), default=-1)
+        place[v] = level, np.mean([place[u, 1] for u in producers]) if producers else 0.0
+        levels.setdefault(level, []).append(v)
+    for level in sorted(levels):
+        row = levels[level]
+        wanted = {v: np.mean([place[u, 1] for u in before[v]] or [0.0]) for v in row}
+        for rank, v in enumerate(sorted(row, key=lambda v: (wanted[v], v))):
+            place[v, 1] = rank - (len(row) - 1) / 2
+    return place
+
+
+def _row(entry: Entry) -> tuple[object, ...]:
+    return (
+        entry.name,
+        entry.split,
+        entry.kind,
+        entry.nodes,
+        entry.edges,
+        f"{entry.gflop:.3f}",
+        f"{entry.weight_mib:.2f}",
+        entry.depth,
+        entry.width,
+        f">{entry.ideals_limit:.0e}".replace("+0", "") if entry.ideals is None else entry.ideals,
+        f"{100 * entry.largest_time_share:.1f} %",
+    )
+
+
+def _summary(entries: Sequence[Entry]) -> str:
+    wide = sum(e.ideals is None or e.ideals > 10 * e.nodes for e in entries)
+    return (
+        f"{len(entries)} graphs, {len({e.topology for e in entries})} distinct structures, "
+        f"{len({e.family for e in entries})} families; {wide} with more than 10 ideals a node; "
+        f"{sum(e.bytes for e in entries) / 2**20:.2f} MiB\n"
+        "largest: the slowest node's share of all nodes' time, on a chip of mcm36"
+    )

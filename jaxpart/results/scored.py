@@ -1,0 +1,76 @@
+"""A partition and its exact figures: what the report and the picture work from."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from jaxpart.cost.evaluate import Costs
+from jaxpart.errors import InputError
+from jaxpart.problem.problem import IntArray, Problem
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ScoredPartition:
+    """One partition, valid or not, scored in float64 on its problem of N nodes and C chips."""
+
+    problem: Problem
+    assignment: IntArray  # [N] chip of each node
+    costs: Costs  # of this one candidate: [C], [L] and scalars
+    baseline_s: float | None  # the greedy heuristic's bottleneck; None where it finds nothing valid
+    lower_bound_s: float  # no valid partition is faster
+    bound_method: str  # the name of the bound's proof
+    notes: tuple[str, ...]  # what the user should know (rescaling, an early stop)
+
+    @property
+    def valid(self) -> bool:
+        """Whether every rule that is on holds."""
+        return bool(self.costs.valid)
+
+    @property
+    def bottleneck_s(self) -> float:
+        """T: seconds between two inferences."""
+        return float(self.costs.bottleneck_s)
+
+    @property
+    def throughput_per_s(self) -> float | None:
+        """1 / T; None where T is 0."""
+        return 1 / self.bottleneck_s if self.bottleneck_s > 0 else None
+
+    @property
+    def improvement(self) -> float | None:
+        """T of the baseline / T; None where there is no baseline, or T is 0."""
+        if self.baseline_s is None or self.bottleneck_s == 0:
+            return None
+        return self.baseline_s / self.bottleneck_s
+
+    @property
+    def gap(self) -> float | None:
+        """T / lower bound - 1; None where T or the bound is 0."""
+        if self.bottleneck_s == 0 or self.lower_bound_s == 0:
+            return None
+        return self.bottleneck_s / self.lower_bound_s - 1
+
+    @property
+    def chips_used(self) -> int:
+        """Number of chips with a node."""
+        return len(np.unique(self.assignment))
+
+    def stages(self) -> tuple[tuple[str, ...], ...]:
+        """The names of the nodes on each of the C chips, in the order in which they run."""
+        names: list[list[str]] = [[] for _ in range(self.problem.num_chips)]
+        for node, chip in zip(self.problem.graph.nodes, self.assignment.tolist(), strict=True):
+            names[chip].append(node.name)
+        return tuple(map(tuple, names))
+
+    def chip_of(self, name: str) -> int:
+        """The chip of the node with this name.
+
+        Raises:
+          InputError: no node has this name.
+        """
+        for node, chip in zip(self.problem.graph.nodes, self.assignment.tolist(), strict=True):
+            if node.name == name:
+                return chip
+        raise InputError(f"{self.problem.graph.name} has no node named {name!r}")
