@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from jaxpart.bounds.intervals import distinct_weight_bytes, heaviest_interval
-from jaxpart.problem.problem import Problem
+from jaxpart.problem.problem import CONTRADICTORY, Problem
 
 _MIB = 2**20
 
@@ -31,7 +31,7 @@ def _name(problem: Problem, v: int) -> str:
 
 
 def _fixed_chips_in_one_contracted_node(problem: Problem) -> str | None:
-    for b in np.flatnonzero(problem.contracted_fixed_chip == -2).tolist():
+    for b in np.flatnonzero(problem.contracted_fixed_chip == CONTRADICTORY).tolist():
         pinned = np.flatnonzero((problem.contraction == b) & (problem.fixed_chip >= 0)).tolist()
         u = pinned[0]
         v = next(x for x in pinned if problem.fixed_chip[x] != problem.fixed_chip[u])

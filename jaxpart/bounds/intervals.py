@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxpart.bounds.reachability import members, reachability
 from jaxpart.problem.mcm import MCM
 from jaxpart.problem.problem import FloatArray, Problem
 
@@ -53,7 +54,7 @@ def heaviest_interval(
     contracted = problem.contracted
     if contracted.num_nodes > _MAX_CONTRACTED or not len(contracted.node_pairs):
         return None
-    below, above = _reachable(contracted)
+    below, above = reachability(contracted)
     producer, consumer = contracted.node_pairs.T
     best: Heaviest | None = None
     step = max(1, _CHUNK_ENTRIES // contracted.num_nodes)
@@ -64,8 +65,7 @@ def heaviest_interval(
         if not len(beside):
             continue
         u, v = u[beside], v[beside]
-        inside = np.unpackbits(between[beside].view(np.uint8), axis=1, bitorder="little")
-        inside = inside[:, : contracted.num_nodes].astype(bool)
+        inside = members(between[beside], contracted.num_nodes)
         rows = np.arange(len(beside))
         inside[rows, u] = inside[rows, v] = True
         held = amounts_of(inside)
@@ -84,11 +84,9 @@ def two_chips(problem: Problem, interval: Heaviest) -> Problem:
     valid here, nothing is there.
     """
     contracted = problem.contracted
-    below, above = _reachable(contracted)
+    below, above = reachability(contracted)
     ends = [interval.producer, interval.consumer]
-    between = np.unpackbits(
-        (below[ends[0]] & above[ends[1]]).view(np.uint8), bitorder="little"
-    ).astype(bool)[: contracted.num_nodes]
+    between = members(below[ends[0]] & above[ends[1]], contracted.num_nodes)
     between[ends] = True
     number = np.cumsum(between) - 1  # of the contracted nodes that stay
     count = int(between.sum())
@@ -136,20 +134,3 @@ def distinct_weight_bytes(problem: Problem) -> Callable[[BoolArray], FloatArray]
         return used @ contracted.weight_bytes
 
     return held
-
-
-def _reachable(contracted: Problem) -> tuple[np.ndarray, np.ndarray]:
-    """[N, words] bit sets of each contracted node's descendants, and of its ancestors."""
-    count = contracted.num_nodes
-    below = np.zeros((count, -(-count // _WORD)), np.uint64)
-    above = np.zeros_like(below)
-    word = np.arange(count) // _WORD
-    bit = np.uint64(1) << (np.arange(count) % _WORD).astype(np.uint64)
-    pairs = contracted.node_pairs.tolist()
-    for u, v in sorted(pairs, reverse=True):
-        below[u] |= below[v]
-        below[u, word[v]] |= bit[v]
-    for u, v in sorted(pairs, key=lambda pair: pair[1]):
-        above[v] |= above[u]
-        above[v, word[u]] |= bit[u]
-    return below, above

@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxpart.bounds.reachability import reachability_matrix
 from jaxpart.problem.problem import FloatArray, IntArray, Problem
 
 # Loads are float64 sums; comparisons give this much, relative, away.
@@ -65,11 +66,11 @@ def reduce_below(
     Returns:
       None where there is no such partition.
     """
-    if (problem.contracted_fixed_chip == -2).any():
+    if problem.is_contradictory:
         return None
     limit_s = cutoff_s * (1 + _SAFETY)
     problem = _merged(problem, limit_s)
-    if (problem.contracted_fixed_chip == -2).any():
+    if problem.is_contradictory:
         return None
     contracted = problem.contracted
     if (contracted.node_s.min(axis=1) > limit_s).any():
@@ -120,7 +121,7 @@ def _merged(problem: Problem, limit_s: float) -> Problem:
         if merged.num_contracted == problem.num_contracted:
             return problem
         problem = merged
-        if (problem.contracted_fixed_chip == -2).any():
+        if problem.is_contradictory:
             return problem
 
 
@@ -194,31 +195,11 @@ def _chips(
 
 
 def _tables(contracted: Problem) -> Tables:
-    reach = reachable(contracted)
-    work_s, weights = contracted.node_s.min(axis=1), _own_weights(contracted)
+    reach = reachability_matrix(contracted)
+    work_s, weights = contracted.node_s.min(axis=1), contracted.own_weight_bytes
     return Tables(reach, work_s, (reach * work_s) @ reach, weights, (reach * weights) @ reach)
 
 
 def _chips_for(shares: FloatArray) -> IntArray:
     """One less than the chips that the shares take."""
     return np.maximum(np.ceil(shares - 1e-6), 1).astype(np.int64) - 1
-
-
-def reachable(contracted: Problem) -> FloatArray:
-    """[N, N] 1.0 where a path leads from one contracted node to the other, and on the diagonal."""
-    reach = np.eye(contracted.num_nodes)
-    for u, v in sorted(contracted.node_pairs.tolist(), reverse=True):
-        if u != v:
-            np.maximum(reach[u], reach[v], out=reach[u])
-    return reach
-
-
-def _own_weights(contracted: Problem) -> FloatArray:
-    """[N] bytes of the weights that no other contracted node uses."""
-    uses = np.bincount(contracted.use_weight, minlength=len(contracted.weight_bytes))
-    single = uses[contracted.use_weight] == 1
-    own = np.zeros(contracted.num_nodes)
-    np.add.at(
-        own, contracted.use_node[single], contracted.weight_bytes[contracted.use_weight[single]]
-    )
-    return own

@@ -32,7 +32,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxpart.bounds.reduction import Reduced, reachable, reduce_below
+from jaxpart.bounds.reachability import reachability_matrix
+from jaxpart.bounds.reduction import Reduced, reduce_below
 from jaxpart.problem.problem import FloatArray, IntArray, Problem
 
 if TYPE_CHECKING:
@@ -286,7 +287,7 @@ class _Superblocks:
 
     def _intervals(self) -> None:
         """A contracted node between the ends of an edge is on the chip of one of them."""
-        reach = reachable(self._contracted) > 0
+        reach = reachability_matrix(self._contracted) > 0
         x, y = self._before, self._until
         room = _MOST_CLAUSES
         for u, v in self._contracted.node_pairs.tolist():

@@ -81,9 +81,7 @@ class DeviceProblem:
     # different contracted nodes joined by an edge, sorted by the first.
     contraction: Int[Array, " N"]
     contracted_size: Int[Array, " N"]  # nodes; 0 for padding
-    contracted_fixed_chip: Int[
-        Array, " N"
-    ]  # chip, -1, or -2 where the fixed chips of its nodes differ
+    contracted_fixed_chip: Int[Array, " N"]  # chip, FREE, or CONTRADICTORY
     pair_from: Int[Array, " E"]
     pair_to: Int[Array, " E"]
     config: StaticConfig = struct.field(pytree_node=False)

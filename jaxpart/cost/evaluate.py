@@ -20,6 +20,7 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
+from jaxpart.cost import stage
 from jaxpart.cost.device import DeviceProblem, lower, pad_assignments
 from jaxpart.cost.links import Links
 from jaxpart.cost.rows import add_row, add_up, in_chunks, set_row
@@ -77,10 +78,7 @@ def _evaluate(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> Costs:
     in_s = traffic.received / problem.link_bandwidth
     out_s = traffic.sent / problem.link_bandwidth
     link_s = traffic.link / problem.link_bandwidth
-    if config.overlap:
-        stage_s = jnp.maximum(compute_s, jnp.maximum(in_s, out_s))
-    else:
-        stage_s = compute_s + in_s + out_s
+    stage_s = stage.stage_s(config.overlap, compute_s, in_s, out_s)
     bottleneck_s = jnp.max(stage_s, axis=0)
     if link_s.shape[0]:
         bottleneck_s = jnp.maximum(bottleneck_s, jnp.max(link_s, axis=0))

@@ -31,7 +31,7 @@ def baseline(problem: Problem) -> IntArray | None:
     """
     rules = dataclasses.replace(problem.mcm.constraints, acyclic=True)
     walked = dataclasses.replace(problem, mcm=dataclasses.replace(problem.mcm, constraints=rules))
-    if (walked.contracted_fixed_chip == -2).any():
+    if walked.is_contradictory:
         return None
     walk = _Walk(walked)
     first = problem.mean_load_s

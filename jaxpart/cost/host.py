@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxpart.cost.stage import stage_s
 from jaxpart.problem.problem import FloatArray, IntArray, Problem
 
 BoolArray = NDArray[np.bool_]
@@ -99,6 +100,20 @@ def _link_bytes(
 def _sums(position: IntArray, values: FloatArray, count: int) -> FloatArray:
     """[count] the sum of the values at each position."""
     return np.bincount(position, values, count).astype(np.float64)
+
+
+def stage_s_of(problem: Problem, load: Loads) -> FloatArray:
+    """[C] seconds of each chip's stage."""
+    bandwidth = problem.mcm.link_bandwidth
+    in_s, out_s = load.in_bytes / bandwidth, load.out_bytes / bandwidth
+    return stage_s(problem.mcm.overlap, load.compute_s, in_s, out_s)
+
+
+def bottleneck_s(problem: Problem, f: IntArray) -> float:
+    """T of the partition f [N], in seconds."""
+    load = loads(problem, f)
+    link_s = load.link_bytes.max(initial=0.0) / problem.mcm.link_bandwidth
+    return float(max(stage_s_of(problem, load).max(), link_s))
 
 
 def peak_bytes(problem: Problem, f: IntArray) -> tuple[FloatArray, IntArray]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jaxpart.cost import host
 from jaxpart.problem.problem import IntArray, Problem
 
 if TYPE_CHECKING:
@@ -82,16 +83,8 @@ def _triangle(problem: Problem, f: IntArray) -> str:
     hops = hops[hops[:, 0] != hops[:, 1]]
     if (hops[:, 0] > hops[:, 1]).any():
         return "undefined where data flows backward"
-    after: dict[int, set[int]] = {}
-    for a, b in np.unique(hops, axis=0).tolist():
-        after.setdefault(a, set()).add(b)
-    reachable: dict[int, set[int]] = {}
-    for a in sorted(after, reverse=True):  # hops go up: what follows is known
-        for b in sorted(after[a]):
-            via = next((c for c in sorted(after[a]) if b in reachable.get(c, ())), None)
-            if via is not None:
-                return f"chip {a} sends to chip {b} directly and through chip {via}"
-        reachable[a] = after[a].union(*(reachable.get(b, set()) for b in after[a]))
+    for path in host.triangle_conflicts(problem, f):
+        return f"chip {path[0]} sends to chip {path[-1]} directly and through chip {path[1]}"
     return "no transfer has a longer path beside it"
 
 
@@ -120,7 +113,7 @@ def _fixed_chips(problem: Problem, f: IntArray) -> str:
     if len(astray):
         v = astray[0]
         return f"{_node(problem, f, v)} is fixed to chip {problem.fixed_chip[v]}"
-    return "each pinned node is where it must be" if len(pinned) else "the graph has no fixed chips"
+    return "each fixed node is where it must be" if len(pinned) else "the graph has no fixed chips"
 
 
 def _node(problem: Problem, f: IntArray, v: int) -> str:

@@ -19,6 +19,9 @@ from jaxpart.problem.graph import Graph
 from jaxpart.problem.mcm import MCM
 from jaxpart.problem.topological import topological_order
 
+# Values of a fixed chip that are no chip: the node may go anywhere; its parts may go nowhere.
+FREE, CONTRADICTORY = -1, -2
+
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
@@ -36,7 +39,7 @@ class Problem:
     node_s: FloatArray  # [N, S] seconds of each node on each kind of chip
     chip_kind: IntArray  # [C] kind of each chip, 0..S-1
     capacity_bytes: FloatArray  # [C]
-    fixed_chip: IntArray  # [N] chip, or -1
+    fixed_chip: IntArray  # [N] chip, or FREE
     colocate: IntArray  # [N] dense group number, or -1
     tensor_producer: IntArray  # [K]
     tensor_bytes: FloatArray  # [K]
@@ -85,7 +88,7 @@ class Problem:
             node_s=np.stack(columns, axis=1),
             chip_kind=np.array([kinds.index(chip) for chip in mcm.chips], np.int64),
             capacity_bytes=np.array([chip.sram_bytes for chip in mcm.chips], np.float64),
-            fixed_chip=np.array([-1 if v.pin is None else v.pin for v in graph.nodes], np.int64),
+            fixed_chip=np.array([FREE if v.pin is None else v.pin for v in graph.nodes], np.int64),
             colocate=np.array(
                 [-1 if v.colocate is None else groups[v.colocate] for v in graph.nodes], np.int64
             ),
@@ -130,6 +133,19 @@ class Problem:
         """[P, 2] the distinct (producer, consumer) pairs, sorted."""
         pairs = np.stack([self.edge_producer, self.edge_consumer], axis=1)
         return np.unique(pairs, axis=0) if len(pairs) else pairs
+
+    @functools.cached_property
+    def is_shared_weight(self) -> NDArray[np.bool_]:
+        """[W] whether a weight has several consumers."""
+        return np.bincount(self.use_weight, minlength=len(self.weight_bytes)) > 1
+
+    @functools.cached_property
+    def own_weight_bytes(self) -> FloatArray:
+        """[N] bytes of the weights that a node shares with no other."""
+        own = np.zeros(self.num_nodes)
+        single = ~self.is_shared_weight[self.use_weight]
+        np.add.at(own, self.use_node[single], self.weight_bytes[self.use_weight[single]])
+        return own
 
     @functools.cached_property
     def mean_load_s(self) -> float:
@@ -179,14 +195,18 @@ class Problem:
 
     @functools.cached_property
     def contracted_fixed_chip(self) -> IntArray:
-        """[M] the chip each contracted node is pinned to, or -1; -2 where its nodes' fixed chips
-        differ.
-        """
-        pin = np.full(self.num_contracted, -1, np.int64)
-        for v in np.flatnonzero(self.fixed_chip >= 0):
-            b = self.contraction[v]
-            pin[b] = self.fixed_chip[v] if pin[b] in (-1, self.fixed_chip[v]) else -2
-        return pin
+        """[M] the chip that each contracted node must be on, FREE, or CONTRADICTORY."""
+        fixed = np.full(self.num_contracted, FREE, np.int64)
+        for v in np.flatnonzero(self.fixed_chip != FREE):
+            m = self.contraction[v]
+            agrees = fixed[m] in (FREE, self.fixed_chip[v])
+            fixed[m] = self.fixed_chip[v] if agrees else CONTRADICTORY
+        return fixed
+
+    @property
+    def is_contradictory(self) -> bool:
+        """Whether nodes that must share a chip are fixed to different ones: nothing is valid."""
+        return bool((self.contracted_fixed_chip == CONTRADICTORY).any())
 
     @functools.cached_property
     def contracted(self) -> Problem:
@@ -202,7 +222,7 @@ class Problem:
         """
         if self.num_contracted == self.num_nodes:
             return self
-        if (self.contracted_fixed_chip == -2).any():
+        if self.is_contradictory:
             raise InfeasibleError("nodes that must share a chip are fixed to different chips")
         node_s = np.zeros((self.num_contracted, self.node_s.shape[1]))
         np.add.at(node_s, self.contraction, self.node_s)

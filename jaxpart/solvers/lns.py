@@ -105,7 +105,7 @@ def solve_exact(
       about 1e-5.
     """
     began = time.monotonic()
-    if (problem.contracted_fixed_chip == -2).any():
+    if problem.is_contradictory:
         return Outcome(Status.INFEASIBLE, seconds=time.monotonic() - began)
     starts = []
     unit_s = _unit_s(problem)

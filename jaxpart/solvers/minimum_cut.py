@@ -128,7 +128,7 @@ class _Wishes(NamedTuple):
 
 def _box(problem: Problem, highest: int, rule: EdgeRule) -> _Box | None:
     pin = problem.contracted_fixed_chip
-    if (pin == -2).any() or pin.max() > highest:
+    if problem.is_contradictory or pin.max() > highest:
         return None
     box = _Box(np.where(pin >= 0, pin, 0), np.where(pin >= 0, pin, highest))
     if (pin >= 0).any():

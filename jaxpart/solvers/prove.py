@@ -10,7 +10,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from jaxpart.bounds.combinatorial import combinatorial_bound
-from jaxpart.bounds.reduction import destructive_bound, reachable, reduce_below
+from jaxpart.bounds.reachability import reachability_matrix
+from jaxpart.bounds.reduction import destructive_bound, reduce_below
 from jaxpart.bounds.superblocks import superblock_bound
 from jaxpart.cost import host
 from jaxpart.problem.problem import IntArray, Problem
@@ -63,9 +64,9 @@ def prove(
       `objective` is the bottleneck and `bound` a lower bound on every one, both in seconds.
     """
     began = time.monotonic()
-    if (problem.contracted_fixed_chip == -2).any():
+    if problem.is_contradictory:
         return Outcome(Status.INFEASIBLE)
-    best_s = math.inf if incumbent is None else bottleneck_s(problem, incumbent)
+    best_s = math.inf if incumbent is None else host.bottleneck_s(problem, incumbent)
     floor_s = max(floor_s, combinatorial_bound(problem).seconds)
     # Nothing from here up is of interest; a proof that nothing lies below it closes the gap, with
     # half of it left for the solvers' tolerances.
@@ -93,7 +94,7 @@ def prove(
         return Outcome(Status.INFEASIBLE, seconds=time.monotonic() - began)
     bound_s = max(bound_s, min(found.bound, cutoff_s))
     if found.assignment is not None:
-        found_s = bottleneck_s(problem, found.assignment)
+        found_s = host.bottleneck_s(problem, found.assignment)
         if found_s < best_s:
             incumbent, best_s = found.assignment, found_s
     return _outcome(incumbent, best_s, min(bound_s, best_s), gap, began)
@@ -127,7 +128,7 @@ def _solve(
     model.seek_bottleneck()
     rules = problem.mcm.constraints
     if rules.triangle and rules.acyclic:
-        state_triangles(model, reachable(reduced.problem.contracted))
+        state_triangles(model, reachability_matrix(reduced.problem.contracted))
     left_s = max(0.0, limits.time_s - (time.monotonic() - began))
     limits = dataclasses.replace(limits, time_s=left_s)
     cutoff, floor = within.cutoff_s / unit_s, within.bound_s / unit_s
@@ -139,18 +140,6 @@ def _solve(
     if is_all:
         return dataclasses.replace(found, assignment=f, bound=found.bound * unit_s)
     return dataclasses.replace(nothing, assignment=f)
-
-
-def bottleneck_s(problem: Problem, f: IntArray) -> float:
-    """T of the partition f [N], in seconds."""
-    loads = host.loads(problem, f)
-    bandwidth = problem.mcm.link_bandwidth
-    arrives, leaves = loads.in_bytes / bandwidth, loads.out_bytes / bandwidth
-    if problem.mcm.overlap:
-        stage = np.maximum(loads.compute_s, np.maximum(arrives, leaves))
-    else:
-        stage = loads.compute_s + arrives + leaves
-    return float(max(stage.max(), loads.link_bytes.max(initial=0.0) / bandwidth))
 
 
 def _outcome(

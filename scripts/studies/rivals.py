@@ -28,14 +28,14 @@ from typing import Any
 
 import numpy as np
 
-from jaxpart.bounds.reduction import reachable
+from jaxpart.bounds.reachability import reachability_matrix
 from jaxpart.cost.evaluate import verify
 from jaxpart.cost.greedy import baseline
+from jaxpart.cost.host import bottleneck_s
 from jaxpart.problem.problem import IntArray, Problem
 from jaxpart.solvers.minimum_cut import contracted_chips, squeeze
 from jaxpart.solvers.model import Model
 from jaxpart.solvers.program import ONE, Terms
-from jaxpart.solvers.prove import bottleneck_s
 from jaxpart.solvers.repair import repair
 from jaxpart.solvers.triangle import state_triangles
 
@@ -306,7 +306,7 @@ def full_program(problem: Problem) -> tuple[Model, str]:
     if (
         rules.triangle
         and not program.is_infeasible
-        and not state_triangles(program, reachable(problem.contracted))
+        and not state_triangles(program, reachability_matrix(problem.contracted))
     ):
         program, note = Model(problem, low, high, span=True, unit_s=unit_s or 1.0), _SPAN
     if not program.is_infeasible:

@@ -5,10 +5,11 @@ import itertools
 import numpy as np
 import pytest
 
+from jaxpart.cost.host import bottleneck_s
 from jaxpart.problem.problem import Problem
 from jaxpart.solvers import cpsat
 from jaxpart.solvers.model import Model
-from jaxpart.solvers.prove import bottleneck_s, prove
+from jaxpart.solvers.prove import prove
 from jaxpart.solvers.scip import Limits, Status
 from tests.support import oracle
 from tests.support.strategies import TOPOLOGIES, random_graph, random_mcm

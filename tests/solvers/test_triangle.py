@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from jaxpart.bounds.reduction import reachable
+from jaxpart.bounds.reachability import reachability_matrix
 from jaxpart.problem.problem import Problem
 from jaxpart.solvers import cpsat
 from jaxpart.solvers.model import Model
@@ -29,7 +29,7 @@ def stated(seed: int, topology: str) -> Model | None:
     if model.is_infeasible:
         return None
     model.seek_bottleneck()
-    assert state_triangles(model, reachable(problem.contracted))
+    assert state_triangles(model, reachability_matrix(problem.contracted))
     return model
 
 
@@ -87,5 +87,5 @@ def test_too_many_rows_are_not_stated():
     model = Model(problem, low, low + 1, unit_s=1.0)
     model.high = model.low + 2000
     rows = len(model.rows)
-    assert not state_triangles(model, reachable(problem.contracted))
+    assert not state_triangles(model, reachability_matrix(problem.contracted))
     assert len(model.rows) == rows

@@ -90,23 +90,12 @@ def with_figures(problem: Problem, found: Lattice) -> Ideals:
         needed=found.needed_members(),
         load_s=found.sums(contracted.node_s),
         cut_bytes=found.cut_bytes,
-        own_weight_bytes=found.sums(_own_weight_bytes(contracted)),
+        own_weight_bytes=found.sums(contracted.own_weight_bytes),
         first_chip=first,
         last_chip=last,
         made=made,
         joined=joined,
     )
-
-
-def _own_weight_bytes(contracted: Problem) -> FloatArray:
-    """Bytes per block of the weights that no other contracted node uses."""
-    uses = np.bincount(contracted.use_weight, minlength=len(contracted.weight_bytes))
-    single = uses[contracted.use_weight] == 1
-    own = np.zeros(contracted.num_nodes)
-    np.add.at(
-        own, contracted.use_node[single], contracted.weight_bytes[contracted.use_weight[single]]
-    )
-    return own
 
 
 def _traffic_tables(

@@ -130,10 +130,8 @@ class ParametricSearch:
         self._problem = problem
         self._is_total_order = lattice.is_total_order
         contracted, mcm = problem.contracted, problem.mcm
-        uses = np.bincount(contracted.use_weight, minlength=len(contracted.weight_bytes))
-        is_shared = uses > 1
         held = np.zeros((contracted.num_nodes, 2))
-        column = is_shared[contracted.use_weight].astype(np.int64)
+        column = contracted.is_shared_weight[contracted.use_weight].astype(np.int64)
         np.add.at(
             held, (contracted.use_node, column), contracted.weight_bytes[contracted.use_weight]
         )
@@ -154,7 +152,7 @@ class ParametricSearch:
             end,
             _most_of_ranges(host.peak_bounds(problem)[1]),
         )
-        self._shared_bytes = float(contracted.weight_bytes[is_shared].sum())
+        self._shared_bytes = float(contracted.weight_bytes[contracted.is_shared_weight].sum())
 
     def best(
         self,

@@ -12,6 +12,7 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
+from jaxpart.cost.stage import stage_s
 from jaxpart.methods.annealing.state import WORD, Moves, Tables, chip_column
 
 # Stages count by this power: the longest decides, and those close to it break ties.
@@ -36,11 +37,8 @@ class _Change:
 def chip_energy(moves: Moves, tables: Tables, unit_s: Float[Array, ""]) -> Float[Array, "C B"]:
     """[C, B] what each chip adds to the energy: its stage in units, to a power, and a penalty."""
     config = moves.contracted.config
-    if config.overlap:
-        stage_s = jnp.maximum(tables.compute_s, jnp.maximum(tables.in_s, tables.out_s))
-    else:
-        stage_s = tables.compute_s + tables.in_s + tables.out_s
-    energy = powered(stage_s / unit_s)
+    busy_s = stage_s(config.overlap, tables.compute_s, tables.in_s, tables.out_s)
+    energy = powered(busy_s / unit_s)
     if config.constraints.memory:
         energy += over_capacity(tables.memory_bytes, moves.contracted.capacity_bytes[:, None])
     return energy

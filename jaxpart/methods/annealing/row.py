@@ -23,6 +23,7 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
+from jaxpart.cost.stage import stage_s
 from jaxpart.methods.annealing.moves import Chains, next_noise, uniform
 from jaxpart.methods.annealing.price import over_capacity, powered, seconds_of
 from jaxpart.methods.annealing.state import Moves
@@ -185,11 +186,8 @@ def _priced(
     above = tables.out_s[high, lane]
 
     def energy(compute_s, cut):
-        if config.overlap:
-            first = jnp.maximum(compute_s[0], jnp.maximum(below, cut))
-            second = jnp.maximum(compute_s[1], jnp.maximum(cut, above))
-        else:
-            first, second = compute_s[0] + below + cut, compute_s[1] + cut + above
+        first = stage_s(config.overlap, compute_s[0], below, cut)
+        second = stage_s(config.overlap, compute_s[1], cut, above)
         return powered(first / unit_s) + powered(second / unit_s)
 
     after = compute[0] + steps[0], compute[1] + steps[1]

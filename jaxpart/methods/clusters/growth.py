@@ -184,7 +184,7 @@ def measured(problem: Problem, labels: IntArray) -> Candidate:
     """The partition of contracted nodes `labels` [M], by the rules that growing leaves open."""
     labels = np.unique(labels, return_inverse=True)[1]
     load = host.loads(problem.contracted, labels)
-    stage_s, overfull = _stage_s(problem, load), _overfull(problem, labels, load)
+    stage_s, overfull = host.stage_s_of(problem, load), _overfull(problem, labels, load)
     links_s = load.link_bytes / problem.mcm.link_bandwidth
     bottleneck_s = max(float(stage_s.max()), float(links_s.max(initial=0.0)))
     share = stage_s / max(bottleneck_s, 1e-30)
@@ -202,10 +202,3 @@ def _overfull(problem: Problem, labels: IntArray, load: host.Loads) -> FloatArra
         held = held + 2 * (load.in_bytes + load.out_bytes)
         held = held + host.peak_bytes(problem.contracted, labels)[0]
     return np.maximum(held - problem.capacity_bytes, 0.0)
-
-
-def _stage_s(problem: Problem, load: host.Loads) -> FloatArray:
-    in_s, out_s = (x / problem.mcm.link_bandwidth for x in (load.in_bytes, load.out_bytes))
-    if problem.mcm.overlap:
-        return np.maximum(load.compute_s, np.maximum(in_s, out_s))
-    return load.compute_s + in_s + out_s

@@ -80,16 +80,12 @@ class Quotient(NamedTuple):
 def weigher_of(problem: Problem, target_s: float) -> Weigher:
     """Sizes of clusters of the problem's contracted nodes, in units of `target_s`."""
     contracted = problem.contracted
-    uses = np.bincount(contracted.use_weight, minlength=len(contracted.weight_bytes))
-    is_shared = uses > 1
+    is_shared, own = contracted.is_shared_weight, contracted.own_weight_bytes
     number = np.cumsum(is_shared) - 1
-    own = np.zeros(contracted.num_nodes)
     shared = np.zeros((contracted.num_nodes, words_for(int(is_shared.sum()))), np.uint64)
     for w, v in zip(contracted.use_weight.tolist(), contracted.use_node.tolist(), strict=True):
         if is_shared[w]:
             shared[v, number[w] // 64] |= np.uint64(1) << np.uint64(number[w] % 64)
-        else:
-            own[v] += contracted.weight_bytes[w]
     has_memory = problem.mcm.constraints.memory
     capacity = float(problem.capacity_bytes.max()) if has_memory else math.inf
     is_full = problem.mcm.memory_model == "full"

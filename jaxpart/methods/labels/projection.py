@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from jaxpart.cost.device import DeviceProblem, StaticConfig
 from jaxpart.cost.rows import in_chunks
+from jaxpart.problem.problem import CONTRADICTORY
 
 _WORD = 32  # bits of a word of a chip set
 
@@ -83,7 +84,9 @@ def _project(
 
     f = lax.fori_loop(0, 2, return_from, f)
     f, is_filled = contiguous(problem, _from_first_chip(problem, f, y, low), low, high)
-    holds = is_filled & jnp.all(low <= high) & jnp.all(problem.contracted_fixed_chip > -2)
+    holds = (
+        is_filled & jnp.all(low <= high) & jnp.all(problem.contracted_fixed_chip != CONTRADICTORY)
+    )
     return on_nodes(problem, f), holds
 
 

@@ -65,11 +65,12 @@ def weights_of(contracted: Problem, padded_nodes: int) -> Weights:
     Of more shared weights than `_MOST_SHARED` the smallest count as the node's own: never too
     little.
     """
-    uses = np.bincount(contracted.use_weight, minlength=len(contracted.weight_bytes))
-    numbers = np.full(len(uses), -1)
-    numbers[uses > 1] = np.arange((uses > 1).sum())
+    shared_weights = contracted.is_shared_weight
+    shared_count = int(shared_weights.sum())
+    numbers = np.full(len(shared_weights), -1)
+    numbers[shared_weights] = np.arange(shared_count)
     own_bytes = np.zeros(padded_nodes)
-    is_shared = uses[contracted.use_weight] > 1
+    is_shared = shared_weights[contracted.use_weight]
     node, weight = contracted.use_node[is_shared], contracted.use_weight[is_shared]
     # Rank of each shared weight within its node, largest first.
     order = np.lexsort((-contracted.weight_bytes[weight], node))
@@ -79,11 +80,11 @@ def weights_of(contracted: Problem, padded_nodes: int) -> Weights:
     kept = rank < _MOST_SHARED
     columns = int(rank[kept].max(initial=-1)) + 1
     columns = 1 << (columns - 1).bit_length() if columns else 0  # few sizes, few compilations
-    count = 1 << int((uses > 1).sum()).bit_length()
+    count = 1 << shared_count.bit_length()
     shared = np.full((padded_nodes, columns), count - 1, np.int32)
     shared[node[kept], rank[kept]] = numbers[weight[kept]]
     shared_bytes = np.zeros(count)
-    shared_bytes[: (uses > 1).sum()] = contracted.weight_bytes[uses > 1]
+    shared_bytes[:shared_count] = contracted.weight_bytes[shared_weights]
     alone = [(contracted.use_node[~is_shared], contracted.use_weight[~is_shared])]
     for v, w in [*alone, (node[~kept], weight[~kept])]:
         np.add.at(own_bytes, v, contracted.weight_bytes[w])

@@ -86,10 +86,9 @@ def features(problem: Problem, rows: int, pairs: int) -> Features:
     out_s = _summed(contracted.tensor_producer, link_s, count)
     in_s = _summed(contracted.edge_consumer, link_s[contracted.edge_tensor], count)
     weights = _summed(contracted.use_node, contracted.weight_bytes[contracted.use_weight], count)
-    users = np.bincount(contracted.use_weight, minlength=len(contracted.weight_bytes))
     shared = _summed(
         contracted.use_node,
-        np.where(users > 1, contracted.weight_bytes, 0)[contracted.use_weight],
+        np.where(contracted.is_shared_weight, contracted.weight_bytes, 0)[contracted.use_weight],
         count,
     )
     fan_out = _summed(contracted.edge_producer, np.ones(len(contracted.edge_tensor)), count)
@@ -117,8 +116,8 @@ def features(problem: Problem, rows: int, pairs: int) -> Features:
         axis=1,
     )
     node = np.concatenate([node, _op_classes(problem, load_s)], axis=1)
-    of_several = users[contracted.use_weight] > 1
-    uses = max(pairs, bucket_size(max(len(contracted.use_node), len(users)) + 1))
+    of_several = contracted.is_shared_weight[contracted.use_weight]
+    uses = max(pairs, bucket_size(max(len(contracted.use_node), len(contracted.weight_bytes)) + 1))
     program = np.arange(count)
     lags = [_ranks(asap, program) - program, _ranks(alap, program) - program]
     waves = [f(np.pi * k * position) / k for k in range(1, _WAVES + 1) for f in (np.sin, np.cos)]
