@@ -165,7 +165,6 @@ _COMMANDS = {
     "evaluate": (
         "Score and check any partition against a graph and a module.",
         add_evaluate_arguments,
-        add_graphs_arguments,
         _evaluate,
     ),
     "graphs": (

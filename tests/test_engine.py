@@ -70,7 +70,7 @@ def test_search_over_orders_beats_the_program_order():
 @pytest.mark.parametrize("method", ["slice", "auto", "paper_annealing"])
 def test_same_seed_and_samples_give_the_same_answer(method):
     graph = parallel_chains(4, 12)
-    arguments = {"method": method, "samples": 600, "time_limit_s": None, "gap": 0.0}
+    arguments = {"method": method, "max_samples": 600, "time_limit_s": None, "relative_gap": 0.0}
     one, two = (partition(graph, THREE_CHIPS, seed=7, **arguments) for _ in range(2))
     np.testing.assert_array_equal(one.assignment, two.assignment)
     assert [h[::2] for h in one.search.history] == [h[::2] for h in two.search.history]
@@ -132,10 +132,10 @@ def test_a_method_that_finds_nothing_says_so():
     [
         {"method": "magic"},
         {"time_limit_s": 0},
-        {"samples": -1},
-        {"gap": -0.5},
-        {"init": [0]},
-        {"init": [9] * 8},
+        {"max_samples": -1},
+        {"relative_gap": -0.5},
+        {"initial_assignment": [0]},
+        {"initial_assignment": [9] * 8},
     ],
 )
 def test_bad_arguments_are_refused(arguments):

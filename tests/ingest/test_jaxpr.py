@@ -318,8 +318,8 @@ def test_random_numbers_effects_and_gradients_are_traced_without_warnings():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"params": 2}, "params names argument 2, expected 0 to 1"),
-        ({"params": (0, -3)}, "params names argument -3"),
+        ({"param_argnums": 2}, "param_argnums names argument 2, expected 0 to 1"),
+        ({"param_argnums": (0, -3)}, "param_argnums names argument -3"),
         ({"unroll_limit": -1}, "unroll_limit is -1, expected 0 or more"),
         ({"element_bytes": 0}, "element_bytes is 0, expected a positive number"),
     ],

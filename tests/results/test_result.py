@@ -43,6 +43,7 @@ def make_result(graph=None, mcm=CHAIN, assignment=(0, 0, 1, 1, 2, 2), **changes)
         "baseline_s": baseline_s_of(problem),
         "lower_bound_s": 0.9 * float(costs.bottleneck_s),
         "bound_method": "ideals",
+        "notes": (),
         "search": SearchInfo("slice", 1234, 0.5, 7),
         **changes,
     }

@@ -118,7 +118,7 @@ def test_shared_weights_beyond_the_table_are_never_counted_too_low(monkeypatch):
 
 def test_where_nodes_are_pinned_or_the_triangle_rule_is_off_there_is_no_probe():
     problem = next(problems(_PLAIN, 1, seed=3))
-    pinned = dataclasses.replace(problem, pin=np.zeros_like(problem.fixed_chip))
+    pinned = dataclasses.replace(problem, fixed_chip=np.zeros_like(problem.fixed_chip))
     free = dataclasses.replace(_PLAIN, constraints=Constraints(triangle=False))
     assert not can_probe(pinned)
     assert not can_probe(dataclasses.replace(problem, mcm=free))
