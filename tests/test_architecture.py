@@ -1,4 +1,7 @@
-"""The layers: a module imports from its own floor or lower ones, and never in a circle."""
+"""The house: who may import whom, and what never starts JAX. Each rule fails once in a test below.
+
+Imports are read from the source, wherever they stand: inside functions, and under `TYPE_CHECKING`.
+"""
 
 import ast
 import subprocess
@@ -9,31 +12,35 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "jaxpart"
 
-# Lowest first. A package's name stands for everything in it that has no entry of its own.
-FLOORS = (
-    {"errors", "topological", "bitsets"},
-    {"files", "environment", "parallel"},
-    {"graph", "mcm", "manifest"},
-    {"problem", "structure"},
-    {"lattice", "lattice_walk", "intervals"},
-    {"ingest", "device", "exact", "rows"},
-    {"dataset", "links"},
-    {"cost", "slicing", "probe", "ideals", "stages", "fewest"},
-    {"clusters", "greedy", "bound", "feasibility"},
-    {"projection", "sampling", "annealing"},
-    {"verdicts", "result_file", "solver"},
-    {"report"},
-    {"picture"},
-    {"result"},
-    {"policy", "search"},
-    {"progress", "arguments"},
-    {"cli"},
-    {"__init__"},
+# From bottom to top: a room imports from itself and from rooms above it in this list.
+ROOMS = (
+    ("errors",),
+    ("files", "environment"),
+    ("problem",),
+    ("ingest",),
+    ("datasets",),
+    ("cost",),
+    ("bounds",),
+    ("solvers",),
+    ("runtime",),
+    ("results",),
+    ("methods",),
+    ("portfolio",),
+    ("engine",),
+    ("policies",),
+    ("arguments",),
+    ("cli",),
+    ("__init__",),
 )
+# The families of methods, likewise.
+FAMILIES = ("repair", "clusters", "orders", "labels", "exact", "annealing", "policy")
+# Rooms and modules that never import JAX, themselves or through others.
+WITHOUT_JAX = ("problem", "bounds", "solvers", "cost.host", "cost.stage", "runtime.worker")
+WITHOUT_JAX += ("methods.clusters.task", "runtime.pool", "datasets", "arguments", "cli", "__init__")
 
 
 def modules():
-    """Every module by its dotted name inside the package; a package by its own."""
+    """Path by dotted name inside the package; a package by its own name."""
     found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
@@ -42,27 +49,15 @@ def modules():
     return found
 
 
-def is_for_types_only(node):
-    return (
-        isinstance(node, ast.If)
-        and isinstance(node.test, ast.Name)
-        and node.test.id == "TYPE_CHECKING"
-    )
-
-
 def imports_of(path, names):
-    """The package's own modules that a file imports anywhere in it, functions included."""
-    pending, found = [ast.parse(path.read_text())], set()
-    while pending:
-        node = pending.pop()
-        if is_for_types_only(node):
-            continue
-        pending.extend(ast.iter_child_nodes(node))
+    """The package's own modules that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
         targets = []
         if isinstance(node, ast.Import):
             targets = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            assert not node.level, f"{path}: relative imports hide the layer"
+            assert not node.level, f"{path}: relative imports hide the room"
             module = node.module or ""
             inner = [f"{module}.{alias.name}" for alias in node.names]
             targets = [t if t.removeprefix("jaxpart.") in names else module for t in inner]
@@ -74,17 +69,45 @@ def imports_of(path, names):
     return found
 
 
-def floor_of(name):
-    for candidate in (name, name.split(".")[0]):
-        for number, floor in enumerate(FLOORS):
-            if candidate in floor:
-                return number
-    raise LookupError(f"{name} has no floor: give it one in FLOORS")
-
-
 def graph_of_imports():
     names = modules()
     return {name: imports_of(path, names) for name, path in names.items()}
+
+
+def level_of(name):
+    room = name.split(".")[0]
+    for level, rooms in enumerate(ROOMS):
+        if room in rooms:
+            return level
+    raise LookupError(f"{name} is in no room: give it one in ROOMS")
+
+
+def upward(imports):
+    """Imports of a higher room, or of another one on the same level."""
+    return [
+        f"{name} imports {other}"
+        for name, others in sorted(imports.items())
+        for other in sorted(others)
+        if name.split(".")[0] != other.split(".")[0] and level_of(other) >= level_of(name)
+    ]
+
+
+def family_of(name):
+    parts = name.split(".")
+    return parts[1] if parts[0] == "methods" and len(parts) > 1 else None
+
+
+def upward_families(imports):
+    """Imports of a family of methods by one that stands before it."""
+    found = []
+    for name, others in sorted(imports.items()):
+        for other in sorted(others):
+            one, two = family_of(name), family_of(other)
+            if one is None or two is None or one == two:
+                continue
+            if FAMILIES.index(two) > FAMILIES.index(one):
+                found.append(f"{name} imports {other}")
+    return found
 
 
 def circle(imports):
@@ -108,37 +131,42 @@ def circle(imports):
     return []
 
 
-def upward(imports):
-    return [
-        f"{name} imports {other}"
-        for name, others in sorted(imports.items())
-        for other in sorted(others)
-        if floor_of(other) > floor_of(name)
-    ]
+def test_every_module_has_a_room_and_every_room_a_module():
+    rooms = {name.split(".")[0] for name in modules()}
+
+    assert rooms == {room for level in ROOMS for room in level}
+    assert {family_of(name) for name in modules()} - {None} == set(FAMILIES)
 
 
-def test_a_module_without_a_floor_is_noticed():
-    with pytest.raises(LookupError, match="attic has no floor"):
-        floor_of("attic")
-
-
-def test_no_module_imports_from_a_higher_floor():
+def test_no_module_imports_from_a_higher_room():
     assert upward(graph_of_imports()) == []
+
+
+def test_no_family_of_methods_imports_a_later_one():
+    assert upward_families(graph_of_imports()) == []
 
 
 def test_no_modules_import_each_other_in_a_circle():
     assert circle(graph_of_imports()) == []
 
 
+def test_a_module_without_a_room_is_noticed():
+    with pytest.raises(LookupError, match="attic is in no room"):
+        level_of("attic")
+
+
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        ("from jaxpart.cost import evaluate", {"cost"}),
-        ("from jaxpart import report", {"report"}),
-        ("import jaxpart.search.engine as e", {"search.engine"}),
-        ("def f():\n    from jaxpart.search import engine", {"search.engine"}),
+        ("from jaxpart.cost.evaluate import evaluate", {"cost.evaluate"}),
+        ("from jaxpart.results import report", {"results.report"}),
+        ("import jaxpart.runtime.state as s", {"runtime.state"}),
+        ("def f():\n    from jaxpart.runtime import state", {"runtime.state"}),
         ("from jaxpart import Graph", {"__init__"}),
-        ("if TYPE_CHECKING:\n    from jaxpart.result import Result", set()),
+        (
+            "if TYPE_CHECKING:\n    from jaxpart.results.result import Result",
+            {"results.result"},
+        ),
         ("import numpy", set()),
     ],
 )
@@ -149,14 +177,78 @@ def test_imports_are_read_wherever_they_stand(tmp_path, source, expected):
     assert imports_of(path, modules()) == expected
 
 
-def test_an_upward_import_and_a_circle_are_noticed():
-    assert upward({"graph": {"cost"}, "cost": {"graph"}}) == ["graph imports cost"]
+def test_an_import_of_a_higher_room_is_noticed():
+    assert upward({"problem.graph": {"cost.host"}, "cost.host": {"problem.graph"}}) == [
+        "problem.graph imports cost.host"
+    ]
+
+
+def test_an_import_of_a_later_family_is_noticed():
+    imports = {
+        "methods.orders.search": {"methods.policy.ppo", "methods.clusters.task"},
+        "methods.policy.ppo": {"methods.orders.search"},
+    }
+
+    assert upward_families(imports) == ["methods.orders.search imports methods.policy.ppo"]
+
+
+def test_a_circle_is_noticed():
     assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
     assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
 
 
-def test_importing_the_package_and_its_command_line_starts_no_jax():
-    code = "import sys, jaxpart, jaxpart.cli; sys.exit('jax' in sys.modules)"
+def imported_with(names):
+    """What starts when a fresh interpreter imports the modules: jax or not."""
+    lines = ["import sys, importlib"]
+    for name in names:
+        module = "jaxpart" if name == "__init__" else f"jaxpart.{name}"
+        lines += [f"importlib.import_module({module!r})"]
+        lines += [f"assert 'jax' not in sys.modules, {module!r}"]
+    command = [sys.executable, "-c", "\n".join(lines)]
+    return subprocess.run(command, cwd=PACKAGE.parent, check=False, capture_output=True, text=True)
+
+
+def test_no_jax_starts_where_none_may():
+    chosen = [
+        name
+        for name in modules()
+        if any(name == marked or name.startswith(f"{marked}.") for marked in WITHOUT_JAX)
+    ]
+    assert len(chosen) > 40
+
+    process = imported_with(chosen)
+
+    assert process.returncode == 0, process.stderr
+
+
+def test_jax_that_starts_is_noticed():
+    process = imported_with(["problem", "cost.device"])
+
+    assert process.returncode == 1
+    assert "jaxpart.cost.device" in process.stderr
+
+
+def test_a_room_without_jax_imports_none_at_run_time_either():
+    """JAX is imported nowhere in these rooms, not inside a function either."""
+    names = modules()
+    rooms = [name for name in names if name.split(".")[0] in ("problem", "bounds", "solvers")]
+    for name in rooms:
+        for node in ast.walk(ast.parse(names[name].read_text())):
+            if isinstance(node, ast.Import):
+                assert not any(alias.name.split(".")[0] == "jax" for alias in node.names), name
+            elif isinstance(node, ast.ImportFrom):
+                assert (node.module or "").split(".")[0] != "jax", name
+                inner = {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+                starts_jax = {"jaxpart.cost.evaluate", "jaxpart.cost.device", "jaxpart.cost.greedy"}
+                assert not inner & starts_jax, name
+
+
+def test_the_names_of_the_package_are_loaded_on_first_use():
+    code = (
+        "import sys, jaxpart; assert 'jax' not in sys.modules; "
+        "missing = [n for n in jaxpart.__all__ if getattr(jaxpart, n, None) is None]; "
+        "sys.exit(str(missing) if missing else 0)"
+    )
 
     process = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, check=False)
 

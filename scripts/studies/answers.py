@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 import jaxpart
@@ -138,6 +139,7 @@ def main() -> int:
             rows.append(row)
             document = {"environment": environment(), "rows": rows}
             write_whole(arguments.json, json.dumps(document, indent=0).encode() + b"\n")
+        jax.clear_caches()  # a process may have 65,530 memory maps; programs take many
         verdict = "" if not known else "same" if known.get(job) == row else "DIFFERS"
         differ += verdict == "DIFFERS"
         seconds = f"{time.perf_counter() - start_s:7.1f} s"
