@@ -1,4 +1,4 @@
-"""What a measurement ran on: kept beside every figure."""
+"""The environment of a run: device, cores, versions, and the cache of compiled programs."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import os
 import platform
 from importlib import metadata
 
+# Packages whose versions decide results and speed.
 _PACKAGES = ("jax", "jaxlib", "numpy", "scipy", "pyscipopt", "ortools")
 
 
 def environment() -> dict[str, object]:
-    """Device, cores and versions of what decides results and speed."""
-    import jax  # whoever measures has started it
+    """Describes the machine and the versions; studies store it with every measured figure."""
+    import jax  # imported late: importing this module must not start JAX
 
     return {
         "device": jax.devices()[0].device_kind,
@@ -24,14 +25,17 @@ def environment() -> dict[str, object]:
 
 
 def usable_cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def keep_compiled() -> None:
-    """Compiled programs are kept between runs, in the user's cache unless JAX is told elsewhere."""
+    """Makes JAX keep compiled programs between runs.
+
+    They go to the user's cache folder, or to the folder that `JAX_COMPILATION_CACHE_DIR` names.
+    """
     import jax
     import platformdirs
 

@@ -1,11 +1,12 @@
 """The errors that jaxpart raises on purpose.
 
-Two families, told apart because a caller acts on them differently:
+A caller handles three kinds differently:
 
-- `InputError`: what was given is wrong (exit code 2 on the command line).
-- `InfeasibleError`: what was given is fine, but has no valid partition (exit code 1).
+- `InputError`: the input is wrong (exit code 2 on the command line).
+- `InfeasibleError`: the input is correct but has no valid partition (exit code 1).
+- `NothingFoundError`: the search found no valid partition in its budget (exit code 1).
 
-Every message names the place (file, node, field) and what was expected there.
+Every message of an `InputError` names the place (file, node, field) and what was expected there.
 """
 
 
@@ -14,7 +15,7 @@ class JaxpartError(Exception):
 
 
 class InputError(JaxpartError, ValueError):
-    """Something that was given cannot be used as it is."""
+    """The input cannot be used as it is."""
 
 
 class FileFormatError(InputError):
@@ -42,7 +43,7 @@ class UnknownNodeError(GraphError):
 
 
 class CycleError(GraphError):
-    """The edges close a cycle."""
+    """The edges form a cycle."""
 
 
 class OrderError(GraphError):
@@ -50,9 +51,7 @@ class OrderError(GraphError):
 
 
 class PinError(GraphError):
-    """A fixed chip (`pin`) is no chip number, or contradicts another one of the same colocation
-    group.
-    """
+    """A fixed chip (`pin`) is not a chip number, or two in one colocation group differ."""
 
 
 class MCMError(InputError):

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Reads and writes files; a file is written as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ from jaxpart.errors import InputError
 
 
 def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
-    """Writes `content` to `path`, or leaves what was there untouched.
+    """Writes `content` to `path`, or leaves an existing file untouched.
 
-    The bytes go to a temporary file in the same folder, which is then renamed over `path`; a reader
-    never sees half a file, and a crash leaves the old one.
+    The bytes go to a temporary file in the same folder, which then replaces `path`. A reader never
+    sees half a file, and a crash leaves the old file.
+
+    Args:
+      path: the file, in a folder that exists.
+      content: all bytes of the file.
 
     Raises:
       InputError: the folder does not exist or cannot be written.
@@ -27,7 +31,7 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
-        # mkstemp makes private files; a result is as readable as any other file the user makes.
+        # mkstemp makes private files; this one gets the permissions of the user's other files.
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
@@ -41,8 +45,14 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
     """Reads a file that the user named.
 
+    Args:
+      path: the file.
+
+    Returns:
+      All bytes of the file.
+
     Raises:
-      InputError: it does not exist, is a folder, or cannot be read.
+      InputError: the file does not exist, is a folder, or cannot be read.
     """
     try:
         return Path(path).read_bytes()

@@ -1,4 +1,4 @@
-"""The default: what is best, in the order of what it costs."""
+"""The default method `auto`: a portfolio of all good methods, cheap ones first."""
 
 from __future__ import annotations
 
@@ -19,47 +19,57 @@ from jaxpart.methods.policy.search import PolicySource, policy_background
 from jaxpart.methods.repair.search import Workers
 from jaxpart.runtime.state import Search, is_small
 
-# Shares of the time (of so many steps, without a limit):
-_STEPS = 100.0
-# that each method lets the others have before it begins: starting up, compiling above all, is time
-# that they could use, and the policy has the most to compile and finds the least alone;
-_LATER = {"clusters": 0.0, "tempering": 0.05, "slicing": 0.1, "policy": 0.15}
-# that a gain of a power of e pays for, and that may be ahead at most;
-_WORTH = 5.0
+# Steps that stand for the whole budget where there is no time limit.
+_NOMINAL_STEPS = 100.0
+# Share of the budget that the other methods get before a method begins. Start-up, mostly
+# compilation, costs them time; the policy compiles longest and finds the least alone.
+_START_DELAYS = {"clusters": 0.0, "tempering": 0.05, "slicing": 0.1, "policy": 0.15}
+# Share of the budget that a gain pays for, where the bottleneck falls by a factor of e.
+_GAIN_CREDIT = 5.0
+# How far credit may put a method ahead of the others at most, as a share of the budget.
 _MOST_CREDIT = 0.1
-# that a method which has to wait falls behind the others, and its most seconds.
-_WAIT = 0.01
+# How far a method that waits is put behind the others: a share of the budget, at most in seconds.
+_WAIT_SHARE = 0.01
 _MOST_WAIT_S = 0.2
 
-# Where the integer program is small, searches rest after a step without gain for so many times what
-# it took.
-_REST = 3.0
-# For that share of the time: what the program has not closed by then, searches may.
-_SOLVER_FIRST = 0.4
+# Pause of the searches after a step without gain, as a multiple of its time, where the integer
+# program is small.
+_PAUSE_FACTOR = 3.0
+# Share of the budget after which the pauses end: the program is then unlikely to close the gap.
+_SOLVER_FIRST_SHARE = 0.4
+# Seconds between two looks at methods that all wait, or at the prover.
 _POLL_S = 0.05
 
 
 def auto(search: Search, policy: PolicySource = None) -> Generator[None]:
-    """The program order cut optimally, ideals, then searches in turn beside the solver.
+    """The default method: program order, ideals, then searches in turn and background solvers.
 
-    Without a time limit the solver only repairs, so that the same seed gives the same answer.
+    1. The program order is cut optimally.
+    2. The dynamic programs over ideals run. Where ideals are few, they usually prove the optimum
+       and the search is over.
+    3. Tempering, evolution of orders and the policy take steps in turn; `in_turn` prefers methods
+       with recent gains. In the background clusters grow, SCIP repairs invalid candidates and
+       improves the best by large-neighbourhood search, and CP-SAT works on a proof.
 
-    Where ideals are few, the second step proves the optimum and the search is over. Elsewhere
-    chains of moves are tempered, orders evolve and the policy proposes, whichever has paid more
-    lately, while clusters grow, SCIP repairs what memory forbids and polishes the best, and CP-SAT
-    works on what could still be better: a proof.
+    Without a time limit the same seed gives the same answer. Then clusters grow in turn with the
+    other methods, and the solvers only repair candidates and prove interval bounds.
+
+    Args:
+      search: the state of the search.
+      policy: weights of the policy, as of `partition`.
     """
-    # Fewest chips and nothing sent: the best where transfers cost more than they save.
+    # All nodes on one chip: the best partition where transfers cost more than they save.
     search.samples += 1
     search.offer(np.zeros((search.problem.num_nodes, 1), np.int64))
     yield
     yield from program_order(search)
     is_timed = search.budget.time_limit_s is not None
     with closing(clusters_background(search)) as clusters:
-        # Finds on wide graphs what cut orders cannot; where ideals are few, they are enough.
+        # On wide graphs clusters give partitions that no cut of an order gives. Where ideals are
+        # few, the programs over them are enough.
         if has_many_ideals(search.problem):
             next(clusters, None)
-            if is_timed:  # a worker takes a second to start: the first ones are grown here
+            if is_timed:  # a worker takes a second to start, so the first clusters grow here
                 next(cluster_search(search), None)
                 next(clusters, None)
             yield
@@ -69,7 +79,7 @@ def auto(search: Search, policy: PolicySource = None) -> Generator[None]:
 def _proofs_and_searches(
     search: Search, clusters: Generator[None], policy: PolicySource, *, is_timed: bool
 ) -> Generator[None]:
-    """Ideals, then what the device searches, in turn; solvers and growing beside them."""
+    """Runs ideals, then the searches in turn, with solvers and clusters in the background."""
     with (
         IntervalProofs(search) as proofs,
         Prover(search) as prover,
@@ -88,7 +98,7 @@ def _proofs_and_searches(
             methods = {"clusters": clusters, **methods}
         best_s, began_s = search.best_s, time.perf_counter()
         for _ in in_turn(search, methods):
-            gives_way = is_small(search.problem) and search.spent < _SOLVER_FIRST
+            gives_way = is_small(search.problem) and search.spent < _SOLVER_FIRST_SHARE
             workers.repair_promising()
             if not (gives_way and prover.is_solving):
                 workers.improve_best()
@@ -99,12 +109,12 @@ def _proofs_and_searches(
             prover.step()
             yield
             if gives_way and search.best_s >= best_s:
-                yield from _give_way(prover, _REST * (time.perf_counter() - began_s))
+                yield from _pause(prover, _PAUSE_FACTOR * (time.perf_counter() - began_s))
             best_s, began_s = search.best_s, time.perf_counter()
 
 
-def _give_way(prover: Prover, seconds: float) -> Generator[None]:
-    """Leaves the processor to a solver at work."""
+def _pause(prover: Prover, seconds: float) -> Generator[None]:
+    """Pauses the searches for some seconds while the prover's solver works."""
     until_s = time.perf_counter() + seconds
     while prover.is_solving and time.perf_counter() < until_s:
         time.sleep(_POLL_S)
@@ -113,40 +123,47 @@ def _give_way(prover: Prover, seconds: float) -> Generator[None]:
 
 
 def in_turn(search: Search, methods: Mapping[str, Generator[bool | None]]) -> Generator[None]:
-    """Steps of several methods: next is always the one that has gone the least time without gain.
+    """Runs steps of several methods; the next step goes to the one with the least unpaid time.
 
-    Gains pay for the time that they took, as far as they go (`_WORTH`). So a method that gains goes
-    on, and those that do not share the time evenly; one that yields True waits behind the others.
-    Without a time limit steps are counted instead of seconds, so that the same seed gives the same
-    answer.
+    The unpaid time of a method is the time of its steps minus a credit for its gains
+    (`_GAIN_CREDIT`). So a method that gains goes on, and methods without gain share the time
+    evenly. A method that yields True only waits, and is put behind the others. Without a time limit
+    steps are counted instead of seconds, so that the same seed gives the same answer.
+
+    Args:
+      search: its best partition shows the gains; its time limit is the budget.
+      methods: name -> steps of the method; each yields whether it only waits.
+
+    Yields:
+      None after each step.
     """
     limit_s = search.budget.time_limit_s
     is_timed = limit_s is not None
-    whole = limit_s if is_timed else _STEPS
-    wait = min(_WAIT * whole, _MOST_WAIT_S) if is_timed else _WAIT * whole
-    idle = {name: _LATER[name] * whole for name in methods}
+    whole = limit_s if is_timed else _NOMINAL_STEPS
+    wait = min(_WAIT_SHARE * whole, _MOST_WAIT_S) if is_timed else _WAIT_SHARE * whole
+    unpaid = {name: _START_DELAYS[name] * whole for name in methods}
     waiting: set[str] = set()
-    while idle:
-        name = min(idle, key=idle.__getitem__)
+    while unpaid:
+        name = min(unpaid, key=unpaid.__getitem__)
         search.enter(name)
         start_s, best_s = time.perf_counter(), search.best_s
         try:
             is_waiting = next(methods[name])
         except StopIteration:
-            del idle[name]
+            del unpaid[name]
             waiting.discard(name)
             continue
-        others = [spent for other, spent in idle.items() if other != name]
+        others = [spent for other, spent in unpaid.items() if other != name]
         if is_waiting:
             waiting.add(name)
-            if len(waiting) == len(idle):
+            if len(waiting) == len(unpaid):
                 time.sleep(_POLL_S)
-            idle[name] = max(idle[name], min(others, default=0.0) + wait)
+            unpaid[name] = max(unpaid[name], min(others, default=0.0) + wait)
         else:
             waiting.discard(name)
-            idle[name] += time.perf_counter() - start_s if is_timed else 1.0
+            unpaid[name] += time.perf_counter() - start_s if is_timed else 1.0
         if search.best_s < best_s:
             gain = math.log(best_s / search.best_s) if best_s < math.inf else 1.0
-            idle[name] -= _WORTH * whole * gain
-            idle[name] = max(idle[name], min(others, default=0.0) - _MOST_CREDIT * whole)
+            unpaid[name] -= _GAIN_CREDIT * whole * gain
+            unpaid[name] = max(unpaid[name], min(others, default=0.0) - _MOST_CREDIT * whole)
         yield

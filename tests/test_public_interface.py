@@ -38,6 +38,7 @@ def test_a_method_of_ones_own_is_run_within_the_budget():
     result = jaxpart.partition(GRAPH, THREE_CHIPS, method=halves, time_limit_s=None)
 
     assert result.search.method == "halves"
+    assert result.baseline_s is not None
     assert result.bottleneck_s == pytest.approx(min(best_half(), result.baseline_s))
     short = jaxpart.partition(GRAPH, THREE_CHIPS, method=halves, time_limit_s=None, max_samples=3)
     assert short.search.samples == 3
@@ -182,4 +183,5 @@ def test_a_fine_tuned_policy_is_another_one_and_can_be_kept(tmp_path):
     searched = jaxpart.partition(
         wide, THREE_CHIPS, method="policy", policy=kept, time_limit_s=None, max_samples=64
     )
+    assert result.baseline_s is not None
     assert searched.bottleneck_s <= result.baseline_s

@@ -1,1 +1,1 @@
-"""Lower bounds on the bottleneck of every valid partition, each with its proof. No JAX."""
+"""Lower bounds on the bottleneck of every valid partition, each with its proof, without JAX."""

@@ -1,4 +1,4 @@
-"""Simple reasons why no partition can be valid."""
+"""Simple proofs that no partition is valid."""
 
 from __future__ import annotations
 
@@ -11,11 +11,18 @@ _MIB = 2**20
 
 
 def why_infeasible(problem: Problem) -> str | None:
-    """One sentence that proves that nothing is valid; None where no simple reason was found.
+    """Looks for a simple reason why no partition is valid.
 
-    Looks at pins, at weights that no chip or not all chips can hold, at what the triangle rule
-    leaves to two chips, and at fixed chips that would leave chips without a node. Each reason is a
-    proof; finding none proves nothing.
+    The reasons are: fixed chips that contradict each other, the dataflow or the no-skip rule;
+    weights that are too large for one chip or for all chips together; and an edge interval whose
+    weights are too large for two chips (triangle rule). Each reason is a proof. If none is found,
+    nothing is proven.
+
+    Args:
+      problem: of N nodes.
+
+    Returns:
+      One sentence with the reason; None if no reason was found.
     """
     return (
         _fixed_chips_in_one_contracted_node(problem)
@@ -31,10 +38,10 @@ def _name(problem: Problem, v: int) -> str:
 
 
 def _fixed_chips_in_one_contracted_node(problem: Problem) -> str | None:
-    for b in np.flatnonzero(problem.contracted_fixed_chip == CONTRADICTORY).tolist():
-        pinned = np.flatnonzero((problem.contraction == b) & (problem.fixed_chip >= 0)).tolist()
-        u = pinned[0]
-        v = next(x for x in pinned if problem.fixed_chip[x] != problem.fixed_chip[u])
+    for m in np.flatnonzero(problem.contracted_fixed_chip == CONTRADICTORY).tolist():
+        fixed = np.flatnonzero((problem.contraction == m) & (problem.fixed_chip >= 0)).tolist()
+        u = fixed[0]
+        v = next(x for x in fixed if problem.fixed_chip[x] != problem.fixed_chip[u])
         return (
             f"{_name(problem, u)} and {_name(problem, v)} must share a chip (colocation groups "
             "with dataflow in both directions), but are fixed to chips "
@@ -47,16 +54,16 @@ def _fixed_chips_against_dataflow(problem: Problem) -> str | None:
     if not problem.mcm.constraints.acyclic:
         return None
     contracted = problem.contracted
-    # The ancestor (itself included) with the highest pin, for every contracted node; pairs are in
-    # order.
+    # For every contracted node: the highest fixed chip among it and its ancestors, and its source.
+    # The pairs are sorted by their first node, so the values of u are final when (u, v) comes.
     source = np.where(contracted.fixed_chip >= 0, np.arange(contracted.num_nodes), -1)
     highest = contracted.fixed_chip.copy()
     for u, v in contracted.node_pairs.tolist():
         if highest[u] > highest[v]:
             if contracted.fixed_chip[v] >= 0:
                 first, later = (
-                    int(np.flatnonzero((problem.contraction == b) & (problem.fixed_chip >= 0))[0])
-                    for b in (int(source[u]), v)
+                    int(np.flatnonzero((problem.contraction == m) & (problem.fixed_chip >= 0))[0])
+                    for m in (int(source[u]), v)
                 )
                 return (
                     f"{_name(problem, first)} is fixed to chip {problem.fixed_chip[first]}, but "
@@ -91,17 +98,17 @@ def _too_large(problem: Problem) -> str | None:
         contracted.capacity_bytes.max(),
     )
     if (held > room).any():
-        b = int(np.argmax(held - room))
-        members = np.flatnonzero(problem.contraction == b)
+        m = int(np.argmax(held - room))
+        members = np.flatnonzero(problem.contraction == m)
         others = f" and the {len(members) - 1} nodes colocated with it" if len(members) > 1 else ""
         where = (
-            f"chip {contracted.fixed_chip[b]}"
-            if contracted.fixed_chip[b] >= 0
+            f"chip {contracted.fixed_chip[m]}"
+            if contracted.fixed_chip[m] >= 0
             else "the largest chip"
         )
         return (
             f"the weights of {_name(problem, int(members[0]))}{others} take "
-            f"{held[b] / _MIB:.1f} MiB, {where} has {room[b] / _MIB:.1f} MiB"
+            f"{held[m] / _MIB:.1f} MiB, {where} has {room[m] / _MIB:.1f} MiB"
         )
     used = np.unique(contracted.use_weight)
     total, capacity = contracted.weight_bytes[used].sum(), contracted.capacity_bytes.sum()
@@ -114,7 +121,7 @@ def _too_large(problem: Problem) -> str | None:
 
 
 def _too_large_between(problem: Problem) -> str | None:
-    """Two chips hold all that lies between the ends of an edge (`intervals`)."""
+    """Tests that two chips can hold each edge interval's weights (`bounds/intervals.py`)."""
     rules = problem.mcm.constraints
     if not (rules.memory and rules.triangle and rules.acyclic):
         return None
@@ -123,7 +130,7 @@ def _too_large_between(problem: Problem) -> str | None:
     room = 2 * float(contracted.capacity_bytes.max())
     if found is None or found.amount <= room:
         return None
-    ends = [int(np.argmax(problem.contraction == b)) for b in (found.producer, found.consumer)]
+    ends = [int(np.argmax(problem.contraction == m)) for m in (found.producer, found.consumer)]
     return (
         f"{_name(problem, ends[0])} feeds {_name(problem, ends[1])}, so that by the triangle rule "
         f"two chips must hold the nodes between them: {found.amount / _MIB:.1f} MiB of weights, "

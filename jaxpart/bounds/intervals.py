@@ -1,9 +1,14 @@
-"""What the triangle rule says of the nodes between the ends of an edge.
+"""Edge intervals: by the triangle rule, two chips run all nodes between the ends of an edge.
 
-Let w lie on a path from u to v beside the edge (u, v). With f(u) = a and f(v) = b, a != b, the chip
-graph has the edge a -> b. Were f(w) another chip x, the nodes of the path would lead from a over x
-to b: a longer path beside a -> b, which the rule forbids. So every node between the ends of an edge
-runs on the chip of the one or of the other: two chips hold the whole interval.
+The interval of an edge (u, v) is u, v and all contracted nodes on paths from u to v. Claim: with
+acyclic dataflow and the triangle rule, every node of it runs on the chip of u or on the chip of v.
+
+Proof.
+1. Let w lie on a path from u to v, and let f(u) = a, f(v) = b and f(w) = x.
+2. If a = b, then a <= x <= a by acyclic dataflow, so x = a.
+3. If a != b, the edge (u, v) puts the edge a -> b into the chip graph.
+4. If x were neither a nor b, the path would put a longer path from a over x to b into the chip
+   graph. The triangle rule forbids this.
 """
 
 from __future__ import annotations
@@ -21,35 +26,32 @@ from jaxpart.problem.mcm import MCM
 from jaxpart.problem.problem import FloatArray, Problem
 
 BoolArray = NDArray[np.bool_]
-# Contracted nodes beyond which bit sets of all ancestors are not made: 2 x 50 MB.
+# Largest number of contracted nodes for which bit sets of reachable nodes are made (2 x 50 MB).
 _MAX_CONTRACTED = 20_000
-# Entries of a table of edges and contracted nodes that is unpacked at once.
+# Entries of the table [edges, contracted nodes] that are unpacked at once, one byte each.
 _CHUNK_ENTRIES = 8_000_000
-_WORD = 64
 
 
 class Heaviest(NamedTuple):
-    """The interval with the most of something: of the contracted nodes between and at an edge's
-    ends.
-    """
+    """The edge interval that holds the largest amount."""
 
-    amount: float
-    producer: int  # contracted node
-    consumer: int  # contracted node
+    amount: float  # in the unit of `amounts_of`
+    producer: int  # the contracted node at which the edge begins
+    consumer: int  # the contracted node at which the edge ends
 
 
 def heaviest_interval(
     problem: Problem, amounts_of: Callable[[BoolArray], FloatArray]
 ) -> Heaviest | None:
-    """The edge whose ends and what is between hold the most of something.
+    """Finds the edge interval that holds the largest amount, for example of work or of weights.
 
     Args:
-      problem: contracted for this.
-      amounts_of: takes sets of contracted nodes, bool [sets, contracted nodes], to how much each
-        holds, [sets].
+      problem: of M contracted nodes, with acyclic dataflow.
+      amounts_of: takes sets of contracted nodes, bool [sets, M], to the amount in each, [sets].
 
     Returns:
-      None where no edge has anything between its ends, or there are too many blocks.
+      The interval; None if no edge has a contracted node between its ends, or if there are too many
+      contracted nodes to look.
     """
     contracted = problem.contracted
     if contracted.num_nodes > _MAX_CONTRACTED or not len(contracted.node_pairs):
@@ -61,12 +63,12 @@ def heaviest_interval(
     for start in range(0, len(producer), step):
         u, v = producer[start : start + step], consumer[start : start + step]
         between = below[u] & above[v]
-        beside = np.flatnonzero(between.any(axis=1))
-        if not len(beside):
+        nonempty = np.flatnonzero(between.any(axis=1))
+        if not len(nonempty):
             continue
-        u, v = u[beside], v[beside]
-        inside = members(between[beside], contracted.num_nodes)
-        rows = np.arange(len(beside))
+        u, v = u[nonempty], v[nonempty]
+        inside = members(between[nonempty], contracted.num_nodes)
+        rows = np.arange(len(nonempty))
         inside[rows, u] = inside[rows, v] = True
         held = amounts_of(inside)
         most = int(held.argmax())
@@ -76,19 +78,27 @@ def heaviest_interval(
 
 
 def two_chips(problem: Problem, interval: Heaviest) -> Problem:
-    """What two chips must do for the interval of an edge, and nothing else.
+    """The problem of running one edge interval on two chips, and nothing else.
 
-    Every valid partition of `problem` gives a valid one of this with a bottleneck no higher: its
-    contracted nodes run on two chips of the fastest kind with the largest memory, transfers are
-    free, and of memory only weights count. So a lower bound here is one there, and where nothing is
-    valid here, nothing is there.
+    It is a relaxation of `problem`. The two chips have the largest memory of the module. Every
+    contracted node takes the time of its fastest kind of chip. Transfers are free, and only weights
+    take memory. So every valid partition of `problem` gives a valid partition of this
+    problem whose bottleneck is no higher. Hence a lower bound for this problem is one for
+    `problem`, and if this problem has no valid partition, `problem` has none.
+
+    Args:
+      problem: of M contracted nodes, with acyclic dataflow and the triangle rule.
+      interval: of one of its edges.
+
+    Returns:
+      A problem whose nodes are the interval's contracted nodes, on two equal chips.
     """
     contracted = problem.contracted
     below, above = reachability(contracted)
     ends = [interval.producer, interval.consumer]
     between = members(below[ends[0]] & above[ends[1]], contracted.num_nodes)
     between[ends] = True
-    number = np.cumsum(between) - 1  # of the contracted nodes that stay
+    number = np.cumsum(between) - 1  # new number of each contracted node of the interval
     count = int(between.sum())
     pairs = number[contracted.node_pairs[between[contracted.node_pairs].all(axis=1)]]
     uses = between[contracted.use_node]
@@ -104,7 +114,7 @@ def two_chips(problem: Problem, interval: Heaviest) -> Problem:
         capacity_bytes=np.full(2, chip.sram_bytes, np.float64),
         fixed_chip=np.full(count, -1, np.int64),
         colocate=np.full(count, -1, np.int64),
-        # One tensor without bytes for each edge.
+        # One tensor of zero bytes for each edge.
         tensor_producer=pairs[:, 0],
         tensor_bytes=np.zeros(len(pairs)),
         edge_tensor=np.arange(len(pairs)),
@@ -115,15 +125,16 @@ def two_chips(problem: Problem, interval: Heaviest) -> Problem:
 
 
 def sums(amounts: FloatArray) -> Callable[[BoolArray], FloatArray]:
-    """For `heaviest_interval`: the sum of `amounts` [M]."""
+    """For `heaviest_interval`: the sum of `amounts` [M] over each set."""
     return lambda inside: inside @ amounts
 
 
 def distinct_weight_bytes(problem: Problem) -> Callable[[BoolArray], FloatArray]:
-    """For `heaviest_interval`: bytes of the weights in use, each once."""
+    """For `heaviest_interval`: bytes of the weights that each set uses, each weight once."""
     contracted = problem.contracted
 
-    @functools.cache  # gigabytes on a large graph, of which no set is ever asked
+    # Made on first use: it takes gigabytes on a large graph, where no set is ever looked at.
+    @functools.cache
     def uses() -> NDArray[np.float32]:
         table = np.zeros((contracted.num_nodes, len(contracted.weight_bytes)), np.float32)
         table[contracted.use_node, contracted.use_weight] = 1

@@ -1,4 +1,4 @@
-"""Which nodes of a contracted graph a path leads to: as bit sets, and as a matrix."""
+"""Reachability between the nodes of an acyclic graph, as bit sets and as a matrix."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ _WORD = 64
 
 
 def reachability(problem: Problem) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """[N, words] bit sets of each node's descendants, and of its ancestors; itself excluded.
+    """Bit sets of the descendants and of the ancestors of each node.
 
     Args:
-      problem: acyclic, N nodes numbered in topological order; bit v of a set is node v.
+      problem: acyclic, of N nodes numbered in topological order.
+
+    Returns:
+      [N, words] descendants and [N, words] ancestors, the node itself excluded; bit v of a set
+      stands for node v.
     """
     count = problem.num_nodes
     below = np.zeros((count, -(-count // _WORD)), np.uint64)
@@ -32,13 +36,16 @@ def reachability(problem: Problem) -> tuple[NDArray[np.uint64], NDArray[np.uint6
 
 
 def members(sets: NDArray[np.uint64], count: int) -> NDArray[np.bool_]:
-    """[..., count] the bit sets [..., words] as booleans."""
+    """Unpacks bit sets [..., words] of `count` nodes to booleans [..., count]."""
     bits = np.unpackbits(sets.view(np.uint8), axis=-1, bitorder="little")
     return bits[..., :count].astype(bool)
 
 
 def reachability_matrix(problem: Problem) -> FloatArray:
-    """[N, N] 1.0 where a path leads from one node to the other, and on the diagonal."""
+    """A matrix [N, N]: 1.0 where a path leads from the row's node to the column's, else 0.0.
+
+    The diagonal is 1.0. The problem is acyclic, its N nodes are numbered in topological order.
+    """
     reach = members(reachability(problem)[0], problem.num_nodes).astype(np.float64)
     np.fill_diagonal(reach, 1.0)
     return reach

@@ -1,18 +1,33 @@
-"""What a bottleneck below a cut-off forces: contracted nodes that share a chip, and chips out of
-reach.
+"""Reduction of a problem below a cut-off: nodes that must share a chip, and chips out of reach.
 
-Every valid partition with a bottleneck below the cut-off survives, so a search for something better
-than the incumbent loses nothing, and where nothing survives the cut-off is a lower bound
-("destructive improvement", Klein & Scholl, Computing and Operations Research, 1999).
+Every valid partition with a bottleneck below the cut-off stays valid in the reduced problem. So a
+search for something better than the incumbent loses nothing. If no partition is left, the cut-off
+is a lower bound ("destructive improvement", Klein & Scholl, Computing and Operations Research,
+1999).
 
-Proofs. Let T be the bottleneck of a valid partition f, T < cut-off.
-- Contracted nodes u, v with f(u) != f(v) and x seconds of tensors from u to v: f(u) sends them and
-  f(v) receives them, so x <= T, and without overlap x plus the compute of u, or of v, is at most T.
-  They also lie twice in the buffers of both chips, beside the weights of u, or of v.
-- With acyclic dataflow the contracted nodes on paths from u to v lie on the chips f(u) to f(v).
-  Each of these does at most T of their work and holds at most its capacity, so work W needs W / T
-  chips, and f(v) - f(u) >= ceil(W / T) - 1; the same for weights. What must come before a
-  contracted node, and what after it, bounds its own chip.
+Proofs. Let f be a valid partition with a bottleneck T below the cut-off.
+
+Sharing a chip. Let u and v be contracted nodes with f(u) != f(v), and let x be the seconds and b
+the bytes of the tensors from u to v.
+1. Chip f(u) sends these tensors and chip f(v) receives them, so x <= T.
+2. Without overlap, f(u) also computes u and f(v) also computes v. So x plus the longer of the two
+   computes is at most T.
+3. In the full memory model, both chips hold these tensors in their buffers twice. Chip f(u) also
+   holds the weights of u, and f(v) those of v. So 2 b plus the larger of the two is at most the
+   largest capacity.
+If one of these fails with the cut-off in place of T, u and v share a chip.
+
+Range of chips, with acyclic dataflow.
+4. The contracted nodes on paths from u to v, u and v included, run on the chips f(u)..f(v). Let W
+   be their work on the fastest kind of chip.
+5. Each of these chips does at most T of it, so W needs at least ceil(W / T) chips and
+   f(v) - f(u) >= ceil(W / T) - 1. The same holds for memory, with the weights that only one
+   contracted node uses and the largest capacity.
+6. In the same way, the ancestors of v and v itself need chips 0..f(v), and v and its descendants
+   need chips f(v)..C-1. This bounds f(v) from below and from above.
+7. Two contracted nodes that each take more than half of T, or of the capacity, do not share a chip.
+   So the number of such ancestors, or descendants, also counts in step 6.
+Steps 5 to 7 stay true with the cut-off in place of T.
 """
 
 from __future__ import annotations
@@ -26,45 +41,47 @@ import numpy as np
 from jaxpart.bounds.reachability import reachability_matrix
 from jaxpart.problem.problem import FloatArray, IntArray, Problem
 
-# Loads are float64 sums; comparisons give this much, relative, away.
+# Relative tolerance of comparisons of float64 sums, so that rounding excludes no valid partition.
 _SAFETY = 1e-9
-# Contracted nodes beyond which the table of all intervals is not made: 72 MB for each of two, and
-# seconds.
+# Largest number of contracted nodes for which `Tables` are made (72 MB per matrix, and seconds).
 _MAX_CONTRACTED = 3000
+# Cut-offs that `destructive_bound` tests after the first.
 _BISECTIONS = 14
 
 
 class Tables(NamedTuple):
-    """Intervals of a problem of N contracted nodes, whatever the cut-off."""
+    """Work and weights between the M contracted nodes of a problem, for any cut-off."""
 
-    reach: FloatArray  # [N, N] 1.0 where a path leads from u to v, and on the diagonal
-    work_s: FloatArray  # [N] on the fastest chip
-    work_between_s: FloatArray  # [N, N] of u, v and the contracted nodes on paths between them
-    weights: FloatArray  # [N] bytes of the weights that no other contracted node uses
-    weights_between: FloatArray  # [N, N]
+    reach: FloatArray  # [M, M] from `reachability_matrix`
+    work_s: FloatArray  # [M] seconds on the fastest kind of chip
+    work_between_s: FloatArray  # [M, M] of u, v and the contracted nodes on paths from u to v
+    weights: FloatArray  # [M] bytes of the weights that no other contracted node uses
+    weights_between: FloatArray  # [M, M] as `work_between_s`
 
 
 class Reduced(NamedTuple):
-    """What is left of a problem below a cut-off."""
+    """A problem reduced below a cut-off."""
 
-    problem: Problem  # with more colocation, whose contracted nodes the bounds are of
-    low: IntArray  # [M] lowest chip
-    high: IntArray  # [M] highest chip
+    problem: Problem  # with more colocation; it has M contracted nodes
+    low: IntArray  # [M] lowest chip of each contracted node of `problem`
+    high: IntArray  # [M] highest chip of each contracted node of `problem`
 
 
 def reduce_below(
     problem: Problem, cutoff_s: float, tables: dict[int, Tables] | None = None
 ) -> Reduced | None:
-    """Merges contracted nodes and narrows their chips to what a bottleneck below `cutoff_s` leaves.
+    """Merges contracted nodes and narrows their chips, for bottlenecks below a cut-off.
 
     Every valid partition of `problem` with a bottleneck below `cutoff_s` is a valid partition of
-    the reduced problem within its bounds.
+    the reduced problem, within the ranges of chips.
 
     Args:
-      tables: what calls for the same problem with other cut-offs share.
+      problem: of N nodes.
+      cutoff_s: in seconds.
+      tables: a cache that calls for the same problem with other cut-offs share; filled here.
 
     Returns:
-      None where there is no such partition.
+      The reduced problem; None if no such partition exists.
     """
     if problem.is_contradictory:
         return None
@@ -85,14 +102,16 @@ def destructive_bound(
     high_s: float,
     give_up: Callable[[], bool] = lambda: False,
 ) -> float:
-    """The largest cut-off found below which `reduce_below` leaves nothing, by bisection.
-
-    A lower bound on every valid partition's bottleneck, at least `low_s`, which is one already.
+    """The largest cut-off found below which no valid partition exists, by bisection.
 
     Args:
-      low_s: a lower bound, above 0.
-      high_s: where to stop: a valid partition's bottleneck.
-      give_up: asked from time to time whether to stop, with the bound so far.
+      problem: of N nodes.
+      low_s: a lower bound in seconds, above 0.
+      high_s: where the search stops, in seconds: the bottleneck of a valid partition.
+      give_up: asked before each test whether to stop with the bound found so far.
+
+    Returns:
+      A lower bound in seconds on the bottleneck of every valid partition, at least `low_s`.
     """
     if not 0 < low_s < high_s or not np.isfinite(high_s):
         return low_s
@@ -111,7 +130,7 @@ def destructive_bound(
 
 
 def _merged(problem: Problem, limit_s: float) -> Problem:
-    """The problem with contracted nodes colocated that cannot be apart, until no more are."""
+    """Colocates contracted nodes that must share a chip, until no more are found."""
     while True:
         pairs = _inseparable(problem, limit_s)
         if not len(pairs):
@@ -126,7 +145,7 @@ def _merged(problem: Problem, limit_s: float) -> Problem:
 
 
 def _inseparable(problem: Problem, limit_s: float) -> IntArray:
-    """[M, 2] pairs of contracted nodes that no two chips may share out."""
+    """Pairs [pairs, 2] of contracted nodes that must share a chip."""
     contracted, mcm = problem.contracted, problem.mcm
     if not len(contracted.edge_tensor):
         return np.zeros((0, 2), np.int64)
@@ -149,7 +168,7 @@ def _inseparable(problem: Problem, limit_s: float) -> IntArray:
 
 
 def _components(count: int, pairs: IntArray) -> IntArray:
-    """[count] the smallest member of each one's connected component."""
+    """The number of the connected component of each of `count` contracted nodes, [count]."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -161,15 +180,15 @@ def _components(count: int, pairs: IntArray) -> IntArray:
 def _chips(
     problem: Problem, limit_s: float, tables: dict[int, Tables]
 ) -> tuple[IntArray, IntArray]:
-    """[M], [M] the lowest and highest chip of each block."""
+    """The lowest [M] and the highest [M] chip of each contracted node."""
     contracted, rules = problem.contracted, problem.mcm.constraints
     count, chips = contracted.num_nodes, problem.num_chips
     low = np.where(contracted.fixed_chip >= 0, contracted.fixed_chip, 0)
     high = np.where(contracted.fixed_chip >= 0, contracted.fixed_chip, chips - 1)
     if not rules.acyclic or count > _MAX_CONTRACTED:
         return low, high
-    # A lower cut-off merges what a higher one does, and more: as many contracted nodes are the same
-    # blocks.
+    # A lower cut-off merges everything that a higher one merges. So if the number of contracted
+    # nodes is the same, the contracted nodes are the same, and so are their tables.
     if count not in tables:
         tables[count] = _tables(contracted)
     reach, work_s, work_between_s, weights, weights_between = tables[count]
@@ -181,7 +200,7 @@ def _chips(
     before, after = np.zeros(count, np.int64), np.zeros(count, np.int64)
     for share, between in shares:
         step = np.maximum(step, _chips_for(between))
-        large = (share > 0.5 * (1 + _SAFETY)).astype(float)  # no two of these share a chip
+        large = (share > 0.5 * (1 + _SAFETY)).astype(float)  # no two of them share a chip
         for load in (share, large):
             before = np.maximum(before, _chips_for(load @ reach))
             after = np.maximum(after, _chips_for(reach @ load))
@@ -201,5 +220,8 @@ def _tables(contracted: Problem) -> Tables:
 
 
 def _chips_for(shares: FloatArray) -> IntArray:
-    """One less than the chips that the shares take."""
+    """One less than the number of chips that loads of `shares`, in units of one chip, need.
+
+    Rounding errors up to 1e-6 do not add a chip.
+    """
     return np.maximum(np.ceil(shares - 1e-6), 1).astype(np.int64) - 1

@@ -1,26 +1,33 @@
-"""A lower bound from one chip at a time: what is before it, on it and after it.
+"""A lower bound that looks at one chip at a time: what runs before it, on it and after it.
 
 Archer et al., ICML 2024 ("Practical performance guarantees for pipelined DNN inference"), bound the
-bottleneck by the "three-superblock" relaxation: an integer program with two ideals x <= y, for what
-runs before a chip, and before or on it. Here it is a test of a limit T for one contracted node at a
-time, with the rules of this package; a limit at which some contracted node fits nowhere is a lower
-bound.
+bottleneck with the "three-superblock" relaxation. It is an integer program with two ideals x <= y:
+x runs before a chip, y runs before it or on it. Here the program tests a limit T for one contracted
+node at a time, with the rules of this package. If some contracted node fits on no chip, T is a
+lower bound.
 
-Proof. Let f be a valid partition of bottleneck at most T, dataflow acyclic, v a contracted node,
-and i = f(v).
-The ideals x = {f < i} and y = {f <= i} leave v in the piece y - x, which is what chip i runs. Then
-- the work of the piece, on the fastest kind of chip, is at most T; without overlap together with
-  its transfers: tensors made before the piece and used in it, made in it and used after it;
-- with overlap the piece receives, and sends, for at most T each; on a chain, all that crosses from
-  x outward is on one link, and from y too, for at most T each;
-- the piece holds the weights that its contracted nodes use, each once, and its transfers twice,
-  within the largest capacity (in the full model of memory these are the first two terms);
-- the work before chip i is at most i T, that after it at most (C - 1 - i) T;
-- by the triangle rule, what lies between the ends of an edge shares its two chips
-  (`jaxpart.intervals`), so a block of the piece has one end or the other in the piece.
-So the program of v and T has a solution; where it has none, every bottleneck exceeds T. A solution
-settles all contracted nodes of its piece at once. Numbers are scaled to integers and rounded down,
-so that sums of them keep the limits that the exact sums keep.
+Proof. Let f be a valid partition with acyclic dataflow and a bottleneck of at most T. It is also a
+valid partition of the problem that `bounds/reduction.py` reduces below T. Let v be a contracted
+node of the reduced problem and i = f(v). Take the ideals x = {f < i} and y = {f <= i}. Chip i runs
+the segment y - x, and v is in it. Then these conditions hold:
+1. The work of the segment, on the fastest kind of chip, takes at most T. Without overlap this
+   includes its transfers: tensors made in x and used in the segment, and tensors made in the
+   segment and used outside y.
+2. With overlap, the segment receives for at most T and sends for at most T. On a chain, all tensors
+   made in x and used outside x are on one link, so they take at most T; the same holds for y.
+3. The weights that the segment uses, each once, fit into the largest capacity. In the full memory
+   model so do these weights plus twice the transfers (the first two terms of M_c).
+4. The work before chip i takes at most i T, and the work after it at most (C - 1 - i) T.
+5. With the triangle rule, a contracted node between the ends of an edge shares a chip with one of
+   the ends (`bounds/intervals.py`). So if it is in the segment, one of the ends is too.
+6. Chip i is in the range of chips that the reduction leaves to v. A contracted node whose range is
+   entirely below that range is in x; one whose range is entirely above it is outside y.
+Hence the integer program of these conditions has a solution for every v. If it has none for some v,
+every valid partition has a bottleneck above T.
+
+A solution for v places all contracted nodes of its segment on one chip, so these are not tested
+again; skipping a test never makes the bound wrong. Amounts are scaled to integers and rounded down,
+so that every solution of the exact conditions is a solution of the rounded ones.
 """
 
 from __future__ import annotations
@@ -39,30 +46,30 @@ from jaxpart.problem.problem import FloatArray, IntArray, Problem
 if TYPE_CHECKING:
     from ortools.sat.python import cp_model
 
-# One of a limit in the program's integers.
+# The integer that stands for one limit (of seconds or bytes) in the program.
 _UNIT = 2**30
-# Loads are float64 sums; limits are this much, relative, larger.
+# Relative amount added to limits, so that float64 rounding never refutes one wrongly.
 _SAFETY = 1e-9
-# CP-SAT's deterministic seconds for one contracted node; what is not settled by then counts as
-# fitting.
+# Deterministic seconds of CP-SAT per contracted node; a node not decided by then counts as fitting.
 _MAX_DETERMINISTIC_TIME = 2.0
+# Largest number of contracted nodes for which a limit is tested.
 _MAX_CONTRACTED = 1500
-# Clauses for the triangle rule; those that do not fit are left out.
-_MOST_CLAUSES = 50_000
-# The first limit is this much above what is known: what is refuted mostly is so at the first few
-# contracted nodes, and what is not takes a test of every block.
+# Largest number of clauses for the triangle rule; the rest are left out.
+_MAX_CLAUSES = 50_000
+# First limit divided by the known bound. It is small because a limit is refuted after a few tests,
+# but a limit that is not refuted takes a test of every contracted node.
 _FIRST_STEP = 1.02
-# The end: this ratio between what is refuted and what is not.
-_CLOSE = 1.001
+# The search ends at this ratio of the lowest limit not refuted to the highest one refuted.
+_FINAL_RATIO = 1.001
 
 
 @dataclasses.dataclass
 class Sweep:
-    """What tests of one limit gave."""
+    """The outcome of the tests of one limit."""
 
-    is_refuted: bool
-    witness: IntArray  # [any] nodes of the contracted node that fits nowhere
-    tests: int
+    is_refuted: bool  # no valid partition has a bottleneck within the limit
+    witness: IntArray  # nodes of the contracted node that fits on no chip; empty if there is none
+    tests: int  # number of contracted nodes tested
 
 
 def superblock_bound(
@@ -72,20 +79,23 @@ def superblock_bound(
     *,
     give_up: Callable[[], bool] = lambda: False,
 ) -> float:
-    """The largest limit found that is refuted: a lower bound on every bottleneck.
+    """The largest limit found that is refuted.
 
-    Limits go up in steps that double until one is not refuted; from there it is bisection.
+    The limits rise in growing steps until one is not refuted; from there on the search bisects.
 
     Args:
       problem: of N nodes.
-      low_s: a lower bound in seconds, above 0; what comes back is no less.
-      high_s: where to stop: a valid partition's bottleneck.
-      give_up: asked between tests whether to stop, with the bound so far.
+      low_s: a lower bound in seconds, above 0.
+      high_s: where the search stops, in seconds: the bottleneck of a valid partition.
+      give_up: asked between tests whether to stop with the bound found so far.
+
+    Returns:
+      A lower bound in seconds on the bottleneck of every valid partition, at least `low_s`.
     """
     if not problem.mcm.constraints.acyclic or not 0 < low_s < high_s or not np.isfinite(high_s):
         return low_s
     witness, step = np.zeros(0, np.int64), _FIRST_STEP
-    while high_s > low_s * _CLOSE and not give_up():
+    while high_s > low_s * _FINAL_RATIO and not give_up():
         limit_s = min(low_s * step, (low_s * high_s) ** 0.5)
         found = sweep(problem, limit_s, first=witness, give_up=give_up)
         if found.is_refuted:
@@ -102,24 +112,26 @@ def sweep(
     first: IntArray | None = None,
     give_up: Callable[[], bool] = lambda: False,
 ) -> Sweep:
-    """Tests one limit, contracted node by contracted node, until one fits nowhere or all are
-    settled.
+    """Tests one limit: contracted node by contracted node, until one fits on no chip.
 
     Args:
-      first: [any] nodes whose contracted nodes are tested first.
+      problem: of N nodes, with acyclic dataflow.
+      limit_s: in seconds.
+      first: nodes whose contracted nodes are tested first.
+      give_up: asked between tests whether to stop; the limit then counts as not refuted.
     """
-    none = np.zeros(0, np.int64)
-    # Strictly below: a bottleneck of just the limit must not be refuted.
+    nothing = np.zeros(0, np.int64)
+    # `reduce_below` excludes a bottleneck equal to its cut-off, but the limit itself must stay.
     reduced = reduce_below(problem, limit_s * (1 + _SAFETY))
     if reduced is None:
-        return Sweep(is_refuted=True, witness=none, tests=0)
+        return Sweep(is_refuted=True, witness=nothing, tests=0)
     contraction = reduced.problem.contraction
     contracted = reduced.problem.contracted
     if contracted.num_nodes > _MAX_CONTRACTED:
-        return Sweep(is_refuted=False, witness=none, tests=0)
+        return Sweep(is_refuted=False, witness=nothing, tests=0)
     program = _Superblocks(reduced, limit_s * (1 + _SAFETY))
     rank = np.argsort(-_hardness(contracted), kind="stable")
-    early = none if first is None else contraction[first]
+    early = nothing if first is None else contraction[first]
     is_open = np.ones(contracted.num_nodes, bool)
     tests = 0
     for v in itertools.chain(early.tolist(), rank.tolist()):
@@ -133,11 +145,11 @@ def sweep(
         if not fits:
             return Sweep(is_refuted=True, witness=np.flatnonzero(contraction == v), tests=tests)
         is_open[segment] = False
-    return Sweep(is_refuted=False, witness=none, tests=tests)
+    return Sweep(is_refuted=False, witness=nothing, tests=tests)
 
 
 def _hardness(contracted: Problem) -> FloatArray:
-    """[M] work and transfers in seconds: contracted nodes with much of them are refuted first."""
+    """Seconds of work and transfers [M]; contracted nodes with most of them are tested first."""
     seconds = contracted.tensor_bytes / contracted.mcm.link_bandwidth
     sent = np.bincount(contracted.tensor_producer, seconds, contracted.num_nodes)
     received = np.bincount(
@@ -147,7 +159,7 @@ def _hardness(contracted: Problem) -> FloatArray:
 
 
 class _Superblocks:
-    """The program of one limit, whichever contracted node is to be on the chip."""
+    """The integer program of one limit, for any contracted node on the chip."""
 
     def __init__(self, reduced: Reduced, limit_s: float) -> None:
         from ortools.sat.python import cp_model
@@ -158,8 +170,8 @@ class _Superblocks:
         self._model = cp_model.CpModel()
         count = range(self._contracted.num_nodes)
         self._chip = self._model.new_int_var(0, self._problem.num_chips - 1, "")
-        self._before = [self._model.new_bool_var("") for _ in count]  # x
-        self._until = [self._model.new_bool_var("") for _ in count]  # y
+        self._before = [self._model.new_bool_var("") for _ in count]  # the ideal x
+        self._until = [self._model.new_bool_var("") for _ in count]  # the ideal y
         self._ideals()
         self._work()
         if self._problem.mcm.topology == "chain":
@@ -172,8 +184,13 @@ class _Superblocks:
             self._intervals()
 
     def place(self, v: int) -> tuple[bool, IntArray]:
-        """Whether contracted node v may fit; and the contracted nodes of a piece that has it, if
-        one was found.
+        """Tests whether contracted node v may fit on some chip.
+
+        Returns:
+          Whether v may fit, and the contracted nodes of a segment with v; empty if none was found.
+
+        Raises:
+          AssertionError: CP-SAT refuses the program.
         """
         from ortools.sat.python import cp_model
 
@@ -210,7 +227,7 @@ class _Superblocks:
             self._model.add_implication(self._until[v], self._until[u])
 
     def _work(self) -> None:
-        """Of the chip, and of those before and after it."""
+        """Limits the work on the chip, before it and after it (conditions 1 and 4)."""
         work = _scaled(self._contracted.node_s.min(axis=1), self._limit_s).tolist()
         minus = [-amount for amount in work]
         self._load = ([*self._until, *self._before], [*work, *minus])
@@ -220,7 +237,7 @@ class _Superblocks:
         self._limit([*self._until, self._chip], [*minus, _UNIT], rest)
 
     def _cut(self, ideal: list[cp_model.IntVar]) -> None:
-        """All that crosses it shares a link."""
+        """Limits the tensors that leave the ideal, because they share a link (condition 2)."""
         crossing = []
         for producer, consumers, _ in self._tensors:
             crosses = self._model.new_bool_var("")
@@ -230,7 +247,7 @@ class _Superblocks:
         self._limit(crossing, self._seconds(), _UNIT)
 
     def _transfers(self, holds: bool) -> None:
-        """What the chip receives and sends, and with it what it holds."""
+        """Limits what the chip receives and sends and, if `holds`, what it holds (1 to 3)."""
         inside = []
         for x, y in zip(self._before, self._until, strict=True):
             member = self._model.new_bool_var("")
@@ -255,7 +272,7 @@ class _Superblocks:
             self._memory(inside, [*arrives, *leaves])
 
     def _may_be_full(self) -> bool:
-        """Whether one chip may have too little memory for weights and transfers."""
+        """Whether all weights and transfers together exceed the largest capacity."""
         mcm = self._problem.mcm
         most = self._contracted.weight_bytes[np.unique(self._contracted.use_weight)].sum()
         if mcm.memory_model == "full":
@@ -263,6 +280,7 @@ class _Superblocks:
         return mcm.constraints.memory and most > self._problem.capacity_bytes.max() > 0
 
     def _memory(self, inside: list[cp_model.IntVar], moved: list[cp_model.IntVar]) -> None:
+        """Limits the weights and the buffers of the chip (condition 3)."""
         capacity = float(self._problem.capacity_bytes.max()) * (1 + _SAFETY)
         users: dict[int, list[int]] = {}
         for w, q in zip(
@@ -286,34 +304,34 @@ class _Superblocks:
         self._limit(held, amounts, _UNIT)
 
     def _intervals(self) -> None:
-        """A contracted node between the ends of an edge is on the chip of one of them."""
+        """States that an edge interval shares the chips of its two ends (condition 5)."""
         reach = reachability_matrix(self._contracted) > 0
         x, y = self._before, self._until
-        room = _MOST_CLAUSES
+        room = _MAX_CLAUSES
         for u, v in self._contracted.node_pairs.tolist():
             between = np.flatnonzero(reach[u] & reach[:, v])
             for w in between[(between != u) & (between != v)].tolist():
                 room -= 1
                 if room < 0:
                     return
-                # Where w is on it, u is at or before it and v at or after it.
+                # If w is on the chip, u is not before it or v is not after it.
                 self._model.add_bool_or(~y[w], x[w], ~x[u], y[v])
 
     def _limit(self, columns: list[cp_model.IntVar], amounts: list[int], upper: int) -> None:
-        """States that the columns times the amounts sum to at most `upper`."""
+        """Adds the row: the sum of columns times amounts is at most `upper`."""
         from ortools.sat.python import cp_model
 
         if columns:
             self._model.add(cp_model.LinearExpr.weighted_sum(columns, amounts) <= upper)
 
     def _seconds(self) -> list[int]:
-        """Of each tensor on a link, in units of the limit."""
+        """Integer seconds of each tensor on a link (`_scaled`)."""
         size = np.array([size for _, _, size in self._tensors])
         return _scaled(size / self._problem.mcm.link_bandwidth, self._limit_s).tolist()
 
 
 def _tensors(contracted: Problem) -> list[tuple[int, tuple[int, ...], float]]:
-    """Producer, consumers and bytes; tensors with the same ends are one."""
+    """Producer, consumers and bytes of each tensor; tensors with the same ends are merged."""
     consumers: dict[int, list[int]] = {}
     for k, q in zip(
         contracted.edge_tensor.tolist(), contracted.edge_consumer.tolist(), strict=True
@@ -327,5 +345,5 @@ def _tensors(contracted: Problem) -> list[tuple[int, tuple[int, ...], float]]:
 
 
 def _scaled(amounts: FloatArray, limit: float) -> IntArray:
-    """In units of the limit, rounded down; an amount beyond the limit is just beyond one."""
+    """Integers in which `_UNIT` stands for the limit, rounded down and at most `_UNIT` + 1."""
     return np.minimum(np.floor(amounts / limit * _UNIT), _UNIT + 1).astype(np.int64)

@@ -1,1 +1,1 @@
-"""The cost model and the rules of a valid partition, stated once."""
+"""The cost model and the rules that a valid partition keeps, each defined once."""

@@ -1,9 +1,9 @@
 """The padded device copy of a `Problem`: one pytree that every jitted function takes.
 
-Graphs are padded to a few bucket sizes and the true sizes travel as scalars, so that a second graph
-of the same bucket compiles nothing. Loops run to the true sizes; padding is never visited by them.
-A vectorised reader sees padding nodes without cost and padding edges from the last padding node to
-itself, which no rule can object to.
+Arrays are padded to one of a few bucket sizes, and the true sizes are scalars of the pytree.
+A second graph of the same bucket therefore compiles nothing. Loops run to the true sizes and never
+visit the padding. Code that works on whole arrays may read it: padding nodes cost nothing, and
+padding edges run from the last padding node to itself, so they break no rule.
 """
 
 from __future__ import annotations
@@ -20,34 +20,37 @@ from jaxtyping import Array, Float, Int
 from jaxpart.problem.mcm import Constraints, MemoryModel, Topology
 from jaxpart.problem.problem import Problem
 
-# Any more than this many chips and an assignment needs a wider integer.
+# The largest number of chips for which an assignment fits each type; beyond them int32.
 _INT_TYPES = ((127, jnp.int8), (32767, jnp.int16))
 
 
 @dataclasses.dataclass(frozen=True)
 class StaticConfig:
-    """What is static about a module: everything that changes the compiled program."""
+    """The static part of a problem: everything that changes the compiled program."""
 
     num_chips: int
     topology: Topology
     overlap: bool
     memory_model: MemoryModel
     constraints: Constraints
-    rows: int
-    cols: int
+    rows: int  # of a mesh; 1 on other topologies
+    cols: int  # likewise
     shared_weights: bool  # whether any weight has several consumers
 
     @property
     def chip_dtype(self) -> Any:
-        """The smallest integer that holds a chip number."""
+        """The smallest integer type that holds a chip number and -1."""
         return next((t for limit, t in _INT_TYPES if self.num_chips <= limit), jnp.int32)
 
 
 @struct.dataclass
 class DeviceProblem:
-    """A problem on the device. Capitals are bucket sizes; the true sizes are the `num_` scalars.
+    """A problem on the device.
 
-    Times in seconds, sizes in bytes; floats in the dtype that `lower` was asked for.
+    The letters N, K, E, W and U in the shapes are padded sizes: of nodes, tensors, edges, weights
+    and uses (`problem/problem.py` defines them). The true sizes are the `num_` scalars. C chips and
+    S kinds of chips are not padded. Times are in seconds and sizes in bytes. `lower` chooses the
+    dtype of the floats.
     """
 
     num_nodes: Int[Array, ""]
@@ -56,31 +59,31 @@ class DeviceProblem:
     num_weights: Int[Array, ""]
     num_contracted: Int[Array, ""]
     num_pairs: Int[Array, ""]
-    node_s: Float[Array, "N S"]  # per kind of chip
+    node_s: Float[Array, "N S"]  # seconds of each node on each kind of chip
     chip_kind: Int[Array, " C"]
     capacity_bytes: Float[Array, " C"]
     link_bandwidth: Float[Array, ""]  # bytes/s
     fixed_chip: Int[Array, " N"]  # chip, or -1
     group_head: Int[Array, " N"]  # first node of the colocation group; itself without one
-    # Tensors, sorted by producer; edges, sorted by tensor.
+    # Tensors are sorted by producer; edges are sorted by tensor, then by consumer.
     tensor_producer: Int[Array, " K"]
     tensor_bytes: Float[Array, " K"]
-    tensor_edges: Int[Array, " K+1"]  # edges of tensor k: tensor_edges[k] to tensor_edges[k + 1]
-    node_tensors: Int[Array, " N+1"]  # likewise the tensors that node v makes
+    tensor_edges: Int[Array, " K+1"]  # edges of tensor k: tensor_edges[k] to [k + 1] - 1
+    node_tensors: Int[Array, " N+1"]  # likewise, the tensors of which node v is the producer
     edge_tensor: Int[Array, " E"]
     edge_producer: Int[Array, " E"]
     edge_consumer: Int[Array, " E"]
-    # Edges once more, sorted by consumer.
-    node_in_edges: Int[Array, " N+1"]
+    # The same edges, sorted by consumer.
+    node_in_edges: Int[Array, " N+1"]  # offsets, as in `tensor_edges`
     in_edge_tensor: Int[Array, " E"]
     weight_bytes: Float[Array, " W"]
-    weight_uses: Int[Array, " W+1"]
+    weight_uses: Int[Array, " W+1"]  # offsets, as in `tensor_edges`
     use_weight: Int[Array, " U"]
     use_node: Int[Array, " U"]
-    # Contracted nodes, the nodes that must share a chip, in topological order; distinct pairs of
-    # different contracted nodes joined by an edge, sorted by the first.
-    contraction: Int[Array, " N"]
-    contracted_size: Int[Array, " N"]  # nodes; 0 for padding
+    # Contracted nodes (`Problem.contraction`) are padded to N. Pairs are the distinct pairs of
+    # different contracted nodes joined by an edge, sorted by the first; they are padded to E.
+    contraction: Int[Array, " N"]  # the contracted node of each node
+    contracted_size: Int[Array, " N"]  # number of nodes in each contracted node; 0 for padding
     contracted_fixed_chip: Int[Array, " N"]  # chip, FREE, or CONTRADICTORY
     pair_from: Int[Array, " E"]
     pair_to: Int[Array, " E"]
@@ -88,12 +91,12 @@ class DeviceProblem:
 
     @property
     def padded_nodes(self) -> int:
-        """Rows of a batch of assignments."""
+        """N, the number of rows of a batch of assignments."""
         return self.fixed_chip.shape[0]
 
 
 def bucket_size(count: int) -> int:
-    """The padded size for `count`: powers of two from 64, with a step halfway from 1,024 on."""
+    """The padded size for `count`: a power of two from 64 on, or 3/4 of one from 2,048 on."""
     size = 64
     while size < count:
         size *= 2
@@ -103,8 +106,12 @@ def bucket_size(count: int) -> int:
 def lower(problem: Problem, dtype: Any = jnp.float32) -> DeviceProblem:
     """Pads `problem` to its bucket and puts it on the default device.
 
-    Float64 needs `jax.enable_x64`. One size rules all arrays of a graph, so that graphs of about
-    the same size share one compilation.
+    One bucket size sets the lengths of all arrays of a graph, so that graphs of about the same size
+    share one compilation.
+
+    Args:
+      problem: the host problem.
+      dtype: of all floats; float64 needs `jax.enable_x64`.
     """
     by_producer = np.argsort(problem.tensor_producer, kind="stable")
     rank = np.empty_like(by_producer)
@@ -167,7 +174,7 @@ def lower(problem: Problem, dtype: Any = jnp.float32) -> DeviceProblem:
 
 
 def pad_assignments(problem: DeviceProblem, assignments: np.ndarray) -> np.ndarray:
-    """Pads host assignments [num_nodes, B] to the bucket's rows, in the smallest integer type."""
+    """Pads host assignments [num_nodes, B] to [N, B], in the smallest integer type."""
     return _padded(assignments, problem.padded_nodes, 0, problem.config.chip_dtype)
 
 
@@ -178,7 +185,7 @@ def _padded(values: np.ndarray, size: int, fill: float, dtype: Any = np.int32) -
 
 
 def _offsets(owner: np.ndarray, size: int) -> np.ndarray:
-    """CSR offsets [size + 1] of entries that belong to `owner` (0..size-1)."""
+    """CSR offsets [size + 1] of entries whose owners (0..size-1) are `owner`, in any order."""
     counts = np.bincount(owner, minlength=size) if len(owner) else np.zeros(size, np.int64)
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
 

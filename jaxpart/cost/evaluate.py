@@ -1,12 +1,15 @@
-"""The cost model and the constraints, for a batch of partitions. The one place where both stand.
+"""The cost model and the constraints, evaluated for a batch of partitions.
 
-A batch of assignments is `[N, B]`, batch last, in the smallest integer that holds a chip number:
-the chips of one node over all candidates are one contiguous row. Everything is a loop over tensors,
-weights or nodes whose body works on rows of B candidates; per-chip sums are `[C, B]`.
+Only this module decides what a partition costs and whether it is valid. Definitions:
+`jaxpart/README.md`; Xie et al. (MLSys 2022), section 3.
 
-`evaluate` runs in the dtype of its problem: float32 screens thousands on the device, float64
-decides (`verify`). Definitions: README, "What every figure means"; Xie et al. (MLSys 2022), section
-3.
+A batch of assignments is [N, B] with the batch last, in the smallest integer type that holds a chip
+number. The chips of one node over all candidates are therefore one contiguous row. The code loops
+over edges, nodes or uses of weights, and each loop body works on rows of B candidates. Sums per
+chip are [C, B].
+
+`evaluate` computes in the dtype of its problem. In float32 on the device it screens thousands of
+candidates; in float64 on the host (`verify`) it decides.
 """
 
 from __future__ import annotations
@@ -26,13 +29,16 @@ from jaxpart.cost.links import Links
 from jaxpart.cost.rows import add_row, add_up, in_chunks, set_row
 from jaxpart.problem.problem import IntArray, Problem
 
-_WORD = 32  # bits of a word of a chip set
-_VERIFIED = 4  # candidates that `verify` looks at in one go at least
+_WORD = 32  # bits of one word of a chip set
+_SMALLEST_BATCH = 4  # candidates in the smallest batch that `verify` compiles
 
 
 @struct.dataclass
 class Costs:
-    """The figures of B candidates on C chips and L links (in the order of `MCM.links`)."""
+    """Costs and verdicts of B candidates on C chips and L links (in the order of `MCM.links`).
+
+    Fields that end in `_s` are in seconds.
+    """
 
     bottleneck_s: Float[Array, " B"]
     compute_s: Float[Array, "C B"]
@@ -42,16 +48,16 @@ class Costs:
     link_s: Float[Array, "L B"]
     memory_bytes: Float[Array, "C B"]
     chips_used: Int[Array, " B"]
-    sent_bytes: Float[Array, " B"]
-    # Verdicts, whether the rule is switched on or not. A candidate whose data flows backward fails
-    # the triangle rule too: the rule is about acyclic chip graphs.
+    sent_bytes: Float[Array, " B"]  # by all chips together; a tensor counts once
+    # Each verdict is given whether its rule is on or off. A candidate with backward dataflow also
+    # fails the triangle rule, because that rule is defined for acyclic chip graphs only.
     acyclic: Bool[Array, " B"]
     no_skip: Bool[Array, " B"]
     triangle: Bool[Array, " B"]
     memory: Bool[Array, " B"]
     colocation: Bool[Array, " B"]
     fixed_chips: Bool[Array, " B"]
-    valid: Bool[Array, " B"]  # every rule that is on, colocation and fixed chips
+    valid: Bool[Array, " B"]  # all rules that are on hold, and so do colocation and fixed chips
 
 
 @jax.jit
@@ -60,7 +66,10 @@ def evaluate(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> Costs:
 
     Args:
       problem: padded to N nodes.
-      assignment: chips 0..C-1; rows of padding nodes are ignored.
+      assignment: [N, B] chips 0..C-1; rows of padding nodes are ignored.
+
+    Returns:
+      Arrays of shapes [C, B], [L, B] and [B], in the dtype of the problem's floats.
     """
     return in_chunks(functools.partial(_evaluate, problem), assignment)
 
@@ -86,7 +95,7 @@ def _evaluate(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> Costs:
     chips_used = jnp.sum(lax.population_count(nodes.used), axis=0, dtype=jnp.int32)
     no_skip = _is_first_chips(nodes.used)
     memory_ok = jnp.all(memory <= problem.capacity_bytes[:, None], axis=0)
-    # Where data flows backward the verdict stands already: nothing is left to check.
+    # A candidate of span 1 keeps the triangle rule, and one with backward dataflow fails it.
     is_settled = traffic.span | ~traffic.acyclic
     triangle = traffic.acyclic & _triangle(problem, assignment, is_settled)
     true = jnp.ones_like(no_skip)
@@ -119,17 +128,17 @@ def _evaluate(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> Costs:
 
 
 def verify(problem: Problem, assignments: np.ndarray) -> Costs:
-    """Exact costs and verdicts on the host, in float64: what decides.
+    """Exact costs and verdicts on the host, in float64. They decide which results are valid.
 
     Args:
-      problem: the host problem.
-      assignments: [N, B] chips 0..C-1 of the real nodes.
+      problem: the host problem, not padded.
+      assignments: [N, B] chips 0..C-1.
 
     Returns:
       numpy arrays of shapes [C, B], [L, B] and [B].
     """
     batch = assignments.shape[1]
-    size = _VERIFIED  # batches of a few sizes, so that few programs are compiled
+    size = _SMALLEST_BATCH  # few batch sizes, so that few programs are compiled
     while size < batch:
         size *= 4
     with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
@@ -140,7 +149,15 @@ def verify(problem: Problem, assignments: np.ndarray) -> Costs:
 
 
 def score(problem: Problem, assignment: IntArray) -> Costs:
-    """Exact costs and verdicts of one assignment [N]: [C], [L] and scalars, float64."""
+    """Exact costs and verdicts of one assignment, in float64.
+
+    Args:
+      problem: of N nodes, C chips and L links.
+      assignment: [N] chips 0..C-1.
+
+    Returns:
+      numpy arrays of shapes [C] and [L], and scalars.
+    """
     return jax.tree.map(lambda figure: figure[..., 0], verify(problem, assignment[:, None]))
 
 
@@ -151,20 +168,22 @@ def _lowered_exactly(problem: Problem) -> DeviceProblem:
 
 @struct.dataclass
 class _Traffic:
-    received: Float[Array, "C B"]  # bytes, each tensor once per chip
-    sent: Float[Array, "C B"]  # bytes, each tensor once
-    link: Float[Array, "L B"]  # bytes, each tensor once per link
-    kept: Float[Array, "N B"]  # bytes that a node makes for others on its chip
-    freed: Float[Array, "N B"]  # bytes of others on its chip that only the node still waited for
+    received: Float[Array, "C B"]  # bytes; a tensor counts once per receiving chip
+    sent: Float[Array, "C B"]  # bytes; a tensor counts once
+    link: Float[Array, "L B"]  # bytes; a tensor counts once per link
+    kept: Float[Array, "N B"]  # bytes that a node makes for consumers on its own chip
+    freed: Float[Array, "N B"]  # bytes made on its chip for which it is the last consumer
     acyclic: Bool[Array, " B"]
     span: Bool[Array, " B"]  # every edge goes to the same chip or the next
 
 
 def _traffic(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> _Traffic:
-    """Walks the edges once, the consumers of each tensor from the last to the first.
+    """Computes the traffic in one walk over the edges, from the last to the first.
 
-    The walk notes with each edge on which chip its tensor arrives, if on a new one, and with each
-    tensor from which chip it departs and how far it goes. `add_up` then counts the bytes.
+    The edges of a tensor are adjacent and sorted by consumer, so the walk meets the last consumer
+    first. For each edge it records the chip on which the tensor arrives, or -1 if the tensor is on
+    that chip already. For each tensor it records the chip that sends it, or -1 if no chip does, and
+    its route (`Links`). `add_up` then sums the bytes.
     """
     config = problem.config
     chips, batch = config.num_chips, assignment.shape[1]
@@ -234,13 +253,13 @@ def _traffic(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> _Traffic:
 
 @struct.dataclass
 class _Nodes:
-    used: UInt32[Array, "words B"]  # set of chips
+    used: UInt32[Array, "words B"]  # the set of chips in use
     colocation: Bool[Array, " B"]
     fixed_chips: Bool[Array, " B"]
 
 
 def _node_rules(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> _Nodes:
-    """The chips in use, and the rules that look at one node at a time."""
+    """Finds the chips in use and checks colocation and fixed chips."""
     chips, batch = problem.config.num_chips, assignment.shape[1]
 
     def visit(v, nodes):
@@ -257,15 +276,15 @@ def _node_rules(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> _Nodes
 
 
 def _is_first_chips(used: UInt32[Array, "words B"]) -> Bool[Array, " B"]:
-    """Whether a set of chips is 0 to some chip, none left out."""
+    """Whether each set of chips is 0..max with no chip left out."""
     full = jnp.uint32(2**_WORD - 1)
-    runs = (used & (used + 1)) == 0  # ones from the lowest bit on
+    runs = (used & (used + 1)) == 0  # ones from the lowest bit on, without a gap
     follows = (used[1:] == 0) | (used[:-1] == full)
     return jnp.all(runs, axis=0) & jnp.all(follows, axis=0)
 
 
 def _compute_s(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> Float[Array, "C B"]:
-    """Seconds of the nodes of each chip."""
+    """Compute seconds of each chip."""
 
     def seconds(v, chip):
         if problem.node_s.shape[1] == 1:
@@ -278,7 +297,7 @@ def _compute_s(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> Float[A
 def _peak_bytes(
     problem: DeviceProblem, assignment: Int[Array, "N B"], traffic: _Traffic
 ) -> Float[Array, "C B"]:
-    """Peak of live activations; nodes run in number order, the order in which a chip runs them."""
+    """Peak bytes of live activations per chip. A chip runs its nodes in number order."""
     chips, batch = problem.config.num_chips, assignment.shape[1]
     made = jnp.zeros(problem.padded_nodes, problem.tensor_bytes.dtype)
     made = made.at[problem.tensor_producer].add(problem.tensor_bytes)
@@ -299,7 +318,7 @@ def _peak_bytes(
 
 
 def _weight_bytes(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> Float[Array, "C B"]:
-    """Bytes of weights per chip: one copy on every chip with a consumer."""
+    """Bytes of weights per chip. Every chip with a consumer of a weight holds one copy."""
     chips, batch = problem.config.num_chips, assignment.shape[1]
 
     def visit(u, carry):
@@ -321,10 +340,19 @@ def _weight_bytes(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> Floa
 def _triangle(
     problem: DeviceProblem, assignment: Int[Array, "N B"], is_settled: Bool[Array, " B"]
 ) -> Bool[Array, " B"]:
-    """Whether no edge of the chip graph has a longer path beside it; for acyclic candidates.
+    """Whether no edge a -> b of the chip graph has a longer path from a to b.
 
-    A candidate whose edges all stay or go to the next chip has a path for a chip graph: nothing to
-    check. Only a batch with others in it pays for reachability.
+    If every edge of a candidate stays on its chip or goes to the next, the chip graph has no edges
+    other than c -> c + 1, and the rule holds. Reachability of chips is computed only where the
+    batch has a candidate that is not settled.
+
+    Args:
+      problem: padded to N nodes.
+      assignment: [N, B] chips.
+      is_settled: [B] candidates that need no check: span 1, or dataflow that is not acyclic.
+
+    Returns:
+      [B] the verdicts, right for every candidate with acyclic dataflow.
     """
     chips, batch = problem.config.num_chips, assignment.shape[1]
     words = -(-chips // _WORD)
@@ -362,7 +390,7 @@ def _triangle(
 
 
 def _chip_bit(chip: Int[Array, " B"], chips: int) -> UInt32[Array, "words B"]:
-    """The set of one chip per candidate, as 32-bit words."""
+    """For each candidate the set that holds only its chip, in words of 32 bits."""
     word = jnp.arange(-(-chips // _WORD), dtype=jnp.int32)[:, None]
     chip = chip.astype(jnp.int32)
     bit = jnp.uint32(1) << (chip & (_WORD - 1)).astype(jnp.uint32)

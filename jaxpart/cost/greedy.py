@@ -1,9 +1,15 @@
 """The compiler's greedy heuristic: the baseline that improvements are measured against.
 
-A fixed procedure (README, "What every figure means"): walk the nodes in number order, close the
-chip when it has done its share or its memory is full, and only where that leaves no tensor alive
-across two cuts; relax or tighten the share until the outcome is valid. Cycles are contracted and
-capacities close chips whatever rules are switched off; these decide only which outcome is valid.
+The procedure is fixed (`jaxpart/README.md`):
+1. Contract the colocation groups and the cycles that this makes, whatever rules are on.
+2. Walk the contracted nodes in order, from chip 0. Go to the next chip when the current one has
+   reached the target of compute, when its memory would become too full, or when the next contracted
+   node is fixed to a later chip. Do so only where every tensor that is alive across the chip's
+   opening cut has had its last consumer, so that no tensor crosses two cuts. Capacities count even
+   where the memory rule is off.
+3. The first target is `Problem.mean_load_s`. While the outcome is invalid, raise the target step by
+   step; then lower it from the first target on. The first valid outcome is the baseline. Only here
+   does it matter which rules are on.
 """
 
 from __future__ import annotations
@@ -19,15 +25,18 @@ from jaxpart.cost import host
 from jaxpart.cost.evaluate import score, verify
 from jaxpart.problem.problem import IntArray, Problem
 
-_TRIES = 64
-_FACTOR = 1.1
+_TRIES = 64  # largest number of raised targets, and of lowered ones
+_FACTOR = 1.1  # ratio of one target to the next
 
 
 @functools.lru_cache(maxsize=4)
 def baseline(problem: Problem) -> IntArray | None:
-    """[N] the first valid walk's assignment, read-only; None where no target gives one.
+    """The assignment of the first valid walk.
 
-    The answer is cached: all callers share one array.
+    The answer is cached, so all callers share one array.
+
+    Returns:
+      [N] chip of each node, read-only; None if no target gives a valid walk.
     """
     rules = dataclasses.replace(problem.mcm.constraints, acyclic=True)
     walked = dataclasses.replace(problem, mcm=dataclasses.replace(problem.mcm, constraints=rules))
@@ -39,7 +48,7 @@ def baseline(problem: Problem) -> IntArray | None:
     down = itertools.accumulate(range(_TRIES), lambda t, _: t / _FACTOR, initial=first)
     down = itertools.islice(down, 1, None)
     targets = itertools.chain(up, down)
-    size = 1  # most walks are valid at once; then verify in growing batches
+    size = 1  # the first walk is usually valid; later ones are verified many at a time
     while batch := list(itertools.islice(targets, size)):
         outcomes = [walk(target) for target in batch]
         valid = verify(problem, np.stack(outcomes, axis=1)).valid
@@ -52,13 +61,13 @@ def baseline(problem: Problem) -> IntArray | None:
 
 
 def baseline_s_of(problem: Problem) -> float | None:
-    """The baseline's bottleneck in seconds; None where it finds nothing valid."""
+    """The baseline's bottleneck in seconds; None if there is no baseline."""
     assignment = baseline(problem)
     return None if assignment is None else float(score(problem, assignment).bottleneck_s)
 
 
 class _Walk:
-    """What all walks over one problem share."""
+    """A walk over the contracted nodes of one problem, for any target."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
@@ -75,27 +84,26 @@ class _Walk:
         self.producer = contracted.tensor_producer.tolist()
         self.weight_bytes = contracted.weight_bytes.tolist()
         self.least_capacity = float(problem.capacity_bytes.min())
-        self.live_bytes = host.peak_bounds(problem)[
-            1
-        ].tolist()  # at most, around each contracted node
+        # Upper bounds on what is alive at each contracted node.
+        self.live_bytes = host.peak_bounds(problem)[1].tolist()
 
     def __call__(self, target: float) -> IntArray:
-        """[N] the outcome of one walk, valid or not."""
+        """The assignment [N] of the walk with a target in seconds, valid or not."""
         contracted = self.contracted
         kinds, capacity = contracted.chip_kind.tolist(), contracted.capacity_bytes.tolist()
-        seconds, pins = contracted.node_s.tolist(), contracted.fixed_chip.tolist()
+        seconds, fixed_chips = contracted.node_s.tolist(), contracted.fixed_chip.tolist()
         placed = np.empty(contracted.num_nodes, np.int64)
         chip, start = 0, 0
-        loads: list[float] = []  # of the contracted nodes on the chip
+        loads: list[float] = []  # seconds of each contracted node on the chip
         compute = 0.0
-        needed = -1  # last consumer of what is alive across the chip's opening cut
-        alive_last = -1  # last consumer of anything made so far
+        needed = -1  # last consumer of the tensors alive across the chip's opening cut
+        alive_last = -1  # last consumer of the tensors made so far
         memory = _ChipMemory(self, 0)
         for v in range(contracted.num_nodes):
             can_close = v > start and chip < contracted.num_chips - 1 and needed < v
             if can_close and (
                 _reaches(compute, loads, target)
-                or pins[v] > chip
+                or fixed_chips[v] > chip
                 or memory.with_node(v) > capacity[chip]
             ):
                 chip, start, compute, loads = chip + 1, v, 0.0, []
@@ -110,21 +118,22 @@ class _Walk:
 
 
 class _ChipMemory:
-    """The memory of a chip that holds the contracted nodes from `start` on; all later ones are
-    elsewhere.
+    """The memory of a chip that runs the contracted nodes from `start` up to the last one added.
+
+    The later ones are on other chips. `with_node` needs the exact peak of live activations only if
+    the upper bounds `made_bytes` and `live_bytes` on the peak are too large.
     """
 
     def __init__(self, walk: _Walk, start: int) -> None:
         self.walk = walk
         self.start = start
-        self.stop = start
         self.held: set[int] = set()  # weights
         self.received: set[int] = set()  # tensors
         self.weight_bytes = 0.0
         self.received_bytes = 0.0
-        self.made_bytes = 0.0  # of all tensors made here: no fewer than are ever alive
-        self.dead_bytes = 0.0  # of those made here whose last consumer is here
-        self.live_bytes = 0.0  # no fewer than are ever alive either
+        self.made_bytes = 0.0  # of all tensors made here; an upper bound on the peak
+        self.dead_bytes = 0.0  # of the tensors made here whose last consumer is here
+        self.live_bytes = 0.0  # another upper bound on the peak
 
     def add(self, v: int) -> None:
         walk = self.walk
@@ -143,10 +152,9 @@ class _ChipMemory:
             if walk.last[k] == v:
                 self.dead_bytes += walk.bytes[k]
         self.live_bytes = max(self.live_bytes, walk.live_bytes[v])
-        self.stop = v + 1
 
     def with_node(self, v: int) -> float:
-        """M_c with contracted node v added; exact where it could exceed a capacity."""
+        """Bytes M_c with contracted node v added: exact, or an upper bound that fits every chip."""
         walk = self.walk
         weights = self.weight_bytes + sum(
             walk.weight_bytes[w] for w in walk.weights[v] if w not in self.held
@@ -176,7 +184,7 @@ class _ChipMemory:
 
 
 def _reaches(total: float, loads: list[float], target: float) -> bool:
-    """Whether the loads sum up to the target; rounding of the running total does not decide."""
+    """Whether the loads sum to at least the target, without rounding errors of the total."""
     if abs(total - target) <= 1e-9 * target:
         return math.fsum(loads) >= target
     return total >= target

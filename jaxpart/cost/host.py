@@ -1,8 +1,9 @@
-"""What a solver worker must know of one partition without starting JAX.
+"""Costs of one partition in numpy, so that a solver worker does not have to start JAX.
 
-`loads` gives the integer program the constant part of its rows (what lies outside its window);
-`peak_bytes` and `triangle_conflicts` are the two rules whose rows it adds only when broken.
-Verdicts are `cost.verify`'s alone. Definitions: README, "What every figure means".
+`loads` gives an integer program the constant part of its rows: the loads of everything outside its
+window. `peak_bytes` and `triangle_conflicts` serve the two rules that become lazy constraints
+(`solvers/lazy_constraints.py`). Only `verify` in `cost/evaluate.py` decides whether a partition is
+valid. Definitions: `jaxpart/README.md`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ BoolArray = NDArray[np.bool_]
 
 
 class Loads(NamedTuple):
-    """What some of the nodes, tensors and weights load, on C chips and L links."""
+    """Loads of some of the nodes, tensors and weights on C chips and L links."""
 
     compute_s: FloatArray  # [C]
     in_bytes: FloatArray  # [C]
@@ -35,25 +36,25 @@ def loads(
     tensors: BoolArray | None = None,
     weights: BoolArray | None = None,
 ) -> Loads:
-    """Loads of the partition f [N].
+    """Loads of a partition, in seconds and bytes.
 
     Args:
       problem: of N nodes, K tensors and W weights.
-      f: [N] chips.
+      f: [N] chip of each node.
       nodes: [N] which nodes count; all by default.
-      tensors: [K] which tensors.
-      weights: [W] which weights.
+      tensors: [K] which tensors count; all by default.
+      weights: [W] which weights count; all by default.
     """
     chips = problem.num_chips
-    who = np.arange(problem.num_nodes) if nodes is None else np.flatnonzero(nodes)
-    compute_s = _sums(f[who], problem.node_s[who, problem.chip_kind[f[who]]], chips)
+    counted = np.arange(problem.num_nodes) if nodes is None else np.flatnonzero(nodes)
+    compute_s = _sums(f[counted], problem.node_s[counted, problem.chip_kind[f[counted]]], chips)
 
     source = f[problem.edge_producer]
     target = f[problem.edge_consumer]
     sent = source != target
     if tensors is not None:
         sent &= tensors[problem.edge_tensor]
-    # Each tensor once per chip that it goes to.
+    # A tensor counts once per destination chip.
     hops = np.unique(problem.edge_tensor[sent] * chips + target[sent])
     tensor, target = hops // chips, hops % chips
     in_bytes = _sums(target, problem.tensor_bytes[tensor], chips)
@@ -74,10 +75,10 @@ def loads(
 def _link_bytes(
     problem: Problem, source: IntArray, target: IntArray, tensor: IntArray
 ) -> FloatArray:
-    """[L] bytes on each link, of hops in ascending order of (tensor, target)."""
+    """Bytes on each link, [L]. The hops are in ascending order of (tensor, target)."""
     links = problem.mcm.links
     if problem.mcm.topology == "chain" and (source < target).all():
-        # From its producer to the farthest consumer, a tensor is on every link once.
+        # A tensor is on each link from its producer to its farthest consumer once.
         is_farthest = np.append(tensor[1:] != tensor[:-1], True)[: len(tensor)]
         sent = problem.tensor_bytes[tensor[is_farthest]]
         begins = _sums(source[is_farthest], sent, problem.num_chips)
@@ -98,50 +99,58 @@ def _link_bytes(
 
 
 def _sums(position: IntArray, values: FloatArray, count: int) -> FloatArray:
-    """[count] the sum of the values at each position."""
+    """Sums the values at each position 0..count-1, to [count]."""
     return np.bincount(position, values, count).astype(np.float64)
 
 
 def stage_s_of(problem: Problem, load: Loads) -> FloatArray:
-    """[C] seconds of each chip's stage."""
+    """Seconds of each chip's stage, [C]."""
     bandwidth = problem.mcm.link_bandwidth
     in_s, out_s = load.in_bytes / bandwidth, load.out_bytes / bandwidth
     return stage_s(problem.mcm.overlap, load.compute_s, in_s, out_s)
 
 
 def bottleneck_s(problem: Problem, f: IntArray) -> float:
-    """T of the partition f [N], in seconds."""
+    """T in seconds of the partition f [N]."""
     load = loads(problem, f)
     link_s = load.link_bytes.max(initial=0.0) / problem.mcm.link_bandwidth
     return float(max(stage_s_of(problem, load).max(), link_s))
 
 
 def peak_bytes(problem: Problem, f: IntArray) -> tuple[FloatArray, IntArray]:
-    """[C], [C] each chip's peak of live activations and the node at which it is reached first.
+    """Each chip's peak of live activations.
 
-    A tensor lives on its producer's chip from its producer to its last consumer there. The node is
-    -1 where nothing is ever alive.
+    A tensor is alive on its producer's chip from its producer to its last consumer there.
+
+    Args:
+      problem: of N nodes and C chips.
+      f: [N] chip of each node.
+
+    Returns:
+      [C] the peaks in bytes, and [C] the node at which each chip first reaches its peak; -1 where
+      nothing is ever alive.
     """
     chips, last = problem.num_chips, problem.tensor_producer.copy()
     local = f[problem.edge_producer] == f[problem.edge_consumer]
     np.maximum.at(last, problem.edge_tensor[local], problem.edge_consumer[local])
     chip = np.tile(f[problem.tensor_producer], 2)
-    # Born before its producer is looked at, dead after its last consumer was.
+    # Node v runs at moment 2 v. A tensor is alive from 2 producer to just before 2 last + 1.
     moment = np.concatenate([2 * problem.tensor_producer, 2 * last + 1])
     change = np.concatenate([problem.tensor_bytes, -problem.tensor_bytes])
     order = np.lexsort((moment, chip))
     chip, moment = chip[order], moment[order]
-    # Every tensor that is born dies, so each chip's sums begin at zero.
+    # Each tensor is added and removed once, so the running sum is zero where a chip begins.
     live = np.cumsum(change[order])
     peak, node = np.zeros(chips), np.full(chips, -1, np.int64)
     np.maximum.at(peak, chip, live)
+    # Descending, so that the first node at the peak is the last one written.
     reached = np.flatnonzero((live >= peak[chip]) & (peak[chip] > 0))[::-1]
     node[chip[reached]] = moment[reached] // 2
     return peak, node
 
 
 def memory_bytes(problem: Problem, f: IntArray) -> FloatArray:
-    """[C] what each chip holds under the partition f [N]."""
+    """Bytes M_c that each chip holds under the partition f [N], [C]."""
     load = loads(problem, f)
     if problem.mcm.memory_model == "weights":
         return load.weight_bytes
@@ -149,9 +158,15 @@ def memory_bytes(problem: Problem, f: IntArray) -> FloatArray:
 
 
 def triangle_conflicts(problem: Problem, f: IntArray) -> list[list[int]]:
-    """For each edge a -> b of the chip graph with a longer path beside it, such a path [a, ..., b].
+    """Finds the edges of the chip graph that break the triangle rule.
 
-    The path has the fewest chips. f [N] keeps dataflow: chip edges run upward.
+    Args:
+      problem: of N nodes.
+      f: [N] chip of each node, with acyclic dataflow: chip edges run from lower to higher chips.
+
+    Returns:
+      For each edge a -> b that has a longer path from a to b, such a path [a, ..., b] with the
+      fewest chips.
     """
     pairs = f[problem.node_pairs]
     pairs = np.unique(pairs[pairs[:, 0] != pairs[:, 1]], axis=0).reshape(-1, 2)
@@ -178,12 +193,12 @@ def triangle_conflicts(problem: Problem, f: IntArray) -> list[list[int]]:
 
 
 def segment_peak_bytes(problem: Problem, inside: BoolArray) -> float:
-    """The peak of live activations of a chip that runs just the nodes in `inside` [N]."""
+    """Peak bytes of live activations of a chip that runs exactly the nodes in `inside` [N]."""
     last = problem.tensor_producer.copy()
     local = np.flatnonzero(inside[problem.edge_producer] & inside[problem.edge_consumer])
     np.maximum.at(last, problem.edge_tensor[local], problem.edge_consumer[local])
     made = np.flatnonzero(inside[problem.tensor_producer])
-    # Between two of its nodes nothing is born, so the peak over all numbers is that over its nodes.
+    # Live bytes grow only at the chip's own nodes, so the maximum over all numbers is its peak.
     size = problem.tensor_bytes[made]
     change = np.bincount(problem.tensor_producer[made], size, problem.num_nodes + 1)
     change -= np.bincount(last[made] + 1, size, problem.num_nodes + 1)
@@ -191,11 +206,12 @@ def segment_peak_bytes(problem: Problem, inside: BoolArray) -> float:
 
 
 def peak_bounds(problem: Problem) -> tuple[FloatArray, FloatArray]:
-    """[M] twice: what a contracted node's chip has alive at least, and at most whatever else it
-    runs.
+    """Bounds the live activations on a chip while it runs a contracted node.
 
-    At least the outputs of one of its nodes; at most what would be alive around any of its nodes if
-    one chip ran everything.
+    Returns:
+      [M] bytes that are alive at least: the largest output of one of the contracted node's nodes.
+      [M] bytes that are alive at most, whatever else the chip runs: the largest amount that is
+      alive at one of these nodes if one chip runs the whole graph.
     """
     output = np.zeros(problem.num_nodes)
     np.add.at(output, problem.tensor_producer, problem.tensor_bytes)

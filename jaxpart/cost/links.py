@@ -1,4 +1,4 @@
-"""What a tensor loads on its way: links of a chain or a mesh, for a batch of partitions."""
+"""Bytes on the links of a chain or a mesh, for a batch of partitions."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ from jaxpart.cost.rows import add_up, set_row
 
 
 class Links:
-    """What a tensor loads: on a chain the links up to its last chip, on a mesh a tree of routes.
+    """Follows tensors to their chips and sums the bytes on each link.
 
-    `begin` and `extend` follow one tensor to its chips, `note` keeps where it went; a backward hop
-    on a chain loads no link.
+    On a chain a tensor loads the links from its producer's chip to its highest destination; a
+    backward hop loads no link. On a mesh it loads the union of its routes, each link once. The host
+    topology has no links.
+
+    The reach of a tensor says how far it has gone. `begin` makes it, `extend` adds one destination,
+    and `note` stores it in the notes of all tensors. `loads` turns the notes into bytes.
     """
 
     def __init__(self, problem: DeviceProblem, batch: int) -> None:
@@ -22,22 +26,35 @@ class Links:
         self.batch = batch
 
     def notes(self) -> Array:
-        """Nothing noted yet: on a chain, the last chip of each tensor; on a mesh, loads."""
-        s = self.config
-        if s.topology == "mesh":
-            return jnp.zeros((4, s.rows, s.cols, self.batch), self.problem.tensor_bytes.dtype)
-        rows = self.problem.tensor_bytes.shape[0] if s.topology == "chain" else 0
-        return jnp.full((rows, self.batch), -1, s.chip_dtype)
+        """Empty notes.
+
+        Returns:
+          Chain: [K, B] the last chip of each tensor, -1 so far. Host: [0, B]. Mesh: [4, rows, cols,
+          B] bytes on four links of each chip, 0 so far: to its right neighbour, from it, to its
+          lower neighbour, from it.
+        """
+        config = self.config
+        if config.topology == "mesh":
+            return jnp.zeros(
+                (4, config.rows, config.cols, self.batch), self.problem.tensor_bytes.dtype
+            )
+        rows = self.problem.tensor_bytes.shape[0] if config.topology == "chain" else 0
+        return jnp.full((rows, self.batch), -1, config.chip_dtype)
 
     def begin(self, source: Int[Array, " B"]) -> tuple[Array, ...]:
-        """How far a tensor has come that is still on its producer's chip."""
-        s = self.config
-        if s.topology == "host":
+        """The reach of a tensor that has not left its producer's chip.
+
+        Returns:
+          Chain: (last chip [B],). Mesh: lowest and highest column [B] in the row of the producer,
+          then lowest and highest row [cols, B] in each column. Host: ().
+        """
+        config = self.config
+        if config.topology == "host":
             return ()
-        if s.topology == "chain":
+        if config.topology == "chain":
             return (source,)
-        row, col = source // s.cols, source % s.cols
-        rows = jnp.broadcast_to(row[None], (s.cols, self.batch))
+        row, col = source // config.cols, source % config.cols
+        rows = jnp.broadcast_to(row[None], (config.cols, self.batch))
         return col, col, rows, rows
 
     def extend(
@@ -47,17 +64,24 @@ class Links:
         source: Int[Array, " B"],
         target: Int[Array, " B"],
     ) -> tuple[Array, ...]:
-        """The same, once it goes to the chip `target` too; `begins`: its first of all."""
-        s = self.config
+        """The reach of a tensor after it goes to one more chip.
+
+        Args:
+          reach: so far; ignored where `begins`.
+          begins: whether this is the first consumer that the walk meets of this tensor.
+          source: [B] the producer's chip.
+          target: [B] the consumer's chip.
+        """
+        config = self.config
         start = self.begin(source)
         reach = tuple(jnp.where(begins, new, old) for new, old in zip(start, reach, strict=True))
-        if s.topology == "host":
+        if config.topology == "host":
             return ()
-        if s.topology == "chain":
+        if config.topology == "chain":
             return (jnp.maximum(reach[0], target),)
         low_col, high_col, low_row, high_row = reach
-        row, col = target // s.cols, target % s.cols
-        here = jnp.arange(s.cols)[:, None] == col[None]
+        row, col = target // config.cols, target % config.cols
+        here = jnp.arange(config.cols)[:, None] == col[None]
         return (
             jnp.minimum(low_col, col),
             jnp.maximum(high_col, col),
@@ -73,17 +97,25 @@ class Links:
         k: Int[Array, ""],
         ends: Bool[Array, ""],
     ) -> Array:
-        """The notes once tensor k has gone that far; `ends`: and no further."""
-        s = self.config
-        if s.topology == "host":
+        """The notes after tensor k has gone as far as `reach` says.
+
+        Args:
+          notes: so far.
+          reach: of tensor k.
+          source: [B] the producer's chip.
+          k: the tensor.
+          ends: whether `reach` is complete: the tensor has no more consumers.
+        """
+        config = self.config
+        if config.topology == "host":
             return notes
-        if s.topology == "chain":
+        if config.topology == "chain":
             return set_row(notes, k, reach[0])
         low_col, high_col, low_row, high_row = reach
-        rows = jnp.arange(s.rows)[:, None, None]
-        cols = jnp.arange(s.cols)[None, :, None]
-        row0, col0 = (source // s.cols)[None, None], (source % s.cols)[None, None]
-        # The link between (row, col) and its right or lower neighbour, in either direction.
+        rows = jnp.arange(config.rows)[:, None, None]
+        cols = jnp.arange(config.cols)[None, :, None]
+        row0, col0 = (source // config.cols)[None, None], (source % config.cols)[None, None]
+        # The links between (row, col) and its right and lower neighbours, in both directions.
         used = jnp.stack(
             [
                 (rows == row0) & (cols >= col0) & (cols < high_col[None, None]),
@@ -97,30 +129,33 @@ class Links:
     def loads(
         self, notes: Array, departures: Int[Array, "K B"], sent: Float[Array, "C B"]
     ) -> Float[Array, "L B"]:
-        """Bytes per link, in the order of `MCM.links`.
+        """Bytes per link [L, B], in the order of `MCM.links`.
 
         Args:
           notes: of all tensors.
-          departures: the chip that each is sent from, -1 where it is not.
-          sent: bytes sent by each chip.
+          departures: [K, B] the chip that sends each tensor, or -1 if no chip does.
+          sent: [C, B] bytes sent by each chip.
         """
-        s = self.config
-        if s.topology == "host":
+        config = self.config
+        if config.topology == "host":
             return sent[:0]
-        if s.topology == "chain":
-            # Loaded from where it departs to its last chip: a sum of differences along the chain.
+        if config.topology == "chain":
+            # Link (c, c + 1) carries what chips up to c send, less what ends on a chip up to c.
             sizes = self.problem.tensor_bytes
             stops = jnp.where(departures >= 0, notes, -1)
-            ended = add_up(stops, self.problem.num_tensors, s.num_chips, lambda k, _: sizes[k])
-            return jnp.cumsum(sent - ended, axis=0)[: s.num_chips - 1]
+            ended = add_up(stops, self.problem.num_tensors, config.num_chips, lambda k, _: sizes[k])
+            return jnp.cumsum(sent - ended, axis=0)[: config.num_chips - 1]
         position = {}
-        for row in range(s.rows):
-            for col in range(s.cols):
-                chip = row * s.cols + col
-                flat = [plane * s.num_chips + chip for plane in range(4)]
-                if col + 1 < s.cols:
+        for row in range(config.rows):
+            for col in range(config.cols):
+                chip = row * config.cols + col
+                flat = [plane * config.num_chips + chip for plane in range(4)]
+                if col + 1 < config.cols:
                     position[chip, chip + 1], position[chip + 1, chip] = flat[0], flat[1]
-                if row + 1 < s.rows:
-                    position[chip, chip + s.cols], position[chip + s.cols, chip] = flat[2], flat[3]
+                if row + 1 < config.rows:
+                    position[chip, chip + config.cols], position[chip + config.cols, chip] = (
+                        flat[2],
+                        flat[3],
+                    )
         order = jnp.array([position[pair] for pair in sorted(position)], jnp.int32)
         return notes.reshape(-1, self.batch)[order]

@@ -1,4 +1,4 @@
-"""Rows of B candidates side by side: the few things that loops over a batch do with them."""
+"""Helpers for loops over rows of B candidates."""
 
 from __future__ import annotations
 
@@ -10,19 +10,24 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-# On a CPU, candidates that are walked together: enough of them that a loop's steps cost little,
-# and few enough that what a walk writes down stays in the cache until it is read.
+# Candidates of one chunk on a CPU: enough to spread a loop's overhead, few enough for the cache.
 _CHUNK = 512
 
+# The amount of row i, from i and the chips [B] of that row.
 Amount = Callable[[Array, Int[Array, " B"]], Array]
 
 
 def in_chunks(function: Callable[[Array], Any], assignment: Int[Array, "N B"]) -> Any:
-    """`function` of a batch, which a CPU is given a chunk at a time; memory is that of one chunk.
+    """Applies `function` to a batch; on a CPU to one chunk after the other.
+
+    The temporary arrays on a CPU are then those of one chunk.
 
     Args:
-      function: of [N, any], to a pytree of arrays whose last axis is the candidates.
+      function: takes [N, any] candidates to a pytree of arrays whose last axis is the candidates.
       assignment: the batch.
+
+    Returns:
+      The pytree for all B candidates.
     """
     rows, batch = assignment.shape
     chunks = -(-batch // _CHUNK)
@@ -46,13 +51,17 @@ def in_chunks(function: Callable[[Array], Any], assignment: Int[Array, "N B"]) -
 def add_up(
     chips: Int[Array, "M B"], count: Int[Array, ""], num_chips: int, amount: Amount
 ) -> Float[Array, "C B"]:
-    """Sums per chip over the first `count` rows.
+    """Sums an amount per chip over the first `count` of M rows.
 
     Args:
-      chips: the chip that each row counts for; -1: none.
+      chips: [M, B] the chip to which each row counts; -1: to no chip.
       count: at most M.
       num_chips: C.
-      amount: of row i, given i and its chips (0 for -1): a scalar or [B], of one dtype.
+      amount: of row i, from i and its chips (0 instead of -1): a scalar or [B], always of the same
+        dtype.
+
+    Returns:
+      [C, B] the sums.
     """
     batch = chips.shape[1]
     lane = jnp.arange(batch, dtype=jnp.int32)
@@ -68,10 +77,10 @@ def add_up(
 
 
 def add_row(rows: Float[Array, "M B"], i: Int[Array, ""], row: Float[Array, " B"]) -> Array:
-    """`rows` with `row` added to the one at i."""
+    """`rows` [M, B] with `row` [B] added to row i."""
     return set_row(rows, i, rows[i] + row)
 
 
 def set_row(rows: Array, i: Int[Array, ""], row: Array) -> Array:
-    """`rows` [M, B] with `row` [B] at i, converted."""
+    """`rows` [M, B] with `row` [B], converted to their dtype, as row i."""
     return lax.dynamic_update_index_in_dim(rows, row.astype(rows.dtype), i, 0)

@@ -1,12 +1,12 @@
-"""Batches over all local devices: each takes an equal part of the candidates.
+"""Shares a batch among all local devices: each device takes an equal part of the candidates.
 
-A mesh of one dimension, the candidates. What runs along it needs nothing of its neighbours, so no
-device waits for another, and the answers are those of one device: the batch is the same, only cut
-into parts. With one device everything here is the identity.
+The device mesh has one axis, the candidates. A program needs no data from the parts of other
+devices, so no device waits for another. The results are those of one device, because the batch is
+the same. With one device every function here is the identity.
 
-Programs that look at each candidate by itself go through `split` (`jax.shard_map`). Those that draw
-random numbers for the whole batch go through `split_draws`, where XLA's partitioner does the
-cutting, since the numbers of a part are not those of a small batch.
+A program that treats each candidate by itself goes through `split` (`jax.shard_map`). A program
+that draws random numbers for the whole batch goes through `split_draws`: there XLA's partitioner
+divides the program, because the numbers of a part differ from those of a smaller batch.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ _AXIS = "candidates"
 
 
 def devices_for(batch: int) -> int:
-    """How many local devices share a batch: as many as give each the same even number.
+    """The number of local devices that share a batch.
 
-    Even, because neighbours are treated differently (`orders.swept`).
+    It divides half the batch, so that each device has the same even number of candidates: even and
+    odd candidates may be treated differently (`swept` in `methods/orders/search.py`).
     """
     return math.gcd(max(batch // 2, 1), jax.local_device_count())
 
 
 def replicated(tree: T, batch: int) -> T:
-    """The arrays of `tree` on each device that shares a batch of this size; else as they are."""
+    """Copies the arrays of `tree` to each device that shares a batch of this size."""
     if devices_for(batch) == 1:
         return tree
     return jax.device_put(tree, NamedSharding(_mesh(devices_for(batch)), PartitionSpec()))
@@ -46,15 +47,18 @@ def split(
     out_axis: int = -1,
     **static: Any,
 ) -> Callable[..., Any]:
-    """`function` over parts of the batch, one per device; with one device, `function` itself.
+    """Makes `function` run on parts of the batch, one part per device.
 
     Args:
-      function: treats every candidate by itself, and at most even and odd ones differently.
+      function: treats every candidate by itself; it may treat even and odd candidates differently.
       batch: candidates in a call.
-      in_axes: for each argument (an array, or a tree where all devices have the whole), the axis of
-        the candidates, counted from the front; None: all devices need all of it.
-      out_axis: where the candidates are in every result.
-      static: arguments by name that are known to the compiler.
+      in_axes: for each argument, the axis of the candidates, counted from the front. None: every
+        device needs the whole argument, which may then be a pytree.
+      out_axis: the axis of the candidates in every result.
+      static: keyword arguments that the compiler treats as constants.
+
+    Returns:
+      The function over the whole batch; with one device, `function` itself.
     """
     count = devices_for(batch)
     if count == 1:
@@ -63,10 +67,18 @@ def split(
 
 
 def split_draws(function: Callable[..., T], batch: int, *static: Any) -> Callable[..., T]:
-    """`function` (problem, key, ...) whose result [N, B] is made in parts, one per device.
+    """Makes `function` compute its result [N, B] in parts, one part per device.
 
-    Same numbers as on one device: `jax.random` draws what a position in the batch should get, on
-    whichever device it is. With one device, `function` itself.
+    The random numbers are those of one device: what `jax.random` draws for a position in the batch
+    does not depend on the device.
+
+    Args:
+      function: called with the problem, a key, further arguments and then `static`.
+      batch: candidates in a call.
+      static: the last arguments, which the compiler treats as constants.
+
+    Returns:
+      The function without its static arguments; with one device it is not divided.
     """
     count = devices_for(batch)
     if count == 1:
@@ -100,7 +112,8 @@ def _split(
     def run(*arguments: Any) -> Any:
         shapes = jax.eval_shape(function, *arguments)
         out_specs = jax.tree.map(lambda leaf: _along(out_axis, leaf.ndim), shapes)
-        # Loops carry what all devices share together with what each has of its own.
+        # `check_vma` is off because the loops carry replicated values together with values of one
+        # device.
         return jax.shard_map(
             function, mesh=_mesh(count), in_specs=in_specs, out_specs=out_specs, check_vma=False
         )(*arguments)

@@ -1,6 +1,6 @@
-"""Why a partition is valid or not: each rule's verdict in words, with an example where it fails.
+"""Why a partition is valid or not: each rule's verdict in words, with an example if it fails.
 
-The verdicts themselves come from `cost`, the only place that decides; here they are explained.
+`cost/evaluate.py` decides the verdicts; this module only explains them.
 """
 
 from __future__ import annotations
@@ -24,17 +24,18 @@ class Verdict:
     """What one rule says about one partition."""
 
     rule: str
-    is_on: bool  # whether the module (or the graph) asks for it
+    is_on: bool  # whether the module or the graph asks for the rule
     holds: bool
-    detail: str  # one phrase; of a failure, an example
+    detail: str  # one phrase; if the rule fails, an example
 
 
 def verdicts(problem: Problem, assignment: IntArray, costs: Costs) -> tuple[Verdict, ...]:
-    """Every rule's verdict on one partition, in the order of the README.
+    """Every rule's verdict on one partition, whether the rule is on or off.
 
     Args:
+      problem: of N nodes.
       assignment: [N] chip of each node.
-      costs: of this one candidate, as from `result.score`.
+      costs: of this assignment, from `score` in `cost/evaluate.py`.
     """
     rules = problem.mcm.constraints
     graph_has_groups = bool((problem.colocate >= 0).any())
@@ -54,7 +55,13 @@ def verdicts(problem: Problem, assignment: IntArray, costs: Costs) -> tuple[Verd
 
 
 def broken_rules(problem: Problem, assignment: IntArray, costs: Costs) -> tuple[Verdict, ...]:
-    """The rules that are on and do not hold; none for a valid partition."""
+    """The verdicts of the rules that are on and do not hold; empty for a valid partition.
+
+    Args:
+      problem: of N nodes.
+      assignment: [N] chip of each node.
+      costs: of this assignment, from `score` in `cost/evaluate.py`.
+    """
     return tuple(v for v in verdicts(problem, assignment, costs) if v.is_on and not v.holds)
 
 
@@ -108,12 +115,12 @@ def _colocation(problem: Problem, f: IntArray) -> str:
 
 
 def _fixed_chips(problem: Problem, f: IntArray) -> str:
-    pinned = np.flatnonzero(problem.fixed_chip >= 0)
-    astray = pinned[f[pinned] != problem.fixed_chip[pinned]]
-    if len(astray):
-        v = astray[0]
+    fixed = np.flatnonzero(problem.fixed_chip >= 0)
+    misplaced = fixed[f[fixed] != problem.fixed_chip[fixed]]
+    if len(misplaced):
+        v = misplaced[0]
         return f"{_node(problem, f, v)} is fixed to chip {problem.fixed_chip[v]}"
-    return "each fixed node is where it must be" if len(pinned) else "the graph has no fixed chips"
+    return "each fixed node is where it must be" if len(fixed) else "the graph has no fixed chips"
 
 
 def _node(problem: Problem, f: IntArray, v: int) -> str:

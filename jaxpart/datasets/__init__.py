@@ -1,4 +1,4 @@
-"""The graphs that come with jaxpart: real architectures, by name and by side of the split."""
+"""The graphs that come with jaxpart: real architectures, listed by name and by split."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shipped graphs as a person reads them: a table, one graph's record, a picture."""
+"""The shipped graphs for a reader: a table, the record of one graph, a picture."""
 
 from __future__ import annotations
 
@@ -20,10 +20,14 @@ _HEADER = (
 
 
 def table(side: str | None = None, names: Sequence[str] = ()) -> str:
-    """A line for each graph: of one side of the split, of those named, or of all.
+    """A table of shipped graphs, one line per graph; all graphs by default.
+
+    Args:
+      side: only the graphs of this split; see `SPLITS`.
+      names: only the graphs with these names, in this order; `side` is then ignored.
 
     Raises:
-      InputError: there is no such side, or no such graph.
+      InputError: no split or no graph has this name.
     """
     if names:
         chosen = [entry(name) for name in names]
@@ -36,13 +40,20 @@ def table(side: str | None = None, names: Sequence[str] = ()) -> str:
 
 
 def record(one: Entry) -> str:
-    """All that is known of one graph, a field a line."""
+    """All fields of the manifest entry of one graph, one per line."""
     fields = msgspec.structs.asdict(one).items()
     return "\n".join(f"{field:<20} {'' if value is None else value}" for field, value in fields)
 
 
 def draw(graphs: Sequence[Graph]) -> bytes:
-    """A picture of some graphs as PNG: depth to the right, a dot a node, its area the FLOPs."""
+    """Draws graphs below each other.
+
+    Each node is a dot; its depth in the graph grows to the right. The area of a dot grows with the
+    square root of the node's FLOPs, its colour with their logarithm.
+
+    Returns:
+      The bytes of a PNG file.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.collections import LineCollection
     from matplotlib.figure import Figure
@@ -64,7 +75,10 @@ def draw(graphs: Sequence[Graph]) -> bytes:
 
 
 def _layout(graph: Graph) -> np.ndarray:
-    """[N, 2] depth of each node, and its rank among those as deep: near where its inputs are."""
+    """[N, 2] x and y of each node: its depth, and its centred rank among nodes of this depth.
+
+    The rank follows the mean y of the node's producers, so that edges stay short.
+    """
     before: list[list[int]] = [[] for _ in graph.nodes]
     for tensor in graph.tensors:
         for q in tensor.consumers:

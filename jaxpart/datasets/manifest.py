@@ -1,4 +1,4 @@
-"""The table of contents of a folder of graphs: where each comes from, what it looks like."""
+"""The manifest of a folder of graphs: the source and the properties of each graph."""
 
 from __future__ import annotations
 
@@ -15,49 +15,53 @@ FILE = "manifest.json"
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One graph of the data set; costs are per inference at batch 1."""
+    """One graph of the data set. Costs are per inference at batch size 1."""
 
-    name: str  # of the graph; its file is NAME.json.gz
-    family: str  # architectures that share their structure
+    name: str  # of the graph; the file is NAME.json.gz
+    family: str  # architectures with the same structure
     kind: Literal["cnn", "rnn", "transformer", "moe"]
-    split: Literal["train", "valid", "test", "extra"]  # a family stands on one side
-    source: str  # package that defines the layers, as named for pip
+    split: Literal["train", "valid", "test", "extra"]  # the same for a whole family
+    source: str  # package that defines the layers, by its pip name
     source_version: str
-    jax_version: str  # that traced it
-    license: str  # of the source, SPDX
-    config: str
-    fused: bool  # at the granularity of a compiler's kernels, or one node per primitive
-    counting: str  # the rule behind nodes, FLOPs and bytes, in a sentence
+    jax_version: str  # of the trace
+    license: str  # of the source, an SPDX identifier
+    config: str  # layers and sizes, in words
+    fused: bool  # True: one node per kernel of a compiler; False: one node per primitive
+    counting: str  # how nodes, FLOPs and bytes are counted, in words
     nodes: int
     edges: int  # pairs of a tensor and one of its consumers
-    weights: int
-    weight_mib: float
-    gflop: float
-    depth: int  # nodes on the longest path
-    width: int  # nodes of the largest antichain
-    ideals: int | None  # down-sets, the empty one included; None: more than ideals_limit
-    ideals_limit: int
-    largest_flops_share: float  # of the node with the most FLOPs
-    largest_time_share: float  # of the slowest node, on a chip of mcm36
-    topology: str  # hash of nodes and edges alone (`structure.topology_hash`)
-    sha256: str  # of the file
-    bytes: int  # of the file
+    weights: int  # number of weights
+    weight_mib: float  # MiB of all weights
+    gflop: float  # 1e9 FLOP of all nodes
+    depth: int  # number of nodes on the longest path
+    width: int  # number of nodes of the largest antichain
+    ideals: int | None  # ideals (down-sets), the empty one included; None: above ideals_limit
+    ideals_limit: int  # where the count of ideals stops
+    largest_flops_share: float  # of the node with the most FLOPs, in the FLOPs of all nodes
+    largest_time_share: float  # of the slowest node, in the time of all nodes, on a chip of mcm36
+    topology: str  # `topology_hash` in problem/structure.py
+    sha256: str  # hash of the file
+    bytes: int  # size of the file
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """All graphs of a folder, by name."""
+    """All graphs of a folder, sorted by name."""
 
     graphs: tuple[Entry, ...]
     format: Literal["jaxpart-manifest"]
     version: Literal[1]
 
     def __getitem__(self, name: str) -> Entry:
-        """The entry of one graph; KeyError where there is none."""
+        """The entry of one graph.
+
+        Raises:
+          KeyError: no graph has this name.
+        """
         return {entry.name: entry for entry in self.graphs}[name]
 
 
 def manifest(entries: Iterable[Entry]) -> Manifest:
-    """A manifest of these entries, sorted by name."""
+    """Makes a manifest of these entries and sorts them by name."""
     ordered = tuple(sorted(entries, key=lambda entry: entry.name))
     return Manifest(ordered, "jaxpart-manifest", 1)
 
@@ -67,7 +71,7 @@ def read(path: str | os.PathLike[str]) -> Manifest:
 
     Raises:
       InputError: the file cannot be read.
-      FileFormatError: it breaks the schema, or names a graph twice.
+      FileFormatError: the file breaks the schema, or names a graph twice.
     """
     try:
         found = msgspec.json.decode(read_bytes(path), type=Manifest)
@@ -85,7 +89,13 @@ def read(path: str | os.PathLike[str]) -> Manifest:
 
 
 def write(path: str | os.PathLike[str], contents: Manifest) -> None:
-    """Writes a manifest: keys of schema order, one a line, so that versions can be compared."""
+    """Writes a manifest with one key per line, in the order of the schema.
+
+    The fixed layout keeps differences between versions of the file short.
+
+    Raises:
+      InputError: the folder does not exist or cannot be written.
+    """
     fields = {
         "format": contents.format,
         "version": contents.version,

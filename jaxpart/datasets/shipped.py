@@ -1,4 +1,4 @@
-"""The graphs that come with jaxpart: real architectures, by name and by side of the split."""
+"""Access to the shipped graphs by name and by split."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jaxpart.problem.mcm import MCM
 SPLITS = ("train", "valid", "test", "extra")
 _SUFFIX = ".json.gz"
 _MOST_SUGGESTIONS = 5
-# In an installed package the graphs lie inside it, in a checkout beside it.
+# An installed package contains the graphs; in a checkout they are next to the package.
 _FOLDERS = (
     Path(__file__).parents[1] / "data" / "graphs",
     Path(__file__).parents[2] / "data" / "graphs",
@@ -30,13 +30,16 @@ def names() -> list[str]:
 
 
 def split(side: str) -> list[str]:
-    """The names of the graphs on one side: "train", "valid", "test", or "extra" (outside of it).
+    """The names of the graphs of one split.
 
-    A family of architectures stands on one side. Train on "train", select on "valid", and report
-    on "test".
+    All graphs of a family of architectures are in the same split.
+
+    Args:
+      side: "train" (to train on), "valid" (to select with), "test" (to report on), or "extra"
+        (for none of these).
 
     Raises:
-      InputError: there is no such side.
+      InputError: no split has this name.
     """
     if side not in SPLITS:
         raise InputError(f"no side of the split is named {side!r}, expected {', '.join(SPLITS)}")
@@ -44,16 +47,17 @@ def split(side: str) -> list[str]:
 
 
 def contents() -> Manifest:
-    """What is known of each graph: source, configuration, sizes, shape, hash, side of the split.
+    """The manifest of the shipped graphs: source, configuration, sizes, structure, hash, split.
 
     Raises:
-      FileFormatError: the manifest is damaged.
+      InputError: the manifest cannot be read.
+      FileFormatError: the manifest breaks its schema.
     """
     return _contents(_folder())
 
 
 def entry(name: str) -> Entry:
-    """What is known of one shipped graph.
+    """The manifest entry of one shipped graph.
 
     Raises:
       InputError: no graph has this name.
@@ -65,10 +69,10 @@ def entry(name: str) -> Entry:
 
 
 def load(name: str) -> Graph:
-    """A shipped graph.
+    """Loads a shipped graph.
 
     Raises:
-      InputError: no graph has this name; the message names those that come near.
+      InputError: no graph has this name; the message lists similar names.
     """
     files = _files()
     if name not in files:
@@ -79,10 +83,17 @@ def load(name: str) -> Graph:
 def resolve(
     name_or_path: str, *, dims: Mapping[str, int] | None = None
 ) -> tuple[Graph, MCM | None]:
-    """A shipped graph, or one from a file together with the machine that the file may bring.
+    """Loads a shipped graph by its name, or a graph from a file.
+
+    Args:
+      name_or_path: name of a shipped graph, or path of a file that `load_with_machine` reads.
+      dims: sizes of the free dimensions of an ONNX model, by name.
+
+    Returns:
+      The graph, and the module if the file contains one (else None).
 
     Raises:
-      InputError: neither a shipped graph nor a readable file of a known format.
+      InputError: there is no such graph and no such readable file of a known format.
     """
     if name_or_path in _files():
         return load(name_or_path), None

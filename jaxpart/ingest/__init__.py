@@ -1,1 +1,1 @@
-"""Models from outside become graphs."""
+"""Importers: they turn models and graph files of other formats into graphs."""

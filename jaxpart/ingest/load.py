@@ -1,4 +1,4 @@
-"""Graph files of every format, recognised by their content."""
+"""Loads graph files of every format; the content decides the format."""
 
 from __future__ import annotations
 
@@ -15,24 +15,27 @@ from jaxpart.problem.mcm import MCM
 
 
 def load_graph(path: str | os.PathLike[str], *, dims: Mapping[str, int] | None = None) -> Graph:
-    """The graph in a file: jaxpart's JSON, gzipped or not, max-load JSON, PipeDream or ONNX.
+    """Loads the graph in a file.
+
+    The formats are jaxpart's JSON, max-load JSON, a PipeDream profile, and ONNX; each can be
+    gzipped.
 
     Args:
       path: of the file.
-      dims: sizes of the free dimensions of an ONNX model.
+      dims: sizes of the free dimensions of an ONNX model, by name.
 
     Raises:
-      InputError: the file cannot be read, is of no known format, or breaks its own; the message
-        names it and the place.
+      InputError: the file cannot be read, has an unknown format, or breaks its format; the message
+        names the file and the place in it.
     """
     return load_with_machine(path, dims=dims)[0]
 
 
 def load_instance(path: str | os.PathLike[str]) -> tuple[Graph, MCM]:
-    """The graph and the module in a file that brings both: a max-load input.
+    """Loads the graph and the module in a file that contains both: a max-load input.
 
     Raises:
-      InputError: as `load_graph`, or the file brings no module.
+      InputError: as for `load_graph`, or the file contains no module.
     """
     graph, mcm = load_with_machine(path)
     if mcm is None:
@@ -45,7 +48,10 @@ def load_instance(path: str | os.PathLike[str]) -> tuple[Graph, MCM]:
 def load_with_machine(
     path: str | os.PathLike[str], *, dims: Mapping[str, int] | None = None
 ) -> tuple[Graph, MCM | None]:
-    """As `load_graph`, with the module where the file brings one."""
+    """Loads the graph in a file, and the module if the file contains one (else None).
+
+    Args and errors are those of `load_graph`.
+    """
     content = uncompressed(read_bytes(path), path)
     if not content.strip():
         raise errors.FileFormatError(f"{path}: the file is empty, expected a graph")

@@ -1,9 +1,11 @@
-"""Max-load inputs of Tarnawski et al. (NeurIPS 2020): a profiled graph and its machine in one JSON.
+"""Max-load inputs of Tarnawski et al. (NeurIPS 2020): a profiled graph and its module in one JSON.
 
-Read as they are: the accelerators ("FPGAs") behind a host, no overlap, memory for weights alone, no
-triangle rule; the CPUs are left out. Nodes are named by their id; parameter nodes stay nodes. All
-edges out of a node are one tensor, whose bytes are the edges' cost at a bandwidth of 1. Keys beyond
-those read here are left alone: the format is not ours.
+- The module has the accelerators ("FPGAs") of the file as chips; the CPUs are left out. It has the
+  host topology, no overlap, memory for weights only, and no triangle rule.
+- Nodes are named by their id. Parameter nodes stay nodes.
+- All edges out of a node are one tensor. Its bytes are the cost of the edges; the link bandwidth is
+  1 byte/s, so the cost is also the transfer time.
+- Unknown keys are ignored, since the format is not ours.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from jaxpart.problem.mcm import MCM, Chip, Constraints
 
 class _Node(msgspec.Struct, frozen=True):
     id: int | str
-    fpgaLatency: float  # noqa: N815 (the format's names)
+    fpgaLatency: float  # noqa: N815 (names of the format)
     size: float
     supportedOnFpga: int | bool = True  # noqa: N815
     isBackwardNode: int | bool = False  # noqa: N815
@@ -42,13 +44,18 @@ class _File(msgspec.Struct, frozen=True):
 
 
 def decode(content: bytes, path: str | os.PathLike[str]) -> tuple[Graph, MCM]:
-    """The graph and the machine of a max-load input.
+    """Decodes the graph and the module of a max-load input.
 
-    Warns where the edges out of a node differ in cost: the largest counts.
+    If the edges out of a node differ in cost, the largest cost counts, and a warning says so.
+
+    Args:
+      content: the bytes of the file.
+      path: for messages, and for the name of the graph and the module.
 
     Raises:
-      FileFormatError: the schema is broken, or it is a training input.
-      GraphError, MCMError: as `Graph` and `MCM`; the message begins with the path.
+      FileFormatError: the file breaks the schema, or is not an inference on accelerators.
+      GraphError: as for `Graph`; the message begins with the path.
+      MCMError: as for `MCM`; the message begins with the path.
     """
     try:
         file = msgspec.json.decode(content, type=_File)
@@ -74,7 +81,7 @@ def decode(content: bytes, path: str | os.PathLike[str]) -> tuple[Graph, MCM]:
         mcm = MCM(
             name,
             "host",
-            # Every node is profiled: the rates are never used.
+            # Every node has profiled seconds, so the two rates are never used.
             (Chip(peak_flops=1, sram_bandwidth=1, sram_bytes=file.maxSizePerFPGA),) * file.maxFPGAs,
             link_bandwidth=1.0,
             overlap=False,

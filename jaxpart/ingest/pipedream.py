@@ -1,9 +1,11 @@
 """PipeDream profiles (SOSP 2019, `graph.txt`): layers with measured times and sizes.
 
-A line is a node (`node4 -- Embedding(...) -- forward_compute_time=0.073, ...`) or, indented, an
-edge (`node4 -- node5`). Seconds are the forward time (in ms), the output is one tensor of
-activation_size bytes (a list: its sum), parameter_size is one weight. Input nodes stay nodes; nodes
-are named by their id. Fields beyond those are left alone.
+- A line is a node, `node4 -- Embedding(...) -- forward_compute_time=0.073, ...`, or an indented
+  edge, `node4 -- node5`. Nodes are named by their id. Input nodes stay nodes.
+- forward_compute_time (ms) gives the profiled seconds of the node.
+- activation_size (bytes; the sum if it is a list) gives the one tensor that the node produces.
+- parameter_size (bytes) gives one weight.
+- Other fields are ignored.
 """
 
 from __future__ import annotations
@@ -21,18 +23,23 @@ _FIELD = re.compile(r"(?P<key>\w+)=(?P<value>\[[^\]]*\]|[^,\s]+)")
 
 
 def is_profile(content: bytes) -> bool:
-    """Whether the first line is a node's or an edge's."""
+    """Whether the first line is a node or an edge of a profile."""
     first = content.lstrip(b"\r\n").split(b"\n", 1)[0].decode("utf-8", "replace")
     return bool(_NODE.match(first) or _EDGE.match(first))
 
 
 def decode(content: bytes, path: str | os.PathLike[str]) -> Graph:
-    """The graph of a profile.
+    """Decodes the graph of a profile.
+
+    Args:
+      content: the bytes of the file.
+      path: for messages, and for the name of the graph.
 
     Raises:
-      FileFormatError: a line that is neither a node nor an edge, or lacks a figure.
-      DuplicateNameError: two nodes have one id.
-      GraphError: as `Graph`; the message begins with the path.
+      FileFormatError: the file is not UTF-8 text, a line is neither a node nor an edge, a number is
+        missing or wrong, or an edge names an unknown node.
+      DuplicateNameError: two nodes have the same id.
+      GraphError: as for `Graph`; the message begins with the path.
     """
     nodes: list[Node] = []
     sizes: list[float] = []

@@ -1,6 +1,6 @@
-"""Search: the engine, the state that methods share, and one file a family of methods."""
+"""Search methods, one folder for each family; `METHODS` describes each method."""
 
-# What each method is, for `--help`; `engine.IMPLEMENTATIONS` has the code.
+# A line on each method, for `--help`; `jaxpart/engine.py` maps the names to the code.
 METHODS: dict[str, str] = {
     "auto": "the default: ideals, then searches in turn beside the solvers, until proven",
     "greedy": "the compiler's heuristic that improvements are measured against",

@@ -1,1 +1,1 @@
-"""What a user describes, as arrays: a graph, a module, and the problem that they make. No JAX."""
+"""A user's input: a graph, a module, and the problem that they make as arrays. No JAX."""

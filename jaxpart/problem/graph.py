@@ -1,6 +1,6 @@
-"""The graph of one inference step: what a user describes and jaxpart cuts.
+"""The graph of one inference step: operations, tensors and weights.
 
-Definitions: README, "What every figure means". All costs are per inference.
+All costs are per inference. Definitions: `jaxpart/README.md`.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str
     op: str
-    flops: float  # FLOP; a multiply-add is 2
-    bytes_accessed: float  # operands + results, each once, weights included
-    seconds: float | None = None  # profiled, on a chip of speed 1; replaces the roofline
-    colocate: int | None = None  # nodes of one group share a chip
-    pin: int | None = None  # the chip that the node must be on
+    flops: float  # FLOP; a multiply-add counts 2
+    bytes_accessed: float  # operands and results, each once, weights included
+    seconds: float | None = None  # profiled time on a chip of speed 1; replaces the roofline
+    colocate: int | None = None  # colocation group; all nodes of a group share a chip
+    pin: int | None = None  # fixed chip: the only chip that may run the node
 
 
 class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One value: made once, sent once to every other chip that consumes it."""
+    """One value. One node produces it; it is sent once to each other chip that consumes it."""
 
     producer: int  # node number
     bytes: float
-    consumers: tuple[int, ...]  # node numbers, ascending; empty: an output of the graph
+    consumers: tuple[int, ...]  # node numbers, ascending; empty for an output of the graph
 
 
 class Weight(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One parameter: every chip with a consumer holds one copy."""
+    """One parameter. Every chip with a consumer holds one copy."""
 
     bytes: float
     consumers: tuple[int, ...]  # node numbers, ascending
@@ -65,20 +65,25 @@ class _GraphFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Graph:
     """A directed acyclic graph of operations, numbered in a topological order.
 
-    Immutable, and checked when made. Consumers are sorted and named once each.
+    A graph is immutable. The constructor checks it, sorts consumers and removes repeated ones.
 
     Attributes:
-      nodes: the operations; node v is `nodes[v]`, and every edge runs from a lower to a higher
+      nodes: the N operations. Node v is `nodes[v]`; every edge runs from a lower to a higher
         number.
-      tensors: what nodes hand to each other.
-      weights: parameters; never nodes.
+      tensors: the K values that nodes pass to each other.
+      weights: the W parameters. A parameter is never a node.
       name: for tables and file names.
-      element_bytes: what one element of a float tensor was counted as; None where the byte counts
-        were measured and are never rescaled (the published formats).
+      element_bytes: bytes that one element of a float tensor was counted as. None: the byte counts
+        were measured (the published formats) and are never rescaled.
 
     Raises:
-      EmptyGraphError, DuplicateNameError, CostError, UnknownNodeError, CycleError, OrderError,
-      PinError: each names the node (or the tensor or weight) and what was expected.
+      EmptyGraphError: the graph has no nodes.
+      DuplicateNameError: two nodes have the same name.
+      CostError: a cost is negative or not finite, or `element_bytes` is not a positive number.
+      UnknownNodeError: a tensor or weight names a node that does not exist.
+      CycleError: the edges close a cycle.
+      OrderError: an edge runs from a higher to a lower number.
+      PinError: a fixed chip is negative, or one colocation group has two different fixed chips.
     """
 
     nodes: tuple[Node, ...]
@@ -108,7 +113,7 @@ class Graph:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Hash of everything but the name: the same graph, the same hash."""
+        """Hash of the graph without its name. Equal graphs have equal hashes."""
         return hashlib.sha256(_encode(self, with_name=False)).hexdigest()
 
     @property
@@ -123,13 +128,16 @@ class Graph:
 
     @property
     def num_edges(self) -> int:
-        """Pairs of a tensor and one of its consumers."""
+        """E: the number of edges. An edge is a pair of a tensor and one of its consumers."""
         return sum(len(tensor.consumers) for tensor in self.tensors)
 
     def rescaled(self, element_bytes: float) -> Graph:
-        """This graph with every byte count in elements of another size (int8 for float32: 1 for 4).
+        """The graph with all byte counts scaled to another element size.
 
-        A graph whose bytes were measured (`element_bytes` None) comes back as it is.
+        A graph with measured bytes (`element_bytes` None) is returned unchanged.
+
+        Args:
+          element_bytes: the new size of one element, in bytes. Example: 1 for int8.
         """
         if self.element_bytes is None or self.element_bytes == element_bytes:
             return self
@@ -144,7 +152,13 @@ class Graph:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the graph file, gzipped where the name ends in `.gz` (same graph, same bytes)."""
+        """Writes the graph file. Equal graphs give equal bytes.
+
+        The file is gzipped if the name ends in `.gz`.
+
+        Raises:
+          InputError: the folder does not exist or cannot be written.
+        """
         content = _encode(self, with_name=True)
         if os.fspath(path).endswith(".gz"):
             content = _gzipped(content)
@@ -155,14 +169,15 @@ class Graph:
         """Reads a graph file of jaxpart's own format, gzipped or not.
 
         Raises:
-          FileFormatError: the file is empty, cut off, or breaks the schema.
-          GraphError: the graph in it breaks a rule; the message begins with the file's name.
+          InputError: the file cannot be read.
+          FileFormatError: the file is empty, truncated, or breaks the schema.
+          GraphError: the graph breaks a rule (see `Graph`); the message begins with the path.
         """
         return decode(uncompressed(read_bytes(path), path), path)
 
 
 def _gzipped(content: bytes) -> bytes:
-    # `gzip.compress` writes headers that differ between releases of Python; this one does not.
+    # Not `gzip.compress`: its header differs between Python releases, and so would the bytes.
     buffer = io.BytesIO()
     with gzip.GzipFile("", "wb", compresslevel=9, fileobj=buffer, mtime=0) as file:
         file.write(content)
@@ -170,10 +185,14 @@ def _gzipped(content: bytes) -> bytes:
 
 
 def uncompressed(content: bytes, path: str | os.PathLike[str]) -> bytes:
-    """`content`, gunzipped where it is gzip.
+    """Decompresses `content` if it is gzip; returns it unchanged if it is not.
+
+    Args:
+      content: the bytes of a file.
+      path: for messages.
 
     Raises:
-      FileFormatError: a broken gzip file.
+      FileFormatError: the gzip data is broken.
     """
     if content[:2] != b"\x1f\x8b":
         return content
@@ -184,7 +203,16 @@ def uncompressed(content: bytes, path: str | os.PathLike[str]) -> bytes:
 
 
 def decode(content: bytes, path: str | os.PathLike[str]) -> Graph:
-    """A graph from the bytes of a graph file; `path` is for messages and the default name."""
+    """Decodes the graph in a file of jaxpart's own format.
+
+    Args:
+      content: the bytes of the file, uncompressed.
+      path: for messages, and for the graph's name where the file has none.
+
+    Raises:
+      FileFormatError: the file is empty or breaks the schema.
+      GraphError: the graph breaks a rule (see `Graph`); the message begins with the path.
+    """
     if not content.strip():
         raise errors.FileFormatError(f"{path}: the file is empty, expected a graph")
     try:
@@ -205,11 +233,19 @@ def from_unordered(
     name: str,
     element_bytes: float | None,
 ) -> Graph:
-    """A graph whose nodes come in any order: renumbered by Kahn, smallest position first.
+    """Builds a graph from nodes in any order; `topological_order` renumbers them.
+
+    Args:
+      nodes: [N] in any order.
+      tensors: producers and consumers are positions in `nodes`.
+      weights: consumers are positions in `nodes`.
+      name: as in `Graph`.
+      element_bytes: as in `Graph`.
 
     Raises:
       UnknownNodeError: a tensor or weight names a node that does not exist.
       CycleError: the edges close a cycle; the message names its nodes.
+      GraphError: the graph breaks another rule (see `Graph`).
     """
     count = len(nodes)
     tensors = list(_checked_tensors(tensors, count))
@@ -260,11 +296,11 @@ def _check_nodes(nodes: tuple[Node, ...]) -> None:
 
 
 def _check_colocation(nodes: tuple[Node, ...]) -> None:
-    pinned: dict[int, Node] = {}
+    first_fixed: dict[int, Node] = {}  # by colocation group
     for v, node in enumerate(nodes):
         if node.colocate is None or node.pin is None:
             continue
-        first = pinned.setdefault(node.colocate, node)
+        first = first_fixed.setdefault(node.colocate, node)
         if first.pin != node.pin:
             raise errors.PinError(
                 f"node {v} ({node.name!r}): fixed to chip {node.pin}, but {first.name!r} of its "
@@ -364,5 +400,5 @@ def _without_defaults(
 
 
 def _shortest_number(value: float | None) -> float | None:
-    """Whole numbers without a fraction: files stay short, and int or float hash alike."""
+    """Turns a whole number into an int: files stay short, and 2 and 2.0 hash alike."""
     return int(value) if value is not None and float(value).is_integer() else value

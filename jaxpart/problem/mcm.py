@@ -1,6 +1,6 @@
-"""The multi-chip module: chips, links and the rules that a partition must keep.
+"""The multi-chip module (MCM): chips, links, and the rules that a partition must keep.
 
-Definitions: README, "What every figure means".
+Definitions: `jaxpart/README.md`.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ MemoryModel = Literal["full", "weights"]
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One chip. All figures are positive and finite."""
+    """One chip. All fields are positive and finite; `MCM` checks this."""
 
     peak_flops: float  # FLOP/s
     sram_bandwidth: float  # bytes/s
-    sram_bytes: float
-    speed: float = 1.0  # divides every node's time
+    sram_bytes: float  # capacity
+    speed: float = 1.0  # relative; divides the time of every node
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -41,32 +41,37 @@ class Chip:
 
 @dataclasses.dataclass(frozen=True)
 class Constraints:
-    """Which of the hardware's rules hold."""
+    """Which rules of the hardware are on."""
 
     acyclic: bool = True  # data flows to the same or a higher chip
-    no_skip: bool = True  # the chips in use are 0..max
-    triangle: bool = True  # no transfer has a longer path between its chips beside it
-    memory: bool = True  # every chip's SRAM holds what it must
+    no_skip: bool = True  # the chips in use are 0 to the highest one in use
+    triangle: bool = True  # no edge a -> b of the chip graph has a longer path from a to b as well
+    memory: bool = True  # each chip needs at most its SRAM capacity
 
 
 @dataclasses.dataclass(frozen=True)
 class MCM:
-    """A module of `len(chips)` chips. Immutable, hashable, and checked when made.
+    """A module of C chips. It is immutable and hashable; the constructor checks it.
 
     Attributes:
       name: for tables and file names.
-      topology: `chain` (links c -> c+1), `host` (every transfer through host memory; each chip's
-        own port is the only limit) or `mesh` (chip = row * cols + col; column first, then row).
-      chips: in chip order.
-      link_bandwidth: bytes/s of each link, and of each chip's port.
+      topology: one of
+        - `chain`: the links are c -> c + 1;
+        - `host`: every transfer goes through host memory, and each chip's own port is the only
+          limit;
+        - `mesh`: chip = row * cols + col; a route changes the column first, then the row.
+      chips: [C] in chip order.
+      link_bandwidth: bytes/s of each link and of each chip's port.
       overlap: whether a chip computes, receives and sends at the same time.
-      memory_model: `full`, or `weights` (weights alone count).
-      constraints: which rules hold.
-      element_bytes: what the module computes in; None takes a graph's byte counts as they are.
-      rows, cols: of a mesh; None elsewhere.
+      memory_model: `full`, or `weights` (only weights count).
+      constraints: which rules are on.
+      element_bytes: size of one element in the module's arithmetic, in bytes; a graph is rescaled
+        to it. None: the byte counts of a graph are used unchanged.
+      rows: of a mesh; None for other topologies.
+      cols: of a mesh; None for other topologies.
 
     Raises:
-      MCMError: the field, and what was expected.
+      MCMError: a field is wrong; the message names it and what was expected.
     """
 
     name: str
@@ -122,12 +127,12 @@ class MCM:
 
     @property
     def num_chips(self) -> int:
-        """C."""
+        """C: the number of chips."""
         return len(self.chips)
 
     @functools.cached_property
     def links(self) -> tuple[tuple[int, int], ...]:
-        """The links as (from, to) pairs of chips, ascending; none on the host topology."""
+        """[L] the links as (from, to) pairs of chips, ascending; none on the host topology."""
         if self.topology == "host":
             return ()
         if self.topology == "chain":
@@ -143,7 +148,15 @@ class MCM:
         return tuple(sorted(pairs))
 
     def route(self, source: int, target: int) -> tuple[tuple[int, int], ...]:
-        """The links that a transfer uses, in order; none on the host topology."""
+        """The links that a transfer between two chips uses, in order.
+
+        Args:
+          source: chip that sends.
+          target: chip that receives; on a chain not lower than `source`.
+
+        Returns:
+          (from, to) pairs of chips, as in `links`; none on the host topology.
+        """
         if self.topology == "host":
             return ()
         if self.topology == "chain":
@@ -158,12 +171,12 @@ class MCM:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Hash of everything but the name."""
+        """Hash of the module without its name."""
         description = {k: v for k, v in self.description().items() if k != "name"}
         return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
     def description(self) -> dict[str, Any]:
-        """The description as in a TOML file, every default written out."""
+        """The description with the keys of a TOML file; every default is written out."""
         chips = [
             {"count": len(list(group)), **dataclasses.asdict(chip)}
             for chip, group in itertools.groupby(self.chips)
@@ -186,8 +199,9 @@ class MCM:
         """Reads a module's TOML file.
 
         Raises:
+          InputError: the file cannot be read.
           FileFormatError: the file breaks the schema.
-          MCMError: the description is inconsistent; the message begins with the file's name.
+          MCMError: the description is inconsistent; the message begins with the path.
         """
         content = read_bytes(path)
         try:
@@ -220,7 +234,7 @@ class _ConstraintsTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 
 
 class MCMFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The schema of a module's description, in TOML and inside a result file."""
+    """The schema of a module's description, in a TOML file and in a result file."""
 
     name: str
     topology: Topology
@@ -234,7 +248,7 @@ class MCMFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cols: int | None = None
 
     def resolve(self) -> MCM:
-        """The module that this describes.
+        """The module with this description.
 
         Raises:
           MCMError: the description is inconsistent.
@@ -261,10 +275,10 @@ class MCMFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
 
 
-# The chip of the presets: 4 TFLOP/s, 32 MiB of SRAM at 200 GB/s; its links carry 8 GB/s.
+# The chips and links of the presets.
 _CHIP = Chip(peak_flops=4e12, sram_bandwidth=200e9, sram_bytes=32 * 2**20)
 _BIG_CHIP = dataclasses.replace(_CHIP, sram_bytes=64 * 2**20, speed=2.0)
-_LINK_BANDWIDTH = 8e9
+_LINK_BANDWIDTH = 8e9  # bytes/s
 
 
 def _chain(count: int) -> MCM:
@@ -292,10 +306,10 @@ PRESETS: dict[str, Callable[[], MCM]] = {
 
 
 def load_mcm(name_or_path: str | os.PathLike[str]) -> MCM:
-    """A preset by its name, or a module from a TOML file.
+    """Loads a preset by its name, or a module from a TOML file.
 
     Raises:
-      InputError: neither a preset nor a readable file, or the file is wrong.
+      InputError: there is no such preset or readable file, or the file is wrong (see `MCM.load`).
     """
     name = os.fspath(name_or_path)
     if name in PRESETS:

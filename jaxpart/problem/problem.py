@@ -1,7 +1,7 @@
-"""A graph on a module, lowered to plain arrays: what every algorithm works on.
+"""A graph on a module, as plain arrays: the input of every algorithm.
 
-`Problem` is host-side and exact (numpy, float64, no JAX), so that solver workers can hold it
-without starting JAX. `cost.lower` makes the padded device copy of it.
+`Problem` lives on the host and is exact (numpy, float64). It does not use JAX, so that solver
+workers need not start JAX. `lower` in `cost/device.py` makes the padded copy for the device.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from jaxpart.problem.graph import Graph
 from jaxpart.problem.mcm import MCM
 from jaxpart.problem.topological import topological_order
 
-# Values of a fixed chip that are no chip: the node may go anywhere; its parts may go nowhere.
+# Special values of a fixed chip. FREE: any chip is allowed. CONTRADICTORY: no chip is allowed,
+# because nodes of one contracted node are fixed to different chips.
 FREE, CONTRADICTORY = -1, -2
 
 FloatArray = NDArray[np.float64]
@@ -28,33 +29,34 @@ IntArray = NDArray[np.int64]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Problem:
-    """One graph on one module. N nodes, C chips, S kinds of chips, K tensors, E edges, W weights.
+    """One graph on one module. Make it with `Problem.build`.
 
-    An edge is a pair of a tensor and one of its consumers; a use is a pair of a weight and one of
-    its consumers. Both are sorted by (tensor or weight, consumer). Make it with `Problem.build`.
+    Sizes: N nodes, C chips, S kinds of chips, K tensors, E edges, W weights, U uses of weights. An
+    edge is a pair of a tensor and one of its consumers. A use is a pair of a weight and one of its
+    consumers. Edges and uses are sorted by (tensor, consumer) and (weight, consumer).
     """
 
     graph: Graph  # in the module's element size
     mcm: MCM
     node_s: FloatArray  # [N, S] seconds of each node on each kind of chip
-    chip_kind: IntArray  # [C] kind of each chip, 0..S-1
+    chip_kind: IntArray  # [C] kind of each chip, 0 to S-1
     capacity_bytes: FloatArray  # [C]
-    fixed_chip: IntArray  # [N] chip, or FREE
-    colocate: IntArray  # [N] dense group number, or -1
-    tensor_producer: IntArray  # [K]
+    fixed_chip: IntArray  # [N] chip number, or FREE
+    colocate: IntArray  # [N] colocation group, numbered from 0 without gaps; -1 for none
+    tensor_producer: IntArray  # [K] node number
     tensor_bytes: FloatArray  # [K]
-    edge_tensor: IntArray  # [E]
-    edge_consumer: IntArray  # [E]
+    edge_tensor: IntArray  # [E] tensor number
+    edge_consumer: IntArray  # [E] node number
     weight_bytes: FloatArray  # [W]
-    use_weight: IntArray  # [U]
-    use_node: IntArray  # [U]
+    use_weight: IntArray  # [U] weight number
+    use_node: IntArray  # [U] node number
 
     @classmethod
     def build(cls, graph: Graph, mcm: MCM) -> Problem:
-        """Lowers `graph` on `mcm`, its bytes rescaled to the module's element size.
+        """Makes the arrays of `graph` on `mcm`; bytes are rescaled to the module's element size.
 
         Raises:
-          InputError: a node is pinned to a chip that the module does not have.
+          InputError: a node is fixed to a chip that the module does not have.
         """
         if mcm.element_bytes is not None:
             graph = graph.rescaled(mcm.element_bytes)
@@ -103,34 +105,34 @@ class Problem:
 
     @property
     def num_nodes(self) -> int:
-        """N."""
+        """N: the number of nodes."""
         return len(self.fixed_chip)
 
     @property
     def num_chips(self) -> int:
-        """C."""
+        """C: the number of chips."""
         return len(self.chip_kind)
 
     @property
     def num_tensors(self) -> int:
-        """K."""
+        """K: the number of tensors."""
         return len(self.tensor_bytes)
 
     @functools.cached_property
     def edge_producer(self) -> IntArray:
-        """[E] the node that makes each edge's tensor."""
+        """[E] the producer of each edge's tensor."""
         return self.tensor_producer[self.edge_tensor]
 
     @functools.cached_property
     def last_consumer(self) -> IntArray:
-        """[K] each tensor's highest-numbered consumer; its producer where there is none."""
+        """[K] the highest-numbered consumer of each tensor; its producer if it has no consumer."""
         last = self.tensor_producer.copy()
         np.maximum.at(last, self.edge_tensor, self.edge_consumer)
         return last
 
     @functools.cached_property
     def node_pairs(self) -> IntArray:
-        """[P, 2] the distinct (producer, consumer) pairs, sorted."""
+        """[P, 2] the distinct pairs (producer, consumer) of nodes, sorted."""
         pairs = np.stack([self.edge_producer, self.edge_consumer], axis=1)
         return np.unique(pairs, axis=0) if len(pairs) else pairs
 
@@ -141,7 +143,7 @@ class Problem:
 
     @functools.cached_property
     def own_weight_bytes(self) -> FloatArray:
-        """[N] bytes of the weights that a node shares with no other."""
+        """[N] bytes of the weights that only this node uses."""
         own = np.zeros(self.num_nodes)
         single = ~self.is_shared_weight[self.use_weight]
         np.add.at(own, self.use_node[single], self.weight_bytes[self.use_weight[single]])
@@ -149,21 +151,25 @@ class Problem:
 
     @functools.cached_property
     def mean_load_s(self) -> float:
-        """Greedy's first target: mean over chips of (all node seconds on that chip) / C."""
+        """The mean load in seconds: the mean over chips c of (sum of all node times on c) / C."""
         total_s = [math.fsum(column) for column in self.node_s.T.tolist()]
         return math.fsum(total_s[kind] for kind in self.chip_kind) / self.num_chips / self.num_chips
 
     @functools.cached_property
     def contraction(self) -> IntArray:
-        """[N] the block of each node: nodes that must share a chip whatever the partition.
+        """[N] the contracted node of each node.
 
-        Colocation groups, and where dataflow is acyclic the cycles that contracting them makes.
-        Contracted nodes are numbered in a topological order of the contracted graph (Kahn, smallest
-        first node first); with dataflow free to be cyclic, by their first node.
+        All nodes of one contracted node share a chip in every valid partition. They are the nodes
+        of one colocation group. If the acyclic rule is on, groups on a cycle of the contracted
+        graph are merged too.
+
+        With the acyclic rule, contracted nodes are numbered in a topological order of the
+        contracted graph (Kahn; among ready ones, the one with the smallest first node comes first).
+        Without it, they are numbered by their first node.
         """
         merge_cycles = self.mcm.constraints.acyclic
         first = contract(self.num_nodes, self.colocate, self.node_pairs, merge_cycles)
-        roots = np.unique(first)  # ascending: contracted node position = rank of its first node
+        roots = np.unique(first)  # ascending, so `dense` numbers them by first node
         dense = np.searchsorted(roots, first)
         if not self.mcm.constraints.acyclic:
             return dense
@@ -181,21 +187,19 @@ class Problem:
 
     @functools.cached_property
     def num_contracted(self) -> int:
-        """Number of blocks."""
+        """M: the number of contracted nodes."""
         return int(self.contraction.max()) + 1
 
     @functools.cached_property
     def contracted_pairs(self) -> IntArray:
-        """[P, 2] the distinct (from, to) pairs of different contracted nodes joined by an edge,
-        sorted.
-        """
+        """[P, 2] the distinct edges (from, to) between different contracted nodes, sorted."""
         pairs = self.contraction[self.node_pairs]
         pairs = pairs[pairs[:, 0] != pairs[:, 1]]
         return np.unique(pairs, axis=0) if len(pairs) else pairs
 
     @functools.cached_property
     def contracted_fixed_chip(self) -> IntArray:
-        """[M] the chip that each contracted node must be on, FREE, or CONTRADICTORY."""
+        """[M] the fixed chip of each contracted node, FREE, or CONTRADICTORY."""
         fixed = np.full(self.num_contracted, FREE, np.int64)
         for v in np.flatnonzero(self.fixed_chip != FREE):
             m = self.contraction[v]
@@ -205,17 +209,16 @@ class Problem:
 
     @property
     def is_contradictory(self) -> bool:
-        """Whether nodes that must share a chip are fixed to different ones: nothing is valid."""
+        """Whether a contracted node has two different fixed chips: no partition is valid."""
         return bool((self.contracted_fixed_chip == CONTRADICTORY).any())
 
     @functools.cached_property
     def contracted(self) -> Problem:
-        """This problem with contracted nodes for nodes (`graph` stays the original, for its name
-        alone).
+        """The problem whose N nodes are the M contracted nodes of this one.
 
-        Compute, traffic, links and weights of a partition of the contracted nodes are those of the
-        nodes; the peak of live activations is not, since a contracted node's nodes run at several
-        moments.
+        A partition has the same compute, traffic, link loads and weights in both problems. Its peak
+        of live activations can differ, because the nodes of one contracted node run at different
+        moments. `graph` stays the original graph; use only its name.
 
         Raises:
           InfeasibleError: the nodes of one contracted node are fixed to different chips.
@@ -246,15 +249,21 @@ class Problem:
         )
 
     def assignment_of(self, chips: Sequence[int] | IntArray) -> IntArray:
-        """[N] chips as an array.
+        """Checks the chips of an assignment and returns them as an array.
+
+        Args:
+          chips: [N] chip of each node.
+
+        Returns:
+          [N] the same chips.
 
         Raises:
-          InputError: not one chip of the module for each node.
+          InputError: `chips` does not give one chip of the module for each node.
         """
         f = np.asarray(chips)
         if f.shape != (self.num_nodes,):
             raise InputError(f"assignment has shape {f.shape}, expected ({self.num_nodes},)")
-        if f.dtype.kind not in "iu":  # 0.5 is no chip
+        if f.dtype.kind not in "iu":  # a float such as 0.5 is not a chip number
             raise InputError(f"assignment is of type {f.dtype}, expected whole numbers")
         if f.min() < 0 or f.max() >= self.num_chips:
             raise InputError(
@@ -264,14 +273,18 @@ class Problem:
 
 
 def contract(num_nodes: int, group: IntArray, pairs: IntArray, merge_cycles: bool) -> IntArray:
-    """[N] the smallest node of each node's block.
+    """Contracts groups of nodes; a contracted node is identified by its smallest node.
 
     Args:
-      group: [N] group number, or -1; nodes of one group share a block.
-      pairs: [P, 2] edges.
+      num_nodes: N.
+      group: [N] group number, or -1. Nodes of one group share a contracted node.
+      pairs: [P, 2] edges (from, to).
       merge_cycles: whether nodes on a cycle of the contracted graph share a contracted node too.
+
+    Returns:
+      [N] for each node, the smallest node of its contracted node.
     """
-    from scipy.sparse import coo_array  # slow to import, and not all workers need it
+    from scipy.sparse import coo_array  # slow to import; not all workers need it
     from scipy.sparse.csgraph import connected_components
 
     first = np.arange(num_nodes)

@@ -1,4 +1,4 @@
-"""The shape of a graph, costs aside: how deep, how wide, and whether two are the same."""
+"""The structure of a graph without its costs: hash, depth and width."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from jaxpart.problem.graph import Graph
 
 
 def topology_hash(graph: Graph) -> str:
-    """Hash of nodes and edges alone: the same for graphs that differ in costs or numbering.
+    """Hash of the nodes and edges; costs, names and numbering do not change it.
 
-    Each node is labelled by all paths into it and all paths out of it; the hash is of the edges'
-    labels. Isomorphic graphs share it. So do, seldom, graphs that are none: the labels tell nodes
-    apart as colour refinement does in two sweeps (Weisfeiler & Leman 1968), not more.
+    1. A forward sweep labels each node by the labels of its producers, that is, by all paths into
+       the node. A backward sweep labels it by its consumers, that is, by all paths out of it.
+    2. The hash covers the pair of labels of each node, and the pairs of both ends of each edge.
+
+    Isomorphic graphs have the same hash. Other graphs rarely have the same hash, but can: two
+    sweeps of colour refinement (Weisfeiler & Leman 1968) do not distinguish all nodes.
     """
     before, after = _neighbours(graph)
     count = len(before)
@@ -31,7 +34,7 @@ def topology_hash(graph: Graph) -> str:
 
 
 def depth(graph: Graph) -> int:
-    """Nodes on the longest path."""
+    """Number of nodes on the longest path."""
     before, _ = _neighbours(graph)
     length: list[int] = []
     for predecessors in before:
@@ -40,18 +43,27 @@ def depth(graph: Graph) -> int:
 
 
 def width(graph: Graph) -> int:
-    """Nodes of the largest antichain: how many can run side by side at most."""
+    """Number of nodes of the largest antichain: at most this many nodes can run in parallel."""
     before, _ = _neighbours(graph)
     pairs = [(u, v) for v, predecessors in enumerate(before) for u in predecessors]
     return largest_antichain(len(before), np.array(pairs, np.int64).reshape(-1, 2))
 
 
 def largest_antichain(count: int, pairs: NDArray[np.int64]) -> int:
-    """Size of the largest set of `count` nodes of which no two are joined by a path of `pairs`.
+    """Size of the largest antichain: a set of nodes with no path from one to another.
 
-    By Dilworth's theorem the fewest paths that cover all nodes, where paths may share nodes: N
-    less the largest matching of each node with one that comes after it (Fulkerson 1956), found as
-    a maximum flow in which a path may pass through nodes that it does not match.
+    1. By Dilworth's theorem, it is the smallest number of paths that cover all nodes, where paths
+       may share nodes.
+    2. That number is N minus the size of a maximum matching of nodes to later nodes, where a node
+       is matched to at most one later and to at most one earlier node (Fulkerson 1956). A later
+       node is one that a path reaches.
+    3. A maximum flow gives this matching. One unit of flow goes from an earlier node u to a later
+       node v that u is matched to. It may pass through other nodes (edges `enter` -> `leave`)
+       without matching them, so the transitive closure is not needed.
+
+    Args:
+      count: N, the number of nodes.
+      pairs: [P, 2] the edges (from, to) of an acyclic graph.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import maximum_flow
@@ -68,7 +80,7 @@ def largest_antichain(count: int, pairs: NDArray[np.int64]) -> int:
 
 
 def _neighbours(graph: Graph) -> tuple[list[set[int]], list[set[int]]]:
-    """For each node its producers and its consumers, each once."""
+    """The producers and the consumers of each node, without repeats."""
     before: list[set[int]] = [set() for _ in graph.nodes]
     after: list[set[int]] = [set() for _ in graph.nodes]
     for tensor in graph.tensors:

@@ -1,4 +1,4 @@
-"""Topological orders, and the cycles that forbid them."""
+"""Topological orders, and cycles in graphs that have none."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from collections.abc import Iterable, Sequence
 
 
 def topological_order(successors: Sequence[Iterable[int]]) -> list[int] | None:
-    """Kahn's algorithm, smallest position first; None where there is a cycle.
+    """Orders positions by Kahn's algorithm; among ready positions, the smallest comes first.
 
     Args:
-      successors: for each position the positions that must come later (repeats are harmless).
+      successors: [N] for each position, the positions that must come later; repeats are allowed.
+
+    Returns:
+      [N] the positions in order; None if there is a cycle.
     """
     indegree = [0] * len(successors)
     targets = [set(later) for later in successors]
@@ -31,7 +34,14 @@ def topological_order(successors: Sequence[Iterable[int]]) -> list[int] | None:
 
 
 def find_cycle(successors: Sequence[Iterable[int]]) -> list[int]:
-    """The positions along one cycle, in order; empty where there is none."""
+    """Finds one cycle by depth-first search.
+
+    Args:
+      successors: [N] as for `topological_order`.
+
+    Returns:
+      The positions on the cycle, in order; empty if there is no cycle.
+    """
     state = [0] * len(successors)  # 0 new, 1 on the current path, 2 done
     for root in range(len(successors)):
         if state[root]:

@@ -1,1 +1,1 @@
-"""Results: figures, files, report, picture, progress."""
+"""Results: costs, files, report, picture and progress."""

@@ -1,4 +1,4 @@
-"""Scoring any partition, valid or not."""
+"""Scores any partition, valid or not."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from jaxpart.results.scored import ScoredPartition
 
 
 class Evaluation(ScoredPartition):
-    """What `evaluate` gives: exact figures, and every rule's verdict."""
+    """The result of `evaluate`: exact costs, and the verdict of every rule."""
 
     def verdicts(self) -> tuple[Verdict, ...]:
-        """Every rule's verdict: whether it is on, whether it holds, and an example if not."""
+        """For each rule: whether it is on, whether it holds, and an example if it does not."""
         return verdicts(self.problem, self.assignment, self.costs)
 
     def summary(self) -> str:
-        """A page for a person: the figures, the verdicts, and a table of the chips."""
+        """A page of text: the costs, the verdicts, and a table of the chips."""
         return report.evaluation(self)
 
 
@@ -36,10 +36,12 @@ def evaluate(
     Args:
       graph: of N nodes.
       mcm: of C chips.
-      assignment: [N] chip of each node, or the chip by the node's name; valid or not.
+      assignment: [N] chip of each node, or the chip of each node by the node's name. The partition
+        may be invalid.
 
     Raises:
-      InputError: not one chip of the module for each node, or a chip fixed beyond the module's.
+      InputError: the assignment does not give one chip of the module for each node, or a node is
+        fixed to a chip that the module does not have.
     """
     problem = Problem.build(graph, mcm)
     if isinstance(assignment, Mapping):
@@ -50,7 +52,13 @@ def evaluate(
 
 
 def evaluation_of(problem: Problem, assignment: IntArray, notes: Sequence[str] = ()) -> Evaluation:
-    """The evaluation of one assignment [N] on a problem; its bound is the combinatorial one."""
+    """Scores one assignment [N] on a problem; the lower bound is the combinatorial one.
+
+    Args:
+      problem: of N nodes.
+      assignment: [N] chip of each node; valid or not.
+      notes: sentences for the user.
+    """
     bound = combinatorial_bound(problem)
     return Evaluation(
         problem,
@@ -64,7 +72,7 @@ def evaluation_of(problem: Problem, assignment: IntArray, notes: Sequence[str] =
 
 
 def rescaling_notes(graph: Graph, problem: Problem) -> tuple[str, ...]:
-    """What the user should know where the module rescaled the graph's bytes."""
+    """A note for the user if `problem` has rescaled the bytes of `graph`; else none."""
     if problem.graph is graph:
         return ()
     new = problem.graph.element_bytes

@@ -1,6 +1,6 @@
 """The result file: its schema, and the partition in it.
 
-A partition alone may also come as plain JSON, `{"node": chip, ...}`.
+A partition without a result can also be a plain JSON file, `{"node": chip, ...}`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from jaxpart.problem.graph import Graph
 from jaxpart.problem.mcm import MCM, MCMFile
 from jaxpart.problem.problem import IntArray, Problem
 
-# Relative difference of two float64 sums of the same costs that no user should be told about.
-_SAME = 1e-9
+# Largest relative difference of two float64 bottlenecks that is only rounding; no note is made.
+_ROUNDING_ERROR = 1e-9
 
 
 class _Stage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -51,7 +51,7 @@ class _Search(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ResultFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The schema of a result file; every key is there, and no other."""
+    """The schema of a result file. All keys are required; other keys are errors."""
 
     format: Literal["jaxpart-result"]
     version: Literal[1]
@@ -74,35 +74,40 @@ class ResultFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclasses.dataclass(frozen=True)
 class StoredPartition:
-    """A partition as a file has it, not yet tied to a graph."""
+    """A partition from a file, by node name; it is not yet matched with a graph."""
 
     path: str
-    chips: dict[str, int]  # by node name
+    chips: dict[str, int]  # chip by node name
 
     def on(self, graph: Graph, mcm: MCM) -> IntArray:
-        """[N] chips in the order of `graph`'s nodes; valid or not.
+        """[N] the chips in the order of the nodes of `graph`; the partition may be invalid.
 
         Raises:
-          InputError: not every node of `graph` exactly once, or a chip that `mcm` does not have.
+          InputError: as `in_node_order`.
         """
         return in_node_order(self.chips, graph, mcm, self.path)
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredResult(StoredPartition):
-    """A result file: a partition with the module and the figures that it was stored with."""
+    """A result file: a partition, and the module and the costs stored with it."""
 
     file: ResultFile
     mcm: MCM
 
     def notes(self, problem: Problem, bottleneck_s: float) -> tuple[str, ...]:
-        """What differs between the file and this scoring of it."""
+        """The differences between the file and a new scoring of it, one sentence each.
+
+        Args:
+          problem: the problem of the new scoring.
+          bottleneck_s: the bottleneck of the new scoring, in seconds.
+        """
         file, notes = self.file, []
         if file.graph_sha256 != problem.graph.sha256:
             notes.append(f"made for another graph ({file.graph}); scored on {problem.graph.name}")
         if self.mcm.sha256 != problem.mcm.sha256:
             notes.append(f"made for another module ({self.mcm.name}); scored on {problem.mcm.name}")
-        if not notes and not math.isclose(file.bottleneck_s, bottleneck_s, rel_tol=_SAME):
+        if not notes and not math.isclose(file.bottleneck_s, bottleneck_s, rel_tol=_ROUNDING_ERROR):
             notes.append(
                 f"the file says {file.bottleneck_s * 1e6:.6g} us for the bottleneck, it is "
                 f"{bottleneck_s * 1e6:.6g} us"
@@ -110,16 +115,20 @@ class StoredResult(StoredPartition):
         return tuple(notes)
 
     def is_for(self, problem: Problem) -> bool:
-        """Whether it was made for this very graph and module, whatever their names."""
+        """Whether the file was made for the same graph and module; names may differ."""
         is_same_graph = self.file.graph_sha256 == problem.graph.sha256
         return is_same_graph and self.mcm.sha256 == problem.mcm.sha256
 
 
 def read_partition(path: str | os.PathLike[str]) -> StoredPartition:
-    """Reads a result file (a `StoredResult` comes back), or plain JSON {"node": chip, ...}.
+    """Reads a result file, or plain JSON {"node": chip, ...}.
+
+    Returns:
+      A `StoredResult` for a result file.
 
     Raises:
-      FileFormatError: neither of the two, or a broken one.
+      InputError: the file cannot be read.
+      FileFormatError: the file is neither of the two, or breaks the schema.
     """
     content = read_bytes(path)
     if not content.strip():
@@ -128,7 +137,7 @@ def read_partition(path: str | os.PathLike[str]) -> StoredPartition:
         top = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise FileFormatError(f"{path}: {error}; expected a result or a partition") from error
-    # A node of a plain partition may be called "format", but its chip is no string.
+    # A plain partition can have a node named "format", but its value is a number, not a string.
     if not bytes(top.get("format", b"")).startswith(b'"'):
         return StoredPartition(os.fspath(path), _chips_by_name(content, path))
     file = _decode(content, path)
@@ -137,9 +146,10 @@ def read_partition(path: str | os.PathLike[str]) -> StoredPartition:
 
 
 def read_result(path: str | os.PathLike[str]) -> StoredResult:
-    """Reads a result file and nothing else.
+    """Reads a result file; a plain partition is an error.
 
     Raises:
+      InputError: the file cannot be read.
       FileFormatError: the file breaks the schema.
     """
     stored = read_partition(path)
@@ -149,11 +159,18 @@ def read_result(path: str | os.PathLike[str]) -> StoredResult:
 
 
 def read_assignment(path: str | os.PathLike[str], graph: Graph, mcm: MCM) -> IntArray:
-    """[N] chips from a result file, or from plain JSON {"node": chip, ...}; valid or not.
+    """Reads the assignment in a file that `read_partition` accepts.
+
+    Args:
+      path: of the file.
+      graph: of N nodes.
+      mcm: of C chips.
+
+    Returns:
+      [N] chip of each node; the partition may be invalid.
 
     Raises:
-      FileFormatError: neither of the two, or a broken one.
-      InputError: not every node of `graph` exactly once, or a chip that `mcm` does not have.
+      InputError: as `read_partition` and `in_node_order`.
     """
     return read_partition(path).on(graph, mcm)
 
@@ -166,7 +183,7 @@ def _decode(content: bytes, path: str | os.PathLike[str]) -> ResultFile:
 
 
 def _module_of(file: ResultFile, path: str | os.PathLike[str]) -> MCM:
-    """The module in the file, its stages and links checked against it."""
+    """The module in the file; checks that stages and links of the file fit it."""
     try:
         mcm = file.mcm.resolve()
     except MCMError as error:
@@ -181,7 +198,7 @@ def _module_of(file: ResultFile, path: str | os.PathLike[str]) -> MCM:
 
 
 def _chips_by_name(content: bytes, path: str | os.PathLike[str]) -> dict[str, int]:
-    """Chip by node name, from a JSON object in which no name stands twice."""
+    """Chip by node name, from a JSON object; a repeated name is an error."""
     if not content.lstrip().startswith(b"{"):
         raise FileFormatError(f'{path}: assignment: expected an object {{"node": chip, ...}}')
     chips: dict[str, int] = {}
@@ -199,7 +216,21 @@ def _chips_by_name(content: bytes, path: str | os.PathLike[str]) -> dict[str, in
 def in_node_order(
     chips: dict[str, int], graph: Graph, mcm: MCM, path: str | os.PathLike[str]
 ) -> IntArray:
-    """[N] chips in node order."""
+    """Puts the chips of an assignment in node order.
+
+    Args:
+      chips: chip by node name.
+      graph: of N nodes.
+      mcm: of C chips.
+      path: for messages.
+
+    Returns:
+      [N] chip of each node.
+
+    Raises:
+      InputError: `chips` lacks a node of `graph`, names an unknown one, or names a chip that `mcm`
+        does not have.
+    """
     names = [node.name for node in graph.nodes]
     missing = [name for name in names if name not in chips]
     unknown = sorted(chips.keys() - set(names))

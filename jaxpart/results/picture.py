@@ -1,4 +1,4 @@
-"""A picture of a partition: load, memory and links of every chip. Matplotlib without pyplot."""
+"""A picture of a partition: load, memory and links of every chip."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ COLOURS = {"compute": "#3b6fb6", "in": "#e0a030", "out": "#c8553d", "memory": "#
 
 
 def kind_of(path: str | os.PathLike[str]) -> str:
-    """The kind of picture that the ending of `path` asks for: `png`, `svg` or `pdf`.
+    """The kind of picture by the ending of `path`: `png`, `svg` or `pdf`.
 
     Raises:
-      InputError: another ending.
+      InputError: `path` has another ending.
     """
     ending = Path(path).suffix.lower()
     if ending not in KINDS:
@@ -33,10 +33,17 @@ def kind_of(path: str | os.PathLike[str]) -> str:
 
 
 def draw(scored: ScoredPartition, path: str | os.PathLike[str]) -> bytes:
-    """The picture's bytes, of the kind that the ending of `path` asks for.
+    """Draws a partition; valid or not.
+
+    Args:
+      scored: the partition.
+      path: decides the kind of picture (`kind_of`); nothing is written there.
+
+    Returns:
+      The bytes of the picture.
 
     Raises:
-      InputError: an ending that is no picture.
+      InputError: `path` has an unknown ending.
     """
     from matplotlib.figure import Figure  # slow to import
 
@@ -101,7 +108,7 @@ def _draw_load(axis: Any, scored: ScoredPartition, chips: np.ndarray) -> None:
     )
     axis.set_ylabel("us per inference")
     axis.set_ylim(bottom=0)
-    # Outside the axes: inside, it would hide the chips that matter.
+    # The legend is outside the axes; inside, it would hide bars.
     axis.legend(ncols=5, loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=9)
 
 

@@ -1,4 +1,4 @@
-"""Progress of a search on stderr: one live line on a terminal, a few plain ones elsewhere."""
+"""Progress of a search: one live line on a terminal, a few plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     from jaxpart.runtime.state import Progress
 
-_PLAIN_EVERY_S = 5.0
+_PLAIN_EVERY_S = 5.0  # seconds between plain lines
 
 
 def line(progress: Progress) -> str:
@@ -34,12 +34,12 @@ def shown(stream: TextIO) -> Iterator[Callable[[Progress], None]]:
     from rich.console import Console  # slow to import
 
     with Console(file=stream).status("starting") as status:
-        # Names of phases are plain text, not rich's markup.
+        # rich reads "[" as markup; the name of a phase is plain text.
         yield lambda progress: status.update(line(progress).replace("[", r"\["))
 
 
 def _plain(stream: TextIO) -> Callable[[Progress], None]:
-    """Writes a line when the phase changes, else every few seconds."""
+    """Writes a line when the phase changes, and otherwise every `_PLAIN_EVERY_S`."""
     last_phase, last_s = "", 0.0
 
     def show(progress: Progress) -> None:

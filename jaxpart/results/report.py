@@ -1,6 +1,7 @@
-"""What a person reads about a partition: figures, a table of the chips, and what binds.
+"""The text report on a partition: costs, a table of the chips, and the binding resources.
 
-Times in us, sizes in MiB. Everything is plain text of at most about 100 columns.
+A resource is binding if it takes as long as the bottleneck. Times are in us, sizes in MiB. The text
+is plain, with at most about 100 columns.
 """
 
 from __future__ import annotations
@@ -20,15 +21,20 @@ if TYPE_CHECKING:
     from jaxpart.results.scored import ScoredPartition
 
 _MIB = 2**20
-PROVEN_GAP = 1e-4  # a gap up to this is called optimal
-_BINDS = 1 - 1e-9  # share of the bottleneck from which a resource counts as binding
-_NEARLY_FULL = 0.95  # share of a chip's memory
-_FULL = 0.98  # from which memory binds
-_LINKS_SHOWN = 6
+PROVEN_GAP = 1e-4  # largest gap that the report calls "proven optimal"
+_BINDING_SHARE = 1 - 1e-9  # of the bottleneck; from here on, a resource is binding
+_FULL_SHARE = 0.95  # of a chip's capacity; from here on, the table says "memory full"
+_MEMORY_BINDS = 0.98  # of a chip's capacity; above it, `binding_kind` says "+mem"
+_LINKS_SHOWN = 6  # most links in one line
 
 
 def summary(scored: ScoredPartition, search: str) -> str:
-    """The page about a result; `search` says how it was found."""
+    """The report on a result.
+
+    Args:
+      scored: the result.
+      search: how it was found, in words.
+    """
     problem = scored.problem
     time = _time_format(scored.bottleneck_s)
     rows = [
@@ -42,7 +48,7 @@ def summary(scored: ScoredPartition, search: str) -> str:
 
 
 def evaluation(scored: ScoredPartition) -> str:
-    """The page about any partition, valid or not, with every rule's verdict."""
+    """The report on any partition, valid or not, with the verdict of every rule."""
     problem = scored.problem
     time = _time_format(scored.bottleneck_s)
     rows = [("verdict", "valid" if scored.valid else "NOT VALID"), *_rows_of(scored)]
@@ -59,7 +65,7 @@ def evaluation(scored: ScoredPartition) -> str:
 
 
 def headline(problem: Problem) -> str:
-    """The graph and the machine in two lines."""
+    """Two lines: the graph, and the module."""
     graph = problem.graph
     what = (
         f"{graph.name}: {len(graph.nodes):,} nodes, {graph.num_edges:,} edges, "
@@ -72,7 +78,7 @@ def headline(problem: Problem) -> str:
 
 
 def machine_line(mcm: MCM) -> str:
-    """A module in one line."""
+    """One line on a module."""
     shape = f"{mcm.rows}x{mcm.cols} mesh" if mcm.topology == "mesh" else mcm.topology
     sizes = _range([chip.sram_bytes / _MIB for chip in mcm.chips])
     peaks = _range([chip.peak_flops * chip.speed / 1e12 for chip in mcm.chips])
@@ -84,8 +90,8 @@ def machine_line(mcm: MCM) -> str:
 
 
 def binding(problem: Problem, costs: Costs) -> str:
-    """Which resource sets the bottleneck, and how many others are as busy."""
-    limit = float(costs.bottleneck_s) * _BINDS
+    """The first binding resource, and how many others are binding."""
+    limit = float(costs.bottleneck_s) * _BINDING_SHARE
     if limit == 0:
         return "nothing (all costs are zero)"
     busy = []
@@ -100,18 +106,24 @@ def binding(problem: Problem, costs: Costs) -> str:
 
 
 def binding_kind(problem: Problem, costs: Costs) -> str:
-    """What sets the bottleneck: "compute" or "links"; "+mem" where a chip is all but full."""
-    limit_s = float(costs.bottleneck_s) * _BINDS
+    """What sets the bottleneck: "compute" or "links"; "+mem" if the memory of a chip is full."""
+    limit_s = float(costs.bottleneck_s) * _BINDING_SHARE
     kind = "compute" if float(np.max(costs.compute_s)) >= limit_s else "links"
     full = np.asarray(costs.memory_bytes) / problem.capacity_bytes
-    return f"{kind}+mem" if problem.mcm.constraints.memory and full.max() > _FULL else kind
+    return f"{kind}+mem" if problem.mcm.constraints.memory and full.max() > _MEMORY_BINDS else kind
 
 
 def chip_table(problem: Problem, assignment: IntArray, costs: Costs) -> str:
-    """One row per chip in use: nodes, us of each resource, memory, and a mark on what binds.
+    """A table with one row per chip in use: nodes, times, memory, and what binds.
 
-    On a chain, `link` is the link to the next chip. Load is the stage (or that link, where it takes
-    longer) as a share of the bottleneck.
+    On a chain, the column `link` is the link to the next chip. `load` is the time of the stage, or
+    of that link if it is longer, as a share of the bottleneck. `full` is memory as a share of the
+    capacity.
+
+    Args:
+      problem: of N nodes and C chips.
+      assignment: [N] chip of each node.
+      costs: of this one candidate.
     """
     bottleneck_s = float(costs.bottleneck_s)
     time = _time_format(bottleneck_s)
@@ -126,11 +138,11 @@ def chip_table(problem: Problem, assignment: IntArray, costs: Costs) -> str:
         load = max(float(costs.stage_s[c]), *link, 0.0) / bottleneck_s if bottleneck_s else 0.0
         full = float(costs.memory_bytes[c]) / problem.capacity_bytes[c]
         marks = _binding_parts(problem.mcm, costs, c)
-        if link and bottleneck_s and link[0] >= bottleneck_s * _BINDS:
+        if link and bottleneck_s and link[0] >= bottleneck_s * _BINDING_SHARE:
             marks.append("link")
         if full > 1:
             marks.append("memory over")
-        elif full >= _NEARLY_FULL:
+        elif full >= _FULL_SHARE:
             marks.append("memory full")
         rows.append(
             [
@@ -151,7 +163,10 @@ def chip_table(problem: Problem, assignment: IntArray, costs: Costs) -> str:
 
 
 def link_lines(problem: Problem, costs: Costs) -> list[str]:
-    """The busiest links of a mesh; on a chain they stand in the table, a host has none."""
+    """Lines on the busiest links of a mesh; none for other topologies.
+
+    On a chain, `chip_table` has the links; a host has none.
+    """
     if problem.mcm.topology != "mesh" or not problem.mcm.links:
         return []
     bottleneck_s = float(costs.bottleneck_s)
@@ -200,9 +215,9 @@ def _bound(scored: ScoredPartition, time: Callable[[float], str]) -> str:
 
 
 def _binding_parts(mcm: MCM, costs: Costs, c: int) -> list[str]:
-    """What of chip c takes as long as the bottleneck."""
+    """The binding parts of the stage of chip c: compute, in, out."""
     bottleneck_s = float(costs.bottleneck_s)
-    limit = bottleneck_s * _BINDS
+    limit = bottleneck_s * _BINDING_SHARE
     parts = [("compute", costs.compute_s[c]), ("in", costs.in_s[c]), ("out", costs.out_s[c])]
     if bottleneck_s == 0 or costs.stage_s[c] < limit:
         return []
@@ -212,7 +227,7 @@ def _binding_parts(mcm: MCM, costs: Costs, c: int) -> list[str]:
 
 
 def _time_format(bottleneck_s: float) -> Callable[[float], str]:
-    """Seconds as us, with so many decimals that the bottleneck shows five digits."""
+    """A function from seconds to text in us; it shows about five digits of the bottleneck."""
     whole = math.floor(math.log10(bottleneck_s * 1e6)) if bottleneck_s > 0 else 4
     decimals = min(max(4 - whole, 0), 6)
     return lambda seconds: f"{seconds * 1e6:.{decimals}f}"
@@ -228,18 +243,18 @@ def _range(values: Sequence[float]) -> str:
 
 
 def _spans(numbers: IntArray) -> str:
-    """Runs of numbers: 3-5, 9."""
+    """Ascending numbers as text; a run is shortened: 3-5, 9."""
     runs = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1)
     return ", ".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else f"{r[0]}" for r in runs)
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of text, every column but the last padded to its widest entry."""
+    """Lines with left-aligned columns; the last one is not padded."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
     return ["  ".join([*map(str.ljust, row, widths), row[-1]]) for row in rows]
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Right-aligned columns, the last one left-aligned."""
+    """Lines with right-aligned columns; the last one is left-aligned."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
     return ["  ".join([*map(str.rjust, row, widths), row[-1]]).rstrip() for row in rows]

@@ -1,4 +1,4 @@
-"""Results: a valid partition with everything that is known about it, in memory and as a file."""
+"""The result of a search: a valid partition with its costs, in memory and as a file."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class SearchInfo:
     """How a result was found."""
 
     method: str
-    samples: int
+    samples: int  # costs, or changes of cost, that were computed for one candidate
     wall_s: float
     seed: int
-    interrupted: bool = False
+    interrupted: bool = False  # by the user
     # (samples, seconds, best bottleneck in seconds) at each improvement, in order.
     history: tuple[tuple[int, float, float], ...] = ()
 
@@ -42,7 +42,7 @@ class Result(ScoredPartition):
     search: SearchInfo
 
     def summary(self) -> str:
-        """A page for a person: the figures, a table of the chips, and what binds."""
+        """A page of text: the costs, a table of the chips, and what binds."""
         search = self.search
         found = (
             f"{search.method}, {search.samples:,} samples in {search.wall_s:.1f} s, "
@@ -56,12 +56,12 @@ class Result(ScoredPartition):
         The ending of `path` decides the kind: .png, .svg or .pdf.
 
         Raises:
-          InputError: another ending, or the folder cannot be written.
+          InputError: `path` has another ending, or its folder cannot be written.
         """
         write_whole(path, draw(self, path))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the result file, whole or not at all.
+        """Writes the result file, either completely or not at all.
 
         Raises:
           InputError: the folder does not exist or cannot be written.
@@ -82,7 +82,7 @@ class Result(ScoredPartition):
             "format": "jaxpart-result",
             "version": 1,
             "graph": graph.name,
-            # Of the graph as it was scored, in the module's element size.
+            # Hash of the scored graph, which is in the module's element size.
             "graph_sha256": graph.sha256,
             "mcm": mcm.description(),
             "assignment": {
@@ -112,19 +112,21 @@ class Result(ScoredPartition):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], graph: Graph, mcm: MCM | None = None) -> Result:
-        """Reads a result file and scores its assignment anew: stored figures are not trusted.
+        """Reads a result file and scores its assignment again; stored costs are not trusted.
 
-        The one thing taken from the file is the lower bound, where graph and module are the ones it
-        was proven for, and a note says so. Loaded against others, the partition is scored on these,
-        with a note.
+        The lower bound of the file is used only if it was proven for the same graph and module and
+        is the better bound; a note says so. If the file was made for another graph or module, a
+        note says that too.
 
         Args:
-          graph: must have the node names of the file.
-          mcm: the module to score on; the file's where None.
+          path: of the file.
+          graph: the graph to score on; it must have the node names of the file.
+          mcm: the module to score on. None: the module in the file.
 
         Raises:
           FileFormatError: the file breaks the schema.
-          InputError: the names differ from the graph's, or the partition is not valid here.
+          InputError: the file cannot be read, its node names differ from the graph's, or the
+            partition is not valid for this graph and module.
         """
         stored = read_result(path)
         problem = Problem.build(graph, mcm or stored.mcm)

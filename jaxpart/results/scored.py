@@ -1,4 +1,4 @@
-"""A partition and its exact figures: what the report and the picture work from."""
+"""A partition and its exact costs: the input of the report and the picture."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from jaxpart.problem.problem import IntArray, Problem
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ScoredPartition:
-    """One partition, valid or not, scored in float64 on its problem of N nodes and C chips."""
+    """One partition, valid or not, scored in float64 on a problem of N nodes and C chips."""
 
     problem: Problem
     assignment: IntArray  # [N] chip of each node
     costs: Costs  # of this one candidate: [C], [L] and scalars
-    baseline_s: float | None  # the greedy heuristic's bottleneck; None where it finds nothing valid
-    lower_bound_s: float  # no valid partition is faster
-    bound_method: str  # the name of the bound's proof
-    notes: tuple[str, ...]  # what the user should know (rescaling, an early stop)
+    baseline_s: float | None  # bottleneck of the greedy baseline; None if it finds nothing valid
+    lower_bound_s: float  # no valid partition has a smaller bottleneck
+    bound_method: str  # name of the method that proved the lower bound
+    notes: tuple[str, ...]  # sentences for the user, for example on rescaling
 
     @property
     def valid(self) -> bool:
@@ -30,35 +30,35 @@ class ScoredPartition:
 
     @property
     def bottleneck_s(self) -> float:
-        """T: seconds between two inferences."""
+        """T: the bottleneck, the time between two inferences, in seconds."""
         return float(self.costs.bottleneck_s)
 
     @property
     def throughput_per_s(self) -> float | None:
-        """1 / T; None where T is 0."""
+        """1 / T, in inferences/s; None if T is 0."""
         return 1 / self.bottleneck_s if self.bottleneck_s > 0 else None
 
     @property
     def improvement(self) -> float | None:
-        """T of the baseline / T; None where there is no baseline, or T is 0."""
+        """T of the baseline / T; None if there is no baseline or T is 0."""
         if self.baseline_s is None or self.bottleneck_s == 0:
             return None
         return self.baseline_s / self.bottleneck_s
 
     @property
     def gap(self) -> float | None:
-        """T / lower bound - 1; None where T or the bound is 0."""
+        """T / lower bound - 1; None if T or the lower bound is 0."""
         if self.bottleneck_s == 0 or self.lower_bound_s == 0:
             return None
         return self.bottleneck_s / self.lower_bound_s - 1
 
     @property
     def chips_used(self) -> int:
-        """Number of chips with a node."""
+        """Number of chips with at least one node."""
         return len(np.unique(self.assignment))
 
     def stages(self) -> tuple[tuple[str, ...], ...]:
-        """The names of the nodes on each of the C chips, in the order in which they run."""
+        """[C] the names of the nodes on each chip, in the order in which they run."""
         names: list[list[str]] = [[] for _ in range(self.problem.num_chips)]
         for node, chip in zip(self.problem.graph.nodes, self.assignment.tolist(), strict=True):
             names[chip].append(node.name)

@@ -1,8 +1,9 @@
-"""Processes that take turns on the cores that a search leaves them.
+"""Core sharing: background processes run in turn on the cores that a search leaves free.
 
-Niceness alone does not do it: where the system shares its cores out by session or by container, it
-does not count between them, and on one core four busy processes then have a quarter each, the
-search among them. So those that are busy and too many are stopped (SIGSTOP), and go on in turn.
+Niceness alone is not enough. Some systems divide their cores between sessions or containers, and
+there niceness has no effect across these. On one core, the search and three busy solvers would then
+get a quarter each. So `CoreSharing` stops the surplus of busy processes (SIGSTOP) and lets them
+continue (SIGCONT) in turn.
 """
 
 from __future__ import annotations
@@ -15,20 +16,26 @@ import sys
 import threading
 from collections.abc import Generator
 
-# Stopping needs a way to end with the parent even so; only Linux has one.
+# Whether processes can be stopped. A stopped process must still end with its parent, and only Linux
+# can do that (`end_with_parent`).
 IS_POSSIBLE = sys.platform == "linux"
-_TURN_S = 0.1
+# Seconds that a process runs before the next one continues.
+_TIME_SLICE_S = 0.1
+# The option of Linux's `prctl` that sets the signal at the parent's death.
 _PR_SET_PDEATHSIG = 1
 
 
 class CoreSharing:
-    """At most so many of the busy processes run at a time. Where stopping is not possible, all."""
+    """Lets a limited number of the busy processes run at a time.
+
+    Where processes cannot be stopped (`IS_POSSIBLE`), all of them run.
+    """
 
     def __init__(self, slots: int) -> None:
-        """Stops nothing yet.
+        """Makes an empty group; stops nothing yet.
 
         Args:
-          slots: processes that may run at a time.
+          slots: number of busy processes that may run at a time.
         """
         self._slots = slots
         self._busy: collections.deque[subprocess.Popen[bytes]] = collections.deque()
@@ -37,14 +44,18 @@ class CoreSharing:
 
     @contextlib.contextmanager
     def busy(self, process: subprocess.Popen[bytes]) -> Generator[None]:
-        """While inside, the process is busy and takes turns; after it, it runs."""
+        """Context in which the process is busy and shares the cores; afterwards it runs freely.
+
+        Args:
+          process: a process of this machine that does work inside the context.
+        """
         if not IS_POSSIBLE:
             yield
             return
         with self._changed:
             if self._thread is None and len(self._busy) >= self._slots:
                 thread = threading.Thread(target=self._rotate, daemon=True)
-                thread.start()  # it waits for the lock
+                thread.start()  # it waits for the lock, so the process is in the queue by then
                 self._thread = thread
             self._busy.append(process)
         try:
@@ -56,17 +67,17 @@ class CoreSharing:
                 self._changed.notify()
 
     def _rotate(self) -> None:
-        """A turn after the other, as long as there are more than may run."""
+        """Gives each process its time slice, while more are busy than may run."""
         with self._changed:
             try:
                 while len(self._busy) > self._slots:
-                    in_turn = list(self._busy)
-                    for process in in_turn[self._slots :]:
+                    queue = list(self._busy)
+                    for process in queue[self._slots :]:
                         _send(process, signal.SIGSTOP)
-                    for process in in_turn[: self._slots]:
+                    for process in queue[: self._slots]:
                         _send(process, signal.SIGCONT)
                     self._busy.rotate(-self._slots)
-                    self._changed.wait(_TURN_S)
+                    self._changed.wait(_TIME_SLICE_S)
             finally:
                 for process in self._busy:
                     _send(process, signal.SIGCONT)
@@ -74,12 +85,15 @@ class CoreSharing:
 
 
 def _send(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    with contextlib.suppress(OSError):  # it ended meanwhile, or may not be told
+    with contextlib.suppress(OSError):  # the process has ended, or refuses the signal
         process.send_signal(number)
 
 
 def end_with_parent() -> None:
-    """Has the kernel kill this process when the thread that started it ends, stopped or not."""
+    """Makes the kernel kill this process when the thread that started it ends.
+
+    A stopped process is killed too. Does nothing where `IS_POSSIBLE` is false.
+    """
     if IS_POSSIBLE:
         import ctypes
 

@@ -1,4 +1,8 @@
-"""Ctrl-C between steps: an exception in the midst of compiled code may surface as another error."""
+"""Ctrl-C takes effect between the steps of a search.
+
+An exception inside compiled code may surface as another error. So the first Ctrl-C only sets an
+event, which the search reads between its steps.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +15,10 @@ from types import FrameType
 
 @contextlib.contextmanager
 def deferred_interrupt() -> Generator[threading.Event]:
-    """Yields an event that is set by the first Ctrl-C; the second one raises KeyboardInterrupt.
+    """Yields an event that the first Ctrl-C sets; the second one raises KeyboardInterrupt.
 
-    Outside the main thread, and where a program handles interrupts its own way, nothing is changed
-    and the event is never set.
+    Outside the main thread, or where the program has its own handler of SIGINT, this changes
+    nothing and the event is never set.
     """
     interrupted = threading.Event()
 

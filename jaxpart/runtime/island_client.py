@@ -1,18 +1,21 @@
-"""What runs in the process beside an island: the client of `jax.distributed`, and nothing else.
+"""The client process of an island: it runs the client of `jax.distributed` and nothing else.
 
-JAX's coordination service ends every client's process when the service is gone, whatever its
-options (XLA's `client.h` calls the fatal log; a callback that is given instead cannot be called
-from Python in jaxlib 0.10.2), and a program with a client can only start its devices together with
-all others. So the client has a process of its own, that may die without harm to the search.
+The client has a process of its own, which may die without harm to the search, for two reasons:
 
-Islands meet in the service's key-value store, never in a collective or a barrier:
+- JAX's coordination service ends the process of every client when the service is gone, whatever its
+  options. (XLA's `client.h` calls the fatal log. A callback can replace that call, but jaxlib
+  0.10.2 cannot call one from Python.)
+- A program with a client can start its devices only together with all other programs.
 
-    jaxpart/score/I  serial number, beat, figures: small, read by all in every round
-    jaxpart/elite/I  the partition, as `islands.Elite`; read by those whose best is worse
+Islands exchange data in the key-value store of the service, never by a collective or a barrier:
 
-The service lets nobody in before all have come: until then every island is alone. It lives beside
-island 0 (`--coordinator` is its address) and stays there until the others have left or fallen
-silent, even when island 0 has ended or was killed.
+    jaxpart/score/I  the `Score` of island I: small, every island reads it in every round
+    jaxpart/elite/I  its best partition, as `islands.Elite`; islands with a worse best read it
+
+The service admits no client before all clients have come. Until then every island is alone. The
+service runs in the client process of island 0 (`--coordinator` is its address). It stays there
+until the other islands have left or are silent, even when the search of island 0 has ended or was
+killed.
 """
 
 from __future__ import annotations
@@ -27,24 +30,36 @@ from typing import Any, BinaryIO, Literal
 
 import msgspec
 
+# Seconds between two rounds of the exchange.
 _ROUND_S = 0.2
-# An island whose beat stands still for so long is gone.
+# Seconds without a new beat after which an island counts as gone.
 SILENT_S = 15.0
+# Seconds to wait for all clients to come.
 _JOIN_S = 300
+# Seconds that the client stays after its search has ended, to tell the other islands.
 _FAREWELL_S = 3.0
+# Seconds without a heartbeat after which the service counts a client as gone.
 _HEARTBEAT_S = 20
+# Folders of the key-value store; the island's number follows.
 _SCORES, _ELITES = "jaxpart/score/", "jaxpart/elite/"
+# Host names that mean this machine.
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
-Event = Literal["joined", "elite", "bound", "stranger", "others", "left"]
+# What the client tells the search, and the content that comes with it:
+# - left: None;
+# - others: the number of other islands at work;
+# - stranger: the number of an island that works on another problem;
+# - bound: (island, lower bound in seconds, method of the proof);
+# - elite: (island, the bytes of an `islands.Elite`).
+Event = Literal["elite", "bound", "stranger", "others", "left"]
 
 
 class Score(msgspec.Struct, frozen=True, array_like=True):
-    """What an island tells of itself. Seconds; `digest` names its problem."""
+    """The state of an island, for the other islands."""
 
-    digest: str
-    serial: int = 0  # of its elite
-    beat: int = 0
+    digest: str  # names the problem and the cost model: `islands.digest_of`
+    serial: int = 0  # number of its elite
+    beat: int = 0  # grows in every round, as a sign of life
     has_left: bool = False
     bottleneck_s: float = float("inf")
     lower_bound_s: float = 0.0
@@ -52,18 +67,22 @@ class Score(msgspec.Struct, frozen=True, array_like=True):
 
 
 class News(msgspec.Struct, frozen=True):
-    """From the search to its postman."""
+    """A message from the search to its client process."""
 
     score: Score
-    elite: bytes | None = None  # None: as before
+    elite: bytes | None = None  # None: unchanged
 
 
 def main() -> None:
-    """Arguments: coordinator, number of islands, this island. News on standard input (pickles),
-    pairs of an event and its content on standard output."""
+    """Runs the client until the search has ended and no island needs the service.
+
+    The arguments of the command are the coordinator's address, the number of islands and the number
+    of this island. `News` comes on standard input; pairs of an `Event` and its content leave on
+    standard output. Both are pickles.
+    """
     coordinator, islands, island = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     events = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints must not end up among the events
+    os.dup2(2, 1)  # output that a library prints must not mix with the events
     inbox: queue.SimpleQueue[News | None] = queue.SimpleQueue()
     joined = threading.Event()
     threading.Thread(
@@ -72,7 +91,7 @@ def main() -> None:
     client = _join(coordinator, islands, island)
     joined.set()
     _Rounds(client, events, inbox, islands, island).run()
-    os._exit(0)  # the service would wait for clients that are gone
+    os._exit(0)  # a normal exit would wait for clients that are gone
 
 
 def _listen(
@@ -82,8 +101,8 @@ def _listen(
         try:
             inbox.put(pickle.load(source))
         except EOFError:
-            # The others hear of it, and island 0 keeps the service for them; but nothing that hangs
-            # or has not begun stays behind.
+            # The search has ended. The rounds tell the other islands, and island 0 keeps the
+            # service for them. A client that has not joined, or that hangs, ends here.
             if not joined.is_set():
                 os._exit(0)
             inbox.put(None)
@@ -104,7 +123,7 @@ def _join(coordinator: str, islands: int, island: int) -> Any:
         cluster_detection_method="deactivate",
         initialization_timeout=_JOIN_S,
         heartbeat_timeout_seconds=_HEARTBEAT_S,
-        # Open to other machines only where those are meant.
+        # The port is open to other machines only if the address is not a loopback address.
         coordinator_bind_address=coordinator if host in _LOOPBACK else None,
     )
     # JAX has no public name for the key-value store of its public service.
@@ -114,7 +133,7 @@ def _join(coordinator: str, islands: int, island: int) -> Any:
 
 
 class _Rounds:
-    """One round after the other: what is new goes out, what is better elsewhere comes in."""
+    """The rounds of the exchange: each sends the island's news and reads the other islands'."""
 
     def __init__(
         self,
@@ -127,15 +146,14 @@ class _Rounds:
         self._client, self._inbox, self._island = client, inbox, island
         self._events: BinaryIO | None = events
         self._own: Score | None = None
-        self._is_lone = False  # the search has ended
+        self._has_search_ended = False
         self._beat = 0
         self._seen: dict[int, Score] = {}
-        self._heard_s = dict.fromkeys(set(range(islands)) - {island}, time.monotonic())
+        self._last_heard_s = dict.fromkeys(set(range(islands)) - {island}, time.monotonic())
         self._others: int | None = None
 
     def run(self) -> None:
-        self._tell("joined", None)
-        while not (self._is_lone and (self._island or not self._count_others())):
+        while not (self._has_search_ended and (self._island or not self._count_others())):
             self._send()
             if self._own is not None:
                 self._receive(self._own)
@@ -149,7 +167,7 @@ class _Rounds:
         elite, has_news = None, False
         while not self._inbox.empty():
             news = self._inbox.get()
-            if news is None:  # the search is gone, with or without a word
+            if news is None:  # the search has ended, perhaps without a last message
                 self._leave()
                 self._own = self._own and msgspec.structs.replace(self._own, has_left=True)
                 continue
@@ -167,7 +185,7 @@ class _Rounds:
     def _receive(self, own: Score) -> None:
         for key, content in self._client.key_value_dir_get_bytes(_SCORES):
             island = int(key.rpartition("/")[2])
-            if island not in self._heard_s:
+            if island not in self._last_heard_s:
                 continue
             before = self._seen.get(island)
             try:
@@ -176,8 +194,8 @@ class _Rounds:
                 score = Score("of another version")
             if score == before:
                 continue
-            self._seen[island], self._heard_s[island] = score, time.monotonic()
-            if self._is_lone:
+            self._seen[island], self._last_heard_s[island] = score, time.monotonic()
+            if self._has_search_ended:
                 continue
             if score.digest != own.digest:
                 if before is None:
@@ -185,22 +203,23 @@ class _Rounds:
                 continue
             if before is None or score.lower_bound_s > before.lower_bound_s:
                 self._tell("bound", (island, score.lower_bound_s, score.bound_method))
-            is_new = before is None or score.serial != before.serial  # another one may begin again
+            # Not `>`: an island that was started again counts from 0 again.
+            is_new = before is None or score.serial != before.serial
             if is_new and score.bottleneck_s < own.bottleneck_s:
                 elite = self._client.key_value_try_get_bytes(f"{_ELITES}{island}")
                 self._tell("elite", (island, elite))
 
     def _count_others(self) -> int:
-        """Islands at work, as far as one can tell."""
+        """Number of other islands that have not left and are not silent."""
         now_s = time.monotonic()
         return sum(
             now_s - heard_s < SILENT_S
             and not (island in self._seen and self._seen[island].has_left)
-            for island, heard_s in self._heard_s.items()
+            for island, heard_s in self._last_heard_s.items()
         )
 
     def _leave(self) -> None:
-        self._is_lone = True
+        self._has_search_ended = True
         if self._events is not None:
             self._events.close()
             self._events = None
@@ -214,7 +233,7 @@ class _Rounds:
                 pickle.dump((event, content), self._events, pickle.HIGHEST_PROTOCOL)
                 self._events.flush()
         except BrokenPipeError:
-            self._events = None  # nobody listens any more
+            self._events = None  # the search reads no events any more
 
 
 def _with_beat(score: Score, beat: int) -> Score:

@@ -1,12 +1,15 @@
-"""Islands: searches in several processes or on several hosts that exchange their best.
+"""Islands: searches in several processes or on several hosts that exchange their best partitions.
 
-Each searches by itself, with a seed of its own and whatever method it was given, and tells the
-others of every better partition and lower bound (Cohoon et al., "Punctuated equilibria: a parallel
-genetic algorithm", ICGA 1987). Nobody waits for anybody: an island that ends, dies or never comes
-is missed, no more. What arrives is checked and, as everything else, verified in float64 before it
-counts; a lower bound cannot be, and is taken on trust from whoever works on the same problem.
+Each island searches by itself, with its own seed and its own method. It sends every better
+partition and every better lower bound to the other islands (Cohoon et al., "Punctuated equilibria:
+a parallel genetic algorithm", ICGA 1987). No island waits for another: if one ends, dies or never
+comes, the others go on without it.
 
-The islands meet by JAX's multi-process runtime, in a process beside each (`postman`).
+A partition that arrives is checked, and verified in float64 like every other candidate. A lower
+bound cannot be verified: it is trusted if it comes from an island with the same problem.
+
+The islands connect through JAX's multi-process runtime, each by a client process
+(`runtime/island_client.py`).
 """
 
 from __future__ import annotations
@@ -39,25 +42,27 @@ from jaxpart.runtime.state import Method, Search
 _COMMAND = (
     "import sys; sys.path[:] = {path!r}; from jaxpart.runtime.island_client import main; main()"
 )
-# The last word must be out before the end; how long to wait for others that have not come.
+# Seconds at the end for the last message to leave, and for each thread to stop.
 _FAREWELL_S = 3.0
+# Seconds from the start during which an island that is done waits for islands that have not come.
 _MEETING_S = 60.0
+# Seconds between two looks at the exchange once the method has ended.
 _POLL_S = 0.05
-# Of the figures that are exchanged: another word where the cost model changes.
-_MEANING = "1"
-# A bound that is above a verified partition is wrong, beyond rounding.
+# Version of the cost model; change it when the exchanged figures change their meaning.
+_COST_MODEL_VERSION = "1"
+# Relative rounding error; a bound that exceeds a verified bottleneck by more than this is wrong.
 _ROUNDING = 1e-9
 
 
 @dataclasses.dataclass(frozen=True)
 class Islands:
-    """Where islands meet, how many there are, and which of them this is.
+    """Where the islands connect, how many there are, and which one this is.
 
     Attributes:
-      coordinator: "HOST:PORT" on the machine of island 0, reachable by all; any free port. The
-        service has no passwords: it belongs on a network that can be trusted.
-      processes: how many islands, 2 or more.
-      process: 0 to `processes` - 1, each once.
+      coordinator: "HOST:PORT" on the machine of island 0, with any free port. All islands must
+        reach it. The service has no passwords, so use it only on a network that you trust.
+      processes: number of islands, 2 or more.
+      process: number of this island, 0 to `processes` - 1; each island has its own.
     """
 
     coordinator: str
@@ -65,7 +70,11 @@ class Islands:
     process: int
 
     def __post_init__(self) -> None:
-        """Raises InputError where a field is not as described."""
+        """Checks the fields.
+
+        Raises:
+          InputError: a field is not as described.
+        """
         port = self.coordinator.rpartition(":")[2]
         if not re.fullmatch(r"[^\s:/]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}", self.coordinator):
             raise InputError(f"coordinator is {self.coordinator!r}, expected HOST:PORT")
@@ -77,15 +86,28 @@ class Islands:
             raise InputError(f"process is {self.process}, expected 0 to {self.processes - 1}")
 
     def seed(self, seed: int) -> int:
-        """This island's seed: its own, and the first island's is the given one."""
+        """The seed of this island; island 0 has the given one.
+
+        Args:
+          seed: the seed of the whole search.
+        """
         if self.process == 0:
             return seed
         words = np.random.SeedSequence((seed, self.process)).generate_state(1)
         return int(words[0]) & 0x7FFFFFFF
 
     def exchanging(self, method: Method) -> Method:
-        """The method with an exchange between its steps. When it has nothing left to do, it waits
-        for what others find while they are at work."""
+        """Adds an exchange with the other islands after each step of a method.
+
+        When the method has ended, the search still waits for partitions and bounds of islands that
+        are at work.
+
+        Args:
+          method: the search method of this island.
+
+        Returns:
+          The method with the exchange.
+        """
 
         def steps(search: Search) -> Generator[None]:
             with (
@@ -106,29 +128,44 @@ class Islands:
 
 
 class Elite(msgspec.Struct, frozen=True, array_like=True):
-    """A partition on its way: of which problem, and the chips as compressed 32-bit integers."""
+    """A partition as islands send it."""
 
-    digest: str
-    chips: bytes
+    digest: str  # of the problem: `digest_of`
+    chips: bytes  # [N] 32-bit integers, little-endian, compressed by zlib
 
 
 def digest_of(problem: Problem) -> str:
-    """Names the problem and the cost model: equal only where figures mean the same."""
-    parts = (problem.graph.sha256, problem.mcm.sha256, _MEANING)
+    """A hash of graph, module and cost model, equal only where all figures mean the same."""
+    parts = (problem.graph.sha256, problem.mcm.sha256, _COST_MODEL_VERSION)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def packed(problem: Problem, assignment: IntArray) -> bytes:
-    """[N] chips as bytes for other islands."""
+    """Encodes a partition for other islands.
+
+    Args:
+      problem: of N nodes.
+      assignment: [N] chips.
+
+    Returns:
+      The bytes of an `Elite`.
+    """
     chips = zlib.compress(assignment.astype("<i4").tobytes())
     return msgspec.msgpack.encode(Elite(digest_of(problem), chips))
 
 
 def unpacked(problem: Problem, content: bytes) -> IntArray:
-    """[N] chips from another island: of this problem's shape and range, yet to be verified.
+    """Decodes a partition from another island.
+
+    Args:
+      problem: of N nodes and C chips.
+      content: the bytes of an `Elite`, from an untrusted source.
+
+    Returns:
+      [N] chips, each in 0..C-1. The rules are not checked yet.
 
     Raises:
-      InputError: it is something else; says what.
+      InputError: the bytes are not a partition of this problem; the message says why.
     """
     try:
         elite = msgspec.msgpack.decode(content, type=Elite)
@@ -136,7 +173,7 @@ def unpacked(problem: Problem, content: bytes) -> IntArray:
         raise InputError(f"no partition: {error}") from error
     if elite.digest != digest_of(problem):
         raise InputError("a partition of another problem, or from another version")
-    # No more is unpacked than a partition has, whatever was sent.
+    # Unpacks at most one byte more than a partition has: a sender cannot fill the memory.
     size, unzip = 4 * problem.num_nodes, zlib.decompressobj()
     try:
         chips = unzip.decompress(elite.chips, size + 1)
@@ -151,37 +188,45 @@ def unpacked(problem: Problem, content: bytes) -> IntArray:
 
 
 class Exchange:
-    """One island's side, on the search's thread: `step` now and then, `close` at the end."""
+    """The exchange of one island, on the thread of its search.
+
+    The search calls `step` between its own steps and `close` at the end.
+    """
 
     def __init__(self, search: Search, islands: Islands) -> None:
-        """Starts the process beside this one, and does not wait for it."""
+        """Starts the client process and does not wait for it.
+
+        Args:
+          search: the search of this island.
+          islands: where and with whom it exchanges.
+        """
         self._search, self._islands = search, islands
         self._digest = digest_of(search.problem)
-        self._serial, self._told = 0, (np.inf, 0.0)
+        self._serial, self._sent = 0, (np.inf, 0.0)  # sent: best and bound, in seconds
         self._began_s = time.monotonic()
-        self._others: int | None = None  # at work; None: not known yet
+        self._others: int | None = None  # other islands at work; None: not known yet
         self._has_left, self._is_closing = threading.Event(), threading.Event()
-        self._sources: set[int] = set()
+        self._sources: set[int] = set()  # islands whose partition became the best here
         self._events: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._outbox: queue.SimpleQueue[News | None] = queue.SimpleQueue()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
-        place = (islands.coordinator, str(islands.processes), str(islands.process))
-        # Recoverable: the service goes on when a client is gone. No notice of preemption: it would
-        # take SIGTERM. No device is started, and none may be: the search has them.
-        quiet = {
+        arguments = (islands.coordinator, str(islands.processes), str(islands.process))
+        # Recoverability: the service continues when a client is gone. Without the preemption
+        # service: it would catch SIGTERM. CPU only: the search holds the devices.
+        settings = {
             "JAX_ENABLE_RECOVERABILITY": "true",
             "JAX_ENABLE_PREEMPTION_SERVICE": "false",
             "JAX_PLATFORMS": "cpu",
         }
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _COMMAND.format(path=sys.path), *place],
+            [sys.executable, "-c", _COMMAND.format(path=sys.path), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            env={**os.environ, **quiet},
-            start_new_session=True,  # Ctrl-C ends the search, which says good-bye
+            env={**os.environ, **settings},
+            start_new_session=True,  # Ctrl-C reaches the search alone, which then ends the client
         )
-        # Pipes may be full or empty: threads wait for them, the search never does.
+        # A pipe may be full or empty. Threads wait for it, so that the search never does.
         self._threads = [
             threading.Thread(target=target, daemon=True) for target in (self._read, self._write)
         ]
@@ -190,18 +235,18 @@ class Exchange:
         self._tell()
 
     def step(self) -> None:
-        """Tells the others what is new here, and takes what they have found."""
+        """Takes what other islands have sent, and sends a better partition or bound."""
         self._take_all()
         best = (self._search.best_s, self._search.bound.seconds)
-        if best[0] < self._told[0] or best[1] > self._told[1]:
+        if best[0] < self._sent[0] or best[1] > self._sent[1]:
             self._tell()
 
     def close(self) -> None:
-        """Says good-bye with the best, and ends the process unless others need the service."""
+        """Sends the best a last time, and ends the client unless islands need its service."""
         if self._process.poll() is None and self._others is not None:
             self._tell(has_left=True)
             self._has_left.wait(_FAREWELL_S)
-        self._take_all()  # what was on its way may be the best
+        self._take_all()  # a partition that has just arrived may be the best
         if self._others is None:
             self._note("islands: not all came, nothing was exchanged")
         self._is_closing.set()
@@ -215,18 +260,18 @@ class Exchange:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether others are at work, or may still come."""
+        """Whether other islands are at work, or may still come."""
         if self._others is not None:
             return self._others > 0
         return self._process.poll() is None and time.monotonic() - self._began_s < _MEETING_S
 
     def _tell(self, *, has_left: bool = False) -> None:
         search, elite = self._search, None
-        if search.best is not None and search.best_s < self._told[0]:
+        if search.best is not None and search.best_s < self._sent[0]:
             elite = packed(search.problem, search.best)
             self._serial += 1
         bound = search.bound
-        self._told = (search.best_s, bound.seconds)
+        self._sent = (search.best_s, bound.seconds)
         score = Score(
             self._digest, self._serial, 0, has_left, search.best_s, bound.seconds, bound.method
         )
@@ -279,7 +324,7 @@ class Exchange:
                 event, content = pickle.load(source)
             except (EOFError, pickle.UnpicklingError):
                 if not self._is_closing.is_set() and not self._has_left.is_set():
-                    self._events.put(("ended", self._last_words()))
+                    self._events.put(("ended", self._reason_of_end()))
                 self._has_left.set()
                 return
             if event == "left":
@@ -297,10 +342,10 @@ class Exchange:
                 pickle.dump(news, target, pickle.HIGHEST_PROTOCOL)
                 target.flush()
             except BrokenPipeError:
-                return  # whoever reads finds the end
+                return  # the client has ended; `_read` notices it
 
-    def _last_words(self) -> str:
-        """Why the process ended, as far as its last line tells."""
+    def _reason_of_end(self) -> str:
+        """Why the client process ended: the last error in its log, or its exit code."""
         code = self._process.wait()
         self._log.seek(0)
         lines = self._log.read().decode(errors="replace").split("\n")

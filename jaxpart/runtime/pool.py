@@ -1,4 +1,4 @@
-"""Solver tasks in worker processes, beside whatever the caller does."""
+"""Solver tasks in worker processes, in the background of the caller."""
 
 from __future__ import annotations
 
@@ -23,27 +23,31 @@ from jaxpart.solvers.prove import prove
 from jaxpart.solvers.repair import Outcome, repair
 from jaxpart.solvers.scip import Status
 
-# How much longer than its own time limit a task may take (to state a program, to be interrupted)
-# before its worker counts as hung.
+# Seconds beyond its time limit after which a task's worker counts as hung. A task may take longer
+# than its limit to state a program or to stop a solver.
 _GRACE_S = 20.0
-# So many times as long where workers take turns, and are stopped meanwhile.
+# Factor on the grace where workers share cores, because a worker is then stopped from time to time.
 _GRACE_FACTOR = 4.0
-# Until a worker that starts is ready: on a busy machine, Python and the solvers take a while.
+# Seconds that a worker may take to start; Python and the solvers load slowly on a busy machine.
 _START_S = 60.0
 
 
 class SolverPool:
-    """Worker processes that hold one problem and take tasks on it.
+    """Worker processes that hold one problem and run tasks on it.
 
-    Tasks return futures at once, whose results are always an `Outcome`: a task whose worker dies or
-    hangs, or that is still waiting when the pool is closed, ends with `Status.ERROR`, and the pool
-    goes on with a new worker. Of a batch, no other candidate is lost with such a worker, and one
-    whose worker died is tried again.
+    A call returns a future at once. The result of the future of a task is always an `Outcome`. A
+    task ends with `Status.ERROR` if its worker dies or hangs, or if it still waits when the pool is
+    closed. The pool then goes on with a new worker. In a batch, a candidate whose worker died is
+    tried again, and the other candidates are not lost.
 
-    The workers are fresh interpreters with pipes of their own: they import neither JAX nor the
-    user's `__main__`, share no lock that a killed one could keep, belong to a session of their own
-    (Ctrl-C does not reach them), and end when the pipe from this process does. A context manager;
-    `close` ends all at once.
+    Each worker is a fresh interpreter with its own pipes:
+
+    - it imports neither JAX nor the user's `__main__`;
+    - it shares no lock, so a killed worker holds none;
+    - it has a session of its own, so Ctrl-C does not reach it;
+    - it ends when its pipe from this process closes.
+
+    A pool is a context manager; `close` ends all workers at once.
     """
 
     def __init__(
@@ -59,19 +63,19 @@ class SolverPool:
         """Starts the workers in the background.
 
         Args:
-          problem: what all tasks are about.
-          workers: number of processes, one task each at a time.
+          problem: the problem of all tasks.
+          workers: number of processes; each runs one task at a time.
           grace_s: seconds beyond its time limit after which a task's worker is killed.
-          start_s: seconds after which a worker that does not get ready is killed.
-          niceness: by how much processes of this machine give way to others.
-          turns: that they take while they are busy.
+          start_s: seconds after which a worker that is not ready is killed.
+          niceness: niceness of the processes on this machine.
+          sharing: shares cores among busy workers. None: all busy workers run.
         """
         self._problem = problem
         self._content = pickle.dumps(problem, pickle.HIGHEST_PROTOCOL)
         self._grace_s = grace_s if sharing is None else _GRACE_FACTOR * grace_s
         self._tasks: queue.SimpleQueue[_Task | _Chunk | None] = queue.SimpleQueue()
         self._is_closed = threading.Event()
-        self._lock = threading.Lock()  # between taking tasks and closing the pool
+        self._lock = threading.Lock()  # no task enters the queue after the pool is closed
         self._niceness, self._sharing = niceness, sharing
         self._workers = [self._new_worker(self._content, start_s) for _ in range(workers)]
         self._threads = [
@@ -85,9 +89,13 @@ class SolverPool:
         """Runs `task(problem, time_limit_s=..., **arguments)` in a worker.
 
         Args:
-          task: a function of a module that the worker can import, without JAX.
-          time_limit_s: that the task keeps; its worker is killed some time after.
-          arguments: what can be pickled.
+          task: a function of a module that the worker can import and that does not need JAX.
+          time_limit_s: seconds that the task may take. Its worker is killed after that time and the
+            grace.
+          arguments: keyword arguments of the task, which must pickle.
+
+        Returns:
+          The future of the task's outcome.
 
         Raises:
           RuntimeError: the pool was closed.
@@ -106,7 +114,7 @@ class SolverPool:
         time_limit_s: float = 1.0,
         **options: Any,
     ) -> Future[Outcome]:
-        """As `repair.repair`."""
+        """Runs `repair` of `solvers/repair.py` in a worker, with the same arguments."""
         return self.submit(repair, time_limit_s=time_limit_s, y=y, weights=weights, **options)
 
     def repair_batch(
@@ -117,16 +125,19 @@ class SolverPool:
         time_limit_s: float = 1.0,
         **options: Any,
     ) -> Future[Repairs]:
-        """Repairs B candidates, shared among all workers; the future cannot be cancelled.
+        """Repairs B candidates, shared among all workers.
 
         Args:
           assignments: [B, N] chips, valid or not.
           weights: [N] or [B, N] cost of moving each node by one chip; ones by default.
-          time_limit_s: for each candidate.
-          options: as of `repair.repair`, the same for all.
+          time_limit_s: seconds for each candidate.
+          options: other arguments of `repair` in `solvers/repair.py`, the same for all candidates.
+
+        Returns:
+          The future of all repairs; it cannot be cancelled.
 
         Raises:
-          InputError: as `Batch`.
+          InputError: as `RepairBatch`.
           RuntimeError: the pool was closed.
         """
         if self._is_closed.is_set():
@@ -139,28 +150,28 @@ class SolverPool:
         return batch.future
 
     def lns(self, f: IntArray, *, time_limit_s: float, **options: Any) -> Future[Outcome]:
-        """As `polish.polish`."""
+        """Runs `lns` of `solvers/lns.py` in a worker, with the same arguments."""
         return self.submit(lns, time_limit_s=time_limit_s, f=f, **options)
 
     def exact(
         self, incumbent: IntArray | None = None, *, time_limit_s: float, **options: Any
     ) -> Future[Outcome]:
-        """As `polish.solve_exact`."""
+        """Runs `solve_exact` of `solvers/lns.py` in a worker, with the same arguments."""
         return self.submit(solve_exact, time_limit_s=time_limit_s, incumbent=incumbent, **options)
 
     def prove(
         self, incumbent: IntArray | None = None, *, time_limit_s: float, **options: Any
     ) -> Future[Outcome]:
-        """As `prove.prove`."""
+        """Runs `prove` of `solvers/prove.py` in a worker, with the same arguments."""
         return self.submit(prove, time_limit_s=time_limit_s, incumbent=incumbent, **options)
 
     @property
     def worker_ids(self) -> list[int]:
-        """Process numbers of the workers that run now."""
+        """Process numbers of the workers that run now; of Ray workers, on their own machines."""
         return [w.worker_id for w in self._workers if w.worker_id is not None]
 
     def close(self) -> None:
-        """Kills the workers; tasks that have not ended end with `Status.ERROR`. May be repeated."""
+        """Kills the workers. Tasks that have not ended get `Status.ERROR`. May be called again."""
         with self._lock:
             self._is_closed.set()
         for _ in self._threads:
@@ -198,10 +209,8 @@ class SolverPool:
                 self._tasks.put(task)
 
     def _serve(self, worker: SolverWorker) -> None:
-        """One worker's thread: starts it, hands it tasks, starts it again."""
-        with contextlib.suppress(
-            WorkerEndedError
-        ):  # whoever runs a task tries again, and hears of it
+        """Serves one worker, in a thread: starts it and gives it tasks until the pool is closed."""
+        with contextlib.suppress(WorkerEndedError):  # `run` starts it again, and reports a failure
             worker.start()
         while (task := self._tasks.get()) is not None:
             if isinstance(task, _Chunk):
@@ -214,7 +223,10 @@ class SolverPool:
                 task.future.set_result(outcome)
 
     def _serve_chunk(self, worker: SolverWorker, chunk: _Chunk) -> None:
-        """Takes a worker's answers as they come; what it leaves goes back to the queue."""
+        """Takes a worker's answers as they come.
+
+        If the worker ends early, the candidates without an answer go back to the queue.
+        """
         batch, rows, done = chunk.batch, chunk.rows, 0
         try:
             for outcome in worker.run(batch.message(rows), chunk.timeout_s, len(rows)):
@@ -241,7 +253,19 @@ def repair_batch(
     time_limit_s: float = 1.0,
     **options: Any,
 ) -> Repairs:
-    """As `SolverPool.repair_batch`, in a pool of its own; waits for the end."""
+    """Repairs B candidates in a pool of its own, and waits for the end.
+
+    Args:
+      problem: of N nodes.
+      assignments: [B, N] chips, valid or not.
+      weights: as of `SolverPool.repair_batch`.
+      workers: number of processes.
+      time_limit_s: seconds for each candidate.
+      options: as of `SolverPool.repair_batch`.
+
+    Raises:
+      InputError: as `RepairBatch`.
+    """
     with SolverPool(problem, workers) as pool:
         future = pool.repair_batch(assignments, weights, time_limit_s=time_limit_s, **options)
         return future.result()
@@ -258,11 +282,11 @@ class _Task(NamedTuple):
 
 
 class _Chunk(NamedTuple):
-    """Some candidates of a batch."""
+    """The candidates of a batch that go to a worker in one message."""
 
     batch: RepairBatch
     rows: list[int]
-    timeout_s: float  # for each
+    timeout_s: float  # for each candidate
 
     def abandon(self, message: str) -> None:
         for row in self.rows:

@@ -1,4 +1,4 @@
-"""One worker process of a pool at a time, its pipes, and what becomes of it."""
+"""A worker of a pool: one process at a time, with its pipes; a new one when it dies."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any, Protocol
 
 from jaxpart.runtime.core_sharing import CoreSharing
 
-# The workers look for packages where this process does; they import nothing of its `__main__`.
+# A worker has the import path of this process, but imports nothing of its `__main__`.
 _COMMAND = (
     "import sys; sys.path[:] = {path!r}; from jaxpart.runtime.worker import main; main({niceness})"
 )
-# Starts in a row that may fail: processes that are killed from outside before they are ready.
+# Starts in a row that may fail; another program may kill a process before it is ready.
 _STARTS = 5
 
 
@@ -24,73 +24,83 @@ class WorkerEndedError(Exception):
     """A worker died, or was killed because it hung, or because the pool was closed."""
 
     def __init__(self, message: str, *, hung: bool = False) -> None:
-        """`hung`: whether it gave no answer in time."""
+        """Makes the error.
+
+        Args:
+          message: why the worker ended.
+          hung: whether it was killed because it gave no answer in time.
+        """
         super().__init__(message)
         self.hung = hung
 
 
 class SolverWorker(Protocol):
-    """What a pool needs of a worker, wherever that runs; `Worker` says what each part does."""
+    """The interface of a worker, on this machine (`Worker`) or on another one.
+
+    The methods of `Worker` describe it in full.
+    """
 
     @property
     def worker_id(self) -> int | None:
-        """Number of its process, if one runs."""
+        """Number of its process; None if none runs."""
         ...
 
     def start(self) -> None:
-        """Gets it ready."""
+        """Starts the worker and waits until it is ready."""
         ...
 
     def run(self, message: bytes, timeout_s: float, count: int) -> Iterator[Any]:
-        """The `count` answers to one message, as they come."""
+        """Sends a message and yields its `count` answers as they come."""
         ...
 
     def close(self) -> None:
-        """Ends it, for good."""
+        """Ends the worker; it never starts again."""
         ...
 
     def discard(self) -> None:
-        """Frees what is left of it."""
+        """Frees the resources of a worker that has ended."""
         ...
 
 
 class Worker:
-    """One process at a time, replaced when it dies. `run` and `start` are one thread's alone.
+    """A worker process of this machine, replaced by a new one when it dies.
+
+    Only one thread may call `start` and `run`.
 
     Attributes:
-      process: the one that runs now, if any.
+      process: the process that runs now, or None.
     """
 
     def __init__(
         self, content: bytes, start_s: float, niceness: int = 0, sharing: CoreSharing | None = None
     ) -> None:
-        """Starts nothing yet.
+        """Makes the worker; starts no process yet.
 
         Args:
           content: the pickled problem.
           start_s: seconds after which a process that is not ready counts as hung.
-          niceness: by how much the process gives way to others.
-          turns: that it takes while it is busy.
+          niceness: niceness of the process.
+          sharing: shares cores among busy processes. None: it always runs.
         """
         self._niceness = niceness
         self._sharing = sharing
         self._content = content
         self._start_s = start_s
-        self._lock = threading.Lock()  # between starting a process and closing the pool
+        self._lock = threading.Lock()  # no process starts after the pool is closed
         self._is_closed = False
         self._is_ready = False
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
     def worker_id(self) -> int | None:
-        """Number of the process that runs now, if any."""
+        """Number of the process that runs now; None if none runs."""
         return None if self.process is None else self.process.pid
 
     def start(self) -> None:
-        """Starts a process, hands it the problem, and waits until it is ready.
+        """Starts a process, sends it the problem, and waits until it is ready.
 
         Raises:
-          WorkerEndedError: the pool was closed, or no process gets ready.
+          WorkerEndedError: the pool was closed, or no process became ready.
         """
         self._is_ready = False
         for attempt in range(_STARTS):
@@ -105,12 +115,12 @@ class Worker:
                 return
 
     def run(self, message: bytes, timeout_s: float, count: int) -> Iterator[Any]:
-        """The `count` answers to one message, as they come.
+        """Sends a message and yields its answers as they come.
 
         Args:
-          message: for the process.
-          patience_s: how long to wait for each.
-          count: of answers.
+          message: a pickled task for the process.
+          timeout_s: seconds to wait for each answer.
+          count: number of answers.
 
         Raises:
           WorkerEndedError: the process died, or did not answer in time.
@@ -119,20 +129,20 @@ class Worker:
             self.start()
         try:
             for k in range(count):
-                with self._turn():
+                with self._shared_cores():
                     answer = self._receive(timeout_s, message if k == 0 else b"")
                 yield answer
         except WorkerEndedError:
             self._is_ready = False
             raise
 
-    def _turn(self) -> contextlib.AbstractContextManager[None]:
+    def _shared_cores(self) -> contextlib.AbstractContextManager[None]:
         if self._sharing is None or self.process is None:
             return contextlib.nullcontext()
         return self._sharing.busy(self.process)
 
     def close(self) -> None:
-        """Kills the process, for good."""
+        """Kills the process; none is started afterwards."""
         with self._lock:
             self._is_closed = True
             if self.process is not None:
@@ -142,7 +152,7 @@ class Worker:
     def discard(self) -> None:
         """Closes the pipes of a process that has ended."""
         for pipe in (self.process.stdin, self.process.stdout) if self.process else ():
-            # What a dead process never read cannot be flushed.
+            # Closing flushes, which fails for data that the dead process never read.
             with contextlib.suppress(BrokenPipeError):
                 if pipe is not None:
                     pipe.close()
@@ -167,7 +177,7 @@ class Worker:
                 raise WorkerEndedError(f"no process could be started: {error}") from error
 
     def _receive(self, timeout_s: float, message: bytes = b"") -> Any:
-        """Sends a message, if any, and waits for an answer."""
+        """Sends a message unless it is empty, and waits for one answer."""
         process = self.process
         if process is None or process.stdout is None:
             raise WorkerEndedError("the pool was closed")
@@ -177,7 +187,7 @@ class Worker:
             hung.set()
             process.kill()
 
-        # It watches the sending too: a stopped process takes no more than fits into its pipe.
+        # The timer covers sending too: a stopped process reads nothing, so a full pipe blocks.
         timer = threading.Timer(timeout_s, give_up)
         timer.daemon = True
         timer.start()
@@ -205,5 +215,5 @@ class Worker:
             self.process.stdin.write(message)
             self.process.stdin.flush()
         except (BrokenPipeError, ValueError):
-            # Dead already: whoever waits for its answer finds the end of its output.
+            # The process is dead: reading its answer finds the end of its output.
             return

@@ -1,7 +1,7 @@
-"""Solver tasks on the machines of a Ray cluster, by the interface of the local pool.
+"""Solver tasks on the machines of a Ray cluster, with the interface of the local pool.
 
-Each worker is a Ray actor with one core; jaxpart must be installed where they run, in the same
-version. Ray is an optional extra, imported when the first pool is made.
+Each worker is a Ray actor with one core. The same version of jaxpart must be installed on the
+machines of the actors. Ray is an optional extra, imported when the first Ray pool is made.
 """
 
 from __future__ import annotations
@@ -22,13 +22,21 @@ from jaxpart.runtime.core_sharing import CoreSharing
 from jaxpart.runtime.pool import SolverPool
 from jaxpart.runtime.process import SolverWorker, WorkerEndedError
 
+# The kinds of pool.
 POOLS = ("local", "ray")
-# Actors find the package where this process does, if they run on this machine.
+# The folder of this package; an actor on this machine imports it from there.
 _HOME = str(Path(__file__).parents[2])
 
 
 def check_pool(kind: str) -> None:
-    """Raises InputError where `kind` is not in `POOLS`, or needs what is not installed."""
+    """Checks that a kind of pool exists and that its package is installed.
+
+    Args:
+      kind: a name in `POOLS`.
+
+    Raises:
+      InputError: no such kind, or "ray" without Ray.
+    """
     if kind not in POOLS:
         raise InputError(f"pool is {kind!r}, expected one of {', '.join(POOLS)}")
     if kind == "ray" and importlib.util.find_spec("ray") is None:
@@ -43,7 +51,14 @@ def open_pool(
     niceness: int = 0,
     sharing: CoreSharing | None = None,
 ) -> SolverPool:
-    """A pool on this machine, whose processes give way by `niceness` and in `turns`, or on Ray.
+    """Opens a pool on this machine or on a Ray cluster.
+
+    Args:
+      kind: a name in `POOLS`.
+      problem: the problem of all tasks.
+      workers: number of workers.
+      niceness: niceness of the processes on this machine; a Ray pool ignores it.
+      sharing: shares cores among busy processes of this machine; a Ray pool ignores it.
 
     Raises:
       InputError: as `check_pool`.
@@ -55,38 +70,50 @@ def open_pool(
 
 
 class RayPool(SolverPool):
-    """As `SolverPool`, with workers that are Ray actors: what dies there costs what it costs here.
+    """A `SolverPool` whose workers are Ray actors; a dead actor is handled as a dead process is.
 
-    Connects to the cluster that `RAY_ADDRESS` names, else to one on this machine, else starts one
-    that ends with this process; a program that has called `ray.init` keeps its own.
+    A program that has called `ray.init` keeps its connection. Otherwise the pool connects to the
+    cluster that `RAY_ADDRESS` names, or to a cluster on this machine. Where there is none, it
+    starts a cluster that ends with this process.
     """
 
-    def __init__(self, problem: Problem, workers: int = 1, **stall_limit: Any) -> None:
-        """As `SolverPool`.
+    def __init__(self, problem: Problem, workers: int = 1, **pool_options: Any) -> None:
+        """Connects to Ray and starts the actors in the background.
+
+        Args:
+          problem: the problem of all tasks.
+          workers: number of actors.
+          options: `grace_s` and `start_s` of `SolverPool`.
 
         Raises:
           InputError: Ray is not installed.
         """
         check_pool("ray")
         _connect()
-        super().__init__(problem, workers, **stall_limit)
+        super().__init__(problem, workers, **pool_options)
 
     def _new_worker(self, content: bytes, start_s: float) -> SolverWorker:
         return RayWorker(content, start_s)
 
 
 class RayWorker:
-    """One actor at a time, replaced when it dies: the interface of `process.Worker`."""
+    """A worker that is a Ray actor, replaced by a new one when it dies.
+
+    It has the interface `SolverWorker` of `runtime/process.py`.
+
+    Attributes:
+      worker_id: number of the actor's process on its machine; None if none runs.
+    """
 
     def __init__(self, content: bytes, start_s: float) -> None:
-        """Starts nothing yet.
+        """Makes the worker; starts no actor yet.
 
         Args:
           content: the pickled problem.
           start_s: seconds after which an actor that is not ready counts as hung.
         """
         self._content, self._start_s = content, start_s
-        self._lock = threading.Lock()  # between starting an actor and closing the pool
+        self._lock = threading.Lock()  # no actor starts after the pool is closed
         self._is_closed = False
         self._is_ready = False
         self._actor: Any = None
@@ -96,14 +123,14 @@ class RayWorker:
         """Starts an actor and waits until it has the problem.
 
         Raises:
-          WorkerEndedError: the pool was closed, or no actor gets ready.
+          WorkerEndedError: the pool was closed, or the actor did not become ready.
         """
         ray = _ray()
         with self._lock:
             if self._is_closed:
                 raise WorkerEndedError("the pool was closed")
             self._end()
-            # SPREAD: machines that are idle come first.
+            # SPREAD: idle machines come first.
             self._actor = (
                 ray.remote(_Actor)
                 .options(
@@ -123,7 +150,12 @@ class RayWorker:
         self._is_ready = True
 
     def run(self, message: bytes, timeout_s: float, count: int) -> Iterator[Any]:
-        """The `count` answers to one message, as they come.
+        """Sends a message and yields its answers as they come.
+
+        Args:
+          message: a pickled task for the actor.
+          timeout_s: seconds to wait for each answer.
+          count: number of answers.
 
         Raises:
           WorkerEndedError: the actor died, or did not answer in time.
@@ -132,7 +164,7 @@ class RayWorker:
         if not self._is_ready:
             self.start()
         actor = self._actor
-        if actor is None:  # closed a moment ago
+        if actor is None:  # another thread has just closed the pool
             raise self._ended("the worker was killed")
         try:
             answers = actor.run.options(num_returns="streaming").remote(message)
@@ -148,13 +180,13 @@ class RayWorker:
             raise self._ended(f"the worker ended: {_line(error)}") from error
 
     def close(self) -> None:
-        """Kills the actor, for good."""
+        """Kills the actor; none is started afterwards."""
         with self._lock:
             self._is_closed = True
             self._end()
 
     def discard(self) -> None:
-        """Nothing is left of an actor that was killed."""
+        """Does nothing: a killed actor leaves no resources."""
 
     def _ended(self, message: str, *, hung: bool = False) -> WorkerEndedError:
         with self._lock:
@@ -167,14 +199,14 @@ class RayWorker:
         ray = _ray()
         self._is_ready, self.worker_id = False, None
         if self._actor is not None:
-            # A cluster that is gone has taken its actors along.
+            # If the cluster is gone, its actors are gone too.
             with contextlib.suppress(ray.exceptions.RayError):
                 ray.kill(self._actor)
             self._actor = None
 
 
 class _Actor:
-    """What runs in a Ray worker; as `worker.main`."""
+    """The code that runs in a Ray worker, like `main` of `runtime/worker.py`."""
 
     def __init__(self, content: bytes) -> None:
         import pickle
@@ -196,14 +228,14 @@ class _Actor:
 
 
 def _ray() -> Any:
-    """The package, which need not be there for anything else."""
+    """The package `ray`, imported only where a Ray pool is used."""
     return importlib.import_module("ray")
 
 
 def _connect() -> None:
     ray = _ray()
     if not ray.is_initialized():
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray sends no usage statistics
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
 
 

@@ -1,4 +1,4 @@
-"""Repairs of many candidates at once: what comes back, and how a pool's workers share them."""
+"""Repairs of many candidates at once: the result, and how the workers of a pool share them."""
 
 from __future__ import annotations
 
@@ -18,37 +18,32 @@ from jaxpart.runtime.worker import BATCH
 from jaxpart.solvers.repair import Outcome, Step
 from jaxpart.solvers.scip import Status
 
-# Candidates in one message to a worker: few, so that all workers end together.
+# Most candidates in one message to a worker; few, so that all workers end at about the same time.
 _MOST_PER_MESSAGE = 16
-# A candidate is tried again until its worker has died on it so often; to hang counts twice.
-_DEATHS = 3
+# Deaths of a worker on one candidate after which it is not tried again; a hang counts as two.
+_MOST_DEATHS = 3
 
 
 class RepairStatus(enum.IntEnum):
-    """What became of one candidate. Up to `VALID_BY_ORDER` there is a valid partition."""
+    """The status of one candidate's repair; up to `VALID_BY_ORDER` there is a valid partition."""
 
-    VALID_BY_CUT = 0  # the minimum cut, or the candidate itself
-    VALID_BY_WINDOW = 1  # SCIP on the surroundings of what the cut left broken
-    VALID_BY_PROGRAM = 2  # SCIP with every contracted node free
-    VALID_BY_ORDER = 3  # cuts of an order of the contracted nodes
+    VALID_BY_CUT = 0  # by the minimum cut, or the candidate itself
+    VALID_BY_WINDOW = 1  # by SCIP, on chips near those that the cut left invalid
+    VALID_BY_PROGRAM = 2  # by SCIP, with every contracted node free
+    VALID_BY_ORDER = 3  # by cuts of an order of the contracted nodes
     INFEASIBLE = 4  # proven: the problem has no valid partition
     TIME_OUT = 5  # nothing found within the limits; a valid partition may exist
-    WORKER_DIED = 6  # again and again, or hung, or the pool was closed
-    FAILED = 7  # an exception; `messages` has it
-
-    @property
-    def is_valid(self) -> bool:
-        """Whether a partition comes with it."""
-        return self <= RepairStatus.VALID_BY_ORDER
+    WORKER_DIED = 6  # the worker died or hung too often, or the pool was closed
+    FAILED = 7  # the repair raised an exception; see `Repairs.messages`
 
 
-_OF_STEP = {
+_STATUS_BY_STEP = {
     Step.CUT: RepairStatus.VALID_BY_CUT,
     Step.WINDOW: RepairStatus.VALID_BY_WINDOW,
     Step.PROGRAM: RepairStatus.VALID_BY_PROGRAM,
     Step.ORDER: RepairStatus.VALID_BY_ORDER,
 }
-_OF_STATUS = {
+_STATUS_BY_OUTCOME = {
     Status.INFEASIBLE: RepairStatus.INFEASIBLE,
     Status.TIME_LIMIT: RepairStatus.TIME_OUT,
     Status.ERROR: RepairStatus.FAILED,
@@ -57,25 +52,32 @@ _OF_STATUS = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Repairs:
-    """The outcome of B repairs on one problem of N nodes, in the candidates' order.
+    """The outcome of B repairs on one problem of N nodes, in the order of the candidates.
 
-    The partitions keep every rule as far as the host can tell; `cost.verify` decides.
+    The partitions keep every rule as far as the host checks them; `verify` of `cost/evaluate.py`
+    decides.
     """
 
-    assignments: NDArray[np.integer]  # [B, N] smallest signed type; rows of -1 where none is valid
+    assignments: NDArray[np.integer]  # [B, N] chips, smallest signed type; -1 where none was found
     status: NDArray[np.int8]  # [B] RepairStatus
-    distance: FloatArray  # [B] weighted, to the candidate; nan where none is valid
-    seconds: FloatArray  # [B] in the worker
-    messages: dict[int, str]  # candidate -> what went wrong
+    distance: FloatArray  # [B] weighted distance to the candidate; nan where none was found
+    seconds: FloatArray  # [B] time in the worker
+    messages: dict[int, str]  # number of the candidate -> its error message
 
     @property
     def valid(self) -> NDArray[np.bool_]:
-        """[B] which candidates have a partition."""
+        """[B] bool, whether each candidate has a valid partition."""
         return self.status <= RepairStatus.VALID_BY_ORDER
 
 
 class RepairBatch:
-    """One call's candidates, on their way through a pool. Methods may run on any thread."""
+    """The candidates of one call while a pool works on them.
+
+    Any thread may call the methods.
+
+    Attributes:
+      future: its result are the repairs, once all candidates are done.
+    """
 
     def __init__(
         self,
@@ -84,11 +86,17 @@ class RepairBatch:
         weights: FloatArray | None,
         options: dict[str, Any],
     ) -> None:
-        """Checks the arrays and keeps copies of them.
+        """Checks the arrays and copies them.
+
+        Args:
+          problem: of N nodes and C chips.
+          assignments: [B, N] chips, valid or not; numbers outside 0..C-1 are clipped.
+          weights: [N] or [B, N] cost of moving each node by one chip; None: ones.
+          options: other arguments of `repair` in `solvers/repair.py`.
 
         Raises:
-          InputError: an array has another shape, is no array of whole numbers, or has a negative
-            or infinite weight.
+          InputError: the candidates are not whole numbers [B, N], or the weights have another shape
+            or an entry that is negative or not finite.
         """
         given = np.asarray(assignments)
         if given.ndim != 2 or given.shape[1] != problem.num_nodes or given.dtype.kind not in "iu":
@@ -128,13 +136,24 @@ class RepairBatch:
             self.future.set_result(self._repairs)
 
     def chunks(self, workers: int) -> list[list[int]]:
-        """The candidates, in a message's portions."""
+        """Splits the candidates into the portions of the messages.
+
+        Args:
+          workers: number of workers that share them.
+
+        Returns:
+          For each message, the numbers of its candidates.
+        """
         count = len(self._given)
         size = max(1, min(_MOST_PER_MESSAGE, -(-count // (4 * workers))))
         return [list(range(k, min(k + size, count))) for k in range(0, count, size)]
 
     def message(self, rows: list[int]) -> bytes:
-        """What a worker is told of these candidates."""
+        """The pickled task that asks a worker to repair candidates.
+
+        Args:
+          rows: numbers of the candidates.
+        """
         weights = self._weights
         if weights is not None and weights.ndim == 2:
             weights = weights[rows]
@@ -142,18 +161,40 @@ class RepairBatch:
         return pickle.dumps((BATCH, arguments), pickle.HIGHEST_PROTOCOL)
 
     def put(self, row: int, outcome: Outcome) -> None:
-        """Takes one candidate's outcome."""
+        """Stores the outcome of one candidate.
+
+        Args:
+          row: number of the candidate.
+          outcome: of its repair.
+        """
         step = outcome.step
-        self._put(row, _OF_STATUS[outcome.status] if step is None else _OF_STEP[step], outcome)
+        self._put(
+            row,
+            _STATUS_BY_OUTCOME[outcome.status] if step is None else _STATUS_BY_STEP[step],
+            outcome,
+        )
 
     def may_retry(self, row: int, *, hung: bool) -> bool:
-        """Counts that a worker died on a candidate, or hung; whether to try it again."""
+        """Counts that a worker died or hung on a candidate.
+
+        Args:
+          row: number of the candidate.
+          hung: whether the worker hung.
+
+        Returns:
+          Whether to try the candidate again.
+        """
         with self._lock:
             self._deaths[row] += 2 if hung else 1
-            return bool(self._deaths[row] < _DEATHS)
+            return bool(self._deaths[row] < _MOST_DEATHS)
 
     def give_up(self, row: int, message: str) -> None:
-        """No more tries for a candidate."""
+        """Gives a candidate the status `WORKER_DIED`, unless it has an outcome already.
+
+        Args:
+          row: number of the candidate.
+          message: why it was given up.
+        """
         self._put(row, RepairStatus.WORKER_DIED, Outcome(Status.ERROR, message=message))
 
     def _put(self, row: int, status: RepairStatus, outcome: Outcome) -> None:

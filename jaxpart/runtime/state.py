@@ -1,6 +1,6 @@
-"""The state of a search: budget, archive of the best, history, bound and progress.
+"""The state of a search: budget, best partition, history, lower bound and progress.
 
-Nothing enters the archive that was not verified in float64, so no result is ever invalid.
+A partition becomes the best only after verification in float64, so no result is ever invalid.
 """
 
 from __future__ import annotations
@@ -26,40 +26,60 @@ from jaxpart.runtime.ray_pool import open_pool
 from jaxpart.solvers.repair import Outcome
 from jaxpart.solvers.scip import Status
 
-# How many of a batch's best candidates are verified when the batch may improve on the archive.
+# Most candidates of a device batch that are verified.
 _VERIFIED_PER_BATCH = 4
-# Contracted nodes x chips of a small program.
+# Most binary variables (contracted nodes x chips) of a small integer program.
 _SMALL_BITS = 6000
 # Niceness of background solvers; at 0 they starve the search.
 _NICENESS = 10
 
 
-# A rule of the user's: assignments [N, B] -> bool [B], which of them keep it.
+# A rule of the user: assignments [N, B] -> bool [B], whether each of them keeps the rule.
 Rule = Callable[[IntArray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """What a user sees while a search runs."""
+    """The progress of a search, as a callback receives it."""
 
     phase: str
     elapsed_s: float
     samples: int
-    best_s: float | None
+    best_s: float | None  # bottleneck of the best partition; None: none found yet
     lower_bound_s: float | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """When to stop: whatever comes first. None: no such limit."""
+    """When to stop: at the first limit that is reached. None: no such limit."""
 
-    time_limit_s: float | None
+    time_limit_s: float | None  # search time; `Search.searched_s`
     samples: int | None
-    gap: float  # stop when the best is proven to be this close to the optimum
+    gap: float  # relative; stop when the best is proven to be this close to the optimum
 
 
 class Search:
-    """The state of one search, shared by its methods: the problem, the best so far, the bound."""
+    """The state of one search, shared by its methods.
+
+    Attributes:
+      problem: of N nodes and C chips.
+      budget: when to stop.
+      seed: seed of all random choices.
+      samples: costs, or changes of cost, computed so far.
+      valid: number of valid samples among those that came by `offer_batch`.
+      best: [N] chips of the best partition so far; None before there is one.
+      best_costs: its costs in float64, without the batch axis.
+      received: [N] the last partition from another island that became the best. A method that sees
+        a new array here adds it to its candidates.
+      bound: the highest lower bound so far.
+      interrupted: set by the user's interrupt.
+      exhausted: whether it is proven that no valid partition exists.
+      phase: name of the present activity, for the user.
+      history: (samples, elapsed seconds, bottleneck in seconds) at each improvement.
+      notes: remarks for the user.
+      repair_candidates: the last device batch ([padded N, B] and its costs) if it has an invalid
+        candidate that is faster than the best, so that SCIP may repair it. Else None.
+    """
 
     def __init__(
         self,
@@ -71,38 +91,34 @@ class Search:
         pool: str = "local",
         rules: Sequence[Rule] = (),
     ) -> None:
-        """A search that has found nothing yet.
+        """Makes a search that has found nothing yet.
 
         Args:
-          problem: to search on.
+          problem: of N nodes and C chips.
           budget: when to stop.
-          seed: of whatever is random.
-          callback: called with the state whenever it changes.
-          pool: where solvers run, as of `partition`.
-          rules: a partition is admitted only where all of them hold.
+          seed: seed of all random choices.
+          callback: receives the progress whenever it changes.
+          pool: where solvers run: a name in `ray_pool.POOLS`.
+          rules: the user's rules; a partition is admitted only if it keeps all of them.
         """
         self.problem = problem
         self.budget = budget
         self._rules = tuple(rules)
-        self._pool = pool  # where solvers run
-        # Of those that give way, one for each core runs at a time.
+        self._pool = pool
+        # Of the solvers with a niceness, one for each core runs at a time.
         self._sharing = CoreSharing(usable_cores())
         self.seed = seed
         self.samples = 0
-        self.valid = 0  # of the samples that came in batches
+        self.valid = 0
         self.best: IntArray | None = None
         self.best_costs: Costs | None = None
-        # [N] the last partition that another island sent and that became the best. A method that
-        # sees a new array here adds it to what it works on.
         self.received: IntArray | None = None
         self.bound = combinatorial_bound(problem)
-        self.interrupted = threading.Event()  # by the user
-        self.exhausted = False  # proven that nothing valid exists
+        self.interrupted = threading.Event()
+        self.exhausted = False
         self.phase = "start"
         self.history: list[tuple[int, float, float]] = []
         self.notes: list[str] = []
-        # The last device batch ([padded N, B] and its costs), if it has an invalid candidate that
-        # would be faster than the best: SCIP may repair it. Else None.
         self.repair_candidates: tuple[jax.Array | IntArray, Costs] | None = None
         self._callback = callback
         self._started_s = time.perf_counter()
@@ -111,30 +127,30 @@ class Search:
 
     @property
     def device_problem(self) -> DeviceProblem:
-        """The padded float32 problem."""
+        """The problem in float32, padded, for the device."""
         if self._device is None:
             self._device = lower(self.problem)
         return self._device
 
     @property
     def best_s(self) -> float:
-        """Bottleneck of the best so far; inf before there is one."""
+        """Bottleneck of the best partition in seconds; inf before there is one."""
         return np.inf if self.best_costs is None else float(self.best_costs.bottleneck_s)
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since the search was made."""
+        """Seconds since the search was made, compilation included."""
         return time.perf_counter() - self._started_s
 
     @property
     def searched_s(self) -> float:
-        """Seconds of search time: since the first batch came back; compilation is beside it."""
+        """Seconds of search time: since `start_clock`, without compilation; 0 before."""
         since = self._searching_since_s
         return 0.0 if since is None else time.perf_counter() - since
 
     @property
     def remaining_s(self) -> float:
-        """Search seconds left; inf without a limit, none once interrupted."""
+        """Search seconds left; inf without a limit, 0 once interrupted. May be negative."""
         if self.interrupted.is_set():
             return 0.0
         limit = self.budget.time_limit_s
@@ -142,7 +158,7 @@ class Search:
 
     @property
     def spent(self) -> float:
-        """The share of the budget that is spent, 0 to 1; 0 without a limit."""
+        """Share of the budget that is spent, 0 to 1; 0 without a limit."""
         limits = self.budget
         shares = [0.0]
         if limits.samples is not None:
@@ -153,12 +169,12 @@ class Search:
 
     @property
     def is_proven(self) -> bool:
-        """Whether the best is within the wanted gap of the lower bound."""
+        """Whether the best is within the budget's gap of the lower bound."""
         return self.best_s <= self.bound.seconds * (1 + self.budget.gap)
 
     @property
     def is_over(self) -> bool:
-        """Whether the budget is spent or there is nothing left to gain."""
+        """Whether to stop: limit reached, interrupted, proven optimal, or proven infeasible."""
         limit = self.budget.samples
         return (
             self.exhausted
@@ -171,13 +187,14 @@ class Search:
     def open_pool(
         self, problem: Problem | None = None, *, workers: int = 1, niceness: int | None = None
     ) -> SolverPool:
-        """Solver workers that hold this problem, or another one.
+        """Opens a pool of solver workers.
 
         Args:
-          problem: the other one.
-          workers: of them; of a Ray cluster, whose size is not known here, one.
-          niceness: by how much they give way. None: to all of the search, where the program is not
-            small.
+          problem: the problem that they hold. None: the problem of this search.
+          workers: number of workers. A Ray pool has one, because its cluster's size is not known.
+          niceness: niceness of the workers. None: 0 if the integer program `is_small`, otherwise
+            a value at which the workers do not starve the search. Workers with a niceness above 0
+            share cores.
         """
         if niceness is None:
             niceness = 0 if is_small(self.problem) else _NICENESS
@@ -188,19 +205,19 @@ class Search:
         )
 
     def note_failure(self, outcome: Outcome) -> None:
-        """Tells the user, once, of a task whose worker failed; nothing of other outcomes."""
+        """Notes a failed solver task for the user, each message once; ignores other outcomes."""
         note = f"a solver task failed: {outcome.message}"
         if outcome.status is Status.ERROR and note not in self.notes:
             self.notes.append(note)
 
     def start_clock(self) -> None:
-        """Starts the search time, once; methods call it when their programs are compiled."""
+        """Starts the search time, once; a method calls it when its programs are compiled."""
         if self._searching_since_s is None:
             self._searching_since_s = time.perf_counter()
 
     @contextlib.contextmanager
     def compiling(self) -> Generator[None]:
-        """What is done inside is beside the search time."""
+        """Context for compilation: the time inside does not count as search time."""
         phase, start_s = self.phase, time.perf_counter()
         self.enter("compiling")
         try:
@@ -211,12 +228,12 @@ class Search:
             self.enter(phase)
 
     def enter(self, phase: str) -> None:
-        """Names what is going on, for the user."""
+        """Sets the name of the present activity, and reports it to the user."""
         self.phase = phase
         self.report()
 
     def report(self) -> None:
-        """Shows the state to the user."""
+        """Calls the user's callback with the present progress."""
         if self._callback is not None:
             best = None if self.best is None else self.best_s
             self._callback(
@@ -224,13 +241,23 @@ class Search:
             )
 
     def raise_bound(self, bound: Bound) -> None:
-        """Keeps the better lower bound."""
+        """Takes over a lower bound if it is higher than the present one."""
         if bound.seconds > self.bound.seconds:
             self.bound = bound
             self.report()
 
     def offer(self, assignments: IntArray) -> bool:
-        """Verifies candidates [N, B] and keeps the best valid one. True where it improved."""
+        """Verifies candidates in float64 and keeps the best valid one.
+
+        Args:
+          assignments: [N, B] chips.
+
+        Returns:
+          Whether the best has improved.
+
+        Raises:
+          InputError: a user's rule does not return bool [B].
+        """
         if assignments.shape[1] == 0:
             return False
         costs = verify(self.problem, assignments)
@@ -246,7 +273,18 @@ class Search:
         return improved
 
     def offer_batch(self, assignments: jax.Array, costs: Costs) -> bool:
-        """Screens a device batch [padded N, B] by its float32 costs and verifies its best few."""
+        """Screens a device batch by its float32 costs and verifies its best few candidates.
+
+        Args:
+          assignments: [padded N, B] chips.
+          costs: of the candidates, in float32.
+
+        Returns:
+          Whether the best has improved.
+
+        Raises:
+          InputError: a user's rule does not return bool [B].
+        """
         self.samples += assignments.shape[1]
         valid, bottleneck = np.asarray(costs.valid), np.asarray(costs.bottleneck_s)
         self.valid += int(valid.sum())
@@ -254,7 +292,7 @@ class Search:
         if bottleneck[~valid].min(initial=np.inf) < self.best_s:
             self.repair_candidates = (assignments, costs)
         bottleneck = np.where(valid, bottleneck, np.inf)
-        # Float32 may be off by 1e-5: what is that close to the best is worth a look, no more.
+        # Float32 has rounding errors, so a candidate slightly above the best is verified too.
         order = np.argsort(bottleneck, kind="stable")
         order = order[: None if self._rules else _VERIFIED_PER_BATCH]
         order = order[bottleneck[order] < self.best_s * (1 + 1e-6)]
@@ -266,10 +304,10 @@ class Search:
         return self.offer(columns)
 
     def _keeps_rules(self, assignments: IntArray) -> np.ndarray:
-        """[B] which of the assignments [N, B] keep the user's rules.
+        """[B] bool, whether each of the assignments [N, B] keeps the user's rules.
 
         Raises:
-          InputError: a rule gives something else than bool [B].
+          InputError: a rule does not return bool [B].
         """
         kept = np.ones(assignments.shape[1], bool)
         for rule in self._rules:
@@ -284,7 +322,7 @@ class Search:
         return kept
 
     def _rank(self, costs: Costs, b: int) -> tuple[float, int, float]:
-        """Ties at equal bottleneck go to fewer chips, then to fewer bytes sent."""
+        """The sort key of candidate b: bottleneck, then chips used, then bytes sent."""
         return (
             float(costs.bottleneck_s[b]),
             int(costs.chips_used[b]),
@@ -299,9 +337,9 @@ class Search:
 
 
 def is_small(problem: Problem) -> bool:
-    """Whether the integer program finds and proves more in a second than other searches."""
+    """Whether the integer program is so small that it beats the other searches."""
     return problem.num_contracted * problem.num_chips <= _SMALL_BITS
 
 
-# A method works on a search step by step; between steps the engine looks at the budget.
+# A search method: a generator that works in steps; the engine checks the budget between steps.
 Method = Callable[[Search], Generator[None]]

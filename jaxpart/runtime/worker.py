@@ -1,9 +1,9 @@
-"""What runs in a worker process of the pool: no JAX, no part of the user's program.
+"""The code that runs in a worker process of a pool, without JAX or the user's program.
 
 Tasks arrive on standard input and outcomes leave on standard output, both as pickles. A task is the
-name of a function, "module:function", and its keyword arguments; the worker imports the module when
-the first task asks for it. When the input ends, the worker exits, even in the middle of a task, so
-that it never outlives its parent.
+name of a function, "module:function", and its keyword arguments. The worker imports the module when
+a task first needs it. When the input ends, the worker exits, even in the middle of a task, so that
+it never outlives its parent.
 """
 
 from __future__ import annotations
@@ -24,30 +24,33 @@ from jaxpart.runtime.core_sharing import end_with_parent
 from jaxpart.solvers.repair import Outcome, repair
 from jaxpart.solvers.scip import Status
 
-Task = Callable[..., Outcome]  # (problem, **arguments); a function of a module
-BATCH = "repair_batch"  # [B, N] candidates, [N], [B, N] or no weights
+# A solver task: a function of a module, called as task(problem, **arguments).
+Task = Callable[..., Outcome]
+# The name of the task that repairs a batch. Its arguments are those of `repair` in
+# `solvers/repair.py`, but `assignments` [B, N] for `y`, and `weights` [N], [B, N] or None.
+BATCH = "repair_batch"
 
 
 def main(niceness: int = 0) -> None:
-    """Reads the problem, says None when ready, then reads tasks (name, keyword arguments) and
-    writes an outcome for each.
+    """Runs the worker: reads the problem, writes None when ready, then runs tasks.
 
-    Of a batch of repairs, an outcome for each candidate as soon as it is there.
+    For each task (name, keyword arguments) it writes one outcome; for a batch of repairs, one
+    outcome for each candidate as soon as it is found.
 
     Args:
-      niceness: by how much to give way to other processes, where the system knows that.
+      niceness: niceness of this process, where the system has one.
     """
     end_with_parent()
     if hasattr(os, "nice"):
         os.nice(niceness)
     outcomes = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints must not end up among the outcomes
+    os.dup2(2, 1)  # output that a library prints must not mix with the outcomes
     messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(sys.stdin.buffer, messages), daemon=True).start()
     problem: Problem = messages.get()
     import_solvers()
     _write(outcomes, None)  # ready
-    gc.freeze()  # the graph's many objects stay: no collection need look at them again
+    gc.freeze()  # the graph's many objects stay: garbage collections need not visit them again
     while True:
         name, arguments = messages.get()
         for outcome in outcomes_of(problem, name, arguments):
@@ -59,12 +62,12 @@ def _listen(source: BinaryIO, messages: queue.SimpleQueue[Any]) -> None:
         try:
             messages.put(pickle.load(source))
         except EOFError:
-            # A solver may be running on the main thread, without Python's lock.
+            # Not `sys.exit`: a solver may run on the main thread, which would go on.
             os._exit(0)
 
 
 def import_solvers() -> None:
-    """Before the first task, whose time limit should not pay for it."""
+    """Imports the solvers now, so that the first task does not spend its time limit on it."""
     import ortools.graph.python.max_flow  # noqa: F401
     import pyscipopt  # noqa: F401
 
@@ -75,7 +78,16 @@ def _write(target: BinaryIO, answer: Outcome | None) -> None:
 
 
 def outcomes_of(problem: Problem, name: str, arguments: dict[str, Any]) -> Iterator[Outcome]:
-    """One outcome of a task; of a batch one for each candidate, as they come."""
+    """Runs a task.
+
+    Args:
+      problem: of N nodes.
+      name: `BATCH`, or the name of a function as `name_of` gives it.
+      arguments: keyword arguments of the task; a batch removes entries from them.
+
+    Yields:
+      The outcome; for a batch, one outcome for each candidate as it is found.
+    """
     if name != BATCH:
         yield _run(problem, name, arguments)
         return
@@ -89,7 +101,7 @@ def outcomes_of(problem: Problem, name: str, arguments: dict[str, Any]) -> Itera
 
 
 def name_of(task: Task) -> str:
-    """The name by which a worker finds a function: "module:function"."""
+    """The name by which a worker finds a task: "module:function"."""
     return f"{task.__module__}:{task.__qualname__}"
 
 
@@ -100,5 +112,5 @@ def _run(problem: Problem, name: str, arguments: dict[str, Any]) -> Outcome:
     module, _, function = name.partition(":")
     try:
         return getattr(importlib.import_module(module), function)(problem, **arguments)
-    except Exception as error:  # one task's failure is that task's outcome, never the worker's
+    except Exception as error:  # a failed task must not end the worker
         return Outcome(Status.ERROR, message=f"{type(error).__name__}: {error}")

@@ -1,1 +1,1 @@
-"""Integer programs and minimum cuts on the host: repair, improvement, proof. No JAX."""
+"""Integer programs and minimum cuts on the host: repair, improvement and proof. No JAX."""

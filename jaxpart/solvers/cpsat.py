@@ -1,10 +1,14 @@
-"""OR-Tools CP-SAT takes a `Model`, as SCIP does: for proofs, where it is the sooner of the two.
+"""Proofs by OR-Tools CP-SAT: it takes the same `Model` as SCIP and often proves sooner.
 
-CP-SAT wants whole numbers. Columns beside the bits are whole at every partition (their rows have
-coefficients of one), but for the bottleneck, which is counted in steps of a part of the gap. A
-row with real coefficients is multiplied by a power of two and rounded, and its right-hand side
-grows by what rounding can have added; so every partition of the program stays in, and a bound here
-is a bound there.
+CP-SAT needs integers.
+
+1. All columns but the bottleneck are integers at every partition, because their rows have
+   coefficients of one.
+2. The bottleneck is counted in steps, each a fraction of the gap.
+3. A row with real coefficients is multiplied by a power of two and rounded. Its right-hand side
+   grows by the most that rounding can add to its left-hand side.
+
+So every partition of the program stays feasible, and a lower bound here is one of the program.
 """
 
 from __future__ import annotations
@@ -24,12 +28,12 @@ from jaxpart.solvers.scip import Limits, Solution, Status
 if TYPE_CHECKING:
     from ortools.sat.python import cp_model
 
-# What a unit of time counts in rows; the bottleneck's own steps may be coarser.
-_STEPS = 2**28
-# Magnitudes of a row's terms add up to at most this: CP-SAT sums in 64 bits, with room to combine.
-_LARGEST = 2.0**46
-# Beyond the bottleneck's own bound; given away so that float64 sums never lift a bound too high.
-_SAFETY = 1e-9
+# Fine steps per unit of time, in rows with the bottleneck; a step of its column may be coarser.
+_FINE_STEPS = 2**28
+# Largest sum of magnitudes in a scaled row; CP-SAT sums rows and combinations of them in 64 bits.
+_MAX_ROW_SUM = 2.0**46
+# Relative margin taken off bounds, so that float64 rounding never lifts a bound too high.
+_BOUND_SAFETY = 1e-9
 
 
 def solve(
@@ -44,15 +48,20 @@ def solve(
     """Minimises the program's bottleneck.
 
     Args:
-      program: that seeks its bottleneck. Rows on demand make it grow.
-      limits: of the whole call; `nodes` is not looked at.
+      program: whose objective is its bottleneck. Lazy constraints add rows to it.
+      limits: time and gap of the whole call; `nodes` is ignored.
       starts: [M] partitions in the window; the first is the hint.
-      cutoff: only partitions with a smaller objective are wanted; INFEASIBLE means that none has.
-      floor: a lower bound on the objective, known already.
-      workers: threads.
+      cutoff: only partitions with a smaller objective are wanted, in units of `program.unit_s`.
+      floor: a known lower bound on the objective, in the same unit.
+      workers: threads of CP-SAT.
 
     Returns:
-      FEASIBLE where a limit ended the search with an assignment in hand.
+      The best partition found, with its objective and the bound in the same unit. FEASIBLE where a
+      limit ended the search with an assignment; INFEASIBLE where no objective is below `cutoff`.
+
+    Raises:
+      ValueError: the program was stated without time.
+      AssertionError: CP-SAT refuses the program.
     """
     deadline = time.monotonic() + limits.time_s
     best: IntArray | None = None
@@ -76,15 +85,15 @@ def solve(
             best, best_value = run.best, run.best_value
         if not run.is_broken:
             break
-    proven = program.is_relaxed and bound >= best_value * (1 - _SAFETY) - _LEAST
+    proven = program.is_relaxed and bound >= best_value * (1 - _BOUND_SAFETY) - _PROOF_TOLERANCE
     if best is None:
         return Solution(Status.INFEASIBLE if proven else Status.TIME_LIMIT, None, None, bound)
     status = Status.OPTIMAL if proven else Status.FEASIBLE
     return Solution(status, best, best_value, min(bound, best_value))
 
 
-# Steps and roundings: a bound this near to the objective is as near as it gets.
-_LEAST = 1e-5
+# In units of time: steps and rounding can keep a proven bound this far below the objective.
+_PROOF_TOLERANCE = 1e-5
 
 
 class _Run:
@@ -92,8 +101,10 @@ class _Run:
 
     Attributes:
       bound: no partition of the program has a smaller objective.
-      best, best_value: what was found below the cut-off that keeps every rule.
-      is_broken: it ended at a partition that broke a rule stated on demand, stated by now.
+      best, best_value: the best partition found below the cutoff that keeps every rule, [M] chips,
+        and its objective.
+      is_broken: whether the run ended at a partition that breaks a lazy constraint, which the
+        program now has as rows.
     """
 
     def __init__(self, program: Model, limits: Limits, cutoff: float, floor: float) -> None:
@@ -105,11 +116,11 @@ class _Run:
         self.is_broken = False
         self._program, self._limits = program, limits
         self._model = cp_model.CpModel()
-        # A step of an eighth of the gap: CP-SAT should not creep by less.
-        self._fine = 2 ** math.floor(math.log2(max(limits.gap / 8 * _STEPS, 1.0)))
-        self._steps = _STEPS // self._fine
-        bottom = max(0, math.floor(floor * (1 - _SAFETY) * self._steps) - 1)
-        top = math.ceil(min(cutoff, _most(program)) * self._steps) + 1
+        # A step is at most an eighth of the gap: CP-SAT should not improve by much less.
+        self._fine_per_step = 2 ** math.floor(math.log2(max(limits.gap / 8 * _FINE_STEPS, 1.0)))
+        self._steps_per_unit = _FINE_STEPS // self._fine_per_step
+        bottom = max(0, math.floor(floor * (1 - _BOUND_SAFETY) * self._steps_per_unit) - 1)
+        top = math.ceil(min(cutoff, _max_bottleneck(program)) * self._steps_per_unit) + 1
         self._variables: list[cp_model.IntVar] = []
         for j in range(len(program.lower)):
             if j == ONE:
@@ -126,17 +137,26 @@ class _Run:
         self._model.minimize(self._variables[program.bottleneck])
 
     def hint(self, f: IntArray) -> None:
-        """Begins with the partition f [M], from the window."""
+        """Hints at the partition f [M] from the window."""
         for variable, value in zip(
             self._variables[1:], self._program.point(f)[1:].tolist(), strict=True
         ):
             is_time = variable is self._variables[self._program.bottleneck or 0]
             self._model.add_hint(
-                variable, math.ceil(value * self._steps) if is_time else round(value)
+                variable, math.ceil(value * self._steps_per_unit) if is_time else round(value)
             )
 
     def solve(self, time_s: float, workers: int, seen: int) -> None:
-        """Runs until proven, out of time, or at a partition that breaks a rule."""
+        """Runs until the optimum is proven, time is over, or a partition breaks a rule.
+
+        Args:
+          time_s: time limit in seconds.
+          workers: threads.
+          seen: number of rows that this run knows, as in `Model.separate`.
+
+        Raises:
+          AssertionError: CP-SAT refuses the program.
+        """
         from ortools.sat.python import cp_model
 
         run = self
@@ -161,10 +181,12 @@ class _Run:
         else:
             steps = solver.best_objective_bound
             if math.isfinite(steps):
-                self.bound = max(self.bound, (steps - 1) / self._steps * (1 - _SAFETY))
+                self.bound = max(
+                    self.bound, (steps - 1) / self._steps_per_unit * (1 - _BOUND_SAFETY)
+                )
 
     def _take(self, values: list[int], seen: int) -> bool:
-        """Whether the search must stop: the point breaks a rule that it did not know."""
+        """Takes a solution; returns whether to stop because it breaks a rule that the run lacks."""
         program = self._program
         f = program.assignment(np.array(values, np.float64))
         if program.separate(f, seen):
@@ -176,40 +198,40 @@ class _Run:
         return False
 
     def _add(self, terms: Terms, upper: float) -> None:
-        """States a row so that nothing is cut off that keeps it."""
+        """Adds a row in integers, such that every point that keeps the row stays feasible."""
         from ortools.sat.python import cp_model
 
         time_column = self._program.bottleneck
         has_time = any(j == time_column for j, _ in terms)
-        # Every row with the bottleneck in it takes it with the same coefficient, -1.
+        # Every row that contains the bottleneck has it with the coefficient -1.
         is_whole = all(a == round(a) for j, a in terms) and upper == math.floor(upper)
         if is_whole and not has_time:
             scale = 1.0
         elif has_time:
-            scale = float(_STEPS)
+            scale = float(_FINE_STEPS)
         else:
             total = sum(abs(a) for _, a in terms) + abs(upper)
-            scale = 2.0 ** math.floor(math.log2(_LARGEST / total))
+            scale = 2.0 ** math.floor(math.log2(_MAX_ROW_SUM / total))
         whole: list[int] = []
         slack = 0.0
         for j, a in terms:
             if j == time_column:
-                whole.append(-self._fine)  # the column counts coarse steps itself
+                whole.append(-self._fine_per_step)  # the column counts steps, not fine steps
                 continue
             rounded = round(a * scale)
             slack += max(0.0, rounded - a * scale)
             whole.append(rounded)
-        right = math.floor(upper * scale + slack * (1 + _SAFETY) + abs(upper * scale) * 1e-15)
+        right = math.floor(upper * scale + slack * (1 + _BOUND_SAFETY) + abs(upper * scale) * 1e-15)
         if scale != 1.0:
             right += 1
         columns = [self._variables[j] for j, _ in terms]
         self._model.add(cp_model.LinearExpr.weighted_sum(columns, whole) <= right)
 
 
-def _most(program: Model) -> float:
-    """No partition has a larger bottleneck."""
-    most = 1.0
+def _max_bottleneck(program: Model) -> float:
+    """Returns an upper bound on the bottleneck of every partition, in units of time."""
+    highest = 1.0
     for terms, upper in zip(program.rows, program.row_upper, strict=True):
         if any(j == program.bottleneck for j, _ in terms):
-            most = max(most, sum(a for _, a in terms if a > 0) - upper)
-    return most
+            highest = max(highest, sum(a for _, a in terms if a > 0) - upper)
+    return highest

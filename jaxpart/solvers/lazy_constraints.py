@@ -1,7 +1,8 @@
-"""Lazy constraints: the two rules whose rows would number in the millions.
+"""Lazy constraints: two rules whose rows would number in the millions.
 
-Rows for the peak of live activations and for the chip triangle are added only where a solution
-breaks them. Every row holds for all valid partitions of the window, so bounds stay proofs.
+The rules are the peak of live activations and the chip triangle. Their rows are added only where a
+solution breaks them. Every row holds for all valid partitions of the window, so lower bounds stay
+proofs; `LazyConstraints.is_relaxed` tells of the one exception.
 """
 
 from __future__ import annotations
@@ -16,39 +17,39 @@ from jaxpart.problem.problem import IntArray, Problem
 from jaxpart.solvers.minimum_cut import EdgeRule
 from jaxpart.solvers.program import ONE, Program, Terms
 
-# Solvers hold rows to about 1e-6; a memory row that a solution breaks by less comes back tighter.
-_TOLERANCE = 4e-6
+# Least margin, in capacities, of a row that a solution breaks; solvers hold rows to about 1e-6.
+_LEAST_MARGIN = 4e-6
 
 
 class LazyConstraints:
     """Adds rows for the peak of live activations and the chip triangle to one program.
 
     Attributes:
-      is_relaxed: whether all rows so far hold for every valid partition. No longer so once a memory
-        row had to be tightened against a solver's tolerance.
+      is_relaxed: whether all rows so far hold for every valid partition. It turns false once a
+        memory row is tightened against a solver's tolerance.
     """
 
     def __init__(
         self, program: Program, problem: Problem, rule: EdgeRule, held: list[Terms]
     ) -> None:
-        """Adds nothing yet.
+        """Adds no rows yet.
 
         Args:
-          program: that rows are added to.
+          program: gets the rows.
           problem: of N nodes.
           rule: what the program's rows ask of every edge.
-          held: [C] what each chip holds without the peak, in its capacity; may be filled in later.
+          held: [C] memory of each chip without the peak, in capacities; may be filled in later.
         """
         self.is_relaxed = True
         self._program, self._problem = program, problem
         self._rule, self._held = rule, held
-        self._peaks: dict[tuple[int, int], _Memory] = {}  # by node (-1: no peak) and chip
-        self._paths: set[tuple[int, ...]] = set()  # paths of chips that forbid a chip edge
+        self._memory_rows: dict[tuple[int, int], _MemoryRow] = {}  # by node (-1: no peak) and chip
+        self._forbidden_paths: set[tuple[int, ...]] = set()
         self._chip_edges: dict[tuple[int, int], Terms] = {}
         self._live_terms: dict[tuple[int, tuple[int, ...], int], Terms] = {}
 
     def separate(self, f: IntArray, seen: int) -> bool:
-        """As `Model.separate`."""
+        """See `Model.separate`."""
         rules = self._problem.mcm.constraints
         is_broken = False
         if rules.triangle and self._rule != "span":
@@ -58,18 +59,21 @@ class LazyConstraints:
         return is_broken
 
     def _separate_triangles(self, f: IntArray) -> bool:
-        """No chip edge and the steps of a longer path beside it all at once."""
+        """Returns whether f [M] breaks the triangle rule; adds the rows that forbid it.
+
+        Each row forbids that a chip edge and all steps of a longer path between its ends exist.
+        """
         paths = host.triangle_conflicts(self._problem, f[self._problem.contraction])
         for path in paths:
-            if tuple(path) not in self._paths:
-                self._paths.add(tuple(path))
+            if tuple(path) not in self._forbidden_paths:
+                self._forbidden_paths.add(tuple(path))
                 steps = [*itertools.pairwise(path), (path[0], path[-1])]
                 terms = [term for a, b in steps for term in self._chip_edge(a, b)]
                 self._program.add_row(terms, len(steps) - 1)
         return bool(paths)
 
     def _chip_edge(self, a: int, b: int) -> Terms:
-        """At least [some edge leads from chip a to chip b]."""
+        """Returns terms that are at least [some edge leads from chip a to chip b]."""
         program = self._program
         if (a, b) not in self._chip_edges:
             self._chip_edges[a, b] = program.maximum(
@@ -80,6 +84,12 @@ class LazyConstraints:
         return self._chip_edges[a, b]
 
     def _separate_memory(self, f: IntArray, seen: int) -> bool:
+        """Returns whether f [M] exceeds a chip's capacity; adds the rows that forbid it.
+
+        Args:
+          f: [M] chips.
+          seen: as in `Model.separate`.
+        """
         program, problem = self._program, self._problem
         nodes = f[problem.contraction]
         over = np.flatnonzero(host.memory_bytes(problem, nodes) > problem.capacity_bytes).tolist()
@@ -88,26 +98,30 @@ class LazyConstraints:
         for c in over:
             t = -1 if peak_node is None else int(peak_node[c])
             b = problem.contraction[t]
-            # Wherever this node goes, so does its peak.
+            # The same peak would arise on every chip that this node may be on.
             for chip in range(program.low[b], program.high[b] + 1) if t >= 0 else (c,):
-                if (t, chip) not in self._peaks:
+                if (t, chip) not in self._memory_rows:
                     live = self._live(t, chip) if t >= 0 else []
-                    self._state_memory(t, chip, _Memory(self._held[chip] + live))
-            if self._peaks[t, c].row < seen:
+                    self._state_memory(t, chip, _MemoryRow(self._held[chip] + live))
+            if self._memory_rows[t, c].row < seen:
                 self.is_relaxed = False
-                margin = max(_TOLERANCE, 4 * self._peaks[t, c].margin)
-                self._state_memory(t, c, _Memory(self._peaks[t, c].terms, margin))
+                margin = max(_LEAST_MARGIN, 4 * self._memory_rows[t, c].margin)
+                self._state_memory(t, c, _MemoryRow(self._memory_rows[t, c].terms, margin))
         return bool(over)
 
-    def _state_memory(self, t: int, c: int, memory: _Memory) -> None:
-        self._peaks[t, c] = memory._replace(row=len(self._program.rows))
+    def _state_memory(self, t: int, c: int, memory: _MemoryRow) -> None:
+        """Adds the memory row of node t (-1: no peak) on chip c and notes where it is."""
+        self._memory_rows[t, c] = memory._replace(row=len(self._program.rows))
         self._program.add_row(memory.terms, 1.0 - memory.margin)
 
     def _live(self, t: int, c: int) -> Terms:
-        """What is alive on chip c while node t runs, in capacities.
+        """Returns terms for what is alive on chip c while node t runs, in capacities of c.
 
-        Valid wherever t is: what a chip holds from before t until after it, it also holds while its
-        next node runs.
+        The terms are at most the peak of c, wherever t is:
+
+        1. If t is on c, they are what is alive on c while t runs.
+        2. If t is elsewhere, they are the tensors that c holds from before t until after t. All of
+           these are also alive while the next node of c runs.
         """
         program, p, contraction = self._program, self._problem, self._problem.contraction
         capacity = p.capacity_bytes[c]
@@ -133,7 +147,7 @@ class LazyConstraints:
         return terms
 
     def _both(self, p: int, q: int, c: int) -> Terms:
-        """At most [f(p) = c = f(q)], and equal to it at integers."""
+        """Returns terms that are at most [f(p) = c = f(q)], and equal to it at integers."""
         program = self._program
         if not (program.may_be_on(p, c) and program.may_be_on(q, c)):
             return []
@@ -142,9 +156,9 @@ class LazyConstraints:
         return [(program.z(p, c), 1.0), (program.z(q, c + 1), -1.0)]
 
 
-class _Memory(NamedTuple):
-    """A memory row stated on demand."""
+class _MemoryRow(NamedTuple):
+    """A memory row of one chip, with the peak at one node."""
 
-    terms: Terms  # in capacities
-    margin: float = 0.0
-    row: int = -1
+    terms: Terms  # memory, in capacities
+    margin: float = 0.0  # taken off the right-hand side, in capacities
+    row: int = -1  # index of its latest version among the program's rows; -1 before it is added

@@ -1,4 +1,4 @@
-"""Better partitions from a good one, and the best of all with its proof, by SCIP."""
+"""Large-neighbourhood search from a valid partition, and the optimum with a proof, by SCIP."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from jaxpart.solvers.model import Model
 from jaxpart.solvers.repair import Outcome
 from jaxpart.solvers.scip import Limits, Status, solve
 
-# An improvement smaller than this, relative, is rounding.
+# Relative: an improvement smaller than this is rounding.
 _LEAST_GAIN = 1e-6
-# Stages this near to the slowest one are bottlenecks too: T falls only when all of them do.
+# Relative: stages this near to the slowest are bottlenecks too, as T falls only if all of them do.
 _TIE = 1e-4
+# Most bits of a window's program: a larger one takes too long to state.
 _MOST_BITS = 30_000
 
 
@@ -28,21 +29,22 @@ def lns(
     seed: int = 0,
     focus: int | None = None,
 ) -> Outcome:
-    """Improves a valid partition around its bottleneck: large-neighbourhood search.
+    """Improves a valid partition around its bottleneck by large-neighbourhood search.
 
-    Frees the contracted nodes on chips within a radius of the slowest stages, solves for the
-    smallest T with all else fixed, and keeps what improves; the radius doubles while nothing does.
+    Each round frees the contracted nodes on chips within a radius of the slowest stages, fixes all
+    others, and solves for the smallest T. An improvement becomes the new incumbent and resets the
+    radius; without one, the radius doubles.
 
     Args:
       problem: of N nodes.
       f: [N] a valid partition.
-      time_limit_s: after which the best so far is the answer.
+      time_limit_s: time limit in seconds; then the incumbent is the answer.
       seed: of SCIP.
-      focus: a chip whose surroundings to free beside those of the slowest stages.
+      focus: a chip whose surroundings are freed too.
 
     Returns:
-      FEASIBLE with the best partition (`f` itself where nothing improved) and its T in seconds;
-      OPTIMAL only where the last window was everything.
+      FEASIBLE with the best partition (`f` itself where nothing improved) and its T in seconds.
+      OPTIMAL only where the last window contained every valid partition.
     """
     began = time.monotonic()
     deadline = began + time_limit_s
@@ -90,19 +92,20 @@ def solve_exact(
     time_limit_s: float,
     seed: int = 0,
 ) -> Outcome:
-    """The partition with the smallest bottleneck, and a lower bound on every one's.
+    """Finds the partition with the smallest bottleneck, and a lower bound on all bottlenecks.
 
     Args:
       problem: of N nodes.
       incumbent: [N] a valid partition to start from.
-      time_limit_s: after which the best so far, if any, comes with the bound so far.
+      time_limit_s: time limit in seconds; then the best so far, if any, comes with the bound so
+        far.
       seed: of SCIP.
 
     Returns:
       OPTIMAL, FEASIBLE, TIME_LIMIT or INFEASIBLE (proven). `objective` is T and `bound` a lower
-      bound on every valid partition's T, in seconds. SCIP keeps rows and prunes within tolerances
-      of 1e-6 where T is about 1; the bound gives 1e-5 of that away, so OPTIMAL leaves a gap of
-      about 1e-5.
+      bound on every valid partition's T, both in seconds. SCIP keeps rows and prunes within
+      tolerances of 1e-6, where T is about 1. The bound is lowered by 1e-5 for that, so OPTIMAL
+      leaves a gap of about 1e-5.
     """
     began = time.monotonic()
     if problem.is_contradictory:
@@ -131,7 +134,7 @@ def solve_exact(
 
 
 def _bottleneck(problem: Problem, f: IntArray) -> tuple[float, list[int]]:
-    """T of the partition f [M] in seconds, and the chips of the slowest stages."""
+    """Returns T of the partition f [M] in seconds, and the chips of the slowest stages."""
     model = Model(problem, f, f, unit_s=1.0)
     stages = [(sum(a for _, a in terms), chips) for chips, terms in model.stages]
     bottleneck_s = max(load for load, _ in stages)
@@ -140,12 +143,13 @@ def _bottleneck(problem: Problem, f: IntArray) -> tuple[float, list[int]]:
 
 
 def _unit_s(problem: Problem) -> float:
-    """About T, where no partition is known."""
+    """Returns an estimate of T in seconds, for use where no partition is known."""
     traffic_s = problem.tensor_bytes.max(initial=0.0) / problem.mcm.link_bandwidth
     return problem.mean_load_s or float(traffic_s) or 1.0
 
 
 def _keeps_span(problem: Problem, f: IntArray) -> bool:
+    """Returns whether 0 <= f(v) - f(u) <= 1 on every edge, for f [M]."""
     pairs = f[problem.contracted_pairs]
     step = pairs[:, 1] - pairs[:, 0]
     return bool(((step >= 0) & (step <= 1)).all())

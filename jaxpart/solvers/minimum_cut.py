@@ -1,12 +1,16 @@
 """The nearest partition under dataflow and span, exact, by minimum cuts.
 
-With z[b, c] = [f(b) >= c], the rules 0 <= f(v) - f(u) <= 1 on every edge read z[u, c] <= z[v, c]
-and z[v, c + 1] <= z[u, c]: implications between pairs of bits, so the nearest f in weighted L1 is
-one minimum s-t cut over all levels (Ishikawa, PAMI 2003). Such f form an L-natural-convex set
-(Murota, Discrete Convex Analysis, 2003): what no step of at most one, up for some contracted nodes
-or down for some, improves is optimal. So cuts over a few levels around a guess, recentred until
-nothing reaches their border, end at the same optimum; from a guess that leaves outliers out, one or
-two of them do, ten times faster than the cut over all levels.
+1. Let z[b, c] = [f(b) >= c]. The rules 0 <= f(v) - f(u) <= 1 on every edge (u, v) are then
+   z[u, c] <= z[v, c] and z[v, c + 1] <= z[u, c]: implications between pairs of bits. So the nearest
+   f in weighted L1 distance is one minimum s-t cut over all levels c (Ishikawa, PAMI 2003).
+2. Such f form an L-natural-convex set (Murota, Discrete Convex Analysis, 2003). There, f is optimal
+   if no set of contracted nodes can improve it by moving up by one, and none by moving down by one.
+3. A cut over a few levels around a guess allows all these moves, unless its solution touches the
+   border of these levels. So cuts are repeated, each centred on the last solution, until none
+   touches the border. That solution is optimal.
+
+From a guess that ignores outliers, one or two such cuts suffice. They are ten times faster than the
+cut over all levels.
 """
 
 from __future__ import annotations
@@ -18,13 +22,12 @@ import numpy as np
 
 from jaxpart.problem.problem import FloatArray, IntArray, Problem
 
-# Which difference f(v) - f(u) an edge allows: 0 or 1; 0 or more; any.
+# The differences f(v) - f(u) that a rule allows on an edge (u, v): 0 or 1; 0 or more; any.
 EdgeRule = Literal["span", "acyclic", "none"]
 
-# Real weights become integer capacities that sum up to about this.
+# Approximate sum of the integer capacities that replace real weights.
 _CAPACITY = 2.0**40
-# How far a contracted node may move in one cut: more levels make a cut slower, fewer make more
-# cuts.
+# Chips that a contracted node may move in one cut: more make a cut slower, fewer make more cuts.
 _REACH = 2
 
 
@@ -34,10 +37,10 @@ def nearest_span(
     weights: FloatArray | None = None,
     max_chip: int | None = None,
 ) -> IntArray | None:
-    """[N] the f nearest to `y` among those with 0 <= f(v) - f(u) <= 1 on every edge.
+    """Finds the f nearest to `y` among those with 0 <= f(v) - f(u) <= 1 on every edge.
 
-    Pins and colocation hold as well; the rule against skipped chips is left to `squeeze`, memory is
-    not looked at. Such f keep dataflow and the triangle rule (their chip graph is a path).
+    Such f keep dataflow and the triangle rule, because their chip graph is a path. Fixed chips and
+    colocation hold too. Skipped chips are left to `squeeze`; memory is ignored.
 
     Args:
       problem: of N nodes.
@@ -46,8 +49,9 @@ def nearest_span(
       max_chip: highest chip to use; the module's last by default.
 
     Returns:
-      f that minimises the sum over nodes of weight * |f - y| (weights other than integers are
-      rounded at 1e-12 of their sum); None where fixed chips contradict each other or the rules.
+      [N] the f that minimises the sum over nodes of weight * |f - y|; None where fixed chips
+      contradict each other or the rules. Weights other than integers are rounded to 1e-12 of their
+      sum.
     """
     return nearest(problem, y, weights, max_chip, rule="span")
 
@@ -60,23 +64,35 @@ def nearest(
     *,
     rule: EdgeRule,
 ) -> IntArray | None:
-    """As `nearest_span`, under one of the rules.
+    """Finds the f nearest to `y` under one of the rules.
 
-    What `acyclic` leaves is a superset of what is valid where dataflow is acyclic, and `none`
-    always (each contracted node goes to a weighted median): their distances are lower bounds.
+    Under "acyclic" the candidates include every valid partition of a module with acyclic dataflow;
+    under "none" they include those of any module, and each contracted node goes to a weighted
+    median. The distance is then a lower bound on that of every valid partition.
+
+    Args:
+      problem: of N nodes.
+      y: [N] chips, valid or not.
+      weights: [N] cost of moving each node by one chip, 0 or more; ones by default.
+      max_chip: highest chip to use; the module's last by default.
+      rule: what to ask of every edge.
+
+    Returns:
+      As `nearest_span`.
     """
     weights = np.ones(problem.num_nodes) if weights is None else np.asarray(weights, np.float64)
     highest = problem.num_chips - 1 if max_chip is None else max_chip
     box = _box(problem, highest, rule)
     if box is None:
         return None
-    wishes = _wishes(problem, np.asarray(y, np.int64), weights)
-    center = _guess(problem, wishes, box, rule)
+    targets = _targets_of(problem, np.asarray(y, np.int64), weights)
+    center = _guess(problem, targets, box, rule)
     while True:
-        # Both bounds keep the rule (a maximum or minimum of two that do), as `_cut` wants.
+        # `_cut` needs bounds that keep the rule. These do: each is a maximum or minimum of two f
+        # that keep it.
         low = np.maximum(center - _REACH, box.low)
         high = np.minimum(center + _REACH, box.high)
-        f = _cut(problem, wishes, _Box(low, high), rule)
+        f = _cut(problem, targets, _Box(low, high), rule)
         at_border = ((f == low) & (f > box.low)) | ((f == high) & (f < box.high))
         if not at_border.any():
             return f[problem.contraction]
@@ -84,18 +100,30 @@ def nearest(
 
 
 def squeeze(problem: Problem, f: IntArray) -> IntArray | None:
-    """[N] `f` with unused chips squeezed out: the chips in use become 0..max, in their order.
+    """Renumbers the chips in use to 0..max, in their order.
 
-    Keeps dataflow, span, the triangle rule and colocation. Where chips differ, and on a mesh, it
-    changes what the partition costs and holds. None where it would move a pinned node.
+    Dataflow, span, the triangle rule and colocation still hold. On a mesh, or where chips differ,
+    the costs and the memory of the partition change.
+
+    Args:
+      problem: of N nodes.
+      f: [N] chips.
+
+    Returns:
+      [N] the new chips; None where a node would leave its fixed chip.
     """
     squeezed = np.unique(f, return_inverse=True)[1].astype(np.int64)
-    pinned = problem.fixed_chip >= 0
-    return squeezed if (squeezed[pinned] == problem.fixed_chip[pinned]).all() else None
+    is_fixed = problem.fixed_chip >= 0
+    return squeezed if (squeezed[is_fixed] == problem.fixed_chip[is_fixed]).all() else None
 
 
 def contracted_chips(problem: Problem, f: IntArray) -> IntArray:
-    """[M] the chip of each contracted node under f [N], which keeps contracted nodes together."""
+    """Returns [M] the chip of each contracted node.
+
+    Args:
+      problem: of N nodes.
+      f: [N] chips that keep contracted nodes together.
+    """
     chips = np.zeros(problem.num_contracted, np.int64)
     chips[problem.contraction] = f
     return chips
@@ -104,55 +132,65 @@ def contracted_chips(problem: Problem, f: IntArray) -> IntArray:
 def tighten(
     problem: Problem, low: IntArray, high: IntArray, rule: EdgeRule
 ) -> tuple[IntArray, IntArray]:
-    """[M], [M] the bounds on each contracted node's chip that follow from those of the others.
+    """Tightens the bounds on each contracted node's chip by those of the others.
 
-    They are the least and the greatest f within the bounds that keep the rule; some low > high
-    exactly where there is none.
+    Args:
+      problem: of M contracted nodes.
+      low: [M] lowest chip of each contracted node.
+      high: [M] highest chip of each contracted node.
+      rule: what every edge must keep.
+
+    Returns:
+      [M], [M] the least and the greatest f within the bounds that keep the rule. Some low > high
+      exactly where no f keeps it.
     """
     ahead, behind = _pair_lists(problem)
     return _closure(ahead, low, rule), -_closure(behind, -high, rule)
 
 
 class _Box(NamedTuple):
+    """Bounds on the chip of each contracted node."""
+
     low: IntArray  # [M]
     high: IntArray  # [M]
 
 
-class _Wishes(NamedTuple):
-    """Where the nodes of each contracted node want to be: M wishes, at most one per node."""
+class _Targets(NamedTuple):
+    """Target chips of the J nodes with a weight above 0."""
 
-    contraction: IntArray  # [M]
-    chip: IntArray  # [M]
-    weight: IntArray  # [M]
+    contraction: IntArray  # [J] contracted node
+    chip: IntArray  # [J] target
+    weight: IntArray  # [J] cost of each chip away from it, rounded
 
 
 def _box(problem: Problem, highest: int, rule: EdgeRule) -> _Box | None:
-    pin = problem.contracted_fixed_chip
-    if problem.is_contradictory or pin.max() > highest:
+    """Returns the bounds that fixed chips and the rule leave of 0..highest; None if they clash."""
+    fixed_chip = problem.contracted_fixed_chip
+    if problem.is_contradictory or fixed_chip.max() > highest:
         return None
-    box = _Box(np.where(pin >= 0, pin, 0), np.where(pin >= 0, pin, highest))
-    if (pin >= 0).any():
+    box = _Box(
+        np.where(fixed_chip >= 0, fixed_chip, 0), np.where(fixed_chip >= 0, fixed_chip, highest)
+    )
+    if (fixed_chip >= 0).any():
         box = _Box(*tighten(problem, box.low, box.high, rule))
     return None if (box.low > box.high).any() else box
 
 
 @functools.lru_cache(maxsize=4)
 def _pair_lists(problem: Problem) -> tuple[list[list[int]], list[list[int]]]:
-    """The pairs of contracted nodes as `_closure` wants them, and the same for the graph turned
-    around.
-    """
+    """Returns the pairs of contracted nodes for `_closure`, and those of the reversed graph."""
     pairs = problem.contracted_pairs
     return pairs.tolist(), pairs[::-1, ::-1].tolist()
 
 
 def _closure(pairs: list[list[int]], start: IntArray, rule: EdgeRule) -> IntArray:
-    """[M] the least f >= start that keeps the rule, whatever the number of chips.
+    """Returns [M] the least f >= start that keeps the rule, whatever the number of chips.
 
-    Sweeps along the edges and against them until nothing moves. No sweep lifts a contracted node
-    above the highest of all, so this ends.
+    Sweeps go along the edges, then against them, until nothing changes. They end, because no sweep
+    lifts a contracted node above the highest chip in `start`.
 
     Args:
-      pairs: edges, those out of a contracted node after those into it.
+      pairs: edges; those into a contracted node come before those out of it.
       start: [M] chips.
       rule: what an edge allows.
     """
@@ -173,25 +211,29 @@ def _closure(pairs: list[list[int]], start: IntArray, rule: EdgeRule) -> IntArra
     return np.array(f, np.int64)
 
 
-def _wishes(problem: Problem, y: IntArray, weights: FloatArray) -> _Wishes:
+def _targets_of(problem: Problem, y: IntArray, weights: FloatArray) -> _Targets:
+    """Returns the targets `y` [N] with integer weights; sums of them are then exact."""
     total = weights.sum()
     exact = total < _CAPACITY and (weights == np.round(weights)).all()
     scale = 1.0 if exact or total == 0 else _CAPACITY / total
-    who = np.flatnonzero(weights > 0)
-    weight = np.round(weights[who] * scale).astype(np.int64)
-    return _Wishes(problem.contraction[who], y[who], weight)
+    weighted = np.flatnonzero(weights > 0)
+    weight = np.round(weights[weighted] * scale).astype(np.int64)
+    return _Targets(problem.contraction[weighted], y[weighted], weight)
 
 
-def _guess(problem: Problem, wishes: _Wishes, box: _Box, rule: EdgeRule) -> IntArray:
-    """[M] some f in the box that keeps the rule, near the wishes but for outliers.
+def _guess(problem: Problem, targets: _Targets, box: _Box, rule: EdgeRule) -> IntArray:
+    """Returns [M] some f in the box that keeps the rule and is near the targets, except outliers.
 
-    Contracted nodes are dropped until no edge between the kept ones breaks the rule, first those
-    that break it on most of their edges; the guess is the least f above what is kept.
+    1. Each contracted node gets the weighted mean of its targets.
+    2. While an edge between two remaining contracted nodes breaks the rule, one end of each such
+       edge is dropped: the one that breaks the rule on the larger part of its edges.
+    3. The guess is the least f that keeps the rule and is at least the mean of each remaining
+       contracted node, cut off at the box.
     """
     contracted = problem.num_contracted
-    weight = np.bincount(wishes.contraction, wishes.weight, contracted)
+    weight = np.bincount(targets.contraction, targets.weight, contracted)
     total = np.bincount(
-        wishes.contraction, wishes.weight * wishes.chip.astype(np.float64), contracted
+        targets.contraction, targets.weight * targets.chip.astype(np.float64), contracted
     )
     mean = np.round(total / np.maximum(weight, 1)).astype(np.int64)
     kept = weight > 0
@@ -210,12 +252,12 @@ def _guess(problem: Problem, wishes: _Wishes, box: _Box, rule: EdgeRule) -> IntA
     return np.minimum(_closure(_pair_lists(problem)[0], lowest, rule), box.high)
 
 
-def _cut(problem: Problem, wishes: _Wishes, box: _Box, rule: EdgeRule) -> IntArray:
-    """[M] the best f in the box, by one minimum cut.
+def _cut(problem: Problem, targets: _Targets, box: _Box, rule: EdgeRule) -> IntArray:
+    """Returns [M] the best f in the box, by one minimum cut.
 
-    Bit (b, c) for low < c <= high is vertex first[b] + c; it is one on the source's side. Bits up
-    to low are one and bits above high zero. Since both bounds keep the rule, a bit that is free is
-    never implied by a one, and never implies a zero.
+    Bit (b, c) for low < c <= high is vertex first[b] + c. It is one on the source's side of the
+    cut. Bits up to low are one and bits above high are zero. Both bounds keep the rule, so a
+    constant bit of one never implies a free bit, and a free bit never implies a constant zero.
     """
     from ortools.graph.python.max_flow import SimpleMaxFlow  # takes a while to import
 
@@ -227,18 +269,18 @@ def _cut(problem: Problem, wishes: _Wishes, box: _Box, rule: EdgeRule) -> IntArr
     node, level = _ranges(np.arange(len(levels)), box.low + 1, box.high)
     source, sink = vertices, vertices + 1
 
-    # A wish for y pays its weight for each one above y and each zero up to y; only the difference
-    # between the two matters.
-    wish, at = _ranges(
-        np.arange(len(wishes.contraction)),
-        box.low[wishes.contraction] + 1,
-        box.high[wishes.contraction],
+    # A target y with weight w costs w for each bit above y that is one and for each bit up to y
+    # that is zero. Only the difference of the two matters.
+    target, at = _ranges(
+        np.arange(len(targets.contraction)),
+        box.low[targets.contraction] + 1,
+        box.high[targets.contraction],
     )
     gain = np.zeros(vertices, np.int64)
-    weight = np.where(at <= wishes.chip[wish], wishes.weight[wish], -wishes.weight[wish])
-    np.add.at(gain, first[wishes.contraction[wish]] + at, weight)
+    weight = np.where(at <= targets.chip[target], targets.weight[target], -targets.weight[target])
+    np.add.at(gain, first[targets.contraction[target]] + at, weight)
 
-    # An implication is an arc that no cut can afford.
+    # An implication is an arc with a capacity above the cost of every cut.
     tails, heads = [first[node] + level], [first[node] + level - 1]
     heads[0] = np.where(level - 1 > box.low[node], heads[0], -1)
     u, v = problem.contracted_pairs[:, 0], problem.contracted_pairs[:, 1]
@@ -253,12 +295,12 @@ def _cut(problem: Problem, wishes: _Wishes, box: _Box, rule: EdgeRule) -> IntArr
 
     up, down = np.flatnonzero(gain > 0), np.flatnonzero(gain < 0)
     flow = SimpleMaxFlow()
-    flow.add_arc_with_capacity(source, sink, 0)  # without an arc it does not know a vertex
+    flow.add_arc_with_capacity(source, sink, 0)  # a vertex without an arc would be unknown
     tail = np.concatenate([np.full(len(up), source), down, tail])
-    capacity = np.full(len(tail), wishes.weight.sum() + 1)
+    capacity = np.full(len(tail), targets.weight.sum() + 1)
     capacity[: len(up) + len(down)] = np.abs(gain[np.concatenate([up, down])])
     head = np.concatenate([up, np.full(len(down), sink), head])
-    # The stubs ask for arrays of a type that numpy does not have.
+    # The stubs ask for array types that numpy does not have.
     flow.add_arcs_with_capacity(tail, head, capacity)  # pyright: ignore[reportArgumentType]
     status = flow.solve(source, sink)
     if status != flow.OPTIMAL:
@@ -269,7 +311,7 @@ def _cut(problem: Problem, wishes: _Wishes, box: _Box, rule: EdgeRule) -> IntArr
 
 
 def _ranges(key: IntArray, start: IntArray, stop: IntArray) -> tuple[IntArray, IntArray]:
-    """Every (key, i) with start <= i <= stop, in order."""
+    """Returns every (key, i) with start <= i <= stop, in order."""
     count = np.maximum(stop - start + 1, 0)
     position = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
     return np.repeat(key, count), np.repeat(start, count) + position

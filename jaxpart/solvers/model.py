@@ -1,15 +1,15 @@
-"""The integer program of a window of a partition: problem, rules and costs, once.
+"""The integer program of a window of a partition: its rules and costs.
 
-Contracted nodes (nodes that must share a chip) stand for nodes; a contracted node is free within an
-interval of chips and fixed where the interval is one chip. With the bits z[b, c] = [f(b) >= c],
-dataflow and span are differences of two bits, and what crosses a link of a chain is one too
-(Tarnawski et al., NeurIPS 2020, have the same program over assignment bits).
+The program places contracted nodes. A contracted node is free within an interval of chips, and
+fixed where the interval is one chip. With the bits z[b, c] = [f(b) >= c], dataflow and span are
+differences of two bits, and so is what crosses a link of a chain. Tarnawski et al. (NeurIPS 2020)
+state the same program over assignment bits.
 
-Variables for traffic, copies of weights and live tensors are bounded from below alone: every row
-holds for every valid partition of the window, so a bound is a bound. Together the rows state all of
-the README's "What every figure means" but two rules, the peak of live activations and the chip
-triangle. Those are lazy constraints (`lazy_constraints.py`), and only a solution that breaks
-neither counts.
+Variables for traffic, copies of weights and live tensors are bounded from below only. Every row
+holds for every valid partition of the window, so a lower bound on the program is a lower bound on
+all of them. Together the rows state every rule and cost of `jaxpart/README.md` but two: the peak of
+live activations and the chip triangle. These are lazy constraints (`lazy_constraints.py`); only a
+solution that breaks neither counts.
 """
 
 from __future__ import annotations
@@ -26,15 +26,17 @@ from jaxpart.solvers.program import ONE, ZERO, Program, Terms
 
 
 class Model(Program):
-    """A window's program.
+    """The program of one window.
 
     Attributes:
       problem: of N nodes.
-      rule: what its rows ask of every edge.
-      unit_s: the unit of time; None where the program leaves time out.
-      bottleneck: the column of T / `unit_s`; None where it leaves time out.
-      stages: what T is the maximum of, each with the chips that it concerns: one, or a link's two.
-      held: [C] what each chip holds, without the peak of live activations, in its capacity; empty
+      contracted: the problem of its M contracted nodes.
+      rule: what the rows ask of every edge.
+      unit_s: the unit of time in seconds; None where the program leaves time out.
+      bottleneck: the column of T / `unit_s`; None where the program leaves time out.
+      stages: the loads that T is the maximum of, in `unit_s`, each with its chips: one, or a link's
+        two.
+      held: [C] memory of each chip without the peak of live activations, in its capacity; empty
         where memory is no rule.
     """
 
@@ -50,12 +52,12 @@ class Model(Program):
         """States the window low <= f <= high.
 
         Args:
-          problem: whose fixed chips and colocation groups do not contradict each other.
-          low: [M] lowest chip of each block.
-          high: [M] highest chip of each block.
-          span: whether to ask 0 <= f(v) - f(u) <= 1 of every edge in place of the triangle rule:
-            a part of what is valid, with a much smaller program.
-          unit_s: the unit of time, about T; None leaves time and traffic's time out.
+          problem: its fixed chips and colocation groups do not contradict each other.
+          low: [M] lowest chip of each contracted node.
+          high: [M] highest chip of each contracted node.
+          span: whether every edge must keep 0 <= f(v) - f(u) <= 1, in place of the triangle rule.
+            This is a much smaller program, but covers only some of the valid partitions.
+          unit_s: the unit of time in seconds, about T; None leaves out time, and traffic in time.
         """
         self.problem = problem
         self.contracted = problem.contracted
@@ -63,9 +65,9 @@ class Model(Program):
         if problem.mcm.constraints.acyclic:
             self.rule = "span" if span else "acyclic"
         self.unit_s = unit_s
-        pin = self.contracted.fixed_chip
-        low = np.where(pin >= 0, np.maximum(low, pin), low)
-        high = np.where(pin >= 0, np.minimum(high, pin), high)
+        fixed_chip = self.contracted.fixed_chip
+        low = np.where(fixed_chip >= 0, np.maximum(low, fixed_chip), low)
+        high = np.where(fixed_chip >= 0, np.minimum(high, fixed_chip), high)
         super().__init__(*tighten(problem, low, high, self.rule))
         self.bottleneck: int | None = None
         self.stages: list[tuple[tuple[int, ...], Terms]] = []
@@ -82,28 +84,32 @@ class Model(Program):
 
     @property
     def is_relaxed(self) -> bool:
-        """Whether every valid partition of the window is a point, so that bounds are proofs."""
+        """Whether the program holds every valid partition of the window, so bounds are proofs."""
         return self._lazy.is_relaxed
 
     def separate(self, f: IntArray, seen: int = 0) -> bool:
-        """Whether the partition f [M] breaks a rule; if so, rows that forbid it are in place.
+        """Returns whether a partition breaks a lazy constraint, and adds rows that forbid it.
 
         Args:
-          f: from the window.
-          seen: how many of the rows the solver that found f knew. A memory row among them that f
-            breaks all the same, within that solver's tolerance, comes back tightened.
+          f: [M] chips in the window.
+          seen: the number of rows that the solver knew when it found f. If f breaks a memory row
+            among them, within the solver's tolerance, the row is added again, tightened.
         """
         return self._lazy.separate(f, seen)
 
     def seek_bottleneck(self) -> None:
-        """Makes the objective T, in units of `unit_s`."""
+        """Makes T the objective, in units of `unit_s`.
+
+        Raises:
+          ValueError: the program was stated without time.
+        """
         if self.bottleneck is None:
             raise ValueError("the program was stated without time")
         self.objective = {self.bottleneck: 1.0}
         self.objective_constant = 0.0
 
     def _edges(self) -> None:
-        """Dataflow, and span."""
+        """States dataflow and, if asked, span."""
         if self.rule == "none":
             return
         low, high = self.low.tolist(), self.high.tolist()
@@ -117,11 +123,12 @@ class Model(Program):
                     self.add_row([(self.z(b, c), 1.0), (self.z(a, c - 1), -1.0)], 0.0)
 
     def _no_skip(self) -> None:
-        """A chip below one in use is in use: sum over b of [f(b) = c] >= [some f(b) >= c]."""
+        """States that chips below one in use are in use: sum_b [f(b) = c] >= [some f(b) >= c]."""
         has_successor = np.zeros(len(self.low), bool)
         if self.rule != "none":
             has_successor[self.problem.contracted_pairs[:, 0]] = True
-        last = np.flatnonzero(~has_successor).tolist()  # the highest chip has one of these
+        # One of these is on the highest chip in use.
+        last = np.flatnonzero(~has_successor).tolist()
         fixed = set(self.low[self.low == self.high].tolist())
         for c in range(int(self.high.max())):
             if c in fixed:
@@ -130,10 +137,10 @@ class Model(Program):
             here = np.flatnonzero((self.low <= c) & (self.high >= c)).tolist()
             self.add_row([*beyond, *(term for b in here for term in self.on(b, c, -1.0))], 0.0)
 
-    # Loads.
+    # Compute, traffic and memory.
 
     def _costs(self) -> None:
-        """Time and memory of every chip: what is fixed as constants, the rest by its blocks."""
+        """States time and memory of every chip: constants for fixed nodes, terms for free ones."""
         p, chips = self.contracted, self.problem.num_chips
         with_time = self.unit_s is not None
         with_memory = self.problem.mcm.constraints.memory
@@ -165,7 +172,10 @@ class Model(Program):
                 self.add_row(self.held[c], 1.0)
 
     def _merged_tensors(self, chosen: host.BoolArray) -> dict[tuple[int, tuple[int, ...]], float]:
-        """Bytes by (producer, consumers): tensors that always travel together are one."""
+        """Returns the bytes by (producer, consumers), of tensors chosen by [K].
+
+        Tensors with the same producer and consumers always travel together.
+        """
         p = self.contracted
         consumers: dict[int, list[int]] = {}
         edges = np.flatnonzero(chosen[p.edge_tensor])
@@ -181,12 +191,19 @@ class Model(Program):
     def _traffic(
         self, p: int, ends: tuple[int, ...], size: float, links: dict[tuple[int, int], int]
     ) -> None:
-        """Adds what the tensor loads to the chips' ports and the links."""
+        """Adds the load of a tensor to the ports of the chips and to the links.
+
+        Args:
+          p: the producer.
+          ends: its consumers.
+          size: bytes.
+          links: number of each link; empty where time is left out.
+        """
         low, high = self._low[p], self._high[p]
         top = max(self._high[q] for q in ends)
         mcm = self.problem.mcm
         if self.rule != "none":
-            # [f(p) <= c < highest f(q)]: with span this is all there is, from c to c + 1.
+            # [f(p) <= c < highest f(q)]. With span this is all the traffic, from c to c + 1.
             for c in range(low, top):
                 crosses = self._crossing(p, ends, c)
                 if not crosses:
@@ -215,11 +232,11 @@ class Model(Program):
             self._mesh_links(p, ends, size, links)
 
     def _crossing(self, p: int, ends: tuple[int, ...], c: int) -> Terms:
-        """[f(p) <= c and some f(q) > c], with dataflow."""
+        """Returns terms for [f(p) <= c and some f(q) > c], given dataflow."""
         if self._low[p] > c:
             return []
         if (ends, c) not in self._beyond:
-            # A consumer that feeds another one is never beyond it.
+            # A consumer that feeds another one is never on a higher chip than that one.
             tops = [q for q in ends if not any((q, r) in self._pairs for r in ends)]
             self._beyond[ends, c] = self.maximum([(self.z(q, c + 1), 1.0)] for q in tops)
         beyond = self._beyond[ends, c]
@@ -229,9 +246,11 @@ class Model(Program):
     def _mesh_links(
         self, p: int, ends: tuple[int, ...], size: float, links: dict[tuple[int, int], int]
     ) -> None:
-        """A link is used where the producer is on a chip before it and a consumer on one behind.
+        """Adds the load on the links of a mesh.
 
-        Column first, then row: whether a route uses a link depends on its two ends apart.
+        A route changes the column first, then the row. So the routes over a link are all those from
+        one set of chips to another set. The link is used where the producer is on a chip of the
+        first set and a consumer on a chip of the second.
         """
         sources: dict[tuple[int, int], set[int]] = defaultdict(set)
         targets: dict[tuple[int, int], set[int]] = defaultdict(set)
@@ -250,7 +269,7 @@ class Model(Program):
             self._link[links[link]] += [(j, a * size) for j, a in used]
 
     def _weights(self, held: list[Terms], chosen: host.BoolArray) -> None:
-        """Adds one copy of each chosen weight to every chip with a consumer."""
+        """Adds one copy of each chosen weight [W] to every chip with a consumer of it."""
         p = self.contracted
         users: dict[int, list[int]] = {}
         uses = np.flatnonzero(chosen[p.use_weight])
@@ -269,7 +288,7 @@ class Model(Program):
                 held[c] += [(j, a * size) for j, a in copy]
 
     def _time(self, fixed_s: FloatArray, free: host.BoolArray) -> None:
-        """T is at least every stage and every link."""
+        """States that T is at least every stage and every link."""
         p, mcm = self.contracted, self.problem.mcm
         unit = self.unit_s or 1.0
         compute: list[Terms] = [[(ONE, x / unit)] for x in fixed_s]

@@ -1,4 +1,4 @@
-"""Proofs: what is left below the incumbent, by CP-SAT or SCIP."""
+"""Proofs that nothing better than the incumbent exists, by reduction, CP-SAT or SCIP."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from jaxpart.solvers.triangle import state_triangles
 
 Prover = Literal["cpsat", "scip", "reduction", "superblocks"]
 
-# A reduced program with more bits than this takes longer to state than a proof should last.
+# Most bits of a reduced program: stating a larger one takes longer than a proof should.
 _MOST_BITS = 40_000
-# Of the time, how much the reduction's bound may take.
-_SHARE = 0.25
-# Without an incumbent, T is sought below so many times the known bound.
-_UNKNOWN = 4.0
+# Part of the time limit after which the bound of the reduction gives up.
+_REDUCTION_TIME_SHARE = 0.25
+# Without an incumbent, the bound of the reduction is sought up to this many times the known bound.
+_CUTOFF_FACTOR = 4.0
 
 
 def prove(
@@ -43,39 +43,42 @@ def prove(
     time_limit_s: float,
     seed: int = 0,
 ) -> Outcome:
-    """Something better than the incumbent, or a proof that nothing is.
+    """Finds a partition better than the incumbent, or proves that there is none.
 
-    First the bound that the reduction gives, then the integer program of what it leaves.
+    First the reduction gives a bound. Then the integer program of what the reduction leaves is
+    solved.
 
     Args:
       problem: of N nodes.
       incumbent: [N] a valid partition.
-      floor_s: a lower bound on every valid partition's bottleneck, known already.
-      gap: relative; only what is better than the incumbent by more than this is sought.
-      prover: which solver takes the program; "reduction" states none, and "superblocks" goes on
-        with a bound from one chip at a time.
-      threads: of CP-SAT; SCIP has one.
-      chips: only the first so many are used: a smaller program, which finds but proves nothing.
-      time_limit_s: after which the best so far comes with the bound so far.
+      floor_s: a known lower bound on every valid partition's bottleneck, in seconds.
+      gap: relative; only partitions better than the incumbent by more than this are sought.
+      prover: the solver of the program, "cpsat" or "scip". "reduction" states no program.
+        "superblocks" states none either; given an incumbent, it improves the bound one chip at a
+        time.
+      threads: of CP-SAT; SCIP uses one.
+      chips: only this many chips, the first ones, are used. This makes a smaller program, which can
+        find partitions but proves nothing.
+      time_limit_s: time limit in seconds; then the best so far comes with the bound so far.
       seed: of the solver.
 
     Returns:
       OPTIMAL (up to `gap`), FEASIBLE, TIME_LIMIT or INFEASIBLE: proven that nothing is valid.
-      `objective` is the bottleneck and `bound` a lower bound on every one, both in seconds.
+      `objective` is the bottleneck and `bound` a lower bound on all bottlenecks, both in seconds.
     """
     began = time.monotonic()
     if problem.is_contradictory:
         return Outcome(Status.INFEASIBLE)
     best_s = math.inf if incumbent is None else host.bottleneck_s(problem, incumbent)
     floor_s = max(floor_s, combinatorial_bound(problem).seconds)
-    # Nothing from here up is of interest; a proof that nothing lies below it closes the gap, with
-    # half of it left for the solvers' tolerances.
+    # Only a bottleneck below the cutoff is of interest. Proving that none exists closes the gap.
+    # Half of the gap is left for the solvers' tolerances.
     cutoff_s = best_s / (1 + gap / 2)
     bound_s = destructive_bound(
         problem,
         floor_s,
-        min(cutoff_s, _UNKNOWN * floor_s) if incumbent is None else cutoff_s,
-        lambda: time.monotonic() - began > _SHARE * time_limit_s,
+        min(cutoff_s, _CUTOFF_FACTOR * floor_s) if incumbent is None else cutoff_s,
+        lambda: time.monotonic() - began > _REDUCTION_TIME_SHARE * time_limit_s,
     )
     if prover == "superblocks" and incumbent is not None:
         bound_s = superblock_bound(
@@ -88,8 +91,8 @@ def prove(
         return _outcome(incumbent, best_s, bound_s, gap, began)
     left_s = max(0.0, time_limit_s - (time.monotonic() - began))
     limits = Limits(left_s, gap=gap / 2, seed=seed)
-    within = _Within(bound_s, cutoff_s, problem.num_chips if chips is None else chips)
-    found = _solve(problem, within, limits, prover, threads)
+    target = _Target(bound_s, cutoff_s, problem.num_chips if chips is None else chips)
+    found = _solve(problem, target, limits, prover, threads)
     if found.status is Status.INFEASIBLE and incumbent is None:
         return Outcome(Status.INFEASIBLE, seconds=time.monotonic() - began)
     bound_s = max(bound_s, min(found.bound, cutoff_s))
@@ -100,8 +103,8 @@ def prove(
     return _outcome(incumbent, best_s, min(bound_s, best_s), gap, began)
 
 
-class _Within(NamedTuple):
-    """What is sought: a bottleneck between the two, on the first chips."""
+class _Target(NamedTuple):
+    """What is sought: a bottleneck between two bounds, in seconds, on the first chips."""
 
     bound_s: float
     cutoff_s: float
@@ -109,29 +112,34 @@ class _Within(NamedTuple):
 
 
 def _solve(
-    problem: Problem, within: _Within, limits: Limits, prover: Prover, threads: int
+    problem: Problem, target: _Target, limits: Limits, prover: Prover, threads: int
 ) -> Solution:
-    """The reduced program's solution, of nodes and in seconds; its bound holds for all chips."""
+    """Solves the integer program that the reduction leaves.
+
+    Returns:
+      `assignment` [N] is of nodes, and `bound`, in seconds, holds for all chips. With fewer chips
+      than the module has, the status is TIME_LIMIT and the bound is the known one.
+    """
     began = time.monotonic()
-    reduced = reduce_below(problem, within.cutoff_s)
+    reduced = reduce_below(problem, target.cutoff_s)
     if reduced is None:
-        return Solution(Status.INFEASIBLE, None, None, within.cutoff_s)
-    high = np.minimum(reduced.high, within.chips - 1)
-    is_all = within.chips >= problem.num_chips
-    nothing = Solution(Status.TIME_LIMIT, None, None, within.bound_s)
+        return Solution(Status.INFEASIBLE, None, None, target.cutoff_s)
+    high = np.minimum(reduced.high, target.chips - 1)
+    is_all = target.chips >= problem.num_chips
+    nothing = Solution(Status.TIME_LIMIT, None, None, target.bound_s)
     if (reduced.low > high).any() or (high - reduced.low).sum() > _MOST_BITS:
         return nothing
-    unit_s = (within.cutoff_s if math.isfinite(within.cutoff_s) else within.bound_s) or 1.0
+    unit_s = (target.cutoff_s if math.isfinite(target.cutoff_s) else target.bound_s) or 1.0
     model = Model(reduced.problem, reduced.low, high, unit_s=unit_s)
     if model.is_infeasible:
-        return Solution(Status.INFEASIBLE, None, None, within.cutoff_s) if is_all else nothing
+        return Solution(Status.INFEASIBLE, None, None, target.cutoff_s) if is_all else nothing
     model.seek_bottleneck()
     rules = problem.mcm.constraints
     if rules.triangle and rules.acyclic:
         state_triangles(model, reachability_matrix(reduced.problem.contracted))
     left_s = max(0.0, limits.time_s - (time.monotonic() - began))
     limits = dataclasses.replace(limits, time_s=left_s)
-    cutoff, floor = within.cutoff_s / unit_s, within.bound_s / unit_s
+    cutoff, floor = target.cutoff_s / unit_s, target.bound_s / unit_s
     if prover == "cpsat":
         found = cpsat.solve(model, limits, cutoff=cutoff, floor=floor, workers=threads)
     else:
@@ -149,6 +157,7 @@ def _outcome(
     gap: float,
     began: float,
 ) -> Outcome:
+    """Returns the outcome of a proof, from its best partition [N] and its bound."""
     seconds = time.monotonic() - began
     if best is None:
         return Outcome(Status.TIME_LIMIT, bound=bound_s, seconds=seconds)

@@ -1,5 +1,4 @@
-"""The nearest valid partition: a minimum cut where it suffices; cuts of its order, and SCIP, for
-what that leaves broken."""
+"""The nearest valid partition: by a minimum cut, then cuts of its order, then SCIP."""
 
 from __future__ import annotations
 
@@ -19,35 +18,35 @@ from jaxpart.solvers.minimum_cut import EdgeRule, contracted_chips, nearest, squ
 from jaxpart.solvers.model import Model
 from jaxpart.solvers.scip import Limits, Status, solve
 
-# A window's model with more bits than this takes longer to state than a repair should last.
+# Most bits of a window's program: stating a larger one takes longer than a repair should.
 _MOST_BITS = 30_000
-# The same where a valid partition is in hand already, and is only to come nearer.
+# The same where a valid partition is known and is only to come nearer.
 _FEW_BITS = 4_000
 
 
 class Step(enum.IntEnum):
-    """What found a repaired partition."""
+    """The step that found a repaired partition."""
 
     CUT = 0  # the minimum cut
-    WINDOW = 1  # SCIP, on the surroundings of what the cut left broken
+    WINDOW = 1  # SCIP, around the chips that the cut left broken
     PROGRAM = 2  # SCIP, with every contracted node free
-    ORDER = 3  # cuts of an order of the contracted nodes
+    ORDER = 3  # cuts of an order of the contracted nodes (`construct`)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Outcome:
-    """How a task ended: a repair, a polish or an exact solution.
+    """The result of a solver task: a repair, large-neighbourhood search, exact solution or proof.
 
-    `assignment` keeps every rule as far as the host can tell; `cost.verify` decides.
+    `assignment` keeps every rule by the host's arithmetic; `verify` in `cost/evaluate.py` decides.
     """
 
     status: Status
     assignment: IntArray | None = None  # [N] chips; None unless OPTIMAL or FEASIBLE
-    objective: float | None = None  # of it: the weighted distance, or the bottleneck in seconds
+    objective: float | None = None  # the assignment's weighted distance, or bottleneck in seconds
     bound: float = -math.inf  # no valid partition has a smaller objective
-    seconds: float = 0.0  # spent in the worker
-    message: str = ""  # what went wrong, with ERROR
-    step: Step | None = None  # of a repair that found something
+    seconds: float = 0.0  # time spent in the worker
+    message: str = ""  # what went wrong; with ERROR
+    step: Step | None = None  # of a repair that found a partition
 
 
 def repair(
@@ -61,30 +60,34 @@ def repair(
     nodes: int = -1,
     seed: int = 0,
 ) -> Outcome:
-    """A valid partition near `y`, in the weighted distance sum of weight * |f - y|.
+    """Finds a valid partition near `y`, by the weighted distance sum of weight * |f - y|.
 
-    First the nearest partition under dataflow and span, by a minimum cut, its unused chips squeezed
-    out. If memory (or a pin across a squeezed chip) is still broken: the nearest cuts of that
-    partition's order that fit (`construct`), which do where they are within `gap` of the cut's
-    distance. Else SCIP on the contracted nodes within `window` chips of what is broken, each free
-    to move as far, all else fixed; where nothing is in hand, twice as far while that has no answer,
-    until all is free, where having none is a proof.
+    1. A minimum cut finds the nearest partition under dataflow and span. Its unused chips are
+       squeezed out. If the result is valid and within `gap` of the cut's distance, it is the
+       answer.
+    2. `construct` finds the nearest cuts of that partition's order that fit. The nearer of the two
+       is the answer if it is within `gap` of the cut's distance, or if there are no broken chips to
+       start step 3 from.
+    3. SCIP frees the contracted nodes within `window` chips of the broken ones, each to move by at
+       most `window` chips, and fixes all others. If step 2 found a partition, one window is tried.
+       Otherwise the window doubles while SCIP finds nothing, until everything is free. If SCIP then
+       proves that there is no answer, nothing is valid.
 
     Args:
       problem: of N nodes.
-      y: [N] chips; numbers beyond the module count as its first or last chip.
-      weights: [N] cost of moving each node by one chip; ones by default.
-      time_limit_s: after which the best so far, if any, is the answer.
-      window: chips around what is broken to free first; None to solve for the nearest of all.
-      gap: relative, from the cut's distance or in a window, at which the repair is near enough; 0
-        for the nearest.
-      nodes: of SCIP's search tree in each window, at which it stops; -1: no limit. Unlike time, the
-        same on every run.
+      y: [N] chips; numbers outside the module count as its first or last chip.
+      weights: [N] cost of moving each node by one chip, 0 or more; ones by default.
+      time_limit_s: time limit in seconds; then the best so far, if any, is the answer.
+      window: chips around the broken ones to free first; None solves for the nearest of all.
+      gap: relative, to the cut's distance or to the bound in a window, at which the partition is
+        near enough; 0 for the nearest.
+      nodes: limit on SCIP's search tree in each window; -1: none. Unlike a time limit, it gives the
+        same answer on every run.
       seed: of SCIP.
 
     Returns:
-      OPTIMAL only where no valid partition is nearer; FEASIBLE: valid; INFEASIBLE: proven that
-      nothing is valid; TIME_LIMIT: nothing found in time.
+      OPTIMAL only where no valid partition is nearer; FEASIBLE: a valid one; INFEASIBLE: proven
+      that nothing is valid; TIME_LIMIT: nothing found in time.
     """
     began = time.monotonic()
     deadline = began + time_limit_s
@@ -120,13 +123,13 @@ def repair(
     is_broken = f is None or _broken_chips(problem, f).any()
     if f is not None and not is_broken:
         best = f
-        # A superset of what is valid has nothing nearer.
+        # At distance 0, or where every valid partition was a candidate of the cut, none is nearer.
         if not weights[f != y].any() or (strict == loose and f is cut):
             return outcome(Status.OPTIMAL, f, Step.CUT, least)
         if window is not None and distance(f) <= (1 + gap) * least:
             return outcome(Status.FEASIBLE, f, Step.CUT)
     if time.monotonic() < deadline:
-        # Also where squeezing has moved all that is behind an unused chip.
+        # Also for a valid but distant cut: squeezing moves all nodes above an unused chip.
         built = construct(problem, guide, y, weights)
         if built is not None and (best is None or distance(built) < distance(best)):
             best, best_step = built, Step.ORDER
@@ -150,7 +153,8 @@ def repair(
         model.seek_nearest(problem.contraction, y, weights)
         starts, cutoff = [], math.inf
         if best is None:
-            model.separate(contracted_chips(problem, guide if f is None else f))  # in every window
+            # The rows that the cut breaks are stated before SCIP starts, in each window anew.
+            model.separate(contracted_chips(problem, guide if f is None else f))
         elif window is None:
             starts.append(contracted_chips(problem, best))
         else:
@@ -178,7 +182,7 @@ def repair(
 
 
 def _broken_chips(problem: Problem, f: IntArray) -> host.BoolArray:
-    """[C] chips whose memory overflows, or that are skipped; what a cut may leave broken."""
+    """Returns [C] whether a chip's memory overflows or the chip is skipped, as after a cut."""
     rules = problem.mcm.constraints
     broken = np.zeros(problem.num_chips, bool)
     if rules.memory:
@@ -192,7 +196,7 @@ def _broken_chips(problem: Problem, f: IntArray) -> host.BoolArray:
 def _windows(
     problem: Problem, f: IntArray | None, window: int | None
 ) -> Iterator[tuple[IntArray, IntArray, bool]]:
-    """low [M], high [M] and whether to ask for span, from small to everything."""
+    """Yields low [M], high [M] and whether to ask for span, from a small window to everything."""
     chips, contracted = problem.num_chips, problem.num_contracted
     has_triangle = problem.mcm.constraints.triangle
     lowest, highest = np.zeros(contracted, np.int64), np.full(contracted, chips - 1, np.int64)

@@ -1,6 +1,6 @@
-"""SCIP takes a `Model`: solve, look whether the answer breaks a rule stated on demand, solve again.
+"""SCIP on a `Model`: it solves, checks the answer for broken lazy constraints, and solves again.
 
-Importing this starts no SCIP: the process that hands out tasks wants `Status` alone.
+Importing this module does not import SCIP, because the main process needs `Status` only.
 """
 
 from __future__ import annotations
@@ -18,44 +18,44 @@ from jaxpart.solvers.model import Model
 if TYPE_CHECKING:
     import pyscipopt
 
-# SCIP accepts rows broken by 1e-6, and bounds off by as much, relative to the values around 1 that
-# programs are scaled to; ten times as much is given away before a bound is called one.
-_SAFETY = 1e-5
+# Margin taken off bounds: ten times SCIP's tolerance of 1e-6 on rows and bounds, where a program
+# is scaled to values of about 1. Larger bounds lose the same part.
+_BOUND_SAFETY = 1e-5
 
 
 class Status(enum.IntEnum):
-    """How a task of the solver ended."""
+    """How a solver task ended."""
 
-    OPTIMAL = 0  # an assignment, and none is better within the task
+    OPTIMAL = 0  # an assignment; none within the task is better
     FEASIBLE = 1  # an assignment; a better one may exist
-    TIME_LIMIT = 2  # no assignment within the limits; one may exist
-    INFEASIBLE = 3  # proven: there is none within the task
+    TIME_LIMIT = 2  # no assignment found within the limits; one may exist
+    INFEASIBLE = 3  # proven: the task has no assignment
     ERROR = 4  # the worker died or hung
 
     @property
     def has_assignment(self) -> bool:
-        """Whether an assignment comes with it."""
+        """Whether an assignment comes with this status."""
         return self in (Status.OPTIMAL, Status.FEASIBLE)
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """When SCIP stops."""
+    """When a solver stops."""
 
     time_s: float
-    gap: float = 0.0  # relative, between the best and the bound
+    gap: float = 0.0  # relative, between the best objective and the bound
     nodes: int = -1  # of the search tree, over all rounds; -1: no limit
     seed: int = 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Solution:
-    """The outcome of one program."""
+    """The outcome of one program; objective and bound are in its units."""
 
     status: Status
-    assignment: IntArray | None  # [M], keeps every rule as far as the host can tell
+    assignment: IntArray | None  # [M]; it keeps every rule by the host's arithmetic
     objective: float | None  # of the assignment
-    bound: float  # no partition in the window has a smaller objective; -inf where none is proven
+    bound: float  # no partition in the window has a smaller objective; -inf: none proven
 
 
 def solve(
@@ -66,16 +66,18 @@ def solve(
 ) -> Solution:
     """Minimises the program's objective.
 
-    Rows on demand grow the program, so a second call begins where the first ended.
+    Lazy constraints add rows to the program, so a second call starts with the rows of the first.
 
     Args:
       program: with an objective set.
       limits: of the whole call.
-      starts: [M] partitions in the window to begin with; those that break a rule do no harm.
-      cutoff: only assignments with a smaller objective are wanted; INFEASIBLE means that none has.
+      starts: [M] partitions to start from; those outside the window are ignored, and those that
+        break a rule do no harm.
+      cutoff: only assignments with a smaller objective are wanted.
 
     Returns:
-      FEASIBLE where a limit (the gap's too) ended the search with an assignment in hand.
+      The best assignment found, with its objective and the bound. FEASIBLE where a limit (of the
+      gap too) ended the search with an assignment; INFEASIBLE where no objective is below `cutoff`.
     """
     deadline = time.monotonic() + limits.time_s
     nodes_left = limits.nodes
@@ -136,14 +138,20 @@ class _Scip:
         self.model.setParam("randomization/randomseedshift", limits.seed)
         self.model.setParam("limits/gap", limits.gap)
         self.model.setParam("heuristics/completesol/maxunknownrate", 1.0)
-        # At their defaults these cost several times what they save, for proofs too: the 32 layers
-        # of a BERT on 6 chips take 0.7 s so, and 2.4 s otherwise.
+        # SCIP's defaults cost several times what they save, for proofs too: the 32 layers of a BERT
+        # on 6 chips take 0.7 s with these settings and 2.4 s with the defaults.
         self.model.setPresolve(SCIP_PARAMSETTING.FAST)
         self.model.setHeuristics(SCIP_PARAMSETTING.FAST)
         self.model.setSeparating(SCIP_PARAMSETTING.OFF)
 
     def run(self, time_s: float, nodes: int, starts: Sequence[IntArray]) -> str:
-        """Solves the program as it stands; SCIP's word for how it ended."""
+        """Solves the program as it stands and returns SCIP's word for how it ended.
+
+        Args:
+          time_s: time limit in seconds.
+          nodes: limit on the search tree; -1: none.
+          starts: [M] partitions; those outside the window are ignored.
+        """
         model = self.model
         if self.ran:
             model.freeTransform()
@@ -164,13 +172,13 @@ class _Scip:
         return model.getStatus()
 
     def bound(self, ended: str) -> float:
-        """What SCIP proved, made safe: nothing within the cutoff is better."""
+        """Returns a safe lower bound on all objectives, at most the cutoff, from SCIP's own."""
         bound = self.cutoff if ended == "infeasible" else self.model.getDualbound()
         bound = min(bound, self.cutoff)
-        return bound - _SAFETY * max(1.0, abs(bound)) if abs(bound) < 1e20 else bound
+        return bound - _BOUND_SAFETY * max(1.0, abs(bound)) if abs(bound) < 1e20 else bound
 
     def assignments(self) -> Iterator[tuple[float, IntArray]]:
-        """Objective and assignment of what SCIP found, best first by its own reckoning."""
+        """Yields objective and chips [M] of SCIP's solutions, best first by SCIP's own values."""
         program, model = self.program, self.model
         for solution in model.getSols():
             f = program.assignment([model.getSolVal(solution, x) for x in self.variables])
@@ -179,6 +187,7 @@ class _Scip:
             yield value + program.objective_constant, f
 
     def _follow(self) -> None:
+        """Adds the program's new columns and rows to SCIP, and sets the objective."""
         from pyscipopt import quicksum
 
         program, model = self.program, self.model

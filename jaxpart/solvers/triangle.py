@@ -1,7 +1,7 @@
-"""The chip triangle in full, for proofs: rows for all chips at once instead of on demand.
+"""The chip triangle as rows for all chips at once, for proofs.
 
-A solver that meets the rule only where a solution breaks it begins anew each time, and its bound
-knows nothing of it; where chips are few, stating it costs less.
+With lazy constraints, the solver starts anew whenever a solution breaks the rule, and its bound
+ignores the rule. With few chips, it costs less to state the rule in full.
 """
 
 from __future__ import annotations
@@ -12,21 +12,25 @@ from jaxpart.problem.problem import FloatArray
 from jaxpart.solvers.model import Model
 from jaxpart.solvers.program import ONE, Terms
 
-# Rows beyond which the rule stays on demand: stating so many takes several seconds.
+# Most rows for the rule; above it, the rule stays lazy, because stating it takes several seconds.
 _MOST_ROWS = 250_000
 
 
 def state_triangles(model: Model, reach: FloatArray) -> bool:
-    """Adds the rule to a model of dataflow; whether it did.
+    """Adds the triangle rule to a model of dataflow.
 
-    With e[a, b] at least [some edge leads from chip a to chip b] and r[a, b] at least [some path
-    does], no e[a, c] comes with r[a, b] and e[b, c].
+    Let e[a, b] be at least [some edge leads from chip a to chip b] and r[a, b] at least [some path
+    does]. The rule forbids e[a, c] together with r[a, b] and e[b, c].
+
+    The consequence for the contracted nodes between the ends of an edge (`bounds/intervals.py`) is
+    stated too, because solvers do not derive it.
 
     Args:
       model: of a problem with the triangle rule and acyclic dataflow.
-      reach: [M, contracted nodes] positive where a path leads from one to the other. What the rule
-        says of the contracted nodes between the ends of an edge (`jaxpart.intervals`) is stated
-        too: it follows, but solvers do not see it.
+      reach: [M, M] positive where a path leads from one contracted node to the other.
+
+    Returns:
+      Whether the rule was added; False where it would take too many rows.
     """
     chips = int(model.high.max()) + 1
     low, high = model.low, model.high
@@ -53,7 +57,7 @@ def state_triangles(model: Model, reach: FloatArray) -> bool:
 
 
 def _chip_edges(model: Model, chips: int) -> dict[tuple[int, int], Terms]:
-    """At least [some edge leads from chip a to chip b], for a < b."""
+    """Returns terms, for chips a < b, that are at least [some edge leads from chip a to chip b]."""
     choices: dict[tuple[int, int], list[Terms]] = {
         (a, b): [] for a in range(chips) for b in range(a + 1, chips)
     }
@@ -67,7 +71,11 @@ def _chip_edges(model: Model, chips: int) -> dict[tuple[int, int], Terms]:
 
 
 def _state_intervals(model: Model, reach: FloatArray) -> None:
-    """What lies between the ends u, v of an edge is on the chip of u or on that of v."""
+    """States that, for an edge (u, v), all that is on a path from u to v is on the chip of u or v.
+
+    Otherwise a contracted node's chip is strictly between those of u and v, and the chip edge of
+    (u, v) has a longer path. Rows are added only until a quarter of `_MOST_ROWS` is used up.
+    """
     low, high = model.low.tolist(), model.high.tolist()
     room = _MOST_ROWS // 4
     for u, v in model.problem.contracted_pairs.tolist():
@@ -79,7 +87,7 @@ def _state_intervals(model: Model, reach: FloatArray) -> None:
             room -= 2 * len(levels)
             if room < 0:
                 return
-            # [f(w) > f(u)], and then f(w) = f(v).
+            # left is [f(w) > f(u)]. If it is 1, the rows make f(v) <= f(w), and so f(w) = f(v).
             left = model.maximum([(model.z(w, c), 1.0), (model.z(u, c), -1.0)] for c in levels)
             for c in levels:
                 model.add_row([(model.z(v, c), 1.0), (model.z(w, c), -1.0), *left], 1.0)

@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 
+from jaxpart.bounds.ideals.lattice import enumerate_ideals
+from jaxpart.bounds.ideals.pairs import Ideals, with_figures
 from jaxpart.problem.graph import Graph, Node, Tensor, Weight
 from jaxpart.problem.mcm import MCM, PRESETS, Chip, Constraints
 from jaxpart.problem.problem import Problem
@@ -108,3 +110,9 @@ def deep_graph_with_little_memory():
     chips = (Chip(1.0, 1.0, total / 4 / 0.85),) * 4
     graph = Graph(nodes, tensors, weights, element_bytes=None)
     return Problem.build(graph, MCM("tight", "chain", chips, 1e3))
+
+
+def list_ideals(problem: Problem, limit: int) -> Ideals | None:
+    """All ideals of the contracted nodes, with figures; None where there are more than `limit`."""
+    found = enumerate_ideals(problem, limit)
+    return None if found is None else with_figures(problem, found)

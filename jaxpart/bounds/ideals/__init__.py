@@ -1,1 +1,1 @@
-"""Ideals (down-sets) of a graph, and the dynamic programs over them. No JAX."""
+"""The ideals (down-sets) of a graph, and the dynamic programs over them. No JAX."""

@@ -1,7 +1,11 @@
-"""Sets of small whole numbers as rows of 64-bit words, and a few loops on them, compiled.
+"""Bit sets of small integers as rows of 64-bit words, and the loops on them, compiled by numba.
 
-Plain loops, no array expressions, sorts or generators of numpy's: those take numba most of a minute
-to compile, these a few seconds. Compiled code is kept beside the source for the next process.
+In all functions, `row` and `other` are bit sets [words] of equal length: bit i & 63 of word i >> 6
+says whether i is in the set.
+
+The code uses plain loops. With numpy's array expressions, sorts or random generators, numba needs
+most of a minute to compile; plain loops need a few seconds. Numba caches the compiled code next to
+the source, so that the next process loads it.
 """
 
 from __future__ import annotations
@@ -14,14 +18,15 @@ Words = NDArray[np.uint64]
 IntArray = NDArray[np.int64]
 
 _ONE = np.uint64(1)
-# The place of the only bit set: this constant shifts a different six bits to the top for each.
+# The position of a word's only set bit, without a loop: the product of the word and this de Bruijn
+# constant has different top six bits for each position, and the table maps them to the position.
 _DE_BRUIJN = np.uint64(0x03F79D71B4CB0A89)
-_PLACE = np.zeros(64, np.int64)
-_PLACE[[((int(_DE_BRUIJN) << i) & (2**64 - 1)) >> 58 for i in range(64)]] = np.arange(64)
+_BIT_POSITION = np.zeros(64, np.int64)
+_BIT_POSITION[[((int(_DE_BRUIJN) << i) & (2**64 - 1)) >> 58 for i in range(64)]] = np.arange(64)
 
 
 def words_for(count: int) -> int:
-    """Words that hold the numbers 0 to count - 1; at least one."""
+    """Number of words that hold the numbers 0 to count - 1; at least one."""
     return max(1, -(-count // 64))
 
 
@@ -33,19 +38,19 @@ def has(row: Words, i: int) -> bool:
 
 @njit(cache=True)
 def add(row: Words, i: int) -> None:
-    """Puts i into the set."""
+    """Adds i to the set, in place."""
     row[i >> 6] |= _ONE << np.uint64(i & 63)
 
 
 @njit(cache=True)
 def discard(row: Words, i: int) -> None:
-    """Takes i out of the set."""
+    """Removes i from the set, in place; i need not be in it."""
     row[i >> 6] &= ~(_ONE << np.uint64(i & 63))
 
 
 @njit(cache=True)
 def size_of(row: Words) -> int:
-    """How many the set has."""
+    """Number of members of the set."""
     total = 0
     for word in row:
         x = word
@@ -57,7 +62,7 @@ def size_of(row: Words) -> int:
 
 @njit(cache=True)
 def size_of_both(row: Words, other: Words) -> int:
-    """How many the two sets share."""
+    """Number of members that the two sets have in common."""
     total = 0
     for w in range(len(row)):
         x = row[w] & other[w]
@@ -69,7 +74,7 @@ def size_of_both(row: Words, other: Words) -> int:
 
 @njit(cache=True)
 def have_common(row: Words, other: Words) -> bool:
-    """Whether the two sets share any."""
+    """Whether the two sets have a member in common."""
     for w in range(len(row)):  # noqa: SIM110 (a generator does not compile)
         if row[w] & other[w]:
             return True
@@ -78,14 +83,14 @@ def have_common(row: Words, other: Words) -> bool:
 
 @njit(cache=True)
 def members(row: Words) -> IntArray:
-    """The numbers in the set, ascending."""
+    """The members of the set, int64 [members], ascending."""
     found = np.empty(size_of(row), np.int64)
     count = 0
     for w in range(len(row)):
         x = row[w]
         while x:
             low = x & (~x + _ONE)
-            found[count] = 64 * w + _PLACE[(low * _DE_BRUIJN) >> np.uint64(58)]
+            found[count] = 64 * w + _BIT_POSITION[(low * _DE_BRUIJN) >> np.uint64(58)]
             count += 1
             x ^= low
     return found
@@ -93,9 +98,9 @@ def members(row: Words) -> IntArray:
 
 @njit(cache=True)
 def next_in(row: Words, start: int) -> int:
-    """The smallest number in the set that is not below `start`; -1 where there is none.
+    """The smallest member that is at least `start` (0 or more); -1 if there is none.
 
-    For loops that do not change the set: unlike `members` it allocates nothing.
+    It serves loops that do not change the set: unlike `members`, it allocates nothing.
     """
     w = start >> 6
     if w >= len(row):
@@ -107,19 +112,19 @@ def next_in(row: Words, start: int) -> int:
             return -1
         x = row[w]
     low = x & (~x + _ONE)
-    return 64 * w + int(_PLACE[(low * _DE_BRUIJN) >> np.uint64(58)])
+    return 64 * w + int(_BIT_POSITION[(low * _DE_BRUIJN) >> np.uint64(58)])
 
 
 @njit(cache=True)
 def unite(row: Words, other: Words) -> None:
-    """Puts all of the other set into the first."""
+    """Adds all members of `other` to `row`, in place."""
     for w in range(len(row)):
         row[w] |= other[w]
 
 
 @njit(cache=True)
 def intersection(row: Words, other: Words) -> Words:
-    """What the two sets share."""
+    """A new set of the members that are in both sets."""
     both = row.copy()
     for w in range(len(both)):
         both[w] &= other[w]
@@ -128,7 +133,7 @@ def intersection(row: Words, other: Words) -> Words:
 
 @njit(cache=True)
 def union(row: Words, other: Words) -> Words:
-    """What either set has."""
+    """A new set of the members that are in at least one of the two sets."""
     either = row.copy()
     unite(either, other)
     return either
@@ -136,7 +141,14 @@ def union(row: Words, other: Words) -> Words:
 
 @njit(cache=True)
 def order_of(keys: NDArray[np.float64]) -> IntArray:
-    """The places of the keys in ascending order; equal ones stay in theirs. A merge sort."""
+    """The indices that sort `keys` ascending, by a stable merge sort.
+
+    Args:
+      keys: [count].
+
+    Returns:
+      [count] indices into `keys`; equal keys keep their order.
+    """
     count = len(keys)
     order, other = np.empty(count, np.int64), np.empty(count, np.int64)
     for i in range(count):
@@ -160,10 +172,10 @@ def order_of(keys: NDArray[np.float64]) -> IntArray:
 
 @njit(cache=True)
 def uniform(state: Words) -> float:
-    """A random number in [0, 1): xorshift64* (Vigna, ACM Trans. Math. Softw. 42, 2016).
+    """A uniform random number in [0, 1), by xorshift64* (Vigna, ACM Trans. Math. Softw. 42, 2016).
 
     Args:
-      state: [1] anything but zero; changed.
+      state: [1] state of the generator, not zero; changed in place.
     """
     x = state[0]
     x ^= x >> np.uint64(12)
@@ -175,5 +187,5 @@ def uniform(state: Words) -> float:
 
 @njit(cache=True)
 def below(state: Words, count: int) -> int:
-    """A random whole number from 0 to count - 1."""
+    """A random integer from 0 to count - 1; `state` is that of `uniform`."""
     return int(uniform(state) * count)

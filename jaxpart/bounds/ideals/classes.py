@@ -1,4 +1,4 @@
-"""How wide a graph is, by its number of ideals: chain, narrow or wide."""
+"""The class of a graph by its number of ideals: chain, narrow or wide."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from jaxpart.problem.problem import Problem
 
 GraphClass = Literal["chain", "narrow", "wide"]
 CLASSES: tuple[GraphClass, ...] = ("chain", "narrow", "wide")
-# Ideals per contracted node up to which a graph is a chain, and narrow.
-_CHAIN, _NARROW = 1.5, 10.0
-_IDEALS_LIMIT = 20_000  # beyond so many a graph is wide, whatever its size
+# Largest number of ideals per contracted node of a chain, and of a narrow graph.
+_CHAIN_RATIO, _NARROW_RATIO = 1.5, 10.0
+_MAX_IDEALS = 20_000  # a graph with more ideals is wide, whatever its size
 
 
 def class_of(problem: Problem) -> GraphClass:
-    """The class of a graph: chain, narrow or wide."""
+    """The class of a graph, by its ideals per contracted node."""
     nodes = problem.num_contracted
-    ideals = count_ideals(problem, min(_IDEALS_LIMIT, int(_NARROW * nodes) + 1))
-    if ideals is None or ideals > _NARROW * nodes:
+    ideals = count_ideals(problem, min(_MAX_IDEALS, int(_NARROW_RATIO * nodes) + 1))
+    if ideals is None or ideals > _NARROW_RATIO * nodes:
         return "wide"
-    return "chain" if ideals <= _CHAIN * nodes else "narrow"
+    return "chain" if ideals <= _CHAIN_RATIO * nodes else "narrow"

@@ -1,9 +1,12 @@
-"""Down-sets of the graph, and what they prove.
+"""The dynamic program over pairs of ideals, with memory and traffic.
 
-For an acyclic partition f, {v : f(v) <= c} is an ideal (a down-set), so a partition is a chain of
-ideals from the empty one to all nodes. Where ideals are few, a dynamic program over pairs of them
-is exact (Tarnawski et al., NeurIPS 2020; Archer et al., ICML 2024): run without the rules that it
-sees in part, it bounds every valid partition from below; run with the span rule, it finds one.
+A partition is a chain of ideals (`bounds/ideals/lattice.py`). Where ideals are few, a dynamic
+program over pairs of them is exact (Tarnawski et al., NeurIPS 2020; Archer et al., ICML 2024). It
+runs in two ways:
+
+- as a relaxation, without the rules that it cannot see completely: a lower bound on every valid
+  bottleneck;
+- with the span rule: the best partition in which every edge stays on its chip or goes to the next.
 """
 
 from __future__ import annotations
@@ -20,66 +23,61 @@ from jaxpart.bounds.ideals.walks import WORD
 from jaxpart.cost import host
 from jaxpart.problem.problem import FloatArray, IntArray, Problem
 
-# Entries of the [ideals, tensors] tables beyond which traffic between two cuts is left out.
+# Most entries of the [ideals, tensors] tables. Beyond, the program leaves out traffic of segments.
 _TABLE_ENTRIES = 20_000_000
-# What a pair of ideals costs beside its words and chips, in the same unit (about 0.65 ns), and the
-# work beyond which the program is not run: about 20 s.
+# Work per pair of ideals in addition to its words and chips, in units of about 0.65 ns.
 _PAIR_OVERHEAD = 230
+# Work beyond which the program is not run, in the same units: about 20 s.
 _MOST_WORK = 30_000_000_000
-# Pieces whose memory is weighed exactly in one run: about 5 s of them.
+# Segments whose memory is computed exactly in one run: about 5 s.
 _MOST_WEIGHINGS = 20_000
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Ideals:
-    """All ideals of a problem of contracted nodes, smallest first. I ideals, in a topological
-    order.
+    """I ideals of the contracted nodes, smallest first, with the figures that `solve` reads.
 
-    Per-ideal figures count what crosses its cut: tensors with a producer inside and a consumer
-    outside.
+    A tensor crosses the cut of an ideal if its producer is inside and a consumer is outside.
     """
 
     members: NDArray[np.uint64]  # [I, words] bit sets of contracted nodes
-    needed: NDArray[np.uint64]  # [I, words] consumers outside of what crosses the cut
+    needed: NDArray[np.uint64]  # [I, words] outside consumers of the tensors that cross the cut
     load_s: FloatArray  # [I, S] seconds of the contracted nodes inside, per kind of chip
-    cut_bytes: FloatArray  # [I]
-    own_weight_bytes: FloatArray  # [I] weights with a single consumer, that one inside
-    first_chip: IntArray  # [I] fewest chips that can hold it: 1 + the highest pin inside
-    last_chip: IntArray  # [I] most chips before the rest: the lowest pin outside
-    # What a piece between two ideals receives and sends; None where the tables would be too large.
+    cut_bytes: FloatArray  # [I] of the tensors that cross the cut, each once
+    own_weight_bytes: FloatArray  # [I] of weights whose single consumer is inside
+    first_chip: IntArray  # [I] fewest chips for it: 1 + the highest fixed chip inside
+    last_chip: IntArray  # [I] most chips for it: the lowest fixed chip outside
+    # What a segment between two ideals receives and sends; None if the tables would be too large.
     made: NDArray[np.bool_] | None  # [I, K] whether the tensor's producer is inside
-    joined: NDArray[np.uint16] | None  # [I, K] how many of its consumers are inside
+    joined: NDArray[np.uint16] | None  # [I, K] number of the tensor's consumers inside
 
     @property
     def is_total_order(self) -> bool:
-        """Whether the contracted nodes can run in one order only."""
+        """Whether there is one ideal of each size.
+
+        If these are all ideals, this means that only one order of the contracted nodes is
+        topological.
+        """
         return len(self.members) == int(np.bitwise_count(self.members[-1]).sum()) + 1
 
 
 def count_ideals(problem: Problem, limit: int) -> int | None:
-    """Number of ideals of the contracted nodes; None where there are more than `limit`."""
+    """Number of ideals of the contracted nodes; None if there are more than `limit`."""
     return lattice.count(problem, limit)
 
 
-def list_ideals(problem: Problem, limit: int) -> Ideals | None:
-    """All ideals of the contracted nodes; None where there are more than `limit`."""
-    found = lattice.enumerate_ideals(problem, limit)
-    return None if found is None else with_figures(problem, found)
-
-
 def list_prefixes(problem: Problem) -> Ideals:
-    """The ideals that the program order runs through; `solve` then cuts that order optimally."""
+    """The prefixes of the program order; with them, `solve` cuts that order optimally."""
     return with_figures(problem, lattice.prefixes(problem))
 
 
 def with_figures(problem: Problem, found: Lattice) -> Ideals:
-    """The ideals of a lattice, with what `solve` reads of them."""
+    """The ideals of a lattice, with the figures that `solve` reads."""
     contracted, members = problem.contracted, found.members()
     first = np.zeros(len(found), np.int64)
     for v in np.flatnonzero(contracted.fixed_chip >= 0):
         is_inside = (members[:, v // WORD] >> np.uint64(v % WORD)) & np.uint64(1) == 1
         first[is_inside] = np.maximum(first[is_inside], contracted.fixed_chip[v] + 1)
-    # From the top down: what is outside an ideal is outside each smaller one that it grew from.
     last = np.full(len(found), problem.num_chips)
     for v in np.flatnonzero(contracted.fixed_chip >= 0):
         is_outside = (members[:, v // WORD] >> np.uint64(v % WORD)) & np.uint64(1) == 0
@@ -101,6 +99,7 @@ def with_figures(problem: Problem, found: Lattice) -> Ideals:
 def _traffic_tables(
     contracted: Problem, members: NDArray[np.uint64]
 ) -> tuple[NDArray[np.bool_] | None, NDArray[np.uint16] | None]:
+    """`Ideals.made` and `Ideals.joined`."""
     if len(members) * max(contracted.num_tensors, contracted.num_nodes) > _TABLE_ENTRIES:
         return None, None
     inside = np.unpackbits(members.view(np.uint8), axis=1, bitorder="little").astype(bool)
@@ -114,10 +113,10 @@ def _traffic_tables(
 
 @dataclasses.dataclass(frozen=True)
 class PairSolution:
-    """What the dynamic program gives."""
+    """The best chain of ideals that the dynamic program found."""
 
-    bottleneck_s: float  # inf: no chain of ideals
-    assignment: IntArray | None  # [num_nodes of the problem]
+    bottleneck_s: float  # inf if there is no chain
+    assignment: IntArray | None  # [N] chips; None if there is no chain
 
 
 def solve(
@@ -130,21 +129,29 @@ def solve(
     weighings: int = _MOST_WEIGHINGS,
     give_up: Callable[[], bool] = lambda: False,
 ) -> PairSolution | None:
-    """The chain of ideals with the least bottleneck; None where there are too many pairs of them.
+    """The chain of ideals with the least bottleneck.
 
-    With `span` False this is a relaxation of every valid partition: it counts compute, each chip's
-    traffic (where the tables for it are small enough), what crosses the links of a chain, and
-    memory. Left out are the triangle rule and mesh links, so the bottleneck is a lower bound of T,
-    and exact where those do not bind. With `span` True every edge goes to the same chip or the
-    next, so that the triangle rule holds.
+    With `span` False, this is a relaxation of every valid partition. It counts compute, the traffic
+    of each chip (if the tables for it are small enough), the links of a chain, and memory. It
+    leaves out the triangle rule and mesh links. So its bottleneck is a lower bound on every valid
+    T, and it is exact where the rules left out do not bind.
+
+    With `span` True, every edge stays on its chip or goes to the next, so the triangle rule holds.
 
     Args:
-      cutoff_s: pieces with more compute than this are left out; only a bottleneck at or below it
-        means anything.
-      is_bound: pieces whose memory there is no time to weigh count as fitting, so that the
-        bottleneck is never too high; otherwise (the default with `span`) as not fitting.
-      weighings: pieces whose memory is weighed exactly; about 0.3 ms each.
-      give_up: asked from time to time whether to stop, with None.
+      problem: of N nodes and C chips, with acyclic dataflow.
+      ideals: all ideals of its contracted nodes, or those of one order.
+      cutoff_s: segments with more compute than this many seconds are left out; a bottleneck above
+        it means nothing.
+      span: whether every edge must stay on its chip or go to the next.
+      is_bound: how to count segments whose memory is not computed, once `weighings` are spent. True
+        (the default without `span`): as fitting, so that the bottleneck is never too high. False
+        (the default with `span`): as not fitting.
+      weighings: segments whose memory is computed exactly, at about 0.3 ms each.
+      give_up: called from time to time; if it returns True, the program stops.
+
+    Returns:
+      The chain; None if there are too many pairs of ideals, or if `give_up` stopped the program.
     """
     mcm = problem.mcm
     chips = problem.num_chips
@@ -163,19 +170,19 @@ def solve(
     if float((highest - lowest).sum()) * per_pair > _MOST_WORK:
         return None
     cut_s = ideals.cut_bytes / bandwidth
-    # On a chain the whole cut crosses one link; under the span rule it is all that a piece
-    # receives.
+    # On a chain, one link carries the whole cut. Under the span rule, one segment receives it all.
     counts_cut = mcm.topology == "chain" or span
-    # On an overlapping chain no chip's traffic exceeds that of its links.
+    # With overlap on a chain, a chip receives and sends no more than its links carry.
     needs_tables = not span and not (mcm.topology == "chain" and mcm.overlap)
     traffic = _Traffic(problem, ideals) if needs_tables and ideals.made is not None else None
+    # Column c: with the chips 0 to c - 1 in use. The least bottleneck, and the ideal before.
     best = np.full((len(fastest), chips + 1), np.inf)
     parent = np.zeros((len(fastest), chips + 1), np.int32)
-    # Before the first node no chip is used; where chips may be skipped, any number may be idle.
+    # The empty ideal uses no chip, or any number of idle chips if chips may be skipped.
     best[0, : 1 if mcm.constraints.no_skip else ideals.last_chip[0] + 1] = 0.0
     outside = ~ideals.members
     slack = 1e-9 * max(cutoff_s, 1e-30)
-    # Ideals come smallest first, so that every subset of an ideal is done before it.
+    # Ideals are sorted by size, so every subset of an ideal is done before it.
     for i in range(1, len(fastest)):
         if give_up():
             return None
@@ -226,9 +233,14 @@ def solve(
 
 
 def program_order_s(problem: Problem, cutoff_s: float | None = None) -> float | None:
-    """Bottleneck of the program order cut optimally, in seconds.
+    """Bottleneck of the optimal cut of the program order under the span rule, in seconds.
 
-    None where every such cut is invalid, or not below `cutoff_s`.
+    Args:
+      problem: of N nodes, with acyclic dataflow.
+      cutoff_s: as in `solve`; None: no limit.
+
+    Returns:
+      None if `solve` finds no such cut, or has too much work to do.
     """
     limit_s = np.inf if cutoff_s is None else cutoff_s
     solution = solve(problem, list_prefixes(problem), limit_s, span=True)
@@ -238,7 +250,7 @@ def program_order_s(problem: Problem, cutoff_s: float | None = None) -> float | 
 
 
 class _Traffic:
-    """Seconds that the piece between two ideals receives and sends."""
+    """The traffic of the segment between two ideals."""
 
     def __init__(self, problem: Problem, ideals: Ideals) -> None:
         contracted = problem.contracted
@@ -247,6 +259,11 @@ class _Traffic:
         self.consumers = np.bincount(contracted.edge_tensor, minlength=contracted.num_tensors)
 
     def between(self, below: IntArray, i: int) -> tuple[FloatArray, FloatArray]:
+        """[P] twice: seconds to receive and to send for the segments from `below` [P] to ideal i.
+
+        Raises:
+          AssertionError: `Ideals.made` and `Ideals.joined` are None.
+        """
         made, joined = self.ideals.made, self.ideals.joined
         if made is None or joined is None:
             raise AssertionError("the tables are too large for this problem")
@@ -256,10 +273,10 @@ class _Traffic:
 
 
 class _Memory:
-    """Whether the chip that runs the piece between two ideals can hold it.
+    """Whether a chip's memory can hold the segment between two ideals.
 
-    Memory depends on the piece alone, whatever the rest of the partition. Cheap bounds settle most
-    pieces; the others are weighed exactly, but only those that the program would choose.
+    The memory of a segment does not depend on the rest of the partition. Cheap bounds decide most
+    segments. For the others memory is computed exactly, but only if the program would choose them.
     """
 
     def __init__(
@@ -271,18 +288,26 @@ class _Memory:
         self.is_full = problem.mcm.memory_model == "full"
         self.shared_bytes = contracted.weight_bytes[np.unique(contracted.use_weight)].sum()
         self.shared_bytes -= ideals.own_weight_bytes[-1]
-        self.live_bytes = host.peak_bounds(problem)[1]  # [M] at most, around each
+        self.live_bytes = host.peak_bounds(problem)[1]  # [M] most bytes alive at each
         self.most_live = float(self.live_bytes.max())
         self.weighings_left = weighings
-        self.count_as_fit = count_as_fit  # what is not weighed
+        self.count_as_fit = count_as_fit  # segments whose memory is not computed
         self.traffic = _Traffic(problem, ideals) if ideals.made is not None else None
 
     def choose(
         self, through: FloatArray, below: IntArray, i: int, traffic_bytes: FloatArray | None
     ) -> IntArray:
-        """[C] the best piece that fits for each chip; `through` [P, C] gets inf where it does not.
+        """The best segment for each chip among those that fit.
 
-        `traffic_bytes` [P] is received + sent where that is known.
+        Args:
+          through: [P, C] bottleneck with segment p on chip c; set to inf in place where the segment
+            does not fit.
+          below: [P] the ideals at which the segments begin.
+          i: the ideal at which they end.
+          traffic_bytes: [P] received + sent; None if unknown.
+
+        Returns:
+          [C] position in `below`.
         """
         ideals, capacity = self.ideals, self.problem.capacity_bytes
         least = ideals.own_weight_bytes[i] - ideals.own_weight_bytes[below]
@@ -294,40 +319,42 @@ class _Memory:
             return through.argmin(axis=0)
         through[least[:, None] > capacity] = np.inf
         columns = np.arange(len(capacity))
-        is_open = most[:, None] > capacity  # neither sure to fit nor sure not to
+        is_undecided = most[:, None] > capacity  # [P, C] not sure to fit
         while True:
             choice = through.argmin(axis=0)
-            doubtful = is_open[choice, columns] & np.isfinite(through[choice, columns])
+            doubtful = is_undecided[choice, columns] & np.isfinite(through[choice, columns])
             if not doubtful.any():
                 return choice
             for p in np.unique(choice[doubtful]):
                 segment = _unpacked(ideals.members[i] & ~ideals.members[below[p]])
                 if self.is_full:
                     live = self.live_bytes[segment[: len(self.live_bytes)]].max()
-                    is_open[p] &= most[p] - self.most_live + live > capacity
-                    if not is_open[p].any():
+                    is_undecided[p] &= most[p] - self.most_live + live > capacity
+                    if not is_undecided[p].any():
                         continue
                 if self.weighings_left > 0:
                     self.weighings_left -= 1
                     held = self._weigh(segment, int(below[p]), i)
                     through[p, held > capacity] = np.inf
                 elif not self.count_as_fit:
-                    through[p, is_open[p]] = np.inf
-                is_open[p] = False
+                    through[p, is_undecided[p]] = np.inf
+                is_undecided[p] = False
 
     def _weigh(self, segment: NDArray[np.bool_], below: int, i: int) -> float:
+        """Exact bytes of a chip that runs the segment between the ideals `below` and i."""
         ideals, inside = self.ideals, segment[self.problem.contraction]
         if self.shared_bytes == 0 and self.traffic is not None and self.is_full:
             received, sent = self.traffic.between(np.array([below]), i)
             traffic = float(received[0] + sent[0]) * self.problem.mcm.link_bandwidth
             weights = ideals.own_weight_bytes[i] - ideals.own_weight_bytes[below]
             return float(weights + 2 * traffic + host.segment_peak_bytes(self.problem, inside))
-        # On two chips, whatever the module has: the piece and the rest.
+        # Two chips are enough, whatever the module has: chip 0 runs the segment, chip 1 the rest.
         two = dataclasses.replace(self.problem, chip_kind=np.zeros(2, np.int64))
         return float(host.memory_bytes(two, np.where(inside, 0, 1))[0])
 
 
 def _unpacked(members: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """[64 words] whether each number is in the bit set [words]."""
     return np.unpackbits(members.view(np.uint8), bitorder="little").astype(bool)
 
 
@@ -336,6 +363,7 @@ def _column(values: FloatArray | float) -> FloatArray:
 
 
 def _chips_of(problem: Problem, ideals: Ideals, parent: NDArray[np.int32], used: int) -> IntArray:
+    """[N] chips of the best chain that uses `used` chips, traced back from the last ideal."""
     chip = np.zeros(problem.contracted.num_nodes, np.int64)
     i = len(parent) - 1
     for c in range(used, 0, -1):

@@ -1,17 +1,20 @@
-"""The least bottleneck over chains of ideals where chips are alike: how few chips do for a limit?
+"""The least bottleneck over chains of ideals where chips are alike, by parametric search.
 
-The probe of chains-on-chains partitioning (Pinar and Aykanat, J. Parallel Distrib. Comput. 64,
-2004, section 3), over the lattice of ideals instead of one order:
+For a limit on the bottleneck, the search computes the fewest chips that each ideal needs. It then
+bisects the limit. The test of one limit is the probe of chains-on-chains partitioning (Pinar and
+Aykanat, J. Parallel Distrib. Comput. 64, 2004, section 3), on the lattice of ideals instead of one
+order:
 
-    fewest[y] = 1 + min over ideals x < y, the piece y - x within the limit, of fewest[x].
+    fewest[y] = 1 + min of fewest[x] over ideals x < y whose segment y - x is within the limit.
 
-Chips are alike and nothing is pinned, so fewer chips for the same ideal are never worse, and there
-is no axis for chips: long graphs on a thousand of them are settled in seconds. The smallest x come
-first and the search ends where all larger ones take as many chips as were found, so that of all
-pairs of ideals few are looked at. Memory of a piece is weighed by what is never too little for what
-is found, and never too much for what is proven.
+Chips are alike and no node is fixed to a chip, so fewer chips for the same ideal are never worse.
+The program therefore needs no axis for chips: a long graph on a thousand chips takes seconds.
 
-Floor: I ideals times the few x that are looked at, each its window of a few words.
+Only few pairs of ideals are examined: the smallest x come first, and the loop ends as soon as no
+larger x can need fewer chips. Each pair costs a few words of bit sets.
+
+Memory of a segment is bounded: from above when a chain is sought, so that what is found is valid;
+from below when a bound is sought, so that what is proven is true.
 """
 
 from __future__ import annotations
@@ -31,28 +34,28 @@ from jaxpart.bounds.ideals.walks import WORD
 from jaxpart.cost import host
 from jaxpart.problem.problem import FloatArray, IntArray, Problem
 
-# Relative: what sums of a few thousand float64 can be off by, many times over.
+# Relative rounding error allowed for: well above that of a sum of a few thousand float64 values.
 _SLACK = 1e-11
-# Pairs of ideals between two looks at the clock: a tenth of a second.
+# Pairs of ideals examined between two calls of `give_up`: about 0.1 s.
 _PAIRS = 20_000_000
-# Ideals a contracted node beyond which there are too many pairs of them.
+# Ideals per contracted node beyond which there are too many pairs of them.
 _MAX_PER_NODE = 30
 
 
 def can_count(problem: Problem) -> bool:
-    """Whether fewer chips are never worse: chips are alike, no pins, and data flows forward."""
+    """Whether fewer chips are never worse: alike chips, no fixed chips, and acyclic dataflow."""
     is_alike = bool((problem.chip_kind == problem.chip_kind[0]).all())
     return is_alike and problem.mcm.constraints.acyclic and bool((problem.fixed_chip < 0).all())
 
 
 def is_narrow(lattice: Lattice) -> bool:
-    """Whether so few ideals have one size that pairs of them can be looked at."""
+    """Whether there are few enough ideals per contracted node to examine pairs of them."""
     return len(lattice) <= _MAX_PER_NODE * lattice.num_contracted
 
 
 @functools.cache
 def compile_counting() -> None:
-    """Compiles what counts chips, or reads what an earlier process compiled."""
+    """Compiles the functions of this search, or loads them from numba's cache."""
     compile_lattice()
     one, many = np.zeros(1, np.int64), np.zeros(2, np.int64)
     ideals = _Ideals(
@@ -78,50 +81,51 @@ def compile_counting() -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Chain:
-    """A chain of ideals within some limit."""
+    """A chain of ideals within a limit."""
 
-    bottleneck_s: float
-    assignment: IntArray  # [N] the chip of each node
+    bottleneck_s: float  # seconds, as the rules of the search count it
+    assignment: IntArray  # [N] chips
 
 
 class _Ideals(NamedTuple):
-    """What is read of I ideals of a lattice of B blocks."""
+    """I ideals of M contracted nodes, with what the compiled functions read of them.
+
+    The first four fields are those of `Lattice`.
+    """
 
     layer_start: IntArray
     first_word: IntArray
     window: Words
     needed: Words
-    load_s: FloatArray  # [I]
-    most_load_s: FloatArray  # [layers] of any ideal of the layer
-    cut_s: FloatArray  # [I] on a link
-    own_bytes: FloatArray  # [I] weights that one contracted node alone uses
-    shared_bytes: FloatArray  # [I] the others, for each contracted node again
-    begin: IntArray  # [I] the first contracted node that is outside
-    end: IntArray  # [I] behind the last one inside
-    peak_bytes: (
-        FloatArray  # [levels, B] at most alive at the 1, 2, 4, ... contracted nodes from each on
-    )
+    load_s: FloatArray  # [I] compute of the members
+    most_load_s: FloatArray  # [layers] largest load of an ideal of the layer
+    cut_s: FloatArray  # [I] transfer of the whole cut over one link
+    own_bytes: FloatArray  # [I] of weights that a single contracted node uses
+    shared_bytes: FloatArray  # [I] of the other weights, once per contracted node that uses them
+    begin: IntArray  # [I] first contracted node outside
+    end: IntArray  # [I] one past the last contracted node inside
+    peak_bytes: FloatArray  # [levels, M] most bytes alive at any of the 2^level nodes from v on
 
 
 class _Rules(NamedTuple):
-    """What a piece is held against."""
+    """The rules that a segment must keep."""
 
-    has_span: bool  # what crosses the cut before a piece is needed there, not behind it
-    has_links: bool  # all that crosses a cut is on one link
-    has_transfers: bool  # and adds to compute
-    has_memory: bool
-    has_buffers: bool  # transfers and live activations count as held
-    is_generous: bool  # with less than a piece may hold: for proofs
-    capacity_bytes: float
-    all_shared_bytes: float
-    bandwidth: float
+    has_span: bool  # all consumers of the cut before a segment are in that segment
+    has_links: bool  # one link carries the whole cut
+    has_transfers: bool  # the cuts at both ends add to compute
+    has_memory: bool  # a chip must be able to hold the segment
+    has_buffers: bool  # boundary buffers and live activations take memory
+    is_relaxed: bool  # memory is bounded from below (for proofs), not from above
+    capacity_bytes: float  # of a chip
+    all_shared_bytes: float  # of the weights of several contracted nodes, each once
+    bandwidth: float  # of a link, bytes per second
 
 
 class ParametricSearch:
-    """Chains of ideals of one problem that `can_count`."""
+    """Parametric search on one problem for which `can_count` is true."""
 
     def __init__(self, problem: Problem, lattice: Lattice) -> None:
-        """Works out what the pieces are made of.
+        """Computes the figures of each ideal.
 
         Args:
           problem: of N nodes and C chips.
@@ -163,19 +167,20 @@ class ParametricSearch:
         has_memory: bool = True,
         give_up: Callable[[], bool] = lambda: False,
     ) -> Chain | None:
-        """A chain that keeps the rules and is near the best such: the next one has the lower limit.
+        """The best chain of ideals within the rules, up to a relative gap.
 
-        Every edge goes to the same chip or the next where the triangle rule is on.
+        If the triangle rule is on, every edge stays on its chip or goes to the next.
 
         Args:
-          lower_s: no valid partition is faster.
-          upper_s: slower chains, and as slow ones, are not wanted.
-          gap: relative; ends that close to the best chain.
-          has_memory: whether chips may be full; without, what is found may be invalid.
-          give_up: asked now and then whether to stop, with what was found.
+          lower_s: a lower bound on every valid bottleneck, in seconds.
+          upper_s: seconds; only chains with a smaller bottleneck are wanted.
+          gap: relative distance from the best chain at which the search ends.
+          has_memory: whether the memory rule counts; if not, the chain may be invalid.
+          give_up: called from time to time; if it returns True, the search ends with the best chain
+            found so far.
 
         Returns:
-          None where there is no such chain, or none was found in time.
+          The chain; None if there is none, or none was found in time.
         """
         if not math.isfinite(upper_s):
             upper_s = (self._ideals.load_s[-1] + 2 * self._ideals.cut_s.max()) * (1 + 2 * gap)
@@ -190,18 +195,20 @@ class ParametricSearch:
         gap: float,
         give_up: Callable[[], bool] = lambda: False,
     ) -> float:
-        """A lower bound on every bottleneck, from chains that are held against less than the rules.
+        """A lower bound on the bottleneck of every valid partition, in seconds.
 
-        Of the whole lattice alone. The first test is just below `upper_s`: where that fails, it is
-        proven and nothing else is to be done.
+        It is a bound only if the lattice has all ideals, since it comes from chains under rules
+        that every valid partition keeps. The first test is just below `upper_s`. If that fails,
+        `upper_s` is proven optimal up to `gap` and the search ends.
 
         Args:
-          lower_s: a bound that is known.
-          upper_s: a bottleneck that is attained.
-          gap: relative; bisection ends there.
-          give_up: asked now and then whether to stop, with what was proven by then.
+          lower_s: a known lower bound, in seconds.
+          upper_s: an attained bottleneck, or a value above which bounds are not wanted, in seconds.
+          gap: relative distance of the two at which the bisection ends.
+          give_up: called from time to time; if it returns True, the bisection ends with what is
+            proven.
         """
-        return self._bisect(lower_s, upper_s, self._generous_rules(), gap, give_up)[0]
+        return self._bisect(lower_s, upper_s, self._relaxed_rules(), gap, give_up)[0]
 
     def _bisect(
         self,
@@ -211,7 +218,7 @@ class ParametricSearch:
         gap: float,
         give_up: Callable[[], bool],
     ) -> tuple[float, Chain | None]:
-        """A limit within which there is no chain, and the best chain found; within `gap` of it."""
+        """A limit in seconds within which there is no chain, and the best chain found, if any."""
         found: Chain | None = None
         limit_s = upper_s / (1 + gap)
         while upper_s > lower_s * (1 + gap):
@@ -226,24 +233,26 @@ class ParametricSearch:
         return lower_s, found
 
     def _rules(self, *, has_memory: bool) -> _Rules:
+        """Rules that make a chain valid (if `has_memory`)."""
         mcm = self._problem.mcm
         return _Rules(
             has_span=mcm.constraints.triangle,
-            has_links=True,  # or the port of a chip, which carries no more
+            has_links=True,  # on other topologies a chip's port carries no more than that
             has_transfers=not mcm.overlap,
             has_memory=has_memory and mcm.constraints.memory,
             has_buffers=mcm.memory_model == "full",
-            is_generous=False,
+            is_relaxed=False,
             capacity_bytes=float(self._problem.capacity_bytes[0]),
             all_shared_bytes=self._shared_bytes,
             bandwidth=mcm.link_bandwidth,
         )
 
-    def _generous_rules(self) -> _Rules:
-        """What every valid partition keeps.
+    def _relaxed_rules(self) -> _Rules:
+        """Rules that every valid partition keeps.
 
-        In a total order a chip feeds the next, so that an edge over two chips has a path beside it:
-        there the triangle rule is the span rule, and a piece's transfers are its cuts.
+        If only one order is topological, each contracted node has an edge to the next. So each chip
+        sends to the next, and an edge that skips a chip would have a longer path from its start to
+        its end. Then the triangle rule is the span rule, and a segment's transfers are its cuts.
         """
         mcm = self._problem.mcm
         is_span = mcm.constraints.triangle and self._is_total_order
@@ -251,13 +260,13 @@ class ParametricSearch:
             has_span=is_span,
             has_links=is_span or mcm.topology == "chain",
             has_transfers=is_span and not mcm.overlap,
-            is_generous=True,
+            is_relaxed=True,
         )
 
     def _within(
         self, limit_s: float, rules: _Rules, give_up: Callable[[], bool]
     ) -> tuple[bool, Chain | None]:
-        """Whether the answer is known, and a chain within the limit; None where there is none."""
+        """Whether the answer is known, and a chain within the limit; None if there is none."""
         ideals, chips = self._ideals, self._problem.num_chips
         fewest, parent, least = _start(ideals)
         y, slack_s = 1, limit_s * (1 + _SLACK)
@@ -270,6 +279,7 @@ class ParametricSearch:
         return True, self._chain(parent, fewest, rules)
 
     def _chain(self, parent: IntArray, fewest: IntArray, rules: _Rules) -> Chain:
+        """The chain that ends with all contracted nodes, and its bottleneck under the rules."""
         ideals = self._ideals
         labels = _labels(ideals, parent, fewest, np.zeros(self._problem.num_contracted, np.int64))
         tops = [len(parent) - 1]
@@ -285,7 +295,7 @@ class ParametricSearch:
 
 
 def _most_of_ranges(values: FloatArray) -> FloatArray:
-    """[levels, B] the largest of the 1, 2, 4, ... values from each place on."""
+    """[levels, M] the largest of the 2^level values [M] from each position on."""
     rows, step = [np.asarray(values, np.float64)], 1
     while 2 * step <= len(values):
         last = rows[-1]
@@ -300,9 +310,7 @@ def _most_of_ranges(values: FloatArray) -> FloatArray:
 def _extents(
     layer_start: IntArray, first_word: IntArray, window: Words
 ) -> tuple[IntArray, IntArray]:
-    """[I] the first contracted node outside of each ideal; and [I] the place behind its last one
-    inside.
-    """
+    """`begin` and `end` of `_Ideals`."""
     begin = np.empty(len(window), np.int64)
     end = np.empty(len(window), np.int64)
     for layer in range(len(first_word)):
@@ -320,7 +328,13 @@ def _extents(
 
 
 def _start(ideals: _Ideals) -> tuple[IntArray, IntArray, IntArray]:
-    """[I] chips of each ideal, [I] the one before it; [layers] the fewest of a layer and later."""
+    """The arrays of a test of one limit, before any ideal but the empty one is counted.
+
+    Returns:
+      fewest: [I] fewest chips of each ideal; a huge number if none are known.
+      parent: [I] the ideal before it on such a chain.
+      least: [layers] the smallest `fewest` of the layer and of all later layers.
+    """
     many = np.iinfo(np.int64).max // 2
     fewest = np.full(len(ideals.load_s), many)
     least = np.full(len(ideals.first_word), many)
@@ -340,17 +354,28 @@ def _advance(
     parent: IntArray,
     least: IntArray,
 ) -> int:
-    """Counts the chips of ideal y and later ones, and returns the next.
+    """Counts the chips of ideal y and of those after it, for a while.
 
-    Those before y are done. It stops with the first that brings the pairs that it has looked at to
-    `pairs`, or with the last.
+    Args:
+      ideals: as the rest of the arrays, of I ideals.
+      rules: that segments must keep.
+      limit_s: on the bottleneck, in seconds.
+      chips: chips of the module.
+      y: first ideal to count; all ideals before it are counted.
+      pairs: pairs of ideals to examine, at least; then the function returns.
+      fewest: as `_start` returns it; changed in place.
+      parent: likewise.
+      least: likewise.
+
+    Returns:
+      The next ideal to count; I when all are counted.
     """
     total_s, layer = ideals.load_s[-1], 0
     while y < len(fewest) and pairs > 0:
         while ideals.layer_start[layer + 1] <= y:
             layer += 1
         if not rules.has_links or ideals.cut_s[y] <= limit_s:
-            # What is left takes so many chips: more than there are, and y is of no use.
+            # The load outside needs `rest` chips, so y is useless with `best` chips or more.
             rest = math.ceil((total_s - ideals.load_s[y]) / limit_s * (1 - _SLACK))
             best = chips + 1 - rest
             k = _first_above(ideals.most_load_s, layer, ideals.load_s[y] - limit_s)
@@ -372,7 +397,7 @@ def _advance(
 
 @njit(cache=True)
 def _first_above(values: FloatArray, count: int, wanted: float) -> int:
-    """The first of `count` ascending values that is not below `wanted`."""
+    """Position of the first of `count` ascending values that is at least `wanted`."""
     low, high = 0, count
     while low < high:
         middle = (low + high) // 2
@@ -387,7 +412,7 @@ def _first_above(values: FloatArray, count: int, wanted: float) -> int:
 def _is_segment(
     ideals: _Ideals, rules: _Rules, limit_s: float, low: int, x: int, high: int, y: int
 ) -> bool:
-    """Whether x of layer `low` is in y of layer `high`, and a chip can run what is between."""
+    """Whether ideal x (layer `low`) is a subset of y (layer `high`) and y - x keeps the rules."""
     stage_s = ideals.load_s[y] - ideals.load_s[x]
     if rules.has_transfers:
         stage_s += ideals.cut_s[x] + ideals.cut_s[y]
@@ -406,10 +431,10 @@ def _is_segment(
 
 @njit(cache=True)
 def _held(ideals: _Ideals, rules: _Rules, x: int, y: int) -> float:
-    """Bytes that the piece holds: at least, where rules are generous, otherwise at most."""
+    """Bytes that the segment y - x holds: a lower bound if rules are relaxed, else an upper one."""
     held = ideals.own_bytes[y] - ideals.own_bytes[x]
-    if rules.is_generous:
-        # Sums of float64 may be off by this much.
+    if rules.is_relaxed:
+        # Give away what rounding may have added.
         return held * (1 - _SLACK) - _SLACK * ideals.own_bytes[y]
     held += min(ideals.shared_bytes[y] - ideals.shared_bytes[x], rules.all_shared_bytes)
     if rules.has_buffers:
@@ -425,20 +450,18 @@ def _held(ideals: _Ideals, rules: _Rules, x: int, y: int) -> float:
 
 @njit(cache=True)
 def _labels(ideals: _Ideals, parent: IntArray, fewest: IntArray, labels: IntArray) -> IntArray:
-    """[M] the chip of each contracted node on the chain that ends with all of them; changed in
-    place.
-    """
+    """[M] chips of the chain that ends with all contracted nodes, written into `labels`."""
     y = len(parent) - 1
     high = len(ideals.first_word) - 1
     while y > 0:
         x, low = parent[y], high
         while ideals.layer_start[low] > x:
             low -= 1
-        before, behind = WORD * ideals.first_word[low], WORD * ideals.first_word[high]
+        first_x, first_y = WORD * ideals.first_word[low], WORD * ideals.first_word[high]
         for v in range(ideals.begin[x], ideals.end[y]):
-            is_after = v - before >= WORD * ideals.window.shape[1]
-            is_new = is_after or not has(ideals.window[x], v - before)
-            if is_new and (v < behind or has(ideals.window[y], v - behind)):
+            is_after = v - first_x >= WORD * ideals.window.shape[1]
+            is_new = is_after or not has(ideals.window[x], v - first_x)
+            if is_new and (v < first_y or has(ideals.window[y], v - first_y)):
                 labels[v] = fewest[y] - 1
         y, high = x, low
     return labels

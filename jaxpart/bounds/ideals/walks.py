@@ -1,9 +1,10 @@
-"""Walks through the ideals of a graph, from those of one size to those of the next, compiled.
+"""Lists the ideals of a graph layer by layer, compiled by numba.
 
-All ideals of one size have the same contracted nodes up to some place and none far behind it, so
-only a window of each is kept, a few words wide where the numbers of the contracted nodes follow the
-graph. A new ideal costs its window, the neighbours of the contracted node that joined, and a look
-into a hash table.
+A layer is the set of all ideals of one size. A walk grows layer after layer, until its arrays are
+full. All ideals of a layer contain the same contracted nodes up to some number, and none far beyond
+it. So only a window of each ideal is stored: a few words, if contracted nodes are numbered along
+the graph. A new ideal costs one copy of its window, a scan of the neighbours of the contracted node
+that joins, and a look-up in a hash table.
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ from numpy.typing import NDArray
 from jaxpart.bounds.ideals.bitsets import Words, add, discard, has, next_in, size_of, words_for
 from jaxpart.problem.problem import FloatArray, IntArray, Problem
 
-WORD = 64
-# Ideals that are found in one go, at first and at most; and covers for each.
+WORD = 64  # bits in a word
+# Ideals that one call of `_walk` has room for: at first, and at most unless one layer has more.
 _LEAST_ROOM, _MOST_ROOM = 1 << 10, 1 << 17
-_COVERS = 8
-# Why a walk stopped: at the last layer, for want of room, because its windows are too narrow, or
-# because a layer has more ideals than are wanted.
+_COVERS = 8  # covers that there is room for, per ideal
+# Why a walk stopped: it reached the last layer; the next layer has more ideals or covers than there
+# is room for; a contracted node lies beyond the window; a layer has more ideals than the limit.
 _DONE, _NO_ROOM, _TOO_NARROW, _TOO_MANY = 0, 1, 2, 3
 
 
 @functools.cache
 def compile_walk() -> None:
-    """Compiles what walks, or reads what an earlier process compiled."""
+    """Compiles the functions of a walk, or loads them from numba's cache."""
     none, two = np.zeros(0, np.int64), np.zeros(2, np.int64)
     sizes, salt = np.zeros(1), np.ones(1, np.uint64)
     graph = _Graph(two, none, two, none, two, none, two[:1], none, np.zeros(0), sizes, salt)
@@ -38,58 +39,65 @@ def compile_walk() -> None:
 
 
 class _Graph(NamedTuple):
-    """Neighbours of contracted nodes and of tensors, as lists one behind the other and where each
-    begins.
+    """The neighbours of M contracted nodes and of K tensors, as compressed sparse rows.
+
+    Row v of `before` is before[before_start[v] : before_start[v + 1]], and so on.
     """
 
-    before_start: IntArray
-    before: IntArray
-    after_start: IntArray
-    after: IntArray
-    taken_start: IntArray  # tensors by the contracted node that consumes them
-    taken: IntArray
-    consumer_start: IntArray
-    consumer: IntArray
-    tensor_bytes: FloatArray
-    sent_bytes: FloatArray  # [M] of what each makes for others
-    salt: Words  # [M] a random word each; an ideal's hash is the xor of its contracted nodes'
+    before_start: IntArray  # [M + 1]
+    before: IntArray  # producers of each contracted node
+    after_start: IntArray  # [M + 1]
+    after: IntArray  # consumers of each contracted node
+    taken_start: IntArray  # [M + 1]
+    taken: IntArray  # tensors that each contracted node consumes
+    consumer_start: IntArray  # [K + 1]
+    consumer: IntArray  # consumers of each tensor
+    tensor_bytes: FloatArray  # [K]
+    sent_bytes: FloatArray  # [M] of the tensors that each makes and others consume
+    salt: Words  # [M] random words; the hash of an ideal is the xor of its members' words
 
 
 class _Layer(NamedTuple):
-    """The L ideals of one size."""
+    """The L ideals of one layer; fields without a comment are as in `Lattice`."""
 
-    first_word: int
+    first_word: int  # at which the windows begin
     window: Words  # [L, width]
-    needed: Words
-    ready: Words  # contracted nodes that may join next: all their producers are inside
+    needed: Words  # [L, width]
+    ready: Words  # [L, width] contracted nodes that may join: all their producers are inside
     hashes: Words  # [L]
-    cut_bytes: FloatArray
+    cut_bytes: FloatArray  # [L]
 
 
 class _Links(NamedTuple):
-    """How the ideals of a layer come from those of the one before; positions within layers."""
+    """How the L ideals of a layer grow from the layer before, by R covers.
+
+    The fields are as in `Lattice`, but ideals are given by their positions within layers.
+    """
 
     parent: IntArray  # [L]
-    last: IntArray
+    last: IntArray  # [L]
     below: IntArray  # [R]
-    above: IntArray
-    added: IntArray
+    above: IntArray  # [R]
+    added: IntArray  # [R]
 
 
 class Found(NamedTuple):
-    """Layers that one walk has found, one behind the other; positions are within layers."""
+    """The layers that one walk found, concatenated: I ideals and R covers in all.
 
-    window: Words
-    needed: Words
-    cut_bytes: FloatArray
-    parent: NDArray[np.int32]
-    last: NDArray[np.int32]
-    below: NDArray[np.int32]
-    above: NDArray[np.int32]
-    added: NDArray[np.int32]
-    first_word: IntArray
-    ideals: IntArray  # of each layer
-    covers: IntArray
+    The fields are as in `Lattice`, but ideals are given by their positions within layers.
+    """
+
+    window: Words  # [I, width]
+    needed: Words  # [I, width]
+    cut_bytes: FloatArray  # [I]
+    parent: NDArray[np.int32]  # [I]
+    last: NDArray[np.int32]  # [I]
+    below: NDArray[np.int32]  # [R]
+    above: NDArray[np.int32]  # [R]
+    added: NDArray[np.int32]  # [R]
+    first_word: IntArray  # [layers]
+    ideals: IntArray  # [layers] number of ideals
+    covers: IntArray  # [layers] number of covers from the layer before
 
 
 def _graph_of(contracted: Problem) -> _Graph:
@@ -121,13 +129,21 @@ def _graph_of(contracted: Problem) -> _Graph:
 
 
 def _lists(owner: IntArray, items: IntArray, count: int) -> tuple[IntArray, IntArray]:
+    """Compressed sparse rows: the start of each owner's row [count + 1], and the sorted items."""
     order = np.argsort(owner, kind="stable")
     start = np.searchsorted(owner[order], np.arange(count + 1))
     return start.astype(np.int64), items[order].astype(np.int64)
 
 
 def walks(problem: Problem, limit: int, *, in_order: bool = False) -> Iterator[Found]:
-    """The ideals of 1, 2, ... contracted nodes; more than `limit` where it ends early."""
+    """The layers of 1, 2, ... contracted nodes, a few at a time.
+
+    Args:
+      problem: of M contracted nodes, with acyclic dataflow.
+      limit: most ideals of a layer. If a layer has more, the last item is a placeholder for
+        limit + 1 ideals.
+      in_order: whether contracted nodes join in the order of their numbers only.
+    """
     graph = _graph_of(problem.contracted)
     layer, size, room = _bottom(graph), 0, _LEAST_ROOM
     while size < problem.num_contracted:
@@ -140,7 +156,7 @@ def walks(problem: Problem, limit: int, *, in_order: bool = False) -> Iterator[F
         elif status == _TOO_NARROW:
             layer = _wider(layer)
         elif status == _TOO_MANY:
-            yield _no_more(limit + 1)
+            yield _over_limit(limit + 1)
             return
 
 
@@ -156,6 +172,7 @@ def _bottom(graph: _Graph) -> _Layer:
 
 
 def _wider(layer: _Layer) -> _Layer:
+    """The layer with windows twice as wide."""
     width = layer.window.shape[1]
     window, needed, ready = (
         np.pad(bits, ((0, 0), (0, width))) for bits in (layer.window, layer.needed, layer.ready)
@@ -163,8 +180,8 @@ def _wider(layer: _Layer) -> _Layer:
     return layer._replace(window=window, needed=needed, ready=ready)
 
 
-def _no_more(count: int) -> Found:
-    """Stands for `count` ideals that nobody wants to see."""
+def _over_limit(count: int) -> Found:
+    """A placeholder for `count` ideals: callers count them by `parent`, and stop."""
     none, words = np.zeros(0, np.int64), np.zeros((0, 1), np.uint64)
     few = np.zeros(count, np.int32)
     return Found(words, words, np.zeros(0), few, few, few, few, few, none, none, none)
@@ -174,18 +191,18 @@ def _no_more(count: int) -> Found:
 def _walk(
     graph: _Graph, layer: _Layer, size: int, room: int, most: int, in_order: bool
 ) -> tuple[int, _Layer, Found]:
-    """Layer after layer of ideals, as long as there is room.
+    """Grows layer after layer, as long as there is room.
 
     Args:
-      graph: of the blocks.
-      layer: the ideals of `size` blocks.
-      size: see there.
-      room: ideals that are kept.
-      most: ideals that a layer may have.
-      in_order: whether contracted nodes join in the order of their numbers alone.
+      graph: of M contracted nodes.
+      layer: the ideals from which to start.
+      size: contracted nodes in each of them.
+      room: ideals that there is room for.
+      most: most ideals of a layer.
+      in_order: whether contracted nodes join in the order of their numbers only.
 
     Returns:
-      Why it stopped, the last layer, and all after the first.
+      Why the walk stopped; the last complete layer; and all complete layers after `layer`.
     """
     width = layer.window.shape[1]
     found = Found(
@@ -245,7 +262,12 @@ def _walk(
 def _grown(
     graph: _Graph, layer: _Layer, size: int, most: int, in_order: bool
 ) -> tuple[int, _Layer, _Links]:
-    """The ideals with one contracted node more; or why there are none."""
+    """The next layer: the ideals with one contracted node more.
+
+    Returns:
+      _DONE, the next layer and its covers; or why it could not be made, `layer`, and no useful
+      covers.
+    """
     covers = 0
     for i in range(len(layer.hashes)):
         covers += 1 if in_order else size_of(layer.ready[i])
@@ -275,11 +297,11 @@ def _grown(
         while place >= 0:
             v = WORD * layer.first_word + place
             if not in_order or v == size:
-                bits = layer.hashes[i] ^ graph.salt[v]
-                slot = np.int64(bits & np.uint64(slots - 1))
+                child_hash = layer.hashes[i] ^ graph.salt[v]
+                slot = np.int64(child_hash & np.uint64(slots - 1))
                 while table[slot] >= 0:
                     child = table[slot]
-                    is_same = grown.hashes[child] == bits
+                    is_same = grown.hashes[child] == child_hash
                     if is_same and _is_joined(layer.window[i], place, grown.window[child]):
                         break
                     slot = (slot + 1) & (slots - 1)
@@ -287,7 +309,7 @@ def _grown(
                     if count == most:
                         return _TOO_MANY, layer, links
                     table[slot] = count
-                    grown.hashes[count] = bits
+                    grown.hashes[count] = child_hash
                     if not _join(graph, layer, i, v, grown, count):
                         return _TOO_NARROW, layer, links
                     links.parent[count], links.last[count] = i, v
@@ -316,7 +338,7 @@ def _grown(
 
 @njit(cache=True)
 def _is_joined(row: Words, place: int, other: Words) -> bool:
-    """Whether the other set is the row's with one more: a hash alone would prove nothing."""
+    """Whether `other` is `row` plus the bit at `place`. Equal hashes alone do not prove that."""
     for w in range(len(row)):
         bits = row[w]
         if w == place // WORD:
@@ -328,8 +350,10 @@ def _is_joined(row: Words, place: int, other: Words) -> bool:
 
 @njit(cache=True)
 def _join(graph: _Graph, layer: _Layer, i: int, v: int, grown: _Layer, child: int) -> bool:
-    """Makes `child` of ideal i and contracted node v; whether what follows from it fits into the
-    window.
+    """Fills in ideal `child` of `grown`: ideal i of `layer` with contracted node v added.
+
+    Returns:
+      Whether all consumers of v are in the window; if not, `child` is incomplete.
     """
     first = WORD * layer.first_word
     window, needed, ready = grown.window[child], grown.needed[child], grown.ready[child]
@@ -365,6 +389,7 @@ def _join(graph: _Graph, layer: _Layer, i: int, v: int, grown: _Layer, child: in
 
 @njit(cache=True)
 def _is_inside(window: Words, first: int, v: int) -> bool:
+    """Whether contracted node v is in the ideal; its window begins at number `first`."""
     if v < first:
         return True
     return v - first < WORD * len(window) and has(window, v - first)
@@ -372,7 +397,7 @@ def _is_inside(window: Words, first: int, v: int) -> bool:
 
 @njit(cache=True)
 def _full_words(windows: Words) -> int:
-    """Words at the front of the windows that all have in full."""
+    """Number of leading words whose bits are all set in every window."""
     shift = windows.shape[1]
     for i in range(len(windows)):
         w = 0
@@ -384,6 +409,7 @@ def _full_words(windows: Words) -> int:
 
 @njit(cache=True)
 def _shifted(windows: Words, shift: int) -> Words:
+    """The windows without their first `shift` words, zeros added at the end."""
     moved = np.zeros(windows.shape, np.uint64)
     for i in range(len(windows)):
         for w in range(windows.shape[1] - shift):

@@ -1,1 +1,1 @@
-"""JAX functions become graphs: one node per primitive equation."""
+"""Import of JAX functions as graphs: one node per primitive equation."""

@@ -1,25 +1,29 @@
-"""FLOPs and bytes of one jaxpr equation, from shapes alone.
+"""FLOPs and bytes of one jaxpr equation, computed from shapes alone.
 
-The counting follows XLA's `HloCostAnalysis` where it counts what the hardware must do, so that
-`jax.jit(f).lower(...).cost_analysis()` can check it (`scripts/check_flops.py`):
+FLOPs follow XLA's `HloCostAnalysis` where it counts work that the hardware must do.
+`scripts/studies/check_flops.py` compares the two through `jax.jit(f).lower(...).cost_analysis()`.
 
 - `dot_general`: 2 * batch * M * N * K.
-- `conv_general_dilated`: 2 per multiply-add whose input element is real. Padding and the holes of
-  a dilated input (transposed convolution) are not counted; groups divide the input features.
-- reductions: one FLOP per element folded in, (elements in - elements out); `argmax` and `argmin`
-  nine, for they compare, break ties and carry an index.
-- `reduce_window`: (window - 1) per result, padding included. `cumsum` and its kin: one per element
-  beyond the first (XLA counts the quadratic window that it starts from).
-- elementwise: one per result element, transcendental or not, comparisons, selections and casts
-  included. XLA keeps transcendentals in a count of their own, and spells some out (`erfc`: 62).
-- `integer_pow`: the multiplications of repeated squaring.
-- `sort`, `top_k`: elements * ceil(log2 of the sorted length); `fft`: 5 N log2 N (half for real).
-- layout (reshape, transpose, broadcast, slice, pad, concatenate, gather, ...): none.
-- `scan`: length * body. `while`: one trip, condition and body, since the number of trips is not in
-  the program. `cond`: the costliest branch.
+- `conv_general_dilated`: 2 per multiply-add that reads a real input element. Padding and the holes
+  of a dilated input (transposed convolution) count nothing. Groups divide the input features.
+- Reductions: one per element folded in, that is (elements in - elements out). `argmax` and
+  `argmin`: nine, because they compare, break ties and carry an index.
+- `reduce_window`: (window - 1) per result element, padding included.
+- Cumulative operations (`cumsum`, ...): one per element after the first on the axis;
+  `cumlogsumexp`: four. XLA counts the quadratic window of its own unoptimised form.
+- Elementwise: one per result element. This includes transcendental functions, comparisons,
+  selections and casts. XLA counts transcendental functions separately, and counts some of them by
+  their expansion (`erfc`: 62).
+- `integer_pow`: the multiplications of repeated squaring, plus a division if the power is negative.
+- `sort`, `top_k`: elements * ceil(log2(length of the sorted axis)).
+- `fft`: 5 N log2 N, half of that for a real transform.
+- Scatters that combine values (`scatter-add`, ...): one per element of the updates.
+- Layout (reshape, transpose, broadcast, slice, pad, concatenate, gather, scatter, ...): zero.
+- `scan`: length * body. `while`: one trip (condition and body), because the program does not state
+  the number of trips. `cond`: the branch with the most FLOPs.
 
-Bytes: operands and results, each once; of tables that are indexed (`gather`, `slice`,
-`dynamic_slice`, `dynamic_update_slice`, `scatter`) the bytes touched.
+Bytes: operands and results, each once. Operations that index a table (`gather`, `slice`,
+`dynamic_slice`, `dynamic_update_slice`, `scatter`) count only the bytes that they touch.
 """
 
 from __future__ import annotations
@@ -36,11 +40,13 @@ import numpy as np
 
 Size = Callable[[Any], float]  # an abstract value -> its bytes
 
+# Primitives that only call a body.
 _WRAPPERS = (
     *("pjit", "jit", "closed_call", "core_call", "core_closed_call", "call", "xla_call"),
     *("named_call", "remat", "remat2", "remat_opt", "checkpoint", "custom_lin", "composite"),
     *("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr", "custom_vmap_call"),
 )
+# Parameters of an equation that can hold the body.
 _BODY_KEYS = ("jaxpr", "call_jaxpr", "fun_jaxpr", "fwd_jaxpr", "call")
 
 # fmt: off
@@ -72,6 +78,7 @@ _ELEMENTWISE = frozenset(
     ]
 )
 # fmt: on
+# FLOPs per element folded in.
 _REDUCTIONS = {
     "argmax": 9,
     "argmin": 9,
@@ -83,6 +90,7 @@ _REDUCTIONS = {
     "reduce_sum": 1,
     "reduce_xor": 1,
 }
+# FLOPs per element after the first on the axis.
 _CUMULATIVE = {"cumlogsumexp": 4, "cummax": 1, "cummin": 1, "cumprod": 1, "cumsum": 1}
 _SCATTERS = frozenset(
     ("scatter", "scatter-add", "scatter-max", "scatter-min", "scatter-mul", "scatter-sub")
@@ -91,14 +99,14 @@ _SCATTERS = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What one equation costs.
+    """The cost of one equation.
 
     Attributes:
       flops: FLOP.
-      reads: bytes touched of each operand.
-      writes: bytes written of each result.
-      unknown: names of primitives, here or in a body, that have no rule (one FLOP per result
-        element).
+      reads: bytes read of each operand, in order.
+      writes: bytes written of each result, in order.
+      unknown: names of the primitives without a rule, in the equation or its bodies. Each of these
+        counts one FLOP per result element.
     """
 
     flops: float
@@ -108,7 +116,15 @@ class Cost:
 
 
 def equation_cost(eqn: Any, size: Size) -> Cost:
-    """The cost of one equation (`jax.extend.core.JaxprEqn`); see the module for the rules."""
+    """The cost of one equation; the docstring of this module gives the rules.
+
+    Args:
+      eqn: a `jax.extend.core.JaxprEqn`.
+      size: function from an abstract value to its bytes.
+
+    Returns:
+      FLOPs and bytes of the equation.
+    """
     flops, unknown = _work(eqn)
     reads = [size(v.aval) for v in eqn.invars]
     writes = [size(v.aval) for v in eqn.outvars]
@@ -117,13 +133,18 @@ def equation_cost(eqn: Any, size: Size) -> Cost:
         reads[0] = min(reads[0], writes[0])
     elif name == "dynamic_update_slice":
         reads[0], writes[0] = 0.0, min(reads[1], writes[0])
-    elif name in _SCATTERS:  # operand, indices, updates: reads and writes where the updates go
+    elif name in _SCATTERS:  # operands: table, indices, updates
         reads[0] = writes[0] = min(reads[2], writes[0])
     return Cost(flops, tuple(reads), tuple(writes), unknown)
 
 
 def inlined(eqn: Any) -> Any | None:
-    """The closed jaxpr that a wrapper (pjit, custom_jvp_call, remat, ...) stands for, or None."""
+    """The body of a wrapper equation (pjit, custom_jvp_call, remat, ...).
+
+    Returns:
+      The body as a ClosedJaxpr, with one argument per operand of the equation. None if the
+      equation is not a wrapper or has no such body.
+    """
     if eqn.primitive.name not in _WRAPPERS:
         return None
     for key in _BODY_KEYS:
@@ -142,24 +163,24 @@ def is_float(aval: Any) -> bool:
 
 
 def element_bytes(aval: Any) -> int:
-    """Bytes of one element as traced."""
+    """Bytes of one element of `aval`, in the type that was traced."""
     return int(aval.dtype.itemsize)
 
 
 def elements(aval: Any) -> int:
-    """Number of elements; 0 for what is no array (a token)."""
+    """Number of elements of `aval`; 0 if it is not an array (a token)."""
     return math.prod(getattr(aval, "shape", (0,)))
 
 
 def _closed(body: Any) -> Any:
-    """A ClosedJaxpr, from that or from a Jaxpr without constants (remat carries one)."""
+    """`body` as a ClosedJaxpr. `body` may be a Jaxpr without constants, as in remat."""
     if hasattr(body, "consts"):
         return body
     return jax.extend.core.ClosedJaxpr(body, ())
 
 
 def _work(eqn: Any) -> tuple[float, frozenset[str]]:
-    """FLOPs, and the names of primitives without a rule."""
+    """FLOPs of one equation with its bodies, and names of the primitives without a rule."""
     name, params = eqn.primitive.name, eqn.params
     body = inlined(eqn)
     if body is not None:
@@ -184,12 +205,13 @@ def _work(eqn: Any) -> tuple[float, frozenset[str]]:
 
 
 def _body_work(body: Any) -> tuple[float, frozenset[str]]:
+    """As `_work`, for all equations of a body."""
     parts = [_work(eqn) for eqn in _closed(body).jaxpr.eqns]
     return sum(flops for flops, _ in parts), frozenset().union(*(names for _, names in parts))
 
 
 def _flops(eqn: Any) -> float | None:
-    """FLOPs of a primitive without a body; None where it has no rule."""
+    """FLOPs of a primitive without a body; None if the primitive has no rule."""
     name, params = eqn.primitive.name, eqn.params
     if name in _NO_FLOPS:
         return 0
@@ -214,7 +236,7 @@ def _dot(params: Any, ins: Any, out: Any) -> float:
 
 
 def _ragged_dot(params: Any, ins: Any, out: Any) -> float:
-    # Each row meets one group's matrix, however many groups there are.
+    # Each row is multiplied by the matrix of one group, so the number of groups does not matter.
     dimensions = params["ragged_dot_dimension_numbers"].dot_dimension_numbers
     return 2 * elements(out) * math.prod(ins[0].shape[d] for d in dimensions[0][0])
 
@@ -241,7 +263,7 @@ def _conv(params: Any, ins: Any, out: Any) -> float:
 def _real_positions(
     length: int, kernel: int, out: int, stride: int, pad: int, lhs_dilation: int, rhs_dilation: int
 ) -> int:
-    """Pairs (output, kernel position) on one axis that meet an element of the input."""
+    """Number of pairs (output, kernel position) on one axis that read a real input element."""
     starts = np.arange(out) * stride - pad
     count = 0
     for k in range(kernel):
@@ -263,7 +285,7 @@ def _reduce_window(params: Any, ins: Any, out: Any) -> float:
 
 def _select_and_scatter(params: Any, ins: Any, out: Any) -> float:
     window = math.prod(params["window_dimensions"])
-    return window * elements(ins[0])  # window - 1 comparisons and one addition per source
+    return window * elements(ins[0])  # per source: window - 1 comparisons, one addition
 
 
 def _integer_pow(params: Any, ins: Any, out: Any) -> float:

@@ -1,17 +1,18 @@
-"""A JAX function becomes a Graph: one node per primitive equation, nothing executed.
+"""Converts a JAX function to a Graph: one node per primitive equation.
 
-The function is traced on abstract values (`jax.make_jaxpr`), so weights need not exist. Then:
+The function is traced on abstract values (`jax.make_jaxpr`). It is never executed, so its weights
+need not exist. The steps:
 
-1. Wrappers (pjit, custom_jvp, custom_vjp, remat, closed calls) are opened; `scan` of at most
-   `unroll_limit` steps is unrolled; other loops and branches stay one node.
-2. Equations on parameters and constants alone are folded: they vanish, and whoever uses their
-   result holds the original weight. Slices of a weight that do not overlap (the layers of a
-   stacked parameter) are weights of their own.
+1. Wrappers (pjit, custom_jvp, custom_vjp, remat, closed calls) are replaced by their bodies. A
+   `scan` of at most `unroll_limit` steps is unrolled. Every other loop or branch is one node.
+2. Equations on parameters and constants alone are folded: they become no nodes, and the consumers
+   of their results hold the original weights. Slices of one weight that do not overlap (the layers
+   of a stacked parameter) are separate weights.
 3. Dead code is dropped.
-4. What depends on inputs alone, is cheap and would tie distant nodes together (an attention mask)
-   is cloned into its consumers: `rewrite/clone.py`.
+4. Cheap nodes that depend on inputs alone and would tie distant nodes together (an attention mask)
+   are cloned into their consumers.
 
-Steps 1 and 2: `program.py`. What an equation costs: `costs.py`.
+`program.py` does steps 1 and 2, `rewrite/clone.py` step 4. `costs.py` counts FLOPs and bytes.
 """
 
 from __future__ import annotations
@@ -47,24 +48,25 @@ def from_jax(
       fn: any function that JAX can trace.
       args: example arguments: pytrees of arrays or `jax.ShapeDtypeStruct`.
       param_argnums: positions of the arguments that are parameters; their leaves become weights.
-        All other arguments are inputs, fed by the host. Never guessed.
-      name: of the graph; by default the function's.
+        All other arguments are inputs, which the host feeds. The importer never guesses parameters.
+      name: name of the graph; the default is the name of the function.
       element_bytes: bytes to count per element of a float tensor or weight (1 for an int8
-        deployment), complex twice that; integers and booleans keep their size. By default as
-        traced.
-      unroll_limit: `scan` of at most this many steps is unrolled; a longer one is one node.
-      fuse: whether to merge what compilers merge, as `jaxpart.fuse` does.
+        deployment). A complex element counts twice that. Integers and booleans keep their size. By
+        default all sizes are as traced.
+      unroll_limit: a `scan` of at most this many steps is unrolled; a longer one is one node.
+      fuse: whether to merge operations as compilers do, with `jaxpart.fuse`.
 
     Returns:
-      The graph. Its `element_bytes` is the one given, or else the size of the float type that holds
-      most bytes (4 where there are no floats). Parameters that nothing uses are left out.
+      The graph. Its `element_bytes` is the given one, or else the element size of the float type
+      with the most bytes (4 if there are no floats). Unused parameters are left out.
 
     Raises:
-      InputError: `param_argnums` or `unroll_limit` is out of range, `fn` cannot be traced, or no
-        operation depends on an input.
+      InputError: `param_argnums`, `element_bytes` or `unroll_limit` is out of range, `fn` cannot be
+        traced, or an argument has a shape that is not made of whole numbers.
+      EmptyGraphError: no operation depends on an input.
 
     Warns:
-      UserWarning: an operation has no cost rule and is counted by its shapes; names it.
+      UserWarning: an operation has no cost rule and is counted by its shapes; the message names it.
     """
     name = name if name is not None else str(getattr(fn, "__name__", type(fn).__name__))
     argnums = (param_argnums,) if isinstance(param_argnums, int) else tuple(param_argnums)
@@ -79,7 +81,7 @@ def from_jax(
         raise InputError(f"{name}: unroll_limit is {unroll_limit}, expected 0 or more")
     try:
         closed = jax.make_jaxpr(fn)(*args)
-    except Exception as error:  # whatever the user's function raises
+    except Exception as error:  # the user's function can raise any exception
         lines = str(error).strip().splitlines() or [""]
         raise InputError(
             f"{name}: cannot be traced ({type(error).__name__}: {lines[0]})"
@@ -115,6 +117,7 @@ def from_jax(
 def _to_graph(
     program: Program, outputs: Iterable[int], name: str, element_bytes: float | None
 ) -> Graph:
+    """The graph of `program`; `outputs` are the numbers of the values that it returns."""
     ops = _live(program.ops, outputs)
     if not ops:
         raise EmptyGraphError(
@@ -158,7 +161,7 @@ def _to_graph(
 
 
 def _live(ops: Sequence[Op], outputs: Iterable[int]) -> list[Op]:
-    """The operations that some output depends on, in order."""
+    """The operations that some output depends on, in program order."""
     needed = set(outputs)
     live = []
     for op in reversed(ops):
@@ -169,7 +172,7 @@ def _live(ops: Sequence[Op], outputs: Iterable[int]) -> list[Op]:
 
 
 def _weights(program: Program, uses: dict[Source, list[int]]) -> Iterable[Weight]:
-    """One weight per parameter in use; one per part where its parts do not overlap."""
+    """Yields one weight per used parameter, or one per used part if these do not overlap."""
     by_parameter: dict[int, list[Box]] = {}
     for parameter, box in uses:
         by_parameter.setdefault(parameter, []).append(box)

@@ -1,8 +1,8 @@
-"""A jaxpr opened into a flat list of operations on numbered values.
+"""Expands a jaxpr into a flat list of operations on numbered values.
 
-Wrappers (pjit, custom_jvp, remat, ...) are opened and short scans unrolled. What depends on
-parameters and constants alone becomes no operation: its value remembers which parts of which
-parameters it is made of.
+Wrappers (pjit, custom_jvp, remat, ...) are replaced by their bodies, and short scans are unrolled.
+An equation on parameters and constants alone adds no operation. Its results are folded values. They
+record which parts of which parameters they are made of.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from jax.extend.core import Literal
 from jaxpart.ingest.jaxpr import costs
 from jaxpart.ingest.jaxpr.costs import Cost
 
-# Constants captured by closure up to this size (as traced) ride in the program, fed by the host.
+# Bytes as traced: the host feeds captured constants up to this size; larger ones are weights.
 SMALL_CONSTANT_BYTES = 1024
 
-Box = tuple[tuple[int, int], ...]  # start and stop on each axis of a parameter
-Source = tuple[int, Box]  # part of a parameter
+Box = tuple[tuple[int, int], ...]  # (start, stop) on each axis of a parameter
+Source = tuple[int, Box]  # number of a parameter, and a part of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,13 +30,13 @@ class Value:
     """One array of the program.
 
     Attributes:
-      bytes: its size.
-      folded: depends on parameters and constants alone.
-      sources: the parts of parameters that it is made of, where folded.
-      reads: bytes that a consumer must read for it, where folded: a weight that was broadcast is no
-        larger than the weight.
-      view: where the value is one part of one parameter and nothing else, the parameter's axes
-        that its own axes are; else None.
+      bytes: size of the array in bytes.
+      folded: whether the value depends on parameters and constants alone.
+      sources: the parts of parameters that a folded value is made of; else empty.
+      reads: bytes that a consumer must read for a folded value; else 0. A broadcast weight needs no
+        more than the bytes of the weight itself.
+      view: the axis of the parameter for each axis of the value, if the value is exactly one part
+        of one parameter; else None.
     """
 
     bytes: float
@@ -48,7 +48,14 @@ class Value:
 
 @dataclasses.dataclass(frozen=True)
 class Op:
-    """One operation on numbered values."""
+    """One operation on numbered values.
+
+    Attributes:
+      name: name of the primitive.
+      operands: numbers of the values that it reads.
+      results: numbers of the values that it computes.
+      cost: FLOPs and bytes.
+    """
 
     name: str
     operands: tuple[int, ...]
@@ -57,32 +64,56 @@ class Op:
 
 
 class Program:
-    """The flat list of operations that opening a jaxpr gives; grown by `parameter`, `value`, `run`.
+    """A flat list of operations; `parameter`, `value` and `run` extend it.
 
     Attributes:
-      values: every array of the program.
+      size: function from an abstract value to its bytes.
+      unroll_limit: scans of at most this many steps are unrolled.
+      values: all arrays of the program; the position of a value is its number.
       ops: the operations in program order.
       parameters: the abstract values of parameters and large constants.
-      float_bytes: bytes of all floats as traced, by the size of an element.
+      captured: id of a captured array -> the array, the number of its value.
+      float_bytes: bytes per element of a float type -> bytes of all values of that type, as traced.
+        A complex number counts as two floats.
     """
 
     def __init__(self, size: Callable[[Any], float], unroll_limit: int) -> None:
-        """An empty program; `size` gives the bytes of an abstract value."""
+        """Starts an empty program.
+
+        Args:
+          size: function from an abstract value to its bytes.
+          unroll_limit: scans of at most this many steps are unrolled.
+        """
         self.size = size
         self.unroll_limit = unroll_limit
         self.values: list[Value] = []
         self.ops: list[Op] = []
         self.parameters: list[Any] = []
-        self.captured: dict[int, tuple[Any, int]] = {}  # id of a constant -> itself, its value
+        self.captured: dict[int, tuple[Any, int]] = {}
         self.float_bytes: collections.Counter[int] = collections.Counter()
 
     def value(self, size: float, **folding: Any) -> int:
-        """The number of a new value; an input of the graph unless it is folded or a result."""
+        """Adds a value. If it is neither folded nor a result, it is an input of the graph.
+
+        Args:
+          size: bytes.
+          folding: the other attributes of `Value`, for a folded value.
+
+        Returns:
+          The number of the value.
+        """
         self.values.append(Value(size, **folding))
         return len(self.values) - 1
 
     def parameter(self, aval: Any) -> int:
-        """The number of a value that is a parameter."""
+        """Adds a parameter and a value that is the whole of it.
+
+        Args:
+          aval: abstract value of the parameter.
+
+        Returns:
+          The number of the value.
+        """
         self.count_float(aval)
         self.parameters.append(aval)
         box = tuple((0, extent) for extent in aval.shape)
@@ -97,7 +128,14 @@ class Program:
         )
 
     def constant(self, constant: Any) -> int:
-        """A captured array: a weight where it is large, the same array the same weight."""
+        """Adds a captured array, unless it is already there.
+
+        Args:
+          constant: the array. It becomes a parameter if it has more than `SMALL_CONSTANT_BYTES`.
+
+        Returns:
+          The number of its value; the same array always has the same number.
+        """
         known = self.captured.get(id(constant))
         if known is not None:
             return known[1]
@@ -107,11 +145,19 @@ class Program:
             value = self.parameter(aval)
         else:
             value = self.value(size, folded=True, reads=size)
-        self.captured[id(constant)] = (constant, value)  # kept alive, so that the id stays its own
+        self.captured[id(constant)] = (constant, value)  # the reference keeps the id unique
         return value
 
     def run(self, closed: Any, operands: Sequence[int]) -> list[int]:
-        """Appends the operations of a closed jaxpr; the values of its results."""
+        """Appends the operations of a closed jaxpr.
+
+        Args:
+          closed: the ClosedJaxpr.
+          operands: numbers of the values of its arguments.
+
+        Returns:
+          Numbers of the values of its results.
+        """
         jaxpr = closed.jaxpr
         environment: dict[Any, int] = dict(zip(jaxpr.invars, operands, strict=True))
         for variable, constant in zip(jaxpr.constvars, closed.consts, strict=True):
@@ -128,7 +174,8 @@ class Program:
     def _literal(self, literal: Any) -> int:
         if getattr(literal.val, "ndim", 0):
             return self.constant(literal.val)
-        return self.value(self.size(literal.aval), folded=True)  # in the instruction: nothing read
+        # A scalar is part of the instruction: there are no bytes to read.
+        return self.value(self.size(literal.aval), folded=True)
 
     def _equation(self, eqn: Any, operands: list[int]) -> list[int]:
         body = costs.inlined(eqn)
@@ -138,7 +185,7 @@ class Program:
             return self._unroll(eqn, operands)
         sizes = [self.size(v.aval) for v in eqn.outvars]
         if all(self.values[v].folded for v in operands):
-            if not eqn.invars:  # iota and the like: a constant
+            if not eqn.invars:  # a constant, such as iota
                 return [self.value(size, folded=True, reads=size) for size in sizes]
             parts = self._parts(eqn, operands)
             return parts or self._fold(operands, sizes)
@@ -150,7 +197,7 @@ class Program:
         return results
 
     def _fold(self, operands: Sequence[int], sizes: Sequence[float]) -> list[int]:
-        """Results that a compiler computes once, ahead of time, from parameters and constants."""
+        """Adds folded results of `sizes` bytes. A compiler computes them once, ahead of time."""
         sources = frozenset().union(*(self.values[v].sources for v in operands))
         reads = sum(self.values[v].reads for v in set(operands))
         return [
@@ -158,7 +205,11 @@ class Program:
         ]
 
     def _parts(self, eqn: Any, operands: Sequence[int]) -> list[int] | None:
-        """The results of an equation that hands on parts of one parameter, or all of it."""
+        """Adds the results of an equation that returns one parameter, whole or in parts.
+
+        Returns:
+          Numbers of the results; None if the equation does anything else.
+        """
         view = self.values[operands[0]].view
         if view is None:
             return None
@@ -170,8 +221,8 @@ class Program:
                 kept = tuple(a for i, a in enumerate(view) if i not in params["dimensions"])
                 return [self._part(operands[0], {}, kept, eqn.outvars[0].aval)]
             case "transpose":
-                turned = tuple(view[i] for i in params["permutation"])
-                return [self._part(operands[0], {}, turned, eqn.outvars[0].aval)]
+                permuted = tuple(view[i] for i in params["permutation"])
+                return [self._part(operands[0], {}, permuted, eqn.outvars[0].aval)]
             case "slice" if params["strides"] is None:
                 spans = zip(params["start_indices"], params["limit_indices"], strict=True)
                 cut = dict(zip(view, spans, strict=True))
@@ -188,7 +239,17 @@ class Program:
     def _part(
         self, whole: int, cut: dict[int, tuple[int, int]], view: tuple[int, ...], aval: Any
     ) -> int:
-        """A part of the parameter that `whole` is a view of; cuts are relative to that view."""
+        """Adds a part of the parameter that `whole` is a view of.
+
+        Args:
+          whole: number of a value with a view.
+          cut: axis of the parameter -> start and stop on it, relative to `whole`.
+          view: the `Value.view` of the part.
+          aval: abstract value of the part.
+
+        Returns:
+          The number of the part.
+        """
         ((parameter, box),) = self.values[whole].sources
         spans = list(box)
         for axis, (start, stop) in cut.items():
@@ -198,10 +259,11 @@ class Program:
         return self.value(size, folded=True, sources=sources, reads=size, view=view)
 
     def _unroll(self, eqn: Any, operands: list[int]) -> list[int]:
+        """Appends the operations of all steps of a scan; returns the numbers of its results."""
         params, body = eqn.params, eqn.params["jaxpr"]
         length = params["length"]
-        # Told by their ranks, since releases of JAX name the split in different ways: what runs
-        # along the scan has one axis more outside than inside.
+        # Ranks tell constants and carry from scanned arrays, because releases of JAX name these
+        # counts differently. A scanned array has one axis more outside the body than inside.
         num_carry = _same_rank(body.out_avals, eqn.outvars)
         first_stacked = _same_rank(body.in_avals, eqn.invars)
         num_consts = first_stacked - num_carry
@@ -223,7 +285,7 @@ class Program:
         return [*carry, *stacks]
 
     def _row(self, stacked: int, step: int, length: int, aval: Any) -> int:
-        """What step `step` of an unrolled scan sees of an array that it runs along."""
+        """The slice of a scanned array that step `step` reads, as a value."""
         whole, size = self.values[stacked], self.size(aval)
         if whole.view is not None:
             cut = {whole.view[0]: (step, step + 1)}
@@ -235,7 +297,7 @@ class Program:
         return row
 
     def _stack(self, rows: Sequence[int], aval: Any) -> int:
-        """The array that an unrolled scan collects."""
+        """The array of the results that the steps of an unrolled scan return, as a value."""
         size = self.size(aval)
         if all(self.values[v].folded for v in rows):
             return self._fold(rows, [size])[0]
@@ -246,12 +308,12 @@ class Program:
         return stack
 
     def count_float(self, aval: Any) -> None:
-        """Adds to `float_bytes` where `aval` holds floats."""
+        """Adds the bytes of `aval` to `float_bytes` if its elements are floats."""
         if costs.is_float(aval):
             width = costs.element_bytes(aval) // (2 if aval.dtype.kind == "c" else 1)
             self.float_bytes[width] += costs.elements(aval) * width
 
 
 def _same_rank(inside: Sequence[Any], outside: Sequence[Any]) -> int:
-    """How many values have the same rank inside a scan's body as outside."""
+    """Number of values with the same rank inside the body of a scan as outside."""
     return sum(a.ndim == v.aval.ndim for a, v in zip(inside, outside, strict=True))

@@ -1,1 +1,1 @@
-"""ONNX models become graphs: one node per operator."""
+"""Import of ONNX models as graphs: one node per operator."""

@@ -1,4 +1,4 @@
-"""What the operators' schemas ask of the nodes of an ONNX model."""
+"""Checks the nodes of an ONNX model against the schemas of their operators."""
 
 from __future__ import annotations
 
@@ -13,10 +13,16 @@ from jaxpart.ingest.onnx.shapes import attributes
 
 
 def check_nodes(nodes: Iterable[NodeProto], model: ModelProto, where: str) -> None:
-    """Refuses nodes without what their operator needs: shape inference may crash on them.
+    """Refuses nodes that lack what their operator requires: shape inference may crash on them.
+
+    Args:
+      nodes: the nodes to check; their bodies are checked too.
+      model: states the versions of the operators.
+      where: name of the model, for messages.
 
     Raises:
-      FileFormatError: the node, and what is missing.
+      FileFormatError: a required attribute or operand is missing, the outputs of a Split do not
+        match its attribute, or an equation is not ASCII. The message names the node.
     """
     versions = {opset.domain or "ai.onnx": opset.version for opset in model.opset_import}
     single = onnx.defs.OpSchema.FormalParameterOption.Single

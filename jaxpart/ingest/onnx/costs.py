@@ -1,22 +1,24 @@
-"""FLOPs and bytes of one ONNX node, from shapes alone.
+"""FLOPs and bytes of one ONNX node, computed from shapes alone.
 
-The counting is that of the importer of JAX functions where both have the operation:
+Operations that JAX has too are counted as in `ingest/jaxpr/costs.py`.
 
-- Conv, ConvTranspose: 2 per multiply-add whose input element is real (padding is not counted),
-  1 per result element for the bias. Gemm, MatMul, Einsum: 2 per multiply-add.
-- reductions: one FLOP per element folded in (elements in - elements out), and what their name says
-  beside (a mean divides); ArgMax and ArgMin nine. Pools: (window - 1) per result, AveragePool one
-  more.
-- elementwise: one per result element; operators that stand for several (Gelu, Softmax,
-  normalisations) as many as their formula in the ONNX specification has, BatchNormalization two
-  (its statistics are constants).
-- LSTM, GRU, RNN: 2 per multiply-add of input and recurrent weights, and the gates.
-- layout (Reshape, Transpose, Concat, Slice, Gather, ...): none.
-- If: the costlier branch. Scan: length * body. Loop: trips * body where the trip count is
+- Conv, ConvTranspose: 2 per multiply-add that reads a real input element (padding counts nothing),
+  plus 1 per result element for the bias.
+- Gemm, MatMul, Einsum: 2 per multiply-add; Gemm also 1 per result element for the bias.
+- Reductions: one per element folded in, that is (elements in - elements out), plus the extra
+  operations that their name implies (a mean divides). ArgMax and ArgMin: nine.
+- Pools: (window - 1) per result element; AveragePool one more.
+- Elementwise: one per result element. An operator that stands for several operations (Gelu,
+  Softmax, normalisations) counts those of its formula in the ONNX specification.
+  BatchNormalization: two, because its statistics are constants.
+- LSTM, GRU, RNN: 2 per multiply-add with the input weights and the recurrent weights, plus the
+  gates.
+- Layout (Reshape, Transpose, Concat, Slice, Gather, ...): zero.
+- If: the branch with the most FLOPs. Scan: length * body. Loop: trips * body if the trip count is
   a constant, else one trip.
 
-Bytes: operands and results, each once; of tables that are indexed (Gather, Slice, Scatter, ...) the
-bytes touched.
+Bytes: operands and results, each once. Operators that index a table (Gather, Slice, Scatter, ...)
+count only the bytes that they touch.
 """
 
 from __future__ import annotations
@@ -31,24 +33,25 @@ from jaxpart.ingest.onnx.rules import flops_of
 from jaxpart.ingest.onnx.shapes import attributes, known_arrays, small_values
 
 _BRANCHES = ("then_branch", "else_branch")
-# Operators that touch as much of their first operand as they give.
+# Operators that read only as many elements of their first operand as they return.
 _INDEXED = frozenset(
     ("ArrayFeatureExtractor", "Compress", "Gather", "GatherElements", "GatherND", "Slice")
 )
-# Operators that write into their first operand: the position of what they write.
+# Operators that write into their first operand -> position of the operand that they write there.
 _UPDATES = {"Scatter": 2, "ScatterElements": 2, "ScatterND": 2, "TensorScatter": 1}
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What one node costs.
+    """The cost of one node.
 
     Attributes:
       flops: FLOP.
-      reads: share of each operand's bytes that is touched, 0 to 1.
-      writes: share of each result's bytes that is written, 0 to 1.
-      unknown: names of operators, here or in a body, that have no rule (one FLOP per result
-        element), or of which a shape is not known within a body (no FLOP).
+      reads: share of the bytes of each operand that is read, 0 to 1.
+      writes: share of the bytes of each result that is written, 0 to 1.
+      unknown: names of the operators that could not be counted, in the node or its bodies. An
+        operator without a rule counts one FLOP per result element. An operator in a body with an
+        unknown shape counts zero.
     """
 
     flops: float
@@ -58,7 +61,18 @@ class Cost:
 
 
 def operation_cost(operation: Operation, where: str) -> Cost:
-    """The cost of one node; see the module for the rules."""
+    """The cost of one node; the docstring of this module gives the rules.
+
+    Args:
+      operation: the node with the types and shapes of its values.
+      where: name of the model, for messages.
+
+    Returns:
+      FLOPs of the node, and the shares of its operands and results that it touches.
+
+    Raises:
+      FileFormatError: the attributes of the node do not fit its shapes.
+    """
     flops, unknown = _work(operation, where)
     reads, writes = [1.0] * len(operation.inputs), [1.0] * len(operation.outputs)
     name = operation.node.op_type
@@ -72,7 +86,7 @@ def operation_cost(operation: Operation, where: str) -> Cost:
 
 
 def _work(operation: Operation, where: str) -> tuple[float, frozenset[str]]:
-    """FLOPs, and the names of operators without a rule."""
+    """FLOPs of one node with its bodies, and names of the operators that are not counted."""
     node = operation.node
     given = attributes(node)
     if node.domain not in ("", "ai.onnx"):
@@ -85,7 +99,7 @@ def _work(operation: Operation, where: str) -> tuple[float, frozenset[str]]:
         return _trips(operation) * flops, unknown
     try:
         flops = flops_of(operation)
-    except (ValueError, IndexError, ZeroDivisionError) as error:  # rules trust what they index
+    except (ValueError, IndexError, ZeroDivisionError) as error:  # rules do not check
         raise FileFormatError(
             f"{where}: node {node.name or node.output[0]!r} ({node.op_type}): its attributes do "
             f"not fit its shapes ({error})"
@@ -96,6 +110,7 @@ def _work(operation: Operation, where: str) -> tuple[float, frozenset[str]]:
 
 
 def _body_work(body: GraphProto, operation: Operation, where: str) -> tuple[float, frozenset[str]]:
+    """As `_work`, for one run of a body of the node."""
     arrays = {**operation.outer, **known_arrays(body)}
     values = {**operation.values, **small_values(body, where)}
     total, unknown = 0.0, frozenset[str]()
@@ -118,11 +133,12 @@ def _body_work(body: GraphProto, operation: Operation, where: str) -> tuple[floa
 
 
 def _trips(operation: Operation) -> int:
+    """Number of times that a Loop or Scan runs its body; 1 if it is not known."""
     node = operation.node
     if node.op_type == "Loop":
         count = operation.values.get(node.input[0])
         return 1 if count is None else max(int(count.reshape(-1)[0]), 0)
-    # The scanned operands come last (before opset 9 the first operand is a sequence length).
+    # The last operand is a scanned one; the first need not be (in opset 8 it is a length).
     axes = operation.wholes("scan_input_axes", [0])
     scanned = operation.shape(len(operation.inputs) - 1).shape
     return scanned[axes[-1]] if scanned else 1

@@ -1,16 +1,19 @@
-"""An ONNX model becomes a Graph: one node per operator.
+"""Converts an ONNX model to a Graph: one node per operator.
 
-1. Free dimensions get the user's sizes, local functions are opened, shapes inferred (`model.py`).
-2. Nodes on stored tensors and constants alone are folded: they vanish, and whoever uses their
-   result holds the original weight. One that makes large constants of nothing (ConstantOfShape,
-   RandomUniform) is such a weight itself. Shape and Size are constants, all shapes being known.
-3. Identity, and Dropout as inference has it, vanish.
-4. What depends on inputs alone, is cheap and would tie distant nodes together is cloned into its
-   consumers: `rewrite/clone.py`.
+1. Free dimensions get the sizes that the user gives, local functions are inlined, and shapes are
+   inferred (`model.py`).
+2. Nodes on stored tensors and constants alone are folded: they become no nodes of the graph, and
+   the consumers of their results hold the original weights. If such a node creates a large constant
+   from no weight (ConstantOfShape, RandomUniform), its result is a weight. Shape and Size are
+   constants, because all shapes are known.
+3. Identity, and Dropout in inference mode, are removed.
+4. Cheap nodes that depend on inputs alone and would tie distant nodes together are cloned into
+   their consumers (`rewrite/clone.py`).
 
-Constants of one element, and integers and booleans up to 1 KiB (shapes, axes), ride in the program:
-all other constants are weights, for ONNX does not tell parameters from constants. If, Loop and Scan
-are one node each, with the weights of their bodies. What a node costs: `costs.py`.
+Constants of one element, and integers and booleans up to 1 KiB (shapes, axes), are part of the
+program. All other constants are weights, because ONNX does not distinguish parameters from
+constants. If, Loop and Scan are one node each, with the weights of their bodies. `costs.py` counts
+the FLOPs and bytes of a node.
 """
 
 from __future__ import annotations
@@ -34,9 +37,10 @@ from jaxpart.ingest.onnx.shapes import Array
 from jaxpart.ingest.rewrite.clone import clone_inputs
 from jaxpart.problem.graph import Graph, Node, Tensor, Weight
 
-# Integers and booleans up to this size are shapes, axes and indices, not parameters.
-_RIDING_BYTES = 1024
+# Bytes: integers and booleans up to this size are shapes, axes and indices, not weights.
+_SMALL_CONSTANT_BYTES = 1024
 _Size = Callable[[Array], float]
+# Operators with operands and random results: never folded, even if the operands are constants.
 _RANDOM_LIKE = frozenset(("Bernoulli", "RandomNormalLike", "RandomUniformLike", "Multinomial"))
 
 
@@ -50,26 +54,28 @@ def from_onnx(
     """The graph of an ONNX model.
 
     Args:
-      model: the path of a file, or a model in memory. Contents of weights are never read, so those
-        kept in other files need not be there.
-      dims: size of each free dimension by its name, or as "INPUT:AXIS" where it has none.
+      model: the path of a file, or a model in memory. The contents of weights are never read, so
+        weight files outside the model may be missing.
+      dims: size of each free dimension by its name, or by "INPUT:AXIS" if it has no name.
       element_bytes: bytes to count per element of a float tensor or weight (1 for an int8
-        deployment), complex twice that; integers and booleans keep their size. By default as
-        stored.
-      name: of the graph; by default the file's, or the one that the model gives itself.
+        deployment). A complex element counts twice that. Integers and booleans keep their size. By
+        default all sizes are as stored.
+      name: name of the graph; the default is the name of the file, or of the graph in the model.
 
     Returns:
-      The graph. Nodes are named as in the model, by operator and number where it has no name, and
-      with a number behind it where names repeat. Its `element_bytes` is the one given, or else the
-      size of the float type that holds most bytes (4 where there are no floats).
+      The graph. A node has the name that it has in the model. A node without a name gets its
+      operator and a number; a repeated name gets a number at its end. The `element_bytes` of the
+      graph is the given one, or else the element size of the float type with the most bytes (4 if
+      there are no floats).
 
     Raises:
-      FileFormatError: no ONNX model, or a broken one.
-      InputError: a dimension or shape is not known before the model runs; names it.
-      GraphError: the nodes close a cycle, or none depends on an input.
+      FileFormatError: the file is not an ONNX model, or the model is broken.
+      InputError: `element_bytes` is out of range, or a dimension or shape is not known before the
+        model runs; the message names it.
+      GraphError: the nodes close a cycle, or no node depends on an input.
 
     Warns:
-      UserWarning: an operator has no cost rule and is counted by its shapes; names it.
+      UserWarning: an operator has no cost rule and is counted by its shapes; the message names it.
     """
     if isinstance(model, ModelProto):
         where = name or model.graph.name or "model"
@@ -87,7 +93,18 @@ def from_onnx_bytes(
     element_bytes: float | None = None,
     name: str | None = None,
 ) -> Graph:
-    """`from_onnx` of a file's bytes; `path` is for messages and the default name."""
+    """As `from_onnx`, from the bytes of a file.
+
+    Args:
+      content: the bytes of the file.
+      path: its path, for messages and the default name; the file is not read.
+      dims: as in `from_onnx`.
+      element_bytes: as in `from_onnx`.
+      name: as in `from_onnx`.
+
+    Returns:
+      The graph; errors and warnings are those of `from_onnx`.
+    """
     where = os.fspath(path)
     proto = parse(content, where)
     return _graph(proto, where, name or _stem(where), dims, element_bytes)
@@ -99,21 +116,26 @@ def _stem(path: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Constant:
-    """A value that depends on no input: the weights it is made of, and the bytes to read for it."""
+    """A value that depends on no input.
+
+    Attributes:
+      sources: names of the weights that it is made of.
+      reads: bytes that a consumer must read for it.
+    """
 
     sources: frozenset[str]
     reads: float
 
 
 def _counted(array: Array, element_bytes: float | None) -> float:
-    """Bytes of a value, floats counted as the user said."""
+    """Bytes of a value; a float element counts `element_bytes` if that is given."""
     if element_bytes is None or not array.is_float:
         return array.bytes
     return array.elements * element_bytes * (2 if array.is_complex else 1)
 
 
 def _common_element_bytes(arrays: Iterable[Array]) -> float:
-    """Bytes of one element of the float type that holds most bytes; 4 where there is none."""
+    """Bytes of one element of the float type with the most bytes; 4 if there are no floats."""
     held: collections.defaultdict[float, float] = collections.defaultdict(float)
     for array in arrays:
         if array.is_float:
@@ -122,8 +144,8 @@ def _common_element_bytes(arrays: Iterable[Array]) -> float:
 
 
 def _is_small(array: Array) -> bool:
-    """Whether a constant rides in the program."""
-    return array.elements <= 1 or (not array.is_float and array.bytes <= _RIDING_BYTES)
+    """Whether a constant is part of the program and not a weight."""
+    return array.elements <= 1 or (not array.is_float and array.bytes <= _SMALL_CONSTANT_BYTES)
 
 
 def _graph(
@@ -133,6 +155,7 @@ def _graph(
     dims: Mapping[str, int] | None,
     element_bytes: float | None,
 ) -> Graph:
+    """As `from_onnx`; `where` names the model in messages."""
     if element_bytes is not None and not 0 < element_bytes < math.inf:
         raise InputError(f"{where}: element_bytes is {element_bytes}, expected a positive number")
     model = prepare(proto, where, dims or {})
@@ -198,7 +221,7 @@ def _graph(
 
 
 def _aliases(model: Model) -> dict[str, str]:
-    """Results of nodes that do nothing -> the value that they pass on."""
+    """Result of each node that does nothing -> the value that the node passes on."""
     used = set(model.outputs).union(*(reads(node) for node in model.nodes))
     alias: dict[str, str] = {}
     for node in model.nodes:
@@ -208,9 +231,10 @@ def _aliases(model: Model) -> dict[str, str]:
 
 
 def _does_nothing(node: NodeProto, model: Model) -> bool:
+    """Whether the first result of a node is its first operand, unchanged."""
     if node.domain not in ("", "ai.onnx"):
         return False
-    if node.op_type == "Dropout":  # trains only where its third operand says so
+    if node.op_type == "Dropout":  # drops elements only if operand 2 is true
         training = node.input[2] if len(node.input) > 2 else ""
         return not training or not model.values.get(training, True)
     return node.op_type == "Identity"
@@ -219,17 +243,17 @@ def _does_nothing(node: NodeProto, model: Model) -> bool:
 def _constants(
     model: Model, alias: Mapping[str, str], size: _Size, weight_bytes: dict[str, float]
 ) -> dict[str, _Constant]:
-    """Values that depend on no input. Adds the weights among them to `weight_bytes`."""
+    """The values that depend on no input; adds those that are weights to `weight_bytes`."""
     constants: dict[str, _Constant] = {}
 
-    def root(name: str, array: Array, stored: float) -> None:
+    def add_stored(name: str, array: Array, stored: float) -> None:
         counted = size(array) if stored == array.bytes else stored
         if not _is_small(array):
             weight_bytes[name] = counted
         constants[name] = _Constant(frozenset(() if _is_small(array) else (name,)), counted)
 
     for name, stored in model.initializers.items():
-        root(name, model.arrays[name], stored)
+        add_stored(name, model.arrays[name], stored)
     for node in model.nodes:
         results = [result for result in node.output if result]
         operands = [alias.get(operand, operand) for operand in reads(node)]
@@ -242,17 +266,17 @@ def _constants(
         read = math.fsum(constants[operand].reads for operand in operands)
         for result in results:
             array = model.arrays.get(result)
-            if array is None:  # nobody reads it
+            if array is None:  # no node reads it
                 constants[result] = _Constant(sources, read)
             elif sources or node.op_type == "Expand":
                 constants[result] = _Constant(sources, min(read, size(array)))
             else:
-                root(result, array, array.bytes)
+                add_stored(result, array, array.bytes)
     return constants
 
 
 def _names(nodes: Sequence[NodeProto]) -> list[str]:
-    """Unique names: the model's own, by operator and number where it has none or repeats one."""
+    """Unique names of nodes, as `from_onnx` describes them."""
     taken = {node.name for node in nodes if node.name}
     used: set[str] = set()
     numbers: collections.Counter[str] = collections.Counter()
@@ -276,7 +300,7 @@ def _cost(
     size: _Size,
     where: str,
 ) -> tuple[costs.Cost, float]:
-    """A node's cost, and the bytes that it accesses: operands and results, each once."""
+    """The cost of a node, and the bytes that it accesses: operands and results, each once."""
     operation = Operation(
         node,
         [model.arrays.get(operand) if operand else None for operand in node.input],

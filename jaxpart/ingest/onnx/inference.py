@@ -1,4 +1,4 @@
-"""Shape inference of ONNX models, and what exporters compute from shapes."""
+"""Infers the shapes of ONNX models, and folds the nodes that only compute shapes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,18 @@ T = TypeVar("T")
 
 
 def checked(action: Callable[[], T], where: str) -> T:
-    """The result of a call into the onnx package, its errors in one line of ours."""
+    """Calls the onnx package, and turns its errors into one line.
+
+    Args:
+      action: the call.
+      where: name of the model, for messages.
+
+    Returns:
+      The result of the call.
+
+    Raises:
+      FileFormatError: the call failed.
+    """
     try:
         return action()
     except (
@@ -36,7 +47,15 @@ def checked(action: Callable[[], T], where: str) -> T:
 
 
 def live(graph: GraphProto, order: Sequence[NodeProto]) -> list[NodeProto]:
-    """The nodes of an order from which an output is reached."""
+    """The nodes that an output of the graph depends on.
+
+    Args:
+      graph: states the outputs.
+      order: its nodes in a topological order.
+
+    Returns:
+      Those nodes, in the same order.
+    """
     needed = {output.name for output in graph.output}
     kept = []
     for node in reversed(order):
@@ -47,15 +66,20 @@ def live(graph: GraphProto, order: Sequence[NodeProto]) -> list[NodeProto]:
 
 
 def with_shapes(model: ModelProto, where: str) -> tuple[ModelProto, dict[str, Array]]:
-    """The model with all shapes inferred; what only computes shapes becomes initializers.
+    """Infers all shapes of a model.
+
+    Nodes that only compute shapes become initializers if inference cannot finish without them.
 
     Args:
-      model: nodes in a topological order; changed in place.
-      where: for messages.
+      model: its nodes are in a topological order; it is changed in place.
+      where: name of the model, for messages.
+
+    Returns:
+      The model with all inferred shapes; type and shape of each value by name.
 
     Raises:
-      InputError: a shape is not known before the model runs; names it.
-      FileFormatError: the model is broken, or a value is no tensor.
+      InputError: a shape is not known before the model runs; the message names the value.
+      FileFormatError: the model is broken, or a value is not a tensor.
     """
 
     def infer(strict: bool) -> ModelProto:
@@ -80,7 +104,7 @@ def with_shapes(model: ModelProto, where: str) -> tuple[ModelProto, dict[str, Ar
                 raise FileFormatError(
                     f"{where}: {name!r}, made by {label(node)}, is no tensor, expected one"
                 )
-            checked(lambda: infer(strict=True), where)  # where it knows a reason, it says so
+            checked(lambda: infer(strict=True), where)  # strict mode may name the cause
             raise InputError(
                 f"{where}: the shape of {name!r}, made by {label(node)}, cannot be inferred; "
                 "expected sizes that are known before the model runs"
@@ -88,7 +112,11 @@ def with_shapes(model: ModelProto, where: str) -> tuple[ModelProto, dict[str, Ar
 
 
 def _fold(model: ModelProto, arrays: Mapping[str, Array], where: str) -> bool:
-    """Makes initializers of what can be computed now; opens branches that are decided by it."""
+    """Turns values that can be computed now into initializers, and Ifs into the branch they take.
+
+    Returns:
+      Whether the model changed.
+    """
     graph = model.graph
     values = shapes.fold_shapes(model, arrays, where)
     known = {**shapes.small_values(graph, where), **values}
@@ -111,7 +139,7 @@ def _fold(model: ModelProto, arrays: Mapping[str, Array], where: str) -> bool:
     graph.initializer.extend(
         onnx.numpy_helper.from_array(value, name) for name, value in values.items() if name
     )
-    nodes = live(graph, nodes)  # the side not taken may have been the only reader
+    nodes = live(graph, nodes)  # drops nodes that fed only a branch not taken
     del graph.node[:]
     graph.node.extend(nodes)
     return opened or bool(values)

@@ -1,6 +1,6 @@
-"""An ONNX model made ready for counting: every dimension a number, every shape known.
+"""Prepares an ONNX model for counting: all dimensions are numbers, and all shapes are known.
 
-Weights are known by type and shape alone from here on; their contents are never read.
+From here on, a weight is known by its type and shape alone; its contents are never read.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from jaxpart.problem.topological import find_cycle, topological_order
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """What counting needs of a model.
+    """The parts of a model that are needed to count its costs.
 
     Attributes:
-      nodes: in a topological order, each with a path to an output; local functions inlined.
-      arrays: type and shape of every value.
-      outputs: names of what the model gives.
-      initializers: names of the stored tensors, with their bytes.
-      values: contents of small constants, where known: shapes, axes, trip counts.
+      nodes: the nodes on which an output depends, in a topological order; local functions are
+        inlined.
+      arrays: name of a value -> type and shape.
+      outputs: names of the outputs.
+      initializers: name of a stored tensor -> bytes.
+      values: name of a small constant -> contents, if known: shapes, axes, trip counts.
     """
 
     nodes: tuple[NodeProto, ...]
@@ -43,10 +44,17 @@ class Model:
 
 
 def parse(content: bytes, where: str) -> ModelProto:
-    """A model from the bytes of a file; weights kept in other files are not read.
+    """Decodes a model from the bytes of a file; weight files outside the model are not read.
+
+    Args:
+      content: the bytes of the file.
+      where: name of the file, for messages.
+
+    Returns:
+      The model.
 
     Raises:
-      FileFormatError: the bytes are no ONNX model.
+      FileFormatError: the bytes are not an ONNX model.
     """
     try:
         model = onnx.load_model_from_string(content)
@@ -58,16 +66,20 @@ def parse(content: bytes, where: str) -> ModelProto:
 
 
 def prepare(model: ModelProto, where: str, dims: Mapping[str, int]) -> Model:
-    """A model with all shapes known.
+    """Sets all dimensions of a model and infers all its shapes.
 
     Args:
-      model: left as it is.
-      where: for messages.
-      dims: size of each free dimension by its name, or as "INPUT:AXIS" where it has none.
+      model: the model; it is not changed.
+      where: name of the model, for messages.
+      dims: size of each free dimension by its name, or by "INPUT:AXIS" if it has no name.
+
+    Returns:
+      The prepared model.
 
     Raises:
-      InputError: a free dimension has no size, or a shape cannot be inferred; names them.
-      CycleError: the nodes feed each other in a circle.
+      InputError: `dims` has a wrong size or an unknown name, a free dimension has no size, or a
+        shape cannot be inferred; the message names it.
+      CycleError: the nodes close a cycle.
       FileFormatError: the model is broken.
     """
     _check_fields(model.graph, where)
@@ -95,7 +107,7 @@ def prepare(model: ModelProto, where: str, dims: Mapping[str, int]) -> Model:
 
 
 def _check_fields(graph: GraphProto, where: str) -> None:
-    """Refuses what protobuf lets pass: names that are no text, tensors of no type or size."""
+    """Refuses fields that protobuf accepts: names that are not text, improper types or shapes."""
     named = (*graph.input, *graph.output, *graph.value_info, *graph.initializer)
     texts: list[object] = [graph.name, *(value.name for value in named)]
     tensors = list(graph.initializer)
@@ -106,7 +118,7 @@ def _check_fields(graph: GraphProto, where: str) -> None:
         for body in subgraphs(node):
             _check_fields(body, where)
     for text in texts:
-        if not isinstance(text, str):  # bytes where they are not UTF-8
+        if not isinstance(text, str):  # protobuf gives bytes if they are not UTF-8
             raise FileFormatError(f"{where}: the name {text!r} is no UTF-8 text")
     for tensor in tensors:
         array = shapes.array_of(tensor)
@@ -118,7 +130,7 @@ def _check_fields(graph: GraphProto, where: str) -> None:
 
 
 def _stored(graph: GraphProto) -> dict[str, tuple[Array, float]]:
-    """Type, shape and bytes of the initializers that are not small."""
+    """Type, shape and bytes of each initializer that is large, sparse or in another file."""
     stored = {}
     for tensor in graph.initializer:
         array = shapes.array_of(tensor)
@@ -135,7 +147,7 @@ def _stored(graph: GraphProto) -> dict[str, tuple[Array, float]]:
 def _without_weights(
     model: ModelProto, stored: Mapping[str, tuple[Array, float]], where: str
 ) -> ModelProto:
-    """A copy whose large initializers are inputs: models beyond protobuf's 2 GB stay possible."""
+    """A copy with the `stored` tensors as inputs: weights may exceed protobuf's limit of 2 GB."""
     light = ModelProto(ir_version=max(model.ir_version, 4))
     light.opset_import.extend(model.opset_import)
     light.functions.extend(model.functions)
@@ -144,7 +156,7 @@ def _without_weights(
     graph.node.extend(source.node)
     small = [tensor for tensor in source.initializer if tensor.name not in stored]
     graph.initializer.extend(small)
-    # Old models list initializers among the inputs; no input is one here.
+    # Old models list initializers among the inputs too: these inputs are left out.
     constant = {tensor.name for tensor in small} | stored.keys()
     graph.input.extend(value for value in source.input if value.name not in constant)
     for name, (array, _) in stored.items():
@@ -159,7 +171,7 @@ def _without_weights(
 def _set_dims(
     graph: GraphProto, constant: frozenset[str], dims: Mapping[str, int], where: str
 ) -> None:
-    """Puts sizes where the model has names; forgets other names, which inference finds anew."""
+    """Sets the sizes of free dimensions. Clears other names, because inference sets their sizes."""
     for name, size in dims.items():
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise InputError(
@@ -202,7 +214,7 @@ def _set_dims(
 
 
 def _values(graph: GraphProto) -> Iterable[ValueInfoProto]:
-    """What is said of values within the graph and its subgraphs."""
+    """Declared values of the graph and its subgraphs, except the inputs of the graph itself."""
     yield from graph.value_info
     yield from graph.output
     for node in graph.node:
@@ -212,11 +224,12 @@ def _values(graph: GraphProto) -> Iterable[ValueInfoProto]:
 
 
 def _dims(value: ValueInfoProto) -> Sequence[onnx.TensorShapeProto.Dimension]:
+    """Declared dimensions of a value; none if it is not a tensor."""
     return value.type.tensor_type.shape.dim if value.type.HasField("tensor_type") else ()
 
 
 def _sorted(graph: GraphProto, where: str) -> list[NodeProto]:
-    """The nodes by Kahn's algorithm, smallest position in the file first."""
+    """The nodes in the order of Kahn's algorithm, smallest position in the file first."""
     maker: dict[str, int] = {}
     given = {value.name for value in graph.input} | {t.name for t in graph.initializer}
     for v, node in enumerate(graph.node):
@@ -239,7 +252,7 @@ def _sorted(graph: GraphProto, where: str) -> list[NodeProto]:
             raise FileFormatError(f"{where}: nothing makes the output {output.name!r}")
     order = topological_order(successors)
     if order is None:
-        circle = [label(graph.node[v]) for v in find_cycle(successors)]
-        shown = " -> ".join([*circle[:5], *(["..."] if len(circle) > 5 else []), circle[0]])
+        cycle = [label(graph.node[v]) for v in find_cycle(successors)]
+        shown = " -> ".join([*cycle[:5], *(["..."] if len(cycle) > 5 else []), cycle[0]])
         raise CycleError(f"{where}: the nodes close a cycle: {shown}; expected an acyclic graph")
     return [graph.node[v] for v in order]

@@ -1,4 +1,4 @@
-"""ONNX nodes: what they read, and the types and shapes around them."""
+"""ONNX nodes: the values that they read, with their types and shapes."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from onnx import AttributeProto, GraphProto, NodeProto
 
 from jaxpart.ingest.onnx.shapes import Array, array_of, attributes, constant_array
 
-Arrays = Sequence[Array | None]  # None: an optional operand or result that is left out
+Arrays = Sequence[Array | None]  # None: an optional operand or result is absent
 
 
 def label(node: NodeProto) -> str:
-    """What messages call a node, in one line."""
+    """Name and operator of a node for messages, in one line."""
     return " ".join(f"{node.name or 'a node'} ({node.op_type})".split())
 
 
 def subgraphs(node: NodeProto) -> list[GraphProto]:
-    """The bodies that a node carries (If, Loop, Scan)."""
+    """The bodies of a node (If, Loop, Scan)."""
     found = []
     for attribute in node.attribute:
         if attribute.type == AttributeProto.GRAPH:
@@ -30,7 +30,7 @@ def subgraphs(node: NodeProto) -> list[GraphProto]:
 
 
 def reads(node: NodeProto) -> list[str]:
-    """Names of the values that a node reads, those that its bodies capture included, each once."""
+    """Names of the values that a node reads or its bodies capture, each once."""
     names = dict.fromkeys(name for name in node.input if name)
     for body in subgraphs(node):
         made = {value.name for value in body.input}
@@ -43,7 +43,7 @@ def reads(node: NodeProto) -> list[str]:
 
 
 def body_constants(node: NodeProto) -> list[Array]:
-    """Types and shapes of the tensors stored within a node's bodies."""
+    """Types and shapes of the tensors that are stored in the bodies of a node."""
     found: list[Array] = []
     for body in subgraphs(node):
         found += [array_of(tensor) for tensor in body.initializer]
@@ -55,50 +55,59 @@ def body_constants(node: NodeProto) -> list[Array]:
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """A node with the types and shapes around it."""
+    """A node with the types and shapes of its values.
+
+    Attributes:
+      node: the node.
+      inputs: type and shape of each operand, in order.
+      outputs: type and shape of each result, in order.
+      values: name of a small constant -> contents.
+      outer: name of a value of the graph that holds the node -> type and shape. The bodies of the
+        node may capture these values.
+    """
 
     node: NodeProto
     inputs: Arrays
     outputs: Arrays
-    values: Mapping[str, np.ndarray]  # contents of small constants
-    outer: Mapping[str, Array]  # of the graph around, for bodies
+    values: Mapping[str, np.ndarray]
+    outer: Mapping[str, Array]
 
     @property
     def out(self) -> int:
-        """Elements of all results."""
+        """Number of elements of all results together."""
         return sum(array.elements for array in self.outputs if array is not None)
 
     @property
     def folded_in(self) -> int:
-        """Elements of the first operand beyond those of the first result."""
+        """Number of elements of the first operand minus that of the first result, at least 0."""
         return max(self.shape(0).elements - self.result.elements, 0)
 
     @property
     def result(self) -> Array:
-        """The first result."""
+        """Type and shape of the first result; no elements if there is none."""
         array = next((a for a in self.outputs if a is not None), None)
         return array if array is not None else Array(1, (0,))
 
     def shape(self, position: int) -> Array:
-        """Operand `position`; empty where left out."""
+        """Type and shape of operand `position`; no elements if it is absent."""
         array = self.inputs[position] if position < len(self.inputs) else None
         return array if array is not None else Array(1, (0,))
 
     def has(self, position: int) -> bool:
-        """Whether operand `position` is there."""
+        """Whether operand `position` is present."""
         return position < len(self.inputs) and self.inputs[position] is not None
 
     def wholes(self, name: str, default: Sequence[int]) -> list[int]:
-        """An attribute of whole numbers."""
+        """Attribute `name`, a list of integers; `default` if it is absent."""
         given = attributes(self.node).get(name)
         return list(given.ints) if given is not None else list(default)
 
     def whole(self, name: str, default: int) -> int:
-        """An attribute of one whole number."""
+        """Attribute `name`, one integer; `default` if it is absent."""
         given = attributes(self.node).get(name)
         return given.i if given is not None else default
 
     def text(self, name: str, default: str) -> str:
-        """An attribute of text."""
+        """Attribute `name`, a text; `default` if it is absent."""
         given = attributes(self.node).get(name)
         return given.s.decode() if given is not None else default

@@ -1,4 +1,4 @@
-"""FLOPs of ONNX operators from shapes; the rules are told in `onnx_costs`."""
+"""FLOPs of ONNX operators from their shapes; `ingest/onnx/costs.py` explains the rules."""
 
 from __future__ import annotations
 
@@ -11,7 +11,17 @@ from jaxpart.ingest.onnx.operation import Operation
 
 
 def flops_of(operation: Operation) -> float | None:
-    """FLOPs of an operator of the ONNX standard without bodies; None where it has no rule."""
+    """FLOPs of a standard ONNX operator without bodies.
+
+    Args:
+      operation: the node with the types and shapes of its values.
+
+    Returns:
+      FLOPs; None if the operator has no rule.
+
+    Raises:
+      ValueError, IndexError, ZeroDivisionError: the attributes do not fit the shapes.
+    """
     name, operand = operation.node.op_type, operation.shape(0).elements
     if name in _PER_ELEMENT:
         return _PER_ELEMENT[name] * operation.out
@@ -26,9 +36,12 @@ def flops_of(operation: Operation) -> float | None:
 
 
 def _real_taps(out: int, length: int, kernel: int, stride: int, pad: int, dilation: int) -> int:
-    """Pairs (output, kernel position) on one axis that meet an element of the input."""
-    # Kernel position k of output o meets element o * stride + k * dilation - pad. The outputs that
-    # meet one are counted at once, for signals are long; the two sides may change places.
+    """Number of pairs (output, kernel position) on one axis that read a real input element."""
+    # 1. Kernel position k of output o reads element o * stride + k * dilation - pad.
+    # 2. For one k, the outputs that read a real element form a range; its length is computed at
+    #    once, because a signal can be long.
+    # 3. The formula in 1 is symmetric in (o, stride) and (k, dilation). They are swapped if the
+    #    kernel is longer than the output, so that the arrays are short.
     if kernel > out:
         out, kernel, stride, dilation = kernel, out, dilation, stride
     shift = np.arange(kernel) * dilation - pad
@@ -38,7 +51,13 @@ def _real_taps(out: int, length: int, kernel: int, stride: int, pad: int, dilati
 
 
 def _pads(operation: Operation, extents: tuple[list[int], ...]) -> list[int]:
-    """Padding before each spatial axis; extents: wide, narrow, kernel, stride, dilation."""
+    """Padding at the start of each spatial axis.
+
+    Args:
+      operation: a convolution.
+      extents: wide side, narrow side, kernel, stride and dilation, each a list over the spatial
+        axes. `_taps` explains the two sides.
+    """
     wide, narrow, kernel, stride, dilation = extents
     mode = operation.text("auto_pad", "NOTSET")
     if mode not in ("SAME_UPPER", "SAME_LOWER"):
@@ -51,9 +70,10 @@ def _pads(operation: Operation, extents: tuple[list[int], ...]) -> list[int]:
 
 
 def _taps(operation: Operation, wide: list[int], narrow: list[int], kernel: list[int]) -> int:
-    """Pairs (narrow position, kernel position) that meet an element of the wide side.
+    """Number of pairs (narrow position, kernel position) that meet a real element of the wide side.
 
-    A convolution reads the wide side and writes the narrow one; transposed, the other way round.
+    A convolution reads the wide side and writes the narrow side. A transposed convolution reads
+    the narrow side and writes the wide side.
     """
     stride = operation.wholes("strides", [1] * len(kernel))
     dilation = operation.wholes("dilations", [1] * len(kernel))
@@ -79,7 +99,7 @@ def _conv_transpose(operation: Operation) -> float:
 
 
 def _deform_conv(operation: Operation) -> float:
-    # Each sample is interpolated from four elements (7 FLOPs) and shared by the output channels.
+    # A sample is interpolated from four elements (7 FLOPs) once, for all output channels.
     data, weight, out = (operation.shape(0).shape, operation.shape(1).shape, operation.result)
     positions = math.prod(out.shape[2:]) * math.prod(weight[2:]) * out.shape[0]
     return 2 * positions * out.shape[1] * weight[1] + 7 * positions * data[1]
@@ -96,7 +116,10 @@ def _matmul(operation: Operation) -> float:
 
 
 def _einsum(operation: Operation) -> float:
-    """2 per element of the whole index space and multiplication; no better order is assumed."""
+    """2 FLOPs per multiplication and element of the index space of all labels.
+
+    All operands are multiplied in one step; no cheaper order is assumed.
+    """
     terms = operation.text("equation", "").replace(" ", "").split("->")[0].split(",")
     extents: dict[str, int] = {}
     rest = 1
@@ -123,7 +146,7 @@ def _recurrent(operation: Operation) -> float:
     directions, _, inputs = operation.shape(1).shape
     hidden = operation.shape(2).shape[2]
     biases = 2 if operation.has(3) else 0
-    per_gate = 2 * (inputs + hidden) + 1 + biases  # + 1: both products are added
+    per_gate = 2 * (inputs + hidden) + 1 + biases  # + 1: the sum of both products
     return steps_and_batch * directions * hidden * (gates * per_gate + elementwise)
 
 
@@ -137,8 +160,8 @@ def _attention(operation: Operation) -> float:
         heads = operation.whole("q_num_heads", 1)
         kv_heads = operation.whole("kv_num_heads", heads)
         depth, keys, value_depth = q[2] // heads, k[1], v[2] // kv_heads
-    keys += operation.shape(4).shape[2] if operation.has(4) else 0  # the past
-    # Scaling, softmax (5), and the two products.
+    keys += operation.shape(4).shape[2] if operation.has(4) else 0  # keys of the past
+    # 6 is softmax (5) and scaling; the rest is the two products.
     return batch * heads * queries * keys * (2 * depth + 2 * value_depth + 6)
 
 
@@ -157,7 +180,7 @@ def _grid_sample(operation: Operation) -> float:
 
 
 def _lrn(operation: Operation) -> float:
-    # Square, sum of the window, scale and shift, power, division.
+    # Square, sum over the window, scale and shift, power, division.
     return (operation.whole("size", 1) + 4) * operation.result.elements
 
 
@@ -200,6 +223,7 @@ def _determinant(operation: Operation) -> float:
     return operation.shape(0).elements * side * 2 / 3
 
 
+# FLOPs per element of all results.
 # fmt: off
 _PER_ELEMENT: dict[str, int] = {
     **dict.fromkeys(
@@ -241,6 +265,7 @@ _PER_ELEMENT: dict[str, int] = {
     **dict.fromkeys(["Gelu", "LogSoftmax", "Softmax"], 5),
 }
 # fmt: on
+# FLOPs per element of the first operand.
 _PER_INPUT_ELEMENT = {
     "MeanVarianceNormalization": 6,
     "GroupNormalization": 7,
@@ -251,7 +276,7 @@ _PER_INPUT_ELEMENT = {
     "SoftmaxCrossEntropyLoss": 7,
     "NonZero": 1,
 }
-# Per element folded in, per element of the operand, per element of the result.
+# FLOPs per element folded in, per element of the operand, and per element of the result.
 _REDUCTIONS = {
     "ArgMax": (9, 0, 0),
     "ArgMin": (9, 0, 0),

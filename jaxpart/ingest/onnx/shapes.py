@@ -1,4 +1,4 @@
-"""Types and shapes of ONNX values, and the small constants that other shapes are computed from."""
+"""Types and shapes of ONNX values, and the small constants that determine other shapes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from onnx.reference import ReferenceEvaluator
 
 from jaxpart.errors import FileFormatError
 
-# Contents of constants up to this many elements are read: shapes, axes, trip counts.
+# Elements: contents of constants up to this size are read (shapes, axes, trip counts).
 SMALL = 1024
 
 _TYPES = frozenset(TensorProto.DataType.values()) - {TensorProto.UNDEFINED}
@@ -23,11 +23,12 @@ _FLOATS = frozenset(
     if name.startswith(("FLOAT", "DOUBLE", "BFLOAT", "COMPLEX"))
 )
 _COMPLEX = (TensorProto.COMPLEX64, TensorProto.COMPLEX128)
+# Bits of one element, by the start of the name of its type.
 _BITS = {"FLOAT4": 4, "FLOAT6": 6, "FLOAT8": 8, "INT2": 2, "UINT2": 2, "INT4": 4, "UINT4": 4}
-_STRING_BYTES = 8  # a reference to it
+_STRING_BYTES = 8  # a reference to the string
 
-# What exporters compute shapes with. Each gives no more elements than its inputs have together,
-# broadcasting aside, unless it is one of `_GROWING`, which are measured first.
+# Operators with which exporters compute shapes. Apart from broadcasting, the result of each has no
+# more elements than its operands have together.
 # fmt: off
 _SHAPE_OPS = frozenset(
     [
@@ -39,12 +40,18 @@ _SHAPE_OPS = frozenset(
     ]
 )
 # fmt: on
+# Operators with which exporters compute shapes, but whose results can be large: `_growth`.
 _GROWING = frozenset(("ConstantOfShape", "Expand", "Range"))
 
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """Type (a `TensorProto.DataType`) and shape of a value."""
+    """Type and shape of a value.
+
+    Attributes:
+      dtype: a `TensorProto.DataType`.
+      shape: size of each axis.
+    """
 
     dtype: int
     shape: tuple[int, ...]
@@ -56,7 +63,7 @@ class Array:
 
     @property
     def is_proper(self) -> bool:
-        """Whether it is a type of ONNX, and no size is negative."""
+        """Whether the type exists in ONNX and no size is negative."""
         return self.dtype in _TYPES and all(extent >= 0 for extent in self.shape)
 
     @property
@@ -71,7 +78,7 @@ class Array:
 
     @property
     def element_bytes(self) -> float:
-        """Bytes of one element as the model stores it; a string counts as a reference, 8."""
+        """Bytes of one element as the model stores it; a string counts as a reference (8 bytes)."""
         if self.dtype == TensorProto.STRING:
             return _STRING_BYTES
         name = TensorProto.DataType.Name(self.dtype)  # type: ignore[arg-type]
@@ -82,7 +89,7 @@ class Array:
 
     @property
     def bytes(self) -> float:
-        """Bytes as the model stores it."""
+        """Bytes of all elements as the model stores them."""
         return self.elements * self.element_bytes
 
 
@@ -92,7 +99,7 @@ def array_of(tensor: TensorProto) -> Array:
 
 
 def known_arrays(graph: GraphProto) -> dict[str, Array]:
-    """Type and shape of each value of the graph, its bodies aside, where both are known."""
+    """Type and shape, by name, of each value for which both are known; bodies are left out."""
     arrays = {tensor.name: array_of(tensor) for tensor in graph.initializer}
     for value in (*graph.input, *graph.value_info, *graph.output):
         tensor = value.type.tensor_type
@@ -107,7 +114,7 @@ def known_arrays(graph: GraphProto) -> dict[str, Array]:
 
 
 def is_no_tensor(graph: GraphProto, name: str) -> bool:
-    """Whether the graph says that a value is a sequence, an optional or a map."""
+    """Whether the graph declares value `name` as a sequence, an optional or a map."""
     return any(
         value.name == name
         and value.type.WhichOneof("value") not in (None, "tensor_type", "sparse_tensor_type")
@@ -116,12 +123,12 @@ def is_no_tensor(graph: GraphProto, name: str) -> bool:
 
 
 def attributes(node: NodeProto) -> dict[str, onnx.AttributeProto]:
-    """A node's attributes by name."""
+    """The attributes of a node by name."""
     return {attribute.name: attribute for attribute in node.attribute}
 
 
 def constant_array(node: NodeProto) -> Array | None:
-    """Type and shape of what a Constant node gives; None where sparse or text."""
+    """Type and shape of the result of a Constant node; None if it is sparse or text."""
     for name, attribute in attributes(node).items():
         if name == "value":
             return array_of(attribute.t)
@@ -133,10 +140,17 @@ def constant_array(node: NodeProto) -> Array | None:
 
 
 def small_values(graph: GraphProto, where: str) -> dict[str, np.ndarray]:
-    """Contents of the graph's small stored tensors and Constant nodes.
+    """Contents of the initializers and small Constant nodes of a graph.
+
+    Args:
+      graph: all its initializers are read, and Constant nodes of at most `SMALL` elements.
+      where: name of the model, for messages.
+
+    Returns:
+      Name -> contents.
 
     Raises:
-      FileFormatError: a tensor holds other than its type and shape say.
+      FileFormatError: the contents of a tensor do not match its type and shape.
     """
     values = {tensor.name: _contents(tensor, where) for tensor in graph.initializer}
     for node in graph.node:
@@ -156,18 +170,18 @@ def small_values(graph: GraphProto, where: str) -> dict[str, np.ndarray]:
 def fold_shapes(
     model: ModelProto, arrays: Mapping[str, Array], where: str
 ) -> dict[str, np.ndarray]:
-    """Contents of what the model computes from shapes and small constants alone.
+    """Computes the values that depend on shapes and small constants alone.
 
     Args:
-      model: nodes in a topological order.
-      arrays: types and shapes known so far.
-      where: for messages.
+      model: its nodes are in a topological order.
+      arrays: types and shapes that are known so far, by name.
+      where: name of the model, for messages.
 
     Returns:
-      The outputs of every node that could be computed, all outputs of a node or none.
+      Name -> contents, for all outputs of each node that could be computed.
 
     Raises:
-      FileFormatError: such a computation fails.
+      FileFormatError: a computation fails.
     """
     known = small_values(model.graph, where)
     folded: dict[str, np.ndarray] = {}
@@ -187,6 +201,7 @@ def fold_shapes(
 
 
 def _contents(tensor: TensorProto, where: str) -> np.ndarray:
+    """Contents of a stored tensor."""
     try:
         return onnx.numpy_helper.to_array(tensor)
     except (ValueError, TypeError, KeyError) as error:
@@ -197,6 +212,7 @@ def _contents(tensor: TensorProto, where: str) -> np.ndarray:
 
 
 def _shape_of(node: NodeProto, array: Array) -> np.ndarray:
+    """Result of a Shape or Size node whose operand is `array`."""
     if node.op_type == "Size":
         return np.array(array.elements, np.int64)
     given = attributes(node)
@@ -208,7 +224,11 @@ def _shape_of(node: NodeProto, array: Array) -> np.ndarray:
 def _evaluated(
     node: NodeProto, model: ModelProto, known: Mapping[str, np.ndarray], where: str
 ) -> list[np.ndarray] | None:
-    """A node's results by the reference of the onnx package; None where they may be large."""
+    """Results of a node, computed by the reference implementation of the onnx package.
+
+    Returns:
+      The results; None if they may be large, or if the operator is not one for shapes.
+    """
     operands = {name: known[name] for name in node.input if name}
     if node.domain not in ("", "ai.onnx") or node.op_type not in _SHAPE_OPS | _GROWING:
         return None
@@ -221,7 +241,7 @@ def _evaluated(
         if node.op_type in _GROWING and _growth(node, known) > SMALL:
             return None
         results = ReferenceEvaluator(single).run(None, operands)
-    except Exception as error:  # whatever the reference of an operator raises
+    except Exception as error:  # the reference can raise any exception
         reason = " ".join(str(error).split())[:200]
         raise FileFormatError(
             f"{where}: node {node.name or node.output[0]!r} ({node.op_type}) fails on its "
@@ -232,7 +252,7 @@ def _evaluated(
 
 
 def _growth(node: NodeProto, known: Mapping[str, np.ndarray]) -> float:
-    """Elements that ConstantOfShape, Expand or Range will make."""
+    """Number of elements of the result of a ConstantOfShape, Expand or Range node."""
     if node.op_type == "Range":
         start, limit, delta = (float(known[name]) for name in node.input)
         return (limit - start) / delta

@@ -1,1 +1,1 @@
-"""Graph to graph: fuse, contract, clone."""
+"""Rewrites of a graph: fuse, contract, clone."""

@@ -1,4 +1,4 @@
-"""Cheap side chains of inputs and constants, cloned into the nodes that consume them."""
+"""Clones cheap work on inputs and constants into the nodes that consume it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 
 from jaxpart.problem.graph import Graph, Tensor, Weight
 
-# Operations whose work is more than a few FLOPs per element: never recomputed for each consumer.
+# Operations with more than a few FLOPs per element: too expensive to repeat for each consumer.
 # fmt: off
 _HEAVY = frozenset(
     [
@@ -19,32 +19,38 @@ _HEAVY = frozenset(
     ]
 )
 # fmt: on
-_MAX_CLONE = 64  # nodes
+_MAX_CHAIN = 64  # most nodes of a chain that is cloned
 
 
 def clone_inputs(graph: Graph) -> Graph:
     """Clones cheap side chains of inputs and constants into the nodes that consume them.
 
-    Inputs are fed by the host to every chip, so what is computed from them alone (an attention
-    mask, positional indices) need not cross a link: each consumer can compute its own, as compilers
-    do. Kept as nodes, such a chain either ties all its consumers to one chip or drifts freely.
+    The host feeds inputs and constants to every chip. A result that depends only on them (an
+    attention mask, positional indices) therefore need not cross a link: each consumer can compute
+    its own copy, as compilers do. If such a chain stayed as nodes, it would tie all its consumers
+    to one chip, or its place would be arbitrary.
 
-    A chain is a node without weights, together with all nodes that it depends on, if those are all
-    such nodes and at most 64. It is cloned into its consumers (its nodes vanish, and their FLOPs
-    are added to each) if
+    A chain is a node v together with all nodes that v depends on. It has at most `_MAX_CHAIN`
+    nodes, none of which
 
-    - it is a side chain: it has several consumers outside, or its only one also depends on
-      the rest of the graph. The first operations of the main path stay nodes;
-    - it is cheap: no matrix product, convolution, sort or loop in it, and its nodes access no more
-      bytes together than each of the consumers does by itself.
+    - has a weight, a fixed chip, a colocation group or profiled seconds;
+    - is a matrix product, a convolution, a sort or a loop (an outer product is allowed).
 
-    A node's bytes_accessed stays what it was: it still reads the chain's result, now its own.
-    Total FLOPs can grow, by the clones alone; weights stay. A chain with a pinned, colocated or
-    profiled node stays.
+    The chain is cloned if all of these hold:
+
+    1. It is a side chain: v has several consumers that are in no chain, or it has one, and this
+       consumer also reads from a node that is in no chain. So the first operations of the main path
+       stay nodes.
+    2. It is cheap: all its nodes together access at most as many bytes as any one of these
+       consumers.
+
+    Each consumer then gets the FLOPs of the chain in addition to its own, and nodes of the chain
+    that no other node needs are removed. The bytes accessed of a consumer stay the same, because it
+    still reads the result of the chain. Total FLOPs can grow by the clones. All weights stay.
     """
     chain = _input_chains(graph)
     users: list[set[int]] = [set() for _ in graph.nodes]
-    on_chains_alone = [True] * len(graph.nodes)  # no node outside the chains feeds it
+    on_chains_alone = [True] * len(graph.nodes)  # whether only nodes in chains feed it
     for tensor in graph.tensors:
         users[tensor.producer].update(tensor.consumers)
         if tensor.producer not in chain:
@@ -75,10 +81,10 @@ def clone_inputs(graph: Graph) -> Graph:
 
 
 def drop_dead(graph: Graph) -> Graph:
-    """Drops nodes from which no output can be reached, and the weights that only they use.
+    """Removes nodes from which no output can be reached, and weights that only they use.
 
-    An output is a tensor without consumers; a node without tensors makes none. Numbers close up, in
-    the same order.
+    An output is a tensor without consumers. The nodes that are left keep their order and are
+    renumbered without gaps.
 
     Raises:
       EmptyGraphError: no node reaches an output.
@@ -112,7 +118,7 @@ def drop_dead(graph: Graph) -> Graph:
 
 
 def _input_chains(graph: Graph) -> dict[int, frozenset[int]]:
-    """For each node that depends on inputs alone: itself and all nodes that it depends on."""
+    """The chain (see `clone_inputs`) of each node that has one."""
     parents: list[set[int]] = [set() for _ in graph.nodes]
     made_bytes = [0.0] * len(graph.nodes)
     for tensor in graph.tensors:
@@ -122,13 +128,14 @@ def _input_chains(graph: Graph) -> dict[int, frozenset[int]]:
     weighted = {q for weight in graph.weights for q in weight.consumers}
     chain: dict[int, frozenset[int]] = {}
     for v, node in enumerate(graph.nodes):
-        # An outer product (rotary positions) is a dot_general, yet one multiplication per element.
+        # An outer product (rotary positions) is a dot_general too, but with one multiplication for
+        # each element of its result.
         elements = made_bytes[v] / (graph.element_bytes or 1)
         heavy = node.op in _HEAVY and node.flops > 2 * elements
-        fixed = (node.pin, node.colocate, node.seconds) != (None, None, None)
-        if heavy or fixed or v in weighted or not all(p in chain for p in parents[v]):
+        constrained = (node.pin, node.colocate, node.seconds) != (None, None, None)
+        if heavy or constrained or v in weighted or not all(p in chain for p in parents[v]):
             continue
         nodes = frozenset((v,)).union(*(chain[p] for p in parents[v]))
-        if len(nodes) <= _MAX_CLONE:
+        if len(nodes) <= _MAX_CHAIN:
             chain[v] = nodes
     return chain

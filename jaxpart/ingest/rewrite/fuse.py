@@ -1,7 +1,7 @@
-"""Merges what compilers merge: layout and elementwise operations join the work beside them.
+"""Merges nodes as compilers do: layout and elementwise operations join neighbouring work.
 
-A trace has one node per primitive; a compiler runs far fewer kernels. `fuse` brings a trace to the
-granularity of kernels, where a partition of it is decided.
+A trace has one node per primitive, but a compiler runs far fewer kernels. `fuse` turns a trace into
+a graph of kernels, since a partition places kernels.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jaxpart.ingest.rewrite.contract import contract
 from jaxpart.ingest.rewrite.groups import Groups
 from jaxpart.problem.graph import Graph, Node, Tensor
 
-# Operations that move or relabel elements; those that pick some of them are parts.
+# _VIEWS move or relabel all elements of a tensor; _PARTS select some of them.
 # fmt: off
 _VIEWS = frozenset(
     [
@@ -53,27 +53,31 @@ _LIGHT = _VIEWS | _PARTS | _ELEMENTWISE
 
 
 def fuse(graph: Graph) -> Graph:
-    """The graph at the granularity of a compiler's kernels.
+    """Merges the N nodes of a graph into the kernels of a compiler.
 
-    1. Views (reshape, transpose, broadcast, ...) of one tensor that is no larger than they are
-       vanish: their consumers read that tensor itself. Across a broadcast the small tensor moves.
+    1. Views (reshape, transpose, broadcast, ...) of one tensor are removed if that tensor is no
+       larger than the view. Their consumers read the tensor itself. So the small tensor of a
+       broadcast is sent, not the large one.
     2. A light operation (elementwise or layout) joins
-       - its only producer, where that has no other consumer;
-       - its only producer together with all other consumers of that, where all of them pick parts
-         (the gates of an LSTM out of one product);
-       - its only consumer, where it has no producer (it works on inputs), or where it has one and
-         that consumer is a reduction (a sum of squares), or is light too and reads the same
-         producer (x * sigmoid(x)).
-       This repeats until nothing joins. An elementwise operation of several producers (a residual
-       addition) starts a kernel of its own; none is recomputed.
+       - its only producer, if the producer has no other consumer;
+       - its only producer, together with all other consumers of the producer, if all of them
+         select parts (the gates of an LSTM, which are parts of one product);
+       - its only consumer, if the operation has no producer (it works on inputs);
+       - its only consumer, if the operation has one producer, and the consumer is a reduction (a
+         sum of squares), or is light too and reads the same producer (x * sigmoid(x)).
+       An output of the graph counts as a consumer here. The step repeats until nothing joins. An
+       elementwise operation with several producers (a residual addition) starts its own kernel. No
+       operation is computed twice.
 
-    Total FLOPs and weights stay. Every edge follows a path of the original, so nothing is sent that
-    was not. A kernel accesses what enters and leaves it: tensors that stay inside are not counted
-    any more, one that several of its nodes read counts once. Its op and name are those of its
-    node with the most FLOPs. Pinned, colocated and profiled nodes join nothing.
+    Nodes with a fixed chip, a colocation group or profiled seconds join nothing.
+
+    Total FLOPs and weights stay the same. Every edge follows a path of the original graph. A kernel
+    accesses the bytes that enter or leave it: a tensor that stays inside does not count, and a
+    tensor that several of its nodes read counts once. The op and the name of a kernel are those of
+    its node with the most FLOPs; light nodes are considered only if all its nodes are light.
 
     Returns:
-      A graph of at most as many nodes, in a topological order.
+      A graph of at most N nodes, in a topological order.
     """
     graph = _without_views(graph)
     group = _joined(graph)
@@ -99,23 +103,23 @@ def _importance(node: Node) -> tuple[bool, float]:
     return node.op not in _LIGHT, node.flops
 
 
-def _is_fixed(node: Node) -> bool:
+def _is_constrained(node: Node) -> bool:
     return (node.pin, node.colocate, node.seconds) != (None, None, None)
 
 
 def _without_views(graph: Graph) -> Graph:
-    """Views vanish, and their consumers read what is viewed."""
-    read: list[list[int]] = [[] for _ in graph.nodes]  # tensors
-    made: list[list[int]] = [[] for _ in graph.nodes]
+    """Removes views; their consumers read the viewed tensor (step 1 of `fuse`)."""
+    read: list[list[int]] = [[] for _ in graph.nodes]  # tensor numbers
+    made: list[list[int]] = [[] for _ in graph.nodes]  # tensor numbers
     weighted = {q for weight in graph.weights for q in weight.consumers}
     for k, tensor in enumerate(graph.tensors):
         made[tensor.producer].append(k)
         for q in tensor.consumers:
             read[q].append(k)
-    root = list(range(len(graph.tensors)))  # tensor -> the one that it is a view of
+    root = list(range(len(graph.tensors)))  # tensor -> the viewed tensor, or itself
     views: set[int] = set()
     for v, node in enumerate(graph.nodes):
-        if node.op not in _VIEWS or node.flops or _is_fixed(node) or v in weighted:
+        if node.op not in _VIEWS or node.flops or _is_constrained(node) or v in weighted:
             continue
         sources = {root[k] for k in read[v]}
         if len(sources) != 1 or not made[v]:
@@ -158,11 +162,15 @@ def _without_views(graph: Graph) -> Graph:
 
 
 class _Kernels:
-    """Groups, what kind of work each does, and which join."""
+    """Groups of nodes that become kernels, and the rules by which they join (step 2 of `fuse`).
+
+    Each list is [N], indexed by the number of a group. `is_reduction` is about the node with that
+    number only, the other lists are about the whole group.
+    """
 
     def __init__(self, graph: Graph) -> None:
         self.groups = Groups(graph)
-        self.is_free = [not _is_fixed(node) for node in graph.nodes]
+        self.may_join = [not _is_constrained(node) for node in graph.nodes]
         self.is_light = self._kind(graph, _LIGHT)
         self.is_part = self._kind(graph, _PARTS)
         self.is_reduction = self._kind(graph, _REDUCTIONS)
@@ -172,7 +180,8 @@ class _Kernels:
 
     def _kind(self, graph: Graph, ops: frozenset[str]) -> list[bool]:
         return [
-            free and node.op in ops for free, node in zip(self.is_free, graph.nodes, strict=True)
+            may_join and node.op in ops
+            for may_join, node in zip(self.may_join, graph.nodes, strict=True)
         ]
 
     def join(self, b: int, into: int) -> None:
@@ -182,12 +191,12 @@ class _Kernels:
         self.is_output[into] |= self.is_output[b]
 
     def partner(self, b: int) -> int | None:
-        """The group that b joins."""
+        """The group that group b joins; None if it joins none."""
         if not self.is_light[b]:
             return None
         producers, consumers = self.groups.producers[b], self.groups.consumers[b]
         producer = next(iter(producers)) if len(producers) == 1 else None
-        if producer is not None and self.is_free[producer] and not self.is_output[producer]:
+        if producer is not None and self.may_join[producer] and not self.is_output[producer]:
             rivals = self.groups.consumers[producer] - {b}
             if not rivals or (
                 self.is_part[b] and all(self._is_part_of(q, producer) for q in rivals)
@@ -197,7 +206,7 @@ class _Kernels:
             return None
         (consumer,) = consumers
         if producer is None:
-            return consumer if not producers and self.is_free[consumer] else None
+            return consumer if not producers and self.may_join[consumer] else None
         reads_the_same = producer in self.groups.producers[consumer]
         if self.is_reduction[consumer] or (self.is_light[consumer] and reads_the_same):
             return consumer
@@ -208,7 +217,7 @@ class _Kernels:
 
 
 def _joined(graph: Graph) -> list[int]:
-    """[N] the block of each node."""
+    """[N] the group of each node, when no more groups join."""
     kernels = _Kernels(graph)
     changed = True
     while changed:
@@ -219,7 +228,8 @@ def _joined(graph: Graph) -> list[int]:
                 continue
             rivals = kernels.groups.consumers[into] - {b}
             is_producer = b in kernels.groups.consumers[into]
-            # All parts of one product join together: the first alone would leave a fan-out.
+            # All parts of one producer join together. If one joined alone, its consumers would
+            # become consumers of the producer, and the other parts could not join any more.
             for q in [b, *sorted(rivals)] if is_producer else [b]:
                 kernels.join(q, into)
             changed = True
@@ -227,7 +237,7 @@ def _joined(graph: Graph) -> list[int]:
 
 
 def _accessed_bytes(graph: Graph, group: Sequence[int]) -> dict[int, float]:
-    """Bytes that each group reads and writes: what stays inside is neither."""
+    """Bytes that each group reads and writes, without tensors that stay inside it."""
     separate: dict[int, float] = dict.fromkeys(group, 0.0)
     leaving: dict[int, float] = dict.fromkeys(group, 0.0)
     for node, b in zip(graph.nodes, group, strict=True):
@@ -250,5 +260,6 @@ def _accessed_bytes(graph: Graph, group: Sequence[int]) -> dict[int, float]:
             leaving[b] += tensor.bytes
     for weight in graph.weights:
         drop_repeats(weight.bytes, weight.consumers, None)
-    # A node that reads a part of a table counted less of it than is dropped above.
+    # A node that reads a part of a table has counted that part only, but the whole table was
+    # subtracted above. The result can be too small, so what leaves the group is a lower limit.
     return {b: max(size, min(leaving[b], separate[b])) for b, size in accessed.items()}

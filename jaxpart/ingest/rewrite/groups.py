@@ -1,21 +1,23 @@
-"""Groups of nodes that grow by joining: what contraction and fusion decide on."""
+"""Groups of nodes that grow by joining, for contraction and fusion."""
 
 from __future__ import annotations
 
 from jaxpart.problem.graph import Graph
-from jaxpart.problem.topological import topological_order
 
 
 class Groups:
-    """A partition of a graph's nodes into groups, at first one node each.
+    """Disjoint groups of the nodes of a graph; at first, each node is a group.
 
-    A group is called by one of its nodes. Joining a group with its only producer, or with its only
-    consumer, never closes a cycle: a path that leaves the two and comes back would have to pass
-    through that one itself. Neither does joining neighbours in a topological order.
+    The number of a group is the number of one of its nodes. A join of groups u and v closes a cycle
+    only if a path between u and v passes through a third group. There is no such path
+
+    - if v is the only consumer of u: every path out of u goes directly to v;
+    - if u is the only producer of v: every path into v comes directly from u;
+    - if u and v are neighbours in a topological order: no group comes between them.
 
     Attributes:
-      producers: [N] groups that feed each block.
-      consumers: [N] groups that each group feeds.
+      producers: [N] the groups that feed each group.
+      consumers: [N] the groups that each group feeds.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -28,25 +30,25 @@ class Groups:
                 self.producers[q].add(tensor.producer)
 
     def find(self, v: int) -> int:
-        """The group that holds node v."""
+        """The group of node v."""
         while self._root[v] != v:
             self._root[v] = v = self._root[self._root[v]]
         return v
 
     def alive(self) -> list[int]:
-        """All groups, in ascending number."""
+        """The numbers of all groups, ascending."""
         return [b for b, root in enumerate(self._root) if b == root]
 
     def of_nodes(self) -> list[int]:
-        """[N] the block of each node."""
+        """[N] the group of each node."""
         return [self.find(v) for v in range(len(self._root))]
 
     def can_join(self, u: int, v: int) -> bool:
-        """Whether group v is fed by u alone, or u feeds v alone: then joining closes no cycle."""
+        """Whether u is the only producer of v, or v the only consumer of u (see the class)."""
         return self.producers[v] == {u} or self.consumers[u] == {v}
 
     def join(self, b: int, into: int) -> None:
-        """Block b becomes a part of group `into`."""
+        """Merges group `b` into group `into`."""
         self._root[b] = into
         for p in self.producers[b]:
             self.consumers[p].discard(b)
@@ -60,12 +62,3 @@ class Groups:
             self.consumers[p].add(into)
         for q in self.consumers[into]:
             self.producers[q].add(into)
-
-    def ordered(self) -> list[int]:
-        """All groups in a topological order."""
-        alive = self.alive()
-        number = {b: i for i, b in enumerate(alive)}
-        order = topological_order([[number[q] for q in sorted(self.consumers[b])] for b in alive])
-        if order is None:
-            raise AssertionError("joined blocks close a cycle")
-        return [alive[i] for i in order]

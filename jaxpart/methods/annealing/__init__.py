@@ -1,1 +1,1 @@
-"""Parallel tempering of valid partitions: moves priced by what they touch."""
+"""Parallel tempering of valid partitions; a move costs work only for what it changes."""

@@ -1,8 +1,8 @@
-"""Thousands of annealing chains at a ladder of temperatures, in one program without host trips.
+"""Thousands of annealing chains on a ladder of temperatures, in one device program.
 
-Parallel tempering (Geyer 1991; Earl and Deem, Phys. Chem. Chem. Phys. 7, 2005): chains at
-neighbouring temperatures exchange theirs by Metropolis, so that what hot chains find cools down and
-what is stuck warms up. Sweeps and what they cost: `moves`.
+Source: parallel tempering (Geyer 1991; Earl and Deem, Phys. Chem. Chem. Phys. 7, 2005). Chains at
+neighbouring temperatures exchange their temperatures by Metropolis. Good partitions of hot chains
+cool down, and chains that are stuck warm up. `moves.py` explains the sweeps and their cost.
 """
 
 from __future__ import annotations
@@ -31,26 +31,27 @@ from jaxpart.methods.annealing.price import chip_energy, energy_of
 from jaxpart.methods.annealing.row import row_shift, row_sweep
 from jaxpart.methods.annealing.state import WORD, Moves, tables_of
 
-# Temperatures, in energy: one stage as long as the unit counts 1.
+# Ends of the temperature ladder, in units of energy: a stage of length `unit_s` has energy 1.
 _HOTTEST, _COLDEST = 0.3, 1e-4
-# The share of sweeps of single contracted nodes; of the others, the share that shifts cut points
-# (or groups).
-_SINGLE, _CUTS = 0.6, 0.6
-# Shifts move a share of a stage's load down to 2 to minus so much.
-_SMALLEST = 10.0
-# Contracted nodes that a group grows from.
-_SEEDS = 1.5
-# Contracted nodes that fewer chains could move are looked at more rarely.
-_RARE = 0.125
+# Share of sweeps that move single contracted nodes; all others shift cut points or groups.
+_SINGLE_SHARE = 0.6
+# Share of shifts that move a cut point; all others move a group.
+_CUT_SHARE = 0.6
+# A cut point moves past compute of `unit_s` halved at most this many times (log-uniform).
+_MOST_HALVINGS = 10.0
+# Mean number of contracted nodes that a group on a row of chips grows from.
+_SEEDS_PER_GROUP = 1.5
+# Contracted nodes that can move in a smaller share of the chains are visited less often.
+_RARELY_MOVABLE = 0.125
 
 
 @struct.dataclass
 class Ensemble:
-    """B chains between sweeps, and what they have found."""
+    """B chains between sweeps, the best partitions that they found, and counts of their moves."""
 
-    labels: Int[Array, "N B"]  # of contracted nodes
+    labels: Int[Array, "N B"]  # chips of contracted nodes
     temperature: Float[Array, " B"]
-    noise: UInt32[Array, " B"]
+    noise: UInt32[Array, " B"]  # states of xorshift generators
     best: Int[Array, "N B"]  # the best valid partition of each chain
     best_s: Float[Array, " B"]  # inf: none
     proposed: Float[Array, ""]
@@ -59,7 +60,12 @@ class Ensemble:
 
 
 def ensemble_of(labels: Int[Array, "N B"], key: jax.Array) -> Ensemble:
-    """Chains that start from the partitions of contracted nodes `labels`."""
+    """Chains that start from given partitions, from the hottest to the coldest temperature.
+
+    Args:
+      labels: chips of contracted nodes.
+      key: seeds the generators of the chains.
+    """
     batch = labels.shape[1]
     ladder = _HOTTEST * (_COLDEST / _HOTTEST) ** (jnp.arange(batch) / max(batch - 1, 1))
     none = jnp.zeros((), jnp.float32)
@@ -85,16 +91,19 @@ def temper(
     sweeps: Int[Array, ""],
     share: int = 4,
 ) -> Ensemble:
-    """Sweeps over all contracted nodes in all chains; exact costs before each.
+    """Sweeps over the contracted nodes in all chains; `evaluate` computes all costs before each.
 
     Args:
-      moves: the problem, N blocks.
-      ensemble: partitions that keep every edge within the chip graph of `moves`.
-      orders: topological orders of the contracted nodes for shifts; padding comes last.
-      key: same key, same answer.
-      unit_s: a stage so long counts 1; the best bottleneck known, about.
-      sweeps: how many; what the last one finds is evaluated by the next call.
+      moves: the problem, with N contracted nodes.
+      ensemble: its partitions keep every edge within the chip graph of `moves`.
+      orders: R topological orders of the contracted nodes, for shifts; padding comes last.
+      key: the same key gives the same answer.
+      unit_s: unit of the energy, seconds; about the best bottleneck known.
+      sweeps: number of sweeps; the next call evaluates the result of the last one.
       share: see `row_sweep`; divides B.
+
+    Returns:
+      The chains after the sweeps.
     """
 
     def step(i, ensemble):
@@ -109,7 +118,7 @@ def temper(
         single = partial(_single, moves, temperature, unit_s, keys[1], share)
         ways = _row_shifts if moves.is_row else _shift
         shift = partial(ways, moves, temperature, unit_s, keys[1], orders)
-        is_single = jax.random.uniform(keys[2]) < _SINGLE
+        is_single = jax.random.uniform(keys[2]) < _SINGLE_SHARE
         chains, visited = lax.cond(is_single, single, shift, chains)
         return dataclasses.replace(
             ensemble,
@@ -125,12 +134,17 @@ def temper(
 
 
 def evaluated(moves: Moves, labels: Int[Array, "N B"]) -> Costs:
-    """Costs of partitions of the contracted nodes, node by node."""
+    """Costs of partitions of the contracted nodes, computed on the nodes (`cost/evaluate.py`).
+
+    Args:
+      moves: the problem.
+      labels: chips of contracted nodes.
+    """
     return evaluate(moves.nodes, labels[moves.nodes.contraction])
 
 
 def _kept(ensemble: Ensemble, costs: Costs) -> Ensemble:
-    """Keeps the best valid partition of each chain."""
+    """The ensemble with the best valid partition of each chain updated."""
     better = costs.valid & (costs.bottleneck_s < ensemble.best_s)
     return dataclasses.replace(
         ensemble,
@@ -142,7 +156,15 @@ def _kept(ensemble: Ensemble, costs: Costs) -> Ensemble:
 def exchanged(
     key: jax.Array, temperature: Float[Array, " B"], energy: Float[Array, " B"]
 ) -> Float[Array, " B"]:
-    """Temperatures after neighbours on the ladder exchanged theirs, with detailed balance."""
+    """Temperatures after neighbours on the ladder exchanged theirs, with detailed balance.
+
+    Pairs are rungs (0, 1), (2, 3), ... or (1, 2), (3, 4), ..., at random.
+
+    Args:
+      key: the same key gives the same exchanges.
+      temperature: of each chain, in any order.
+      energy: of each chain.
+    """
     batch = temperature.shape[0]
     parity_key, accept_key = jax.random.split(key)
     order = jnp.argsort(temperature)
@@ -165,10 +187,15 @@ def _single(
     share: int,
     chains: Chains,
 ) -> tuple[Chains, Float[Array, ""]]:
-    """A sweep of single contracted nodes in random order, and proposals per chain."""
+    """A sweep of single contracted nodes in random order.
+
+    Returns:
+      The chains after it, and the number of proposals per chain.
+    """
     keys = jax.random.split(key)
     nodes = chains.labels.shape[0]
-    is_visited = jax.random.uniform(keys[0], (nodes,)) * _RARE < movable(moves, chains.labels)
+    least_share = jax.random.uniform(keys[0], (nodes,)) * _RARELY_MOVABLE
+    is_visited = least_share < movable(moves, chains.labels)
     order = jnp.argsort(jnp.where(is_visited, jax.random.uniform(keys[1], (nodes,)), 2.0))
     count = jnp.sum(is_visited, dtype=jnp.int32)
     if moves.is_row:
@@ -186,7 +213,13 @@ def _row_shifts(
     orders: Int[Array, "R N"],
     chains: Chains,
 ) -> tuple[Chains, Float[Array, ""]]:
-    """A shift or a group off some chips in turn, the same ones for all chains; and how many."""
+    """Shifts away from some random chips of a row, one chip after the other.
+
+    All chains use the same chips, and in each step all move a cut point or all move a group.
+
+    Returns:
+      The chains after it, and the number of proposals per chain.
+    """
     chips = moves.after.shape[1]
     nodes, batch = chains.labels.shape
 
@@ -197,13 +230,13 @@ def _row_shifts(
         order = orders[jax.random.randint(keys[2], (), 0, orders.shape[0])]
         is_here = jnp.any(chains.labels == source.astype(chains.labels.dtype), axis=1)
         is_here &= jnp.arange(nodes) < moves.contracted.num_nodes
-        # What is here first, in the order in which it may leave.
+        # First the contracted nodes on this chip, in the order in which they may leave.
         at = jnp.where(upward, -jnp.arange(nodes), jnp.arange(nodes))
         order = order[jnp.argsort(jnp.where(is_here[order], at, nodes))]
         count = jnp.sum(is_here, dtype=jnp.int32)
-        load = 2.0 ** -(_SMALLEST * jax.random.uniform(keys[3], (batch,)))
-        is_cut = jax.random.bernoulli(keys[4], _CUTS)
-        rate = jnp.where(is_cut, 1.0, _SEEDS / jnp.maximum(count, 1))
+        load = 2.0 ** -(_MOST_HALVINGS * jax.random.uniform(keys[3], (batch,)))
+        is_cut = jax.random.bernoulli(keys[4], _CUT_SHARE)
+        rate = jnp.where(is_cut, 1.0, _SEEDS_PER_GROUP / jnp.maximum(count, 1))
         seeds = _draws(keys[5], nodes, batch) < rate
         chosen = _with_followers(moves, chains.labels, seeds, order, count, upward)
         quota_s = jnp.where(is_cut, load * unit_s, jnp.inf)
@@ -216,8 +249,10 @@ def _row_shifts(
 
 
 def _draws(key: jax.Array, nodes: int, batch: int) -> Float[Array, "N B"]:
-    """Numbers in (0, 1): xorshift of mixed draws, where as many from threefry would take longer
-    than the moves."""
+    """Random numbers in (0, 1), by xorshift from one draw per row mixed with one per column.
+
+    N * B draws of threefry would take longer than the moves.
+    """
     rows, lanes = jax.random.split(key)
     bits = jax.random.bits(rows, (nodes, 1), jnp.uint32)
     bits = (bits ^ jax.random.bits(lanes, (1, batch), jnp.uint32)) * jnp.uint32(0x9E3779B9)
@@ -232,7 +267,7 @@ def _with_followers(
     count: Int[Array, ""],
     upward: Bool[Array, ""],
 ) -> Bool[Array, "N B"]:
-    """`followers`, given the order in which contracted nodes may leave: the opposite of theirs."""
+    """`followers`; `order` is the order in which contracted nodes may leave, the reverse of its."""
     number = jnp.arange(len(order))
     order = order[jnp.where(number < count, count - 1 - number, number)]
     ways = [partial(followers, moves, upward=way) for way in (False, True)]
@@ -247,7 +282,11 @@ def _shift(
     orders: Int[Array, "R N"],
     chains: Chains,
 ) -> tuple[Chains, Float[Array, ""]]:
-    """A sweep that shifts cut points, or groups of contracted nodes, between pairs of chips."""
+    """A sweep that shifts cut points, or groups of contracted nodes, between pairs of chips.
+
+    Returns:
+      The chains after it, and the number of proposals per chain.
+    """
     keys = jax.random.split(key, 6)
     nodes, batch = chains.labels.shape
     count = moves.contracted.num_nodes
@@ -255,14 +294,14 @@ def _shift(
     upward = jax.random.bernoulli(keys[1])
     chip = jnp.arange(goal.shape[0])
     goal = jnp.where((goal != chip) & ((goal > chip) == upward), goal, -1)
-    # From the end of the order where contracted nodes move to higher chips.
+    # Contracted nodes that move to higher chips are visited from the end of the order.
     number = jnp.arange(nodes)
     number = jnp.where(upward & (number < count), count - 1 - number, number)
     order = orders[jax.random.randint(keys[2], (), 0, orders.shape[0])][number]
-    load = 2.0 ** -(_SMALLEST * jax.random.uniform(keys[3], (goal.shape[0], batch)))
-    is_cut = jax.random.bernoulli(keys[4], _CUTS)
+    load = 2.0 ** -(_MOST_HALVINGS * jax.random.uniform(keys[3], (goal.shape[0], batch)))
+    is_cut = jax.random.bernoulli(keys[4], _CUT_SHARE)
 
-    # About one seed for each chip of each chain.
+    # A group shift has about one seed per chip in each chain.
     rate = jnp.where(is_cut, 1.0, goal.shape[0] / jnp.maximum(count, 1))
     seeds = _draws(keys[5], nodes, batch) < rate
     chosen = _with_followers(moves, chains.labels, seeds, order, count, upward)
@@ -275,7 +314,15 @@ def _shift(
 
 
 def matching(moves: Moves, key: jax.Array) -> Int[Array, " C"]:
-    """Random disjoint pairs of chips that may feed each other: partners, or the chip itself."""
+    """Random disjoint pairs of chips of which one may feed the other.
+
+    Args:
+      moves: the problem.
+      key: the same key gives the same pairs.
+
+    Returns:
+      The partner of each chip; the chip itself if it has none.
+    """
     chips = moves.after.shape[1]
     chip = jnp.arange(chips)
     bits = moves.after[chip // WORD] >> (chip % WORD).astype(jnp.uint32)[:, None]

@@ -1,23 +1,25 @@
-"""Annealing moves for thousands of chains in one program, priced by what they touch.
+"""Annealing moves for thousands of chains in one device program.
 
-All chains look at the same contracted node in one step, each with a target chip and a verdict of
-its own: so the contracted node's edges are read once and the labels of its neighbours are
-contiguous rows of B chains. Two kinds of sweeps:
+In one step all chains visit the same contracted node. Each chain has its own target chip and its
+own verdict. The edges of the contracted node are read once, and the labels of a neighbour are one
+contiguous row of B chains. There are two kinds of sweeps:
 
-- single contracted nodes, visited in random order; each chain picks one of the chips that the
-  neighbours leave (`state`), prices the move and accepts it by Metropolis;
-- shifts between pairs of chips: contracted nodes leave one chip for its partner in a topological
-  order until a random load has moved (a cut point moves), or chosen contracted nodes with all that
-  must follow (a group moves). Pairs are disjoint, so that each is accepted or taken back by itself.
+- Single moves. Contracted nodes are visited in random order. Each chain picks one of the chips that
+  the neighbours allow (`price.py`), prices the move and accepts it by Metropolis.
+- Shifts between disjoint pairs of chips. Contracted nodes leave one chip for its partner. Either
+  they leave in a topological order until a random load has moved (a cut point moves), or chosen
+  contracted nodes leave with all that must follow them (a group moves). Each pair is accepted or
+  taken back on its own.
 
-After every sweep `evaluate` counts anew: nothing drifts for longer than a sweep, and peaks of live
-activations, which moves take as they were, are exact again. Memory beyond the capacity is a penalty
-in between; what is kept as best was valid by `evaluate`.
+`evaluate` computes all costs anew after every sweep. Rounding errors therefore last one sweep. The
+same holds for the peaks of live activations, which moves leave unchanged. During a sweep, memory
+above the capacity is a penalty. A partition is kept as the best one only if `evaluate` finds it
+valid.
 
-Floor per proposal of a block of degree d whose tensors have q consumers in all: about 1 + d + q
-labels of one byte, and the figures of two chips, 8 floats read and written: some 80 bytes and 100
-operations. Here a proposal works on whole columns of C chips instead (about 40 C bytes, in cache):
-masked arithmetic over 36 chips costs what two gathers and scatters per chain would.
+Least possible work per proposal, for a contracted node of degree d whose tensors have q consumers
+in all: about 1 + d + q labels of one byte, and 8 floats of two chips read and written; some 80
+bytes and 100 operations. The code works on whole columns of C chips instead (about 40 C bytes, in
+cache). For 36 chips, this masked arithmetic costs as much as two gathers and scatters per chain.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ class Chains:
     tables: Tables
     energy: Float[Array, " B"]
     noise: UInt32[Array, " B"]  # states of xorshift generators
-    priced: Int[Array, " B"]  # moves that kept the rules, so that they were priced
+    priced: Int[Array, " B"]  # moves that keep the rules and therefore were priced
     accepted: Int[Array, " B"]
 
 
@@ -61,7 +63,16 @@ def single_sweep(
     temperature: Float[Array, " B"],
     unit_s: Float[Array, ""],
 ) -> Chains:
-    """One proposal for each of the first `count` contracted nodes of `order` in every chain."""
+    """One proposal for each of the first `count` contracted nodes of `order` in every chain.
+
+    Args:
+      moves: the problem.
+      chains: before the sweep.
+      order: contracted nodes.
+      count: how many of them are visited.
+      temperature: of each chain.
+      unit_s: unit of the energy, seconds.
+    """
 
     def visit(i, chains):
         v = order[i]
@@ -95,20 +106,19 @@ def shift_sweep(
     quota_s: Float[Array, "C B"],
     chosen: Bool[Array, "N B"],
 ) -> Chains:
-    """Shifts contracted nodes from each chip to its goal; `taken_back` decides what stays.
+    """Shifts contracted nodes from each chip to its goal; `taken_back` then accepts or rejects.
 
     Args:
       moves: the problem.
       chains: before the sweep.
-      order: contracted nodes in the order in which they may leave: of the model where goals are
-        lower chips, from its end where they are higher.
-      goal: the partner that takes what leaves, or -1; pairs of chips are disjoint.
-      quota_s: seconds of compute that each chip gives away at most (the last contracted node beyond
-        it too).
+      order: contracted nodes in the order in which they may leave: a topological order where goals
+        are lower chips, the reverse of one where goals are higher chips.
+      goal: the partner that receives the contracted nodes, or -1; pairs of chips are disjoint.
+      quota_s: compute that each chip gives away, seconds; the last contracted node may exceed it.
       chosen: the contracted nodes that may leave.
 
     Returns:
-      Chains whose labels alone are up to date.
+      The chains with new `labels` and `priced`; the tables and the energy are out of date.
     """
     before = chains.labels
     lane = jnp.arange(before.shape[1])
@@ -122,7 +132,8 @@ def shift_sweep(
         left = left_s[source, lane]
         is_open = (target >= 0) & (left > 0)
         target = jnp.maximum(target, 0)
-        # By the labels of now and of before: whichever pairs are taken back, rules are kept.
+        # Allowed by the labels of now and by those before the sweep: the rules then hold whichever
+        # pairs are taken back.
         allowed = allowed_chips(moves, labels, v) & allowed_chips(moves, before, v)
         is_open &= holds(allowed, target) & chosen[v]
         if has_no_skip:
@@ -146,14 +157,14 @@ def taken_back(
     goal: Int[Array, " C"],
     temperature: Float[Array, " B"],
 ) -> Chains:
-    """A shift without the pairs of chips whose energy rose too much, by Metropolis for each pair.
+    """Takes back the shift of each pair of chips that Metropolis rejects.
 
     Args:
       chains: after the shift.
-      before: before it.
-      gain: what each chip's energy rose by.
-      goal: as of the shift.
-      temperature: per chain.
+      before: before the shift.
+      gain: increase of the energy of each chip.
+      goal: that of the shift.
+      temperature: of each chain.
     """
     chip = jnp.arange(len(goal))
     taker = jnp.where(goal >= 0, goal, len(goal))
@@ -161,7 +172,7 @@ def taken_back(
     partner = jnp.where(goal >= 0, goal, jnp.where(giver >= 0, giver, chip))
     gain = jnp.where((partner == chip)[:, None], gain, gain + gain[partner])
     noise = next_noise(chains.noise)
-    # One draw per pair: the chain's, mixed with the pair's lower chip.
+    # One draw per pair: the draw of the chain, mixed with the lower chip of the pair.
     mix = (jnp.minimum(partner, chip) + 1).astype(jnp.uint32) * jnp.uint32(0x9E3779B9)
     draws = next_noise(next_noise((noise[None] ^ mix[:, None]) | 1))
     kept = gain <= -temperature[None] * jnp.log(uniform(draws))
@@ -180,11 +191,17 @@ def followers(
     count: Int[Array, ""],
     upward: bool,
 ) -> Bool[Array, "N B"]:
-    """Seeds with all that must follow them off their chip: successors on it (upward), or
-    predecessors.
+    """The seeds and all contracted nodes that must leave their chip with them.
 
-    Looks at the first `count` contracted nodes of `order`: producers first if upward, else
-    consumers first.
+    These are the successors on the same chip (upward) or the predecessors on it (downward).
+
+    Args:
+      moves: the problem.
+      labels: chips of contracted nodes.
+      seeds: whether each contracted node is a seed.
+      order: contracted nodes, producers first if upward, consumers first if downward.
+      count: how many contracted nodes of `order` are visited.
+      upward: whether the seeds move to a higher chip.
     """
     contracted = moves.contracted
 
@@ -205,10 +222,14 @@ def followers(
 
 
 def movable(moves: Moves, labels: Int[Array, "N B"]) -> Float[Array, " N"]:
-    """The share of chains in which each contracted node may be free to move.
+    """The share of chains in which each contracted node may be able to move.
 
-    Where data flows to higher chips alone, a contracted node with a producer and a consumer on its
-    own chip is not.
+    With acyclic dataflow, a contracted node with a producer and a consumer on its own chip cannot
+    move.
+
+    Args:
+      moves: the problem.
+      labels: chips of contracted nodes.
     """
     contracted = moves.contracted
     if not moves.by_order:
@@ -227,12 +248,15 @@ def movable(moves: Moves, labels: Int[Array, "N B"]) -> Float[Array, " N"]:
 
 
 def uniform(noise: UInt32[Array, "*b"]) -> Float[Array, "*b"]:
-    """Numbers in (0, 1) of generator states."""
+    """Random numbers in (0, 1), one for each generator state."""
     return (noise >> 8).astype(jnp.float32) * 2.0**-24 + 2.0**-25
 
 
 def next_noise(noise: UInt32[Array, "*b"]) -> UInt32[Array, "*b"]:
-    """Marsaglia's xorshift32 (J. Stat. Softw. 8, 2003): a few cycles, where threefry takes many."""
+    """The next state of each generator: xorshift32 (Marsaglia, J. Stat. Softw. 8, 2003).
+
+    A state is never 0. Xorshift takes fewer cycles than threefry.
+    """
     noise ^= noise << 13
     noise ^= noise >> 17
     return noise ^ (noise << 5)

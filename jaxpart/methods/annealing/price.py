@@ -1,8 +1,8 @@
-"""What one move of one contracted node changes, for thousands of chains side by side.
+"""The price of moving one contracted node, for thousands of chains at once.
 
-Everything follows from the labels of the contracted node's neighbours and the tables of the chips:
-which chips keep its edges within the chip graph, what its tensors load before and after, what chips
-hold.
+The labels of the neighbours and the tables of the chips determine everything: which chips keep all
+edges of the contracted node within the chip graph, the traffic of its tensors before and after the
+move, and the memory of the chips.
 """
 
 from __future__ import annotations
@@ -15,27 +15,34 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from jaxpart.cost.stage import stage_s
 from jaxpart.methods.annealing.state import WORD, Moves, Tables, chip_column
 
-# Stages count by this power: the longest decides, and those close to it break ties.
+# Exponent of the energy: the longest stage dominates, and stages close to it break ties.
 POWER = 16
-# What a chip that is over capacity by its whole capacity costs, in stages as long as the longest.
+# Energy of a chip that holds twice its capacity; a stage of length `unit_s` has energy 1.
 _OVERFULL = 40.0
-_MOST_RATIO = 100.0  # to the 16th power still a float32
+# Largest ratio of a stage to `unit_s`; its 16th power is still a finite float32.
+_MOST_RATIO = 100.0
 
 
 @struct.dataclass
 class _Change:
-    """What a move changes, by chain; seconds."""
+    """The change in traffic that a move makes in each chain, seconds."""
 
-    in_from: Float[Array, " B"]
-    in_to: Float[Array, " B"]
-    out_from: Float[Array, " B"]
-    out_to: Float[Array, " B"]
-    out_s: Float[Array, "C B"]  # of chips that feed the contracted node; none on a row of chips
+    in_from: Float[Array, " B"]  # received by the source
+    in_to: Float[Array, " B"]  # received by the target
+    out_from: Float[Array, " B"]  # sent by the source
+    out_to: Float[Array, " B"]  # sent by the target
+    out_s: Float[Array, "C B"]  # sent by the chips of its producers; empty on a row of chips
     link_s: Float[Array, "L B"]
 
 
 def chip_energy(moves: Moves, tables: Tables, unit_s: Float[Array, ""]) -> Float[Array, "C B"]:
-    """[C, B] what each chip adds to the energy: its stage in units, to a power, and a penalty."""
+    """The energy of each chip: a power of its stage in units, plus a penalty for memory.
+
+    Args:
+      moves: the problem.
+      tables: of B chains.
+      unit_s: unit of the energy, seconds.
+    """
     config = moves.contracted.config
     busy_s = stage_s(config.overlap, tables.compute_s, tables.in_s, tables.out_s)
     energy = powered(busy_s / unit_s)
@@ -45,7 +52,13 @@ def chip_energy(moves: Moves, tables: Tables, unit_s: Float[Array, ""]) -> Float
 
 
 def energy_of(moves: Moves, tables: Tables, unit_s: Float[Array, ""]) -> Float[Array, " B"]:
-    """Sum over chips and links of how long each is busy in units of `unit_s`, to a high power."""
+    """The energy of each chain: the sum of the energies of its chips and links.
+
+    Args:
+      moves: the problem.
+      tables: of B chains.
+      unit_s: unit of the energy, seconds.
+    """
     energy = jnp.sum(chip_energy(moves, tables, unit_s), axis=0)
     if tables.link_s.shape[0]:
         energy += jnp.sum(powered(tables.link_s / unit_s), axis=0)
@@ -53,22 +66,26 @@ def energy_of(moves: Moves, tables: Tables, unit_s: Float[Array, ""]) -> Float[A
 
 
 def over_capacity(held_bytes: Array, capacity_bytes: Array) -> Array:
-    """What memory beyond a capacity adds to the energy; a chip without any may hold nothing."""
+    """The energy of memory above a capacity; a capacity of 0 counts as 1 byte."""
     return _OVERFULL * jnp.maximum(held_bytes / jnp.maximum(capacity_bytes, 1) - 1, 0)
 
 
 def powered(ratio: Array) -> Array:
-    """What something that is busy for so many units adds to the energy."""
+    """The energy of a chip or link that is busy for `ratio` times the unit."""
     return jnp.minimum(ratio, _MOST_RATIO) ** POWER
 
 
 def seconds_of(moves: Moves, v: Array) -> Float[Array, " C"]:
-    """Seconds of contracted node v on each chip."""
+    """Compute time of contracted node v on each chip, seconds."""
     return moves.contracted.node_s[v][moves.contracted.chip_kind]
 
 
 def allowed_chips(moves: Moves, labels: Int[Array, "N B"], v: Array) -> UInt32[Array, "words B"]:
-    """The chips on which contracted node v keeps every edge within the chip graph."""
+    """The chips on which contracted node v keeps all its edges within the chip graph.
+
+    The result is a set of chips per chain, `WORD` chips in a word. It is empty if v has a fixed
+    chip.
+    """
     contracted = moves.contracted
 
     def after(e, allowed):
@@ -89,7 +106,7 @@ def allowed_chips(moves: Moves, labels: Int[Array, "N B"], v: Array) -> UInt32[A
 
 
 def holds(allowed: UInt32[Array, "words B"], chip: Int[Array, " B"]) -> Bool[Array, " B"]:
-    """Whether each chain's chip is in its set."""
+    """Whether the chip of each chain is in its set of chips."""
     word = chip_column(allowed.shape[0]) == (chip // WORD)[None]
     bit = (allowed >> (chip % WORD).astype(jnp.uint32)[None]) & 1
     return jnp.any(word & (bit == 1), axis=0)
@@ -102,7 +119,18 @@ def pick(
     source: Int[Array, " B"],
     noise: UInt32[Array, " B"],
 ) -> tuple[Int[Array, " B"], Bool[Array, " B"]]:
-    """A random chip of the allowed ones, other than the source, and whether there is one."""
+    """Picks a random allowed chip in each chain, other than the source.
+
+    Args:
+      moves: the problem.
+      tables: of B chains.
+      allowed: sets of chips, from `allowed_chips`.
+      source: the chip of the contracted node.
+      noise: random bits.
+
+    Returns:
+      The chip, and whether there is one.
+    """
     chips = moves.contracted.config.num_chips
     chip = chip_column(chips)
     bits = jnp.repeat(allowed, WORD, axis=0, total_repeat_length=len(allowed) * WORD)[:chips]
@@ -111,10 +139,11 @@ def pick(
     if moves.contracted.config.constraints.no_skip:
         used = jnp.sum(tables.contracted_on > 0, axis=0, dtype=jnp.int32)
         alone = jnp.sum(jnp.where(chip == source[None], tables.contracted_on, 0), axis=0) == 1
-        # Only the highest chip in use may be left empty, for a lower one.
+        # A contracted node that is alone on its chip may leave only the highest chip in use, for a
+        # lower one.
         most = jnp.where(alone, jnp.where(source == used - 1, source - 1, -1), used)
         is_open &= chip <= most[None]
-    # The first one behind a random chip, around the end.
+    # The first open chip at or below a random one, cyclically.
     turn = ((noise >> 16) * jnp.uint32(chips) >> 16).astype(jnp.int32)
     rank = chip + turn[None]
     rank = jnp.where(rank >= chips, rank - chips, rank)
@@ -131,17 +160,21 @@ def _change(
     source: Int[Array, " B"],
     target: Int[Array, " B"],
 ) -> _Change:
-    """Follows the tensors that contracted node v consumes, and those that it makes."""
+    """The change in traffic if contracted node v moves from `source` to `target`."""
     contracted = moves.contracted
     chip, link = chip_column(len(tables.in_s)), chip_column(len(tables.link_s))
     no = jnp.zeros(source.shape, bool)
 
-    def others(k, home, then):
-        """Of the consumers of tensor k, v apart: is one on the source, on the target, away from
-        `home`, away from `then`; and the highest chip."""
+    def others(k, home, new_home):
+        """Looks at the consumers of tensor k other than v.
+
+        Returns:
+          Whether any of them is on the source, on the target, not on chip `home`, not on chip
+          `new_home`; and the highest of their chips (-1: there are none).
+        """
 
         def look(e, seen):
-            on_source, on_target, away, away_then, far = seen
+            on_source, on_target, away, away_new, far = seen
             q = contracted.edge_consumer[e]
             label = labels[q].astype(jnp.int32)
             there = q != v
@@ -149,7 +182,7 @@ def _change(
                 on_source | (there & (label == source)),
                 on_target | (there & (label == target)),
                 away | (there & (label != home)),
-                away_then | (there & (label != then)),
+                away_new | (there & (label != new_home)),
                 jnp.where(there, jnp.maximum(far, label), far),
             )
 
@@ -157,12 +190,12 @@ def _change(
         return lax.fori_loop(start, stop, look, (no, no, no, no, jnp.full_like(source, -1)))
 
     def amount(k, is_less, is_more):
-        """Seconds of tensor k that are no longer sent (negative), or are from now on."""
+        """Seconds of tensor k: negative where traffic ends, positive where it begins."""
         size_s = contracted.tensor_bytes[k] / contracted.link_bandwidth
         return size_s * (is_more.astype(size_s.dtype) - is_less.astype(size_s.dtype))
 
     def on_links(change, k, old, new):
-        """Moves tensor k from the links of one stretch of chips to those of another."""
+        """Moves tensor k from the links between chips `old` to the links between chips `new`."""
         if not len(link):
             return change.link_s
         is_old = (link >= old[0][None]) & (link < old[1][None])
@@ -174,7 +207,7 @@ def _change(
         home = labels[contracted.tensor_producer[k]].astype(jnp.int32)
         on_source, on_target, away, _, far = others(k, home, home)
         sent = amount(k, away | (source != home), away | (target != home))
-        if moves.is_row:  # the producer is on the source or on the target
+        if moves.is_row:  # the producer is on the source or the target
             at_source = home == source
             out_from = change.out_from + jnp.where(at_source, sent, 0)
             out_to = change.out_to + jnp.where(at_source, 0, sent)
@@ -193,12 +226,12 @@ def _change(
         )
 
     def made(k, change):
-        on_source, on_target, away, away_then, far = others(k, source, target)
+        on_source, on_target, away, away_new, far = others(k, source, target)
         return _Change(
             change.in_from + amount(k, no, on_source),
             change.in_to + amount(k, on_target, no),
             change.out_from + amount(k, away, no),
-            change.out_to + amount(k, no, away_then),
+            change.out_to + amount(k, no, away_new),
             change.out_s,
             on_links(change, k, (source, far), (target, far)),
         )
@@ -220,7 +253,16 @@ def moved(
     source: Int[Array, " B"],
     target: Int[Array, " B"],
 ) -> Tables:
-    """The tables with contracted node v on its target, but for `weight_uses`."""
+    """The tables with contracted node v on its target; `weight_uses` is not updated.
+
+    Args:
+      moves: the problem.
+      labels: chips of contracted nodes before the move.
+      tables: before the move.
+      v: the contracted node.
+      source: its chip in each chain.
+      target: its new chip in each chain.
+    """
     config = moves.contracted.config
     change = _change(moves, labels, tables, v, source, target)
     chip = chip_column(config.num_chips)
@@ -265,7 +307,17 @@ def committed(
     source: Int[Array, " B"],
     target: Int[Array, " B"],
 ) -> Tables:
-    """The new tables in chains that accept, weights included."""
+    """The new tables in chains that accept the move, the old ones in others.
+
+    Args:
+      moves: the problem.
+      old: tables before the move.
+      new: those of `moved`; `weight_uses` is updated here.
+      accept: whether each chain accepts.
+      v: the contracted node.
+      source: its chip in each chain before the move.
+      target: its chip in each chain after the move.
+    """
     chip = chip_column(moves.contracted.config.num_chips)
     uses = old.weight_uses
     if len(uses):

@@ -1,16 +1,23 @@
-"""Moves of single contracted nodes along a row of chips: the figures of two chips and the cut
-between them.
+"""Moves of contracted nodes along a row of chips; a move changes two chips and one cut.
 
-Where every edge stays on its chip or goes to the next (span one), what a chip sends is what the
-next receives and what the link between them carries. Block v on chip a may go to a + 1 if all its
-producers are on a and all its consumers on a + 1, to a - 1 if all its producers are there and all
-its consumers on a. Either way, with lo the lower of the two chips, one cut changes:
+On a row of chips every edge stays on its chip or goes to the next one.
 
-    up:    cut[lo] += sum of b(k) over inputs k that no other node on lo + 1 reads - what v sends,
+1. What chip a sends is what chip a + 1 receives and what the link between them carries: cut[a].
+2. Contracted node v on chip a may move up to a + 1 if all its producers are on a and all its
+   consumers on a + 1. It may move down to a - 1 if all its producers are on a - 1 and all its
+   consumers on a.
+3. Let lo be the lower of the two chips. Both moves change the cut between lo and lo + 1 alone.
+   Moving up changes it by
 
-and down takes the same away. So a proposal is one row of labels per neighbour and about a dozen
-figures of the chips lo and lo + 1. In most chains a given contracted node cannot move: of every
-`share` neighbouring chains at most one, which can, is priced.
+       + sum of b(k) over all inputs k of v that no other node on lo + 1 reads
+       - sum of b(k) over all outputs k of v that have a consumer.
+
+   The inputs come from lo, and v now reads them on lo + 1. The outputs went to lo + 1, and v now
+   makes them there. Moving down changes the cut by the same amount with the opposite sign.
+
+A proposal therefore reads one row of labels per neighbour and about a dozen numbers of the chips lo
+and lo + 1. In most chains a given contracted node cannot move. The B chains are divided into slots
+of `share` chains; in each slot, at most one chain in which the node can move is priced.
 """
 
 from __future__ import annotations
@@ -31,16 +38,19 @@ from jaxpart.methods.annealing.state import Moves
 
 @struct.dataclass
 class _Step:
-    """A move of one contracted node in some of the chains, priced."""
+    """The priced move of one contracted node in some of the chains, one chain per slot.
 
-    lane: Int[Array, " slots"]  # which chains
-    is_open: Bool[Array, " slots"]  # whether it keeps the rules
+    A pair is the increase on the lower and on the higher of the two chips.
+    """
+
+    lane: Int[Array, " slots"]  # the chain of each slot
+    is_open: Bool[Array, " slots"]  # whether the move keeps the rules
     source: Int[Array, " slots"]
     target: Int[Array, " slots"]
-    compute_s: tuple[Array, Array]  # what the lower and the higher chip gain
-    cut_s: Float[Array, " slots"]
+    compute_s: tuple[Array, Array]
+    cut_s: Float[Array, " slots"]  # increase of the traffic between the two chips
     memory_bytes: tuple[Array, Array]
-    gain: Float[Array, " slots"]  # of energy
+    gain: Float[Array, " slots"]  # increase of the energy
 
 
 def row_sweep(
@@ -52,25 +62,25 @@ def row_sweep(
     unit_s: Float[Array, ""],
     share: int,
 ) -> Chains:
-    """One proposal for each of the first `count` contracted nodes of `order` in every chain.
+    """Visits the first `count` contracted nodes of `order`, with at most one proposal per slot.
 
     Args:
-      moves: of a row of chips.
-      chains: B chains; `energy` and `in_s` are left as they are.
-      order: blocks.
-      count: how many of them.
-      temperature: per chain.
-      unit_s: of the energy.
-      share: of so many chains at most one moves in a step; divides B.
+      moves: the problem, on a row of chips.
+      chains: B chains; `energy` and `in_s` are not updated.
+      order: contracted nodes.
+      count: how many of them are visited.
+      temperature: of each chain.
+      unit_s: unit of the energy, seconds.
+      share: chains per slot, of which at most one moves in a step; divides B.
     """
     slots = temperature.shape[0] // share
     sent_s = _sent_s(moves)
 
     def visit(i, chains):
         v = order[i]
-        rank, noise = _one_of_each(moves, chains.labels, v, chains.noise, share)
-        lane = (rank >> 2) % share * slots + jnp.arange(slots)
-        step = _priced(moves, chains, sent_s, v, lane, rank > 0, (rank & 1) == 1, unit_s)
+        code, noise = _one_per_slot(moves, chains.labels, v, chains.noise, share)
+        lane = (code >> 2) % share * slots + jnp.arange(slots)
+        step = _priced(moves, chains, sent_s, v, lane, code > 0, (code & 1) == 1, unit_s)
         chance = jnp.log(uniform(next_noise(noise[:slots])))
         accept = step.is_open & (step.gain <= -temperature[lane] * chance)
         chains = dataclasses.replace(
@@ -96,21 +106,20 @@ def row_shift(
     temperature: Float[Array, " B"],
     unit_s: Float[Array, ""],
 ) -> Chains:
-    """Moves contracted nodes from one chip to the next or the one before, and keeps all of that or
-    none.
+    """Moves contracted nodes from one chip to a neighbouring chip; each chain keeps all or none.
 
     Args:
-      moves: of a row of chips.
-      chains: B chains; `energy` and `in_s` are left as they are.
-      order: contracted nodes in the order in which they may leave, producers first if downward,
+      moves: the problem, on a row of chips.
+      chains: B chains; `energy` and `in_s` are not updated.
+      order: contracted nodes in the order in which they may leave: producers first if downward,
         consumers first if upward.
-      count: how many of them.
-      source: the chip, the same for all chains.
-      upward: whether they go to the next chip.
-      quota_s: seconds of compute that leave at most (the last contracted node goes beyond).
+      count: how many of them are visited.
+      source: the chip that they leave, the same in all chains.
+      upward: whether they move to the next chip, or to the previous one.
+      quota_s: compute that leaves in each chain, seconds; the last contracted node may exceed it.
       chosen: the contracted nodes that may leave.
-      temperature: per chain; the sum of what all contracted nodes change is accepted by Metropolis.
-      unit_s: of the energy.
+      temperature: of each chain; Metropolis decides on the total change of the energy.
+      unit_s: unit of the energy, seconds.
     """
     sent_s, batch = _sent_s(moves), temperature.shape[0]
     lane, start = jnp.arange(batch), chains
@@ -156,7 +165,18 @@ def _priced(
     is_up: Bool[Array, " slots"],
     unit_s: Float[Array, ""],
 ) -> _Step:
-    """What moving contracted node v up or down would change in some chains."""
+    """Prices moving contracted node v up or down in some chains.
+
+    Args:
+      moves: the problem, on a row of chips.
+      chains: B chains.
+      sent_s: `_sent_s`.
+      v: the contracted node.
+      lane: the chain of each slot.
+      is_open: whether the edges of v allow the move.
+      is_up: whether v moves up.
+      unit_s: unit of the energy, seconds.
+    """
     contracted, config = moves.contracted, moves.contracted.config
     labels, tables, chips = chains.labels, chains.tables, moves.after.shape[1]
     source = labels[v, lane].astype(jnp.int32)
@@ -199,7 +219,7 @@ def _priced(
         for chip, more in zip((low, high), held, strict=True):
             memory, capacity = tables.memory_bytes[chip, lane], contracted.capacity_bytes[chip]
             gain += over_capacity(memory + more, capacity) - over_capacity(memory, capacity)
-    if config.constraints.no_skip:  # only the highest chip in use may be left empty
+    if config.constraints.no_skip:  # only the highest chip in use may become empty
         next_on = tables.contracted_on[jnp.minimum(source + 1, chips - 1), lane]
         is_top = (source == chips - 1) | (next_on == 0)
         is_open &= (tables.contracted_on[source, lane] > 1) | (is_top & ~is_up)
@@ -216,7 +236,7 @@ def _held(
     is_up: Bool[Array, " slots"],
     cut_step: Float[Array, " slots"],
 ) -> tuple[Array, Array]:
-    """Bytes that the lower and the higher chip hold more: weights, and what crosses the cut."""
+    """The increase in memory of the lower and the higher chip: weights and buffers, bytes."""
     uses = chains.tables.weight_uses
     leaves = enters = jnp.full_like(cut_step, moves.weights.own_bytes[v])
     for column in range(moves.weights.shared.shape[1]):
@@ -234,7 +254,7 @@ def _held(
 def _made(
     moves: Moves, chains: Chains, v: Array, step: _Step, accept: Bool[Array, " slots"]
 ) -> Chains:
-    """The chains with contracted node v moved where it is accepted."""
+    """The chains after contracted node v moved in all slots that accept it."""
     tables, lane, rules = chains.tables, step.lane, moves.contracted.config.constraints
     source, target = step.source, step.target
     low = jnp.minimum(source, target)
@@ -268,25 +288,30 @@ def _made(
 
 
 def _sent_s(moves: Moves) -> Float[Array, " N"]:
-    """Seconds that each contracted node sends for, were none of its consumers on its chip."""
+    """Transfer seconds of each contracted node if all its consumers are on another chip."""
     contracted = moves.contracted
     is_read = contracted.tensor_edges[1:] > contracted.tensor_edges[:-1]
     size_s = jnp.where(is_read, contracted.tensor_bytes / contracted.link_bandwidth, 0)
     return jnp.zeros_like(size_s).at[contracted.tensor_producer].add(size_s)
 
 
-def _one_of_each(
+def _one_per_slot(
     moves: Moves, labels: Int[Array, "N B"], v: Array, noise: UInt32[Array, " B"], share: int
 ) -> tuple[Int[Array, " slots"], UInt32[Array, " B"]]:
-    """Per slot one chain in which contracted node v can move: 4 * its place + 2 + whether it moves
-    up; 0: none can. A draw for each chain, and the noise after it.
+    """Chooses, in each slot, one chain in which contracted node v can move.
+
+    The chain at place p of slot s has number p * slots + s.
+
+    Returns:
+      Per slot, 4 * place + 2 + (1 if it moves up, else 0), or 0 if no chain can move; and the next
+      generator states.
     """
     can_rise, can_fall = _free(moves, labels, v)
     noise = next_noise(noise)
     is_up = can_rise & (~can_fall | ((noise >> 31) == 1))
     slots = len(noise) // share
     place = jnp.arange(share, dtype=jnp.int32)[:, None]
-    # Whose turn it is first changes from step to step, alike for all slots.
+    # The open chain of highest rank is chosen. A random turn, the same in all slots, rotates ranks.
     turn = (noise[0] >> 8).astype(jnp.int32) % share
     rank = (place + turn) % share + 1
     code = rank * 2 + is_up.reshape(share, slots)
@@ -298,7 +323,7 @@ def _one_of_each(
 def _free(
     moves: Moves, labels: Int[Array, "N B"], v: Array
 ) -> tuple[Bool[Array, " B"], Bool[Array, " B"]]:
-    """In which chains node v can move to the next chip, and in which to the one before."""
+    """In which chains v can move to the next chip, and in which to the previous one."""
     contracted, chips = moves.contracted, moves.contracted.config.num_chips
     row = labels[v]
 

@@ -1,7 +1,8 @@
-"""Search by annealing moves: parallel tempering of hundreds of chains from the best partition.
+"""Search by parallel tempering: hundreds of chains that start from the incumbent.
 
-What moves keep valid, they keep without repair (`moves`, `tempering`); what chains find is verified
-as everything is. Starts come from the program order cut optimally, or whatever was better before.
+Moves keep a partition valid without repair, except for memory (`moves.py`). All partitions that the
+chains find are verified. The first start is the program order cut optimally, or a better partition
+that is already known.
 """
 
 from __future__ import annotations
@@ -26,23 +27,33 @@ from jaxpart.problem.problem import IntArray
 from jaxpart.runtime.background import in_thread
 from jaxpart.runtime.state import Search
 
-# Chains; fewer where they are long.
+# Most and fewest chains.
 _MOST_CHAINS, _LEAST_CHAINS = 256, 32
-_ENTRIES = 2**20
-# Orders for shifts, to choose from.
+# Most labels (chains * contracted nodes), as long as more than the fewest chains remain.
+_MOST_LABELS = 2**20
+# Orders that shifts choose from.
 _ORDERS = 16
-# Sweeps per program run: without a time limit, and to begin with; later so many seconds' worth.
+# Sweeps per device run without a time limit, and in the first run.
 _SWEEPS = 4
+# Length of later device runs under a time limit, seconds.
 _RUN_S = 0.4
+# Most sweeps per device run.
 _MOST_SWEEPS = 256
-# Runs without gain after which chains begin anew from the best.
+# Device runs without gain after which the chains restart from the incumbent.
 _STALL_LIMIT = 12
 
 
 def tempering(search: Search) -> Generator[None]:
-    """Tempers chains from the best partition until the budget is spent.
+    """Tempers chains that start from the incumbent, without end.
 
-    Where moves cannot work (a mesh, or nothing valid to start from) it says so and anneals labels.
+    Moves need a chain or host topology, two chips and a valid start. Without these the method adds
+    a note to the search and runs `paper_annealing` instead.
+
+    Args:
+      search: the state of the search; it receives the partitions.
+
+    Yields:
+      None after every device run, so that the caller can check the budget.
     """
     search.enter("tempering")
     yield from program_order(search)
@@ -57,10 +68,16 @@ def tempering(search: Search) -> Generator[None]:
 
 
 def tempering_background(search: Search) -> Generator[bool]:
-    """Tempers chains from the best of all methods, in turn with them.
+    """Tempers chains that start from the incumbent of all methods, while these run too.
 
-    Yields whether it has to wait: for a first valid partition, or for another's compilation. Under
-    a time limit its own runs in a thread, which has its turns. Ends where moves cannot work.
+    Ends if moves cannot work: on a mesh, with one chip, or with no valid start and no time limit.
+    Under a time limit, each start is prepared in a thread, compilation included (`in_thread`).
+
+    Args:
+      search: the state of the search; it receives the partitions.
+
+    Yields:
+      Whether it has to wait, for a first valid partition or for the compilation of another method.
     """
     problem = search.problem
     if problem.mcm.topology == "mesh" or problem.num_chips < 2:
@@ -73,7 +90,7 @@ def tempering_background(search: Search) -> Generator[bool]:
 
 
 def _rounds(search: Search, *, in_background: bool) -> Generator[bool]:
-    """Chains from the best partition, again and again."""
+    """Starts chains from the incumbent, again and again."""
     assert search.best is not None
     search.enter("tempering")
     rng, key = np.random.default_rng(search.seed), jax.random.key(search.seed)
@@ -95,7 +112,7 @@ def _rounds(search: Search, *, in_background: bool) -> Generator[bool]:
 
 
 class _Run(NamedTuple):
-    """The arguments of `temper` but the last."""
+    """The arguments of `temper` before `sweeps`."""
 
     moves: Moves
     ensemble: Ensemble
@@ -105,7 +122,7 @@ class _Run(NamedTuple):
 
 
 def _prepared(search: Search, start: IntArray, rng: np.random.Generator, key: jax.Array) -> _Run:
-    """Chains that start from a partition."""
+    """Prepares chains that start from the valid partition `start` [N]."""
     keys = jax.random.split(key, 3)
     moves = moves_of(search.problem, chip_graph_of(search.problem, start, rng))
     ensemble = ensemble_of(_repeated(search, moves, start), keys[0])
@@ -114,11 +131,11 @@ def _prepared(search: Search, start: IntArray, rng: np.random.Generator, key: ja
 
 
 def _tempered(search: Search, chains: _Run, start: IntArray) -> Generator[bool]:
-    """Tempers chains until they gain no more or another method has a better partition."""
-    sweeps, stale = _SWEEPS, 0
+    """Tempers chains up to the stall limit, or until another method improves the incumbent."""
+    sweeps, stalled = _SWEEPS, 0
     best: IntArray | None = start
     for run in itertools.count(1):
-        if stale >= _STALL_LIMIT or search.best is not best:
+        if stalled >= _STALL_LIMIT or search.best is not best:
             return
         start_s, before = time.perf_counter(), chains.ensemble
         run_key = jax.random.fold_in(chains.key, run)
@@ -128,9 +145,9 @@ def _tempered(search: Search, chains: _Run, start: IntArray) -> Generator[bool]:
         chains = chains._replace(ensemble=ensemble)
         priced = float(ensemble.priced) - float(before.priced)
         search.samples += int(priced) + sweeps * ensemble.labels.shape[1]
-        stale += 1
+        stalled += 1
         if _offered(search, chains.moves, ensemble):
-            stale, best = 0, search.best
+            stalled, best = 0, search.best
         if search.budget.time_limit_s is not None:
             per_sweep_s = (time.perf_counter() - start_s) / sweeps
             sweeps = int(np.clip(_RUN_S / per_sweep_s, 1, min(2 * sweeps, _MOST_SWEEPS)))
@@ -138,7 +155,7 @@ def _tempered(search: Search, chains: _Run, start: IntArray) -> Generator[bool]:
 
 
 def _offered(search: Search, moves: Moves, ensemble: Ensemble) -> bool:
-    """Offers the best that chains have found; whether the search gained."""
+    """Offers the best partition of all chains if it may improve the incumbent; whether it did."""
     best_s = np.asarray(ensemble.best_s)
     lane = int(best_s.argmin())
     if not best_s[lane] < search.best_s:
@@ -148,10 +165,10 @@ def _offered(search: Search, moves: Moves, ensemble: Ensemble) -> bool:
 
 
 def _repeated(search: Search, moves: Moves, start: IntArray) -> jax.Array:
-    """[N, B] the contracted nodes of one partition for all chains."""
+    """[padded M, B] the chips of contracted nodes in partition `start` [N], the same B times."""
     problem = search.problem
     batch = _MOST_CHAINS
-    while batch > _LEAST_CHAINS and batch * moves.contracted.padded_nodes > _ENTRIES:
+    while batch > _LEAST_CHAINS and batch * moves.contracted.padded_nodes > _MOST_LABELS:
         batch //= 2
     labels = np.zeros(problem.num_contracted, np.int64)
     labels[problem.contraction] = start
@@ -160,8 +177,9 @@ def _repeated(search: Search, moves: Moves, start: IntArray) -> jax.Array:
 
 
 def _orders(search: Search, moves: Moves, key: jax.Array) -> jax.Array:
-    """[orders, N] topological orders of the contracted nodes: those to start from, and changed
-    ones.
+    """[R, padded M] orders of the contracted nodes for shifts: `start_keys` and mutations of them.
+
+    Where dataflow may be cyclic, the only order is that of the numbers.
     """
     padded = moves.contracted.padded_nodes
     if not moves.by_order:

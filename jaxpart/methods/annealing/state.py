@@ -1,10 +1,16 @@
-"""What annealing moves work on: which chips may feed which, what each chip carries, the chains.
+"""The data of annealing moves: which chips may feed which, and the load of each chip.
 
-A partition that keeps the triangle rule keeps it as long as its chip graph loses edges: fewer
-edges, fewer paths. So moves stay valid that keep every edge of the model within one *chip graph*
-that is its own transitive reduction: the row of chips 0 -> 1 -> ... (span one), or the chip graph
-of the partition to start from and what can be added to it. Where the triangle rule is off, every
-chip feeds every later one, and without dataflow any chip any other.
+How moves keep the triangle rule:
+
+1. A chip graph that keeps the triangle rule still keeps it after it loses edges, because it then
+   has fewer paths.
+2. Take one fixed chip graph that is its own transitive reduction. A move that keeps every edge of
+   the model within this chip graph therefore keeps the triangle rule.
+3. This chip graph is the row of chips 0 -> 1 -> 2 ..., or the chip graph of the start with edges
+   added as long as it stays its own transitive reduction (`chip_graph_of`).
+
+With the triangle rule off, every chip may feed every later chip. With acyclic dataflow off, every
+chip may feed every other chip.
 """
 
 from __future__ import annotations
@@ -22,42 +28,49 @@ from jaxpart.methods.orders.probe import Weights, weights_of
 from jaxpart.problem.problem import IntArray, Problem
 
 BoolMatrix = NDArray[np.bool_]
-WORD = 32  # bits of a word of a chip set
-# Edges that are tried out to make a chip graph larger.
+WORD = 32  # bits in a word of a chip set
+# Most edges that are tried when a chip graph is enlarged.
 _MOST_TRIED = 2000
 
 
 @struct.dataclass
 class Moves:
-    """A problem, ready for moves: its contracted nodes, and the chips that an edge may join."""
+    """A problem prepared for moves: its contracted nodes, and its chip graph as sets of chips."""
 
-    nodes: DeviceProblem  # decides what is valid and what it costs
-    contracted: DeviceProblem  # what moves
+    nodes: DeviceProblem  # for `evaluate`, which decides validity and costs
+    contracted: DeviceProblem  # its nodes are the ones that move
     weights: Weights  # of the contracted nodes
     after: UInt32[Array, "words C"]  # chips that chip c may feed, itself included
     before: UInt32[Array, "words C"]  # chips that may feed chip c, itself included
-    is_row: bool = struct.field(pytree_node=False)  # chips feed the next one alone
-    by_order: bool = struct.field(pytree_node=False)  # data flows to higher chips alone
+    is_row: bool = struct.field(pytree_node=False)  # each chip may feed only the next one
+    by_order: bool = struct.field(pytree_node=False)  # data never flows to a lower chip
 
 
 @struct.dataclass
 class Tables:
-    """What the chips of B chains carry, kept up to date move by move."""
+    """The load of the chips and links of B chains, updated by every accepted move.
+
+    L is the number of links in the table, W the number of shared weights, padded.
+    """
 
     compute_s: Float[Array, "C B"]
     in_s: Float[Array, "C B"]
     out_s: Float[Array, "C B"]
-    link_s: Float[Array, "L B"]  # none where links are what chips send
-    memory_bytes: Float[Array, "C B"]  # with the peak of the last evaluation
-    contracted_on: Int[Array, "C B"]
+    link_s: Float[Array, "L B"]  # L is 0 unless `has_links`
+    memory_bytes: Float[Array, "C B"]  # with the peak of live activations of the last `evaluate`
+    contracted_on: Int[Array, "C B"]  # number of contracted nodes on each chip
     weight_uses: Int[Array, "W C B"]  # contracted nodes on each chip that use each shared weight
 
 
 def moves_of(problem: Problem, chip_graph: BoolMatrix) -> Moves:
-    """Moves that keep every edge within `chip_graph` [C, C] (who feeds whom; see `chip_graph_of`).
+    """Prepares a problem for moves that keep every edge within a chip graph.
+
+    Args:
+      problem: the problem, not on a mesh.
+      chip_graph: [C, C] whether chip a may feed chip b, at [a, b]; see `chip_graph_of`.
 
     Raises:
-      InputError: the module is a mesh, whose routes moves do not follow.
+      InputError: the module is a mesh; moves do not follow its routes.
     """
     mcm = problem.mcm
     if mcm.topology == "mesh":
@@ -81,9 +94,15 @@ def moves_of(problem: Problem, chip_graph: BoolMatrix) -> Moves:
 
 
 def chip_graph_of(problem: Problem, start: IntArray, rng: np.random.Generator) -> BoolMatrix:
-    """[C, C] a chip graph that holds that of the valid partition `start` [N], large at random.
+    """[C, C] a chip graph that contains the chip graph of a valid partition.
 
-    The row of chips where that holds it.
+    With the triangle rule on, this is the row of chips if possible, else the chip graph of the
+    partition enlarged at random. With a rule off, it has all edges that the other rules allow.
+
+    Args:
+      problem: the problem.
+      start: [N] the valid partition.
+      rng: draws the edges that are tried.
     """
     chips, rules = problem.num_chips, problem.mcm.constraints
     if not rules.acyclic:
@@ -99,13 +118,17 @@ def chip_graph_of(problem: Problem, start: IntArray, rng: np.random.Generator) -
 
 
 def _enlarged(graph: BoolMatrix, rng: np.random.Generator) -> BoolMatrix:
-    """Adds edges at random, as long as no edge has a longer path beside it."""
+    """Adds random edges while the chip graph stays its own transitive reduction.
+
+    Edge a -> b is not added if b is reachable from a already, or if some edge x -> y has a path
+    from x to a and one from b to y: there would then be a second, longer path from x to y.
+    """
     chips = len(graph)
     graph, reaches = graph.copy(), np.eye(chips, dtype=bool)
     for a in range(chips)[::-1]:
         reaches[a] |= reaches[graph[a]].any(axis=0)
     candidates = np.argwhere(np.triu(np.ones_like(graph), 1))
-    # Near chips first, about: they are the likelier neighbours.
+    # Pairs of near chips tend to come first: they are more likely to exchange data.
     distance = candidates[:, 1] - candidates[:, 0]
     order = np.argsort(distance * rng.exponential(size=len(distance)), kind="stable")
     for a, b in candidates[order[:_MOST_TRIED]]:
@@ -117,7 +140,7 @@ def _enlarged(graph: BoolMatrix, rng: np.random.Generator) -> BoolMatrix:
 
 
 def _words(sets: BoolMatrix) -> NDArray[np.uint32]:
-    """[words, C] the rows of a [C, C] matrix as sets of chips."""
+    """[words, C] the rows of a [C, C] matrix as sets of chips, `WORD` chips in a word."""
     chips = len(sets)
     words = np.zeros((-(-chips // WORD), chips), np.uint32)
     for c in range(chips):
@@ -126,7 +149,13 @@ def _words(sets: BoolMatrix) -> NDArray[np.uint32]:
 
 
 def tables_of(moves: Moves, labels: Int[Array, "N B"], costs: Costs) -> Tables:
-    """Tables of the partitions of contracted nodes `labels`, from their `costs`."""
+    """The tables of B partitions.
+
+    Args:
+      moves: the problem.
+      labels: chips of contracted nodes.
+      costs: what `evaluate` says of these partitions.
+    """
     contracted, rules = moves.contracted, moves.contracted.config.constraints
     chips, batch = costs.compute_s.shape
     lane = jnp.arange(batch)
@@ -156,10 +185,10 @@ def tables_of(moves: Moves, labels: Int[Array, "N B"], costs: Costs) -> Tables:
 
 
 def chip_column(count: int) -> Int[Array, "count 1"]:
-    """0 to count - 1, to be set beside rows of chains."""
+    """The numbers 0 to count - 1 as a column, to compare with rows of B chains."""
     return jnp.arange(count, dtype=jnp.int32)[:, None]
 
 
 def has_links(moves: Moves) -> bool:
-    """Whether links carry more than what each chip sends to the next."""
+    """Whether links need a table: on a row of chips, a link carries what its chip sends."""
     return moves.contracted.config.topology == "chain" and not moves.is_row

@@ -1,1 +1,1 @@
-"""Partitions grown as quotient graphs: chips side by side where the graph branches."""
+"""Partitions grown as quotient graphs: branches of the graph can run on parallel chips."""

@@ -1,8 +1,8 @@
-"""Partitions grown from single contracted nodes with random choices, and improved around their
-worst chip.
+"""Grows random partitions from single contracted nodes, and improves them around their worst chip.
 
-Clusters are dissolved around a place and grown again (large-neighbourhood search, Shaw 1998), by
-numba and numpy alone: a worker process does this too, and starts no JAX for it.
+Improvement is large-neighbourhood search (Shaw 1998): a few clusters are dissolved and grown again
+(`methods/clusters/packing.py`). The module needs numba and numpy only, so that worker processes
+need not start JAX.
 """
 
 from __future__ import annotations
@@ -20,29 +20,31 @@ from jaxpart.methods.clusters.packing import grown, loosened
 from jaxpart.methods.clusters.quotient import Weigher, weigher_of
 from jaxpart.problem.problem import FloatArray, IntArray, Problem
 
-# Beyond this many contracted nodes a step takes seconds.
+# Most contracted nodes for which clusters are grown: beyond, one step takes seconds.
 MAX_CONTRACTED = 2500
-# Steps without clear gain after which a partition counts as stuck.
+# Steps without a clear gain after which a restart ends.
 STALL_LIMIT = 400
-# Fresh partitions that are grown before the best of them is improved.
+# Partitions that are grown from single contracted nodes before the best of them is improved.
 _FRESH = 8
-# Pairs of clusters whose merging is tried out, for each merging that is made.
+# Choices for the number of pairs that are tried out for each merge.
 _TRIED = (2, 3, 4, 6, 9)
-# How often the place to grow again is the worst; elsewhere it is any.
-_AT_WORST = 0.7
-# How often partitions are grown for fewer chips than there are; around a place, for about as many
-# as before.
-_FEWER = 0.3
-_AROUND = 2
+# Probability that the worst chip is the centre of the neighbourhood; otherwise it is a random chip.
+_WORST_PROBABILITY = 0.7
+# Probability that a partition is grown for fewer chips than the module has.
+_FEWER_PROBABILITY = 0.3
+# A neighbourhood is then grown again for the chips in use before, plus or minus at most this many.
+_CHIPS_AROUND = 2
+# Relative rounding error allowed for.
 _ROUNDING = 1e-9
-# The power of stages that is summed to tell how even a partition is; the gain in it that counts.
+# Power of stage times that is summed as a measure of unevenness.
 _POWER = 4
-_CLEARLY = 0.999
+# Unevenness must fall below this factor of its value to count as a clear gain.
+_CLEAR_GAIN = 0.999
 
 
 @functools.cache
 def compile_growth() -> None:
-    """Compiles what grows clusters, or reads what an earlier process compiled."""
+    """Compiles the functions that grow clusters, or loads them from numba's cache."""
     pairs = np.array([(0, 1), (0, 2), (1, 2)])
     words = np.zeros((3, 1), np.uint64)
     weigher = Weigher(np.ones(3), np.zeros(3), words, np.zeros(0), 1.0, 1.0)
@@ -52,56 +54,54 @@ def compile_growth() -> None:
 
 
 def can_grow(problem: Problem) -> bool:
-    """Whether clusters can be grown for it: no pins, and not so many contracted nodes that steps
-    are long.
-    """
-    has_pins = bool((problem.contracted_fixed_chip != -1).any())
+    """Whether clusters can be grown: acyclic dataflow, no fixed chips, and not too many nodes."""
+    has_fixed = bool((problem.contracted_fixed_chip != -1).any())
     is_acyclic = problem.mcm.constraints.acyclic
-    return is_acyclic and not has_pins and problem.num_contracted <= MAX_CONTRACTED
+    return is_acyclic and not has_fixed and problem.num_contracted <= MAX_CONTRACTED
 
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Merit:
-    """How good a partition is: what it breaks comes first, then time, then how even it is."""
+    """How good a partition is; smaller is better, and the first field that differs decides."""
 
-    overfull: float  # bytes beyond the capacity of chips
-    bottleneck_s: float
-    unevenness: float
+    overfull: float  # bytes beyond the capacities of all chips
+    bottleneck_s: float  # T, in seconds
+    unevenness: float  # T x sum over chips of (stage / T) ** 4, in seconds
 
     def is_clearly_below(self, other: Merit) -> bool:
-        """Whether a search that gains so much is not stuck."""
+        """Whether this is a clear gain over `other`, after which a restart goes on."""
         if (self.overfull, self.bottleneck_s) != (other.overfull, other.bottleneck_s):
             return self < other
-        return self.unevenness < other.unevenness * _CLEARLY
+        return self.unevenness < other.unevenness * _CLEAR_GAIN
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A partition of the contracted nodes that keeps dataflow, no-skip and the triangle rule."""
+    """A partition of the contracted nodes; growing ensures all rules but memory."""
 
-    labels: IntArray  # [M] 0 to n - 1
+    labels: IntArray  # [M] chips, all of 0 to n - 1 in use
     merit: Merit
-    worst: int  # the chip that fits least, or takes longest
+    worst: int  # the chip with the most bytes too many; the one with the longest stage if all fit
 
 
 class Step(NamedTuple):
-    """One step of a life."""
+    """One step of a restart."""
 
-    grown: Candidate | None  # None where it is clearly no better, or needs too many chips
-    incumbent: Candidate | None  # the best of this life, to go on with
-    stall_limit: int  # steps that may bring no clear gain until it is stuck
+    grown: Candidate | None  # None if compute alone makes it worse, or it needs too many chips
+    incumbent: Candidate | None  # the best of this restart
+    stall_limit: int  # steps left without a clear gain
 
 
 class Grower:
-    """What grows the partitions of one problem, with random numbers of its own."""
+    """Grows the partitions of one problem, with its own random numbers."""
 
     def __init__(self, problem: Problem, bound_s: float, rng: np.random.Generator) -> None:
-        """Grows nothing yet.
+        """Prepares the sizes of clusters.
 
         Args:
-          problem: one that `can_grow`.
-          bound_s: no valid partition has a smaller bottleneck.
-          rng: where its choices come from.
+          problem: one for which `can_grow` is true.
+          bound_s: a lower bound on every valid bottleneck, in seconds.
+          rng: source of all random choices.
         """
         self._problem = problem
         self._rng = rng
@@ -112,12 +112,14 @@ class Grower:
     def restart(
         self, incumbent: Candidate | None, best_s: float, stall_limit: int = STALL_LIMIT
     ) -> Generator[Step]:
-        """Improves a partition, or the best of a few fresh ones, until it is stuck.
+        """Improves a partition until the stall limit is reached. Yields each step.
 
         Args:
-          lead: the partition; None: fresh ones.
-          best_s: a bottleneck that is known, for fresh ones to use enough chips.
-          patience: steps without clear gain after which it is stuck.
+          incumbent: the partition; None: the best of a few that are grown first.
+          best_s: the best known bottleneck, in seconds; partitions that are grown first use at
+            least the chips that it needs.
+          stall_limit: steps without a clear gain until the restart ends. After a clear gain it is
+            STALL_LIMIT again.
         """
         for _ in range(_FRESH if incumbent is None else 0):
             fresh = self._fresh(best_s)
@@ -137,19 +139,20 @@ class Grower:
             yield Step(candidate, incumbent, stall_limit)
 
     def _fresh(self, best_s: float) -> Candidate | None:
+        """Grows a partition from single contracted nodes; None if it needs too many chips."""
         contracted, chips = self._problem.num_contracted, self._problem.num_chips
         least = math.ceil(self._weigher.seconds.sum() / best_s * (1 - _ROUNDING))
         labels = self._grow(np.arange(contracted), min(least, chips), chips)
         return measured(self._problem, labels) if len(labels) else None
 
     def _around(self, incumbent: Candidate) -> Candidate | None:
-        """Grows a place anew; None where compute alone makes it worse, or it needs more chips."""
+        """Dissolves a neighbourhood and grows it again; None as in `Step.grown`."""
         used = int(incumbent.labels.max()) + 1
         centre = incumbent.worst
-        if self._rng.random() >= _AT_WORST:
+        if self._rng.random() >= _WORST_PROBABILITY:
             centre = int(self._rng.integers(used))
         cluster = loosened(incumbent.labels, centre, self._pairs, self._weigher, self._state)
-        labels = self._grow(cluster, used - _AROUND, used + _AROUND)
+        labels = self._grow(cluster, used - _CHIPS_AROUND, used + _CHIPS_AROUND)
         if not len(labels):
             return None
         compute_s = np.bincount(labels, self._weigher.seconds).max()
@@ -159,9 +162,13 @@ class Grower:
         return measured(self._problem, labels)
 
     def _grow(self, cluster: IntArray, least: int, most: int) -> IntArray:
-        # All chips, or fewer: what is left is packed another way.
+        """[M] chips of a partition grown from clusters [M]; empty if it needs too many chips.
+
+        It uses at most all chips of the module, or a random number from `least` to `most`: clusters
+        pack differently for fewer chips.
+        """
         rng, chips = self._rng, self._problem.num_chips
-        if rng.random() < _FEWER:
+        if rng.random() < _FEWER_PROBABILITY:
             chips = min(chips, int(rng.integers(max(least, 1), most + 1)))
         tried = int(rng.choice(_TRIED))
         has_triangle = self._problem.mcm.constraints.triangle
@@ -169,19 +176,24 @@ class Grower:
 
 
 def contracted_of(problem: Problem, f: IntArray) -> IntArray:
-    """[M] the chips of the contracted nodes in the partition f [N]."""
+    """[M] the chip of each contracted node in the partition f [N]."""
     labels = np.zeros(problem.num_contracted, np.int64)
     labels[problem.contraction] = f
     return labels
 
 
 def of_nodes(problem: Problem, f: IntArray) -> Candidate:
-    """The valid partition f [N] as one of the blocks."""
+    """The valid partition f [N] as a candidate."""
     return measured(problem, contracted_of(problem, f))
 
 
 def measured(problem: Problem, labels: IntArray) -> Candidate:
-    """The partition of contracted nodes `labels` [M], by the rules that growing leaves open."""
+    """Measures a partition, memory included, which growing does not ensure.
+
+    Args:
+      problem: of M contracted nodes and C chips.
+      labels: [M] chips. Those in use are renumbered 0, 1, ... in their order.
+    """
     labels = np.unique(labels, return_inverse=True)[1]
     load = host.loads(problem.contracted, labels)
     stage_s, overfull = host.stage_s_of(problem, load), _overfull(problem, labels, load)
@@ -194,7 +206,7 @@ def measured(problem: Problem, labels: IntArray) -> Candidate:
 
 
 def _overfull(problem: Problem, labels: IntArray, load: host.Loads) -> FloatArray:
-    """[C] bytes beyond each chip's capacity."""
+    """[C] bytes that each chip holds beyond its capacity."""
     if not problem.mcm.constraints.memory:
         return np.zeros(problem.num_chips)
     held = load.weight_bytes

@@ -1,8 +1,9 @@
-"""Growing partitions by merging clusters, and growing parts of them again.
+"""Grows partitions by merging clusters, and dissolves a part of a partition to grow it again.
 
-From single nodes, or from a partition with the clusters of one place dissolved (large-neighbourhood
-search, Shaw 1998): of a few pairs of small clusters the one whose merging leaves them most even is
-merged, until there are no more clusters than chips.
+Growing starts from single contracted nodes, or from a partition with the clusters of one
+neighbourhood dissolved (large-neighbourhood search, Shaw 1998). Each step tries out a few pairs of
+small clusters and makes the merge that leaves sizes most even, until there are no more clusters
+than chips.
 """
 
 from __future__ import annotations
@@ -37,15 +38,17 @@ from jaxpart.methods.clusters.quotient import (
 )
 from jaxpart.problem.problem import IntArray
 
-# The power of sizes that is summed to compare partitions: near the maximum, but it feels the rest.
+# Quotients are compared by the sum of this power of sizes: it follows the maximum, but also counts
+# the other sizes.
 _POWER = 8
-# Clusters, and those that were merged, for each that there is: with more they are numbered anew.
+# Rows of a quotient per alive cluster above which it is compacted.
 _SPARSE = 1.25
-# By how much, at most, the size of a pair is taken for larger than it is.
+# Largest relative noise that is added to the size of a pair.
 _NOISE = 0.2
-# A place is a cluster, up to so many of its neighbours, and so often one that is beside it.
-_MOST_NEAR = 3
-_BESIDE = 0.3
+# A neighbourhood is a cluster, up to this many of its neighbours, and with this probability one
+# cluster that no path joins to it.
+_MOST_NEIGHBOURS = 3
+_UNRELATED_PROBABILITY = 0.3
 
 
 @njit(cache=True)
@@ -58,16 +61,20 @@ def grown(
     has_triangle: bool,
     rng: Words,
 ) -> IntArray:
-    """[M] labels of a partition grown from clusters; empty where it needs more chips.
+    """A partition grown from clusters.
 
     Args:
-      cluster: [M] 0 to n - 1, acyclic: single contracted nodes, or what `loosened` leaves.
-      pairs: [P, 2] (producer, consumer) of all edges between blocks.
+      cluster: [M] the cluster of each contracted node, 0 to n - 1: single contracted nodes, or the
+        outcome of `loosened`. The graph between clusters is acyclic.
+      pairs: [P, 2] (producer, consumer) of all edges between contracted nodes.
       weigher: sizes of clusters.
-      chips: the most clusters.
-      tried: pairs whose merging is tried out for each merging that is made.
-      has_triangle: whether edges with a longer path beside them are against the rules.
-      rng: [1] state of random numbers, changed.
+      chips: most clusters of the partition.
+      tried: pairs that are tried out for each merge.
+      has_triangle: whether the triangle rule is on.
+      rng: [1] state of `bitsets.uniform`; changed in place.
+
+    Returns:
+      [M] chips, numbered in topological order; empty if the partition needs more than `chips`.
     """
     quotient = quotient_of(cluster, pairs, weigher)
     if has_triangle:
@@ -82,16 +89,19 @@ def grown(
 def loosened(
     labels: IntArray, centre: int, pairs: IntArray, weigher: Weigher, rng: Words
 ) -> IntArray:
-    """[M] clusters after those of one place were dissolved into blocks.
+    """A partition with the clusters of one neighbourhood dissolved into contracted nodes.
 
     Args:
-      labels: [M] 0 to n - 1, the partition.
-      centre: the cluster in the middle of the place.
-      pairs: [P, 2] (producer, consumer) of all edges between blocks.
+      labels: [M] the partition, 0 to n - 1.
+      centre: the cluster in the middle of the neighbourhood.
+      pairs: [P, 2] (producer, consumer) of all edges between contracted nodes.
       weigher: sizes of clusters.
-      rng: [1] state of random numbers, changed.
+      rng: [1] state of `bitsets.uniform`; changed in place.
+
+    Returns:
+      [M] the new cluster of each contracted node: first those that stay, then single nodes.
     """
-    is_loose = _place(quotient_of(labels, pairs, weigher), centre, rng)
+    is_loose = _neighbourhood(quotient_of(labels, pairs, weigher), centre, rng)
     number = np.zeros(len(is_loose), np.int64)
     count = 0
     for a in range(len(is_loose)):
@@ -109,17 +119,17 @@ def loosened(
 
 
 @njit(cache=True)
-def _place(whole: Quotient, centre: int, rng: Words) -> NDArray[np.bool_]:
-    """[n] a cluster, one to three of its neighbours, and now and then one beside it."""
+def _neighbourhood(whole: Quotient, centre: int, rng: Words) -> NDArray[np.bool_]:
+    """[n] whether each cluster is in a random neighbourhood of `centre`."""
     n = len(whole.home)
     is_chosen = np.zeros(n, np.bool_)
     is_chosen[centre] = True
     near = members(union(whole.after[centre], whole.before[centre]))
-    for i in range(min(len(near), 1 + below(rng, _MOST_NEAR))):
+    for i in range(min(len(near), 1 + below(rng, _MOST_NEIGHBOURS))):
         j = i + below(rng, len(near) - i)
         near[i], near[j] = near[j], near[i]
         is_chosen[near[i]] = True
-    if uniform(rng) < _BESIDE:
+    if uniform(rng) < _UNRELATED_PROBABILITY:
         start = below(rng, n)
         for i in range(n):
             a = (start + i) % n
@@ -132,7 +142,7 @@ def _place(whole: Quotient, centre: int, rng: Words) -> NDArray[np.bool_]:
 
 @njit(cache=True)
 def _power_sum(quotient: Quotient) -> float:
-    """The sum of a high power of the sizes: the less, the more even."""
+    """The sum of a high power of the sizes; a smaller sum means more even sizes."""
     total = 0.0
     a = next_in(quotient.alive, 0)
     while a >= 0:
@@ -150,22 +160,24 @@ def pack(
     has_triangle: bool,
     rng: Words,
 ) -> tuple[Quotient, IntArray]:
-    """A reduced quotient of at most `count` clusters, as even as greedy merging finds.
+    """Merges clusters greedily to at most `count` clusters with even sizes.
 
     Args:
-      quotient: reduced; stays as it is.
-      count: the most clusters.
-      tried: pairs whose merging is tried out for each merging that is made.
-      has_triangle: whether to reduce again after each merging.
+      quotient: of n clusters, reduced; not changed.
+      weigher: sizes of clusters.
+      count: most clusters of the outcome.
+      tried: pairs that are tried out for each merge.
+      has_triangle: whether to reduce again after each merge.
+      rng: [1] state of `bitsets.uniform`; changed in place.
 
     Returns:
-      The quotient, with more clusters than `count` where no two can be merged; and the number there
-      of each cluster [n] that there was.
+      The new quotient, with more than `count` clusters if no two of them can be merged; and [n] the
+      number in it of each old cluster. That cluster may have been merged since: see `root`.
     """
     quotient, number = compacted(quotient)
     size = size_of(quotient.alive)
     while size > count:
-        # What is tried out is copied, those that were merged too.
+        # Each trial copies all rows, those of merged clusters included.
         if _SPARSE * size < len(quotient.home):
             quotient, again = compacted(quotient)
             number = again[number]
@@ -189,7 +201,13 @@ def pack(
 
 @njit(cache=True)
 def _mergeable(quotient: Quotient, tried: int, rng: Words) -> IntArray:
-    """[few, 2] pairs of small clusters with nothing between them."""
+    """Pairs of clusters with nothing between them, the smallest first, up to noise.
+
+    At least one of a pair is among the smallest clusters; the other is a neighbour or also small.
+
+    Returns:
+      [at most `tried`, 2] pairs.
+    """
     alive = members(quotient.alive)
     sizes = np.empty(len(alive))
     for i in range(len(alive)):
@@ -209,7 +227,7 @@ def _mergeable(quotient: Quotient, tried: int, rng: Words) -> IntArray:
             is_between = have_common(quotient.below[a], quotient.above[b]) or have_common(
                 quotient.below[b], quotient.above[a]
             )
-            is_seen = b <= a and has(small, b)  # from b, or a itself
+            is_seen = b <= a and has(small, b)  # listed from b already, or b is a
             if not is_between and not is_seen:
                 pairs[count, 0], pairs[count, 1] = a, b
                 key[count] = (quotient.size[a] + quotient.size[b]) * (1 + _NOISE * uniform(rng))
@@ -223,7 +241,7 @@ def _mergeable(quotient: Quotient, tried: int, rng: Words) -> IntArray:
 
 @njit(cache=True)
 def _partners(quotient: Quotient, small: Words, a: int) -> Words:
-    """Neighbours of cluster a, and the small clusters."""
+    """The neighbours of cluster a and all small clusters, as one set."""
     found = union(quotient.after[a], quotient.before[a])
     unite(found, small)
     return found

@@ -1,19 +1,22 @@
 """Partitions as quotient graphs: clusters of nodes whose graph is its own transitive reduction.
 
-The triangle rule allows more than chips in a row: branches of the model may run on chips side by
-side, as long as no edge has a longer path beside it. What holds for chips holds for clusters of any
-size, so a valid partition can be grown from single nodes:
+The triangle rule allows more than a row of chips. Branches of the model may run on parallel chips,
+as long as no edge of the chip graph is a shortcut: an edge a -> b with a longer path from a to b.
+The rule applies to clusters of any size as it does to chips. So a valid partition can be grown from
+single contracted nodes, by two operations:
 
-- `reduce`: where an edge a -> b has clusters M between, each of M must join a or b (a path through
-  any other would make the edge a shortcut). A down-closed part of M joins a, the rest b.
-- `packing.pack`: two clusters become one where nothing lies between them, until there are no more
-  than chips; then reduced again.
+- `reduce` removes shortcuts. Let M be the clusters between a and b, for an edge a -> b: those on a
+  path from a to b. Each cluster of M must join a or b, since a path through any other cluster would
+  keep the edge a shortcut. A down-closed part of M joins a, the rest joins b.
+- `packing.pack` merges pairs of clusters with nothing between them, and reduces after each merge,
+  until there are no more clusters than chips.
 
-Both keep the quotient acyclic: only clusters with nothing between them are ever merged.
+Both operations keep the quotient acyclic, because they only merge clusters with nothing between
+them.
 
-The loops are compiled (numba), since a search makes thousands of partitions this way. Merging costs
-about n words of 64 clusters for each of n clusters above and below, and a look for shortcuts as
-many for each edge.
+A search makes thousands of partitions in this way, so the loops are compiled by numba. For n
+clusters, a bit set has n / 64 words. A merge costs that many words for each cluster above and
+below; the search for shortcuts costs that many for each edge.
 """
 
 from __future__ import annotations
@@ -42,43 +45,54 @@ from jaxpart.bounds.ideals.bitsets import (
 )
 from jaxpart.problem.problem import FloatArray, IntArray, Problem
 
-# The size of a cluster whose weights fill a chip: its power is above those of sizes in seconds, and
-# not so much that they are lost in rounding. Buffers and activations take some of the SRAM.
-_OVERFULL = 100.0
-_FOR_WEIGHTS = 0.95
+# Size of a cluster whose weights just exceed a chip. It outweighs clusters measured by seconds when
+# powers of sizes are summed (`packing.py`), but not so much that rounding loses their sizes.
+_OVERFULL_SIZE = 100.0
+# Share of the SRAM for weights under the full memory model: buffers and activations need the rest.
+_WEIGHTS_SHARE = 0.95
 
 
 class Weigher(NamedTuple):
-    """How large a cluster is: its seconds, unless its weights are more than a chip can hold."""
+    """What the size of a cluster of the M contracted nodes is computed from.
 
-    seconds: FloatArray  # [N] of each contracted node on the fastest chip
-    own: FloatArray  # [N] bytes of the weights that no other contracted node uses
-    shared: Words  # [N, words] set of the weights that other contracted nodes use too
-    shared_bytes: FloatArray  # of each of those weights
-    target_s: float  # the unit of sizes
-    capacity: float
+    The size is the cluster's compute time, unless its weights are more than a chip can hold.
+    """
+
+    seconds: FloatArray  # [M] of each contracted node on the fastest chip
+    own: FloatArray  # [M] bytes of the weights that no other contracted node uses
+    shared: Words  # [M, words] bit set of the shared weights that each contracted node uses
+    shared_bytes: FloatArray  # [shared weights] bytes of each
+    target_s: float  # seconds; the unit of sizes
+    capacity: float  # bytes of weights that fit; at least those of each contracted node
 
 
 class Quotient(NamedTuple):
-    """Clusters of contracted nodes and the acyclic graph between them. Its arrays are changed in
-    place.
+    """n clusters of contracted nodes and the acyclic graph between them.
+
+    Its arrays are changed in place. A cluster that was merged into another is not alive, and its
+    rows mean nothing.
     """
 
-    alive: Words  # clusters that are; the others have been merged
-    home: IntArray  # [n] the cluster that took each one; itself while it is alive
-    first: IntArray  # [n] the smallest block of each
-    after: Words  # [n, words] clusters that an edge leads to
-    before: Words  # [n, words]
-    below: Words  # [n, words] all that a path leads to
-    above: Words  # [n, words]
-    seconds: FloatArray  # [n]
-    own: FloatArray  # [n]
-    shared: Words  # [n, words]
-    size: FloatArray  # [n]
+    alive: Words  # [words] clusters that were not merged into another
+    home: IntArray  # [n] the cluster that each was merged into; itself while it is alive
+    first: IntArray  # [n] smallest contracted node
+    after: Words  # [n, words] clusters to which an edge leads
+    before: Words  # [n, words] clusters from which an edge comes
+    below: Words  # [n, words] clusters to which a path leads
+    above: Words  # [n, words] clusters from which a path comes
+    seconds: FloatArray  # [n] compute time
+    own: FloatArray  # [n] bytes of the weights of single contracted nodes
+    shared: Words  # [n, words] shared weights in use
+    size: FloatArray  # [n] as `Weigher` defines it
 
 
 def weigher_of(problem: Problem, target_s: float) -> Weigher:
-    """Sizes of clusters of the problem's contracted nodes, in units of `target_s`."""
+    """The weigher for clusters of contracted nodes.
+
+    Args:
+      problem: of M contracted nodes.
+      target_s: unit of sizes, in seconds: the compute time that a chip should have.
+    """
     contracted = problem.contracted
     is_shared, own = contracted.is_shared_weight, contracted.own_weight_bytes
     number = np.cumsum(is_shared) - 1
@@ -92,11 +106,12 @@ def weigher_of(problem: Problem, target_s: float) -> Weigher:
     seconds, shared_bytes = contracted.node_s.min(axis=1), contracted.weight_bytes[is_shared]
     weigher = Weigher(seconds, own, shared, shared_bytes, max(target_s, 1e-30), math.inf)
     alone = max(_held(weigher, own[v], shared[v]) for v in range(contracted.num_nodes))
-    return weigher._replace(capacity=max(capacity * (_FOR_WEIGHTS if is_full else 1.0), alone))
+    return weigher._replace(capacity=max(capacity * (_WEIGHTS_SHARE if is_full else 1.0), alone))
 
 
 @njit(cache=True)
 def _held(weigher: Weigher, own: float, shared: Words) -> float:
+    """Bytes of a cluster's weights, shared ones counted once."""
     held = own
     w = next_in(shared, 0)
     while w >= 0:
@@ -107,24 +122,24 @@ def _held(weigher: Weigher, own: float, shared: Words) -> float:
 
 @njit(cache=True)
 def _size(weigher: Weigher, seconds: float, own: float, shared: Words) -> float:
-    """Seconds in units of the target; more than any such where no chip holds its weights."""
+    """Compute time in units of the target; a huge size if no chip can hold the weights."""
     held = _held(weigher, own, shared)
     if held > weigher.capacity:
-        return _OVERFULL * held / weigher.capacity
+        return _OVERFULL_SIZE * held / weigher.capacity
     return seconds / weigher.target_s
 
 
 @njit(cache=True)
 def quotient_of(cluster: IntArray, pairs: IntArray, weigher: Weigher) -> Quotient:
-    """The quotient of given clusters.
+    """The quotient graph of n given clusters.
 
     Args:
-      cluster: [N] of each contracted node, 0 to n - 1.
-      pairs: [P, 2] (producer, consumer) of all edges between blocks.
+      cluster: [M] the cluster of each contracted node, 0 to n - 1.
+      pairs: [P, 2] (producer, consumer) of all edges between contracted nodes.
       weigher: sizes of clusters.
 
     Raises:
-      ValueError: the clusters have a circle.
+      ValueError: the graph between the clusters has a cycle.
     """
     n = cluster.max() + 1
     words = max(1, (n + 63) // 64)
@@ -171,7 +186,10 @@ def quotient_of(cluster: IntArray, pairs: IntArray, weigher: Weigher) -> Quotien
 
 @njit(cache=True)
 def topological(quotient: Quotient) -> IntArray:
-    """The clusters, producers first, then by their smallest contracted node; none on a circle."""
+    """The alive clusters, producers first; among those that are ready, by smallest contracted node.
+
+    Clusters on a cycle, and those below one, are missing.
+    """
     alive = members(quotient.alive)
     missing = np.zeros(len(quotient.home), np.int64)
     for a in alive:
@@ -193,7 +211,7 @@ def topological(quotient: Quotient) -> IntArray:
 
 @njit(cache=True)
 def root(quotient: Quotient, a: int) -> int:
-    """The cluster that cluster a is part of by now."""
+    """The alive cluster that cluster a is part of."""
     while quotient.home[a] != a:
         a = quotient.home[a]
     return a
@@ -201,10 +219,11 @@ def root(quotient: Quotient, a: int) -> int:
 
 @njit(cache=True)
 def labels_of(quotient: Quotient, cluster: IntArray) -> IntArray:
-    """[N] the position of each contracted node's cluster in topological order.
+    """[M] the position of each contracted node's cluster in topological order.
 
     Args:
-      cluster: [N] the cluster that each contracted node is in, or was in before that was merged.
+      quotient: of the clusters.
+      cluster: [M] the cluster of each contracted node; it may have been merged since.
     """
     position = np.zeros(len(quotient.home), np.int64)
     order = topological(quotient)
@@ -218,7 +237,7 @@ def labels_of(quotient: Quotient, cluster: IntArray) -> IntArray:
 
 @njit(cache=True)
 def copy_of(quotient: Quotient) -> Quotient:
-    """A copy to try things on."""
+    """A copy, for trying out merges."""
     return Quotient(
         quotient.alive.copy(),
         quotient.home.copy(),
@@ -236,9 +255,10 @@ def copy_of(quotient: Quotient) -> Quotient:
 
 @njit(cache=True)
 def compacted(quotient: Quotient) -> tuple[Quotient, IntArray]:
-    """The quotient without the clusters that were merged, and the number [n] that each has there.
+    """A new quotient of the alive clusters alone, in the same order.
 
-    Clusters keep their order.
+    Returns:
+      The quotient; and [n] the number in it of each old cluster, or of the one it was merged into.
     """
     alive = members(quotient.alive)
     count = len(alive)
@@ -268,6 +288,7 @@ def compacted(quotient: Quotient) -> tuple[Quotient, IntArray]:
 
 @njit(cache=True)
 def _renumbered(rows: Words, alive: IntArray, number: IntArray, words: int) -> Words:
+    """The rows of the alive clusters, their members renumbered."""
     dense = np.zeros((len(alive), words), np.uint64)
     for i in range(len(alive)):
         b = next_in(rows[alive[i]], 0)
@@ -279,7 +300,7 @@ def _renumbered(rows: Words, alive: IntArray, number: IntArray, words: int) -> W
 
 @njit(cache=True)
 def merge(quotient: Quotient, weigher: Weigher, a: int, b: int) -> None:
-    """Joins b to a. Nothing may lie between them."""
+    """Merges cluster b into a, in place. No cluster may lie between them."""
     _join(quotient.below, a, b)
     _join(quotient.above, a, b)
     _join(quotient.after, a, b)
@@ -309,6 +330,7 @@ def merge(quotient: Quotient, weigher: Weigher, a: int, b: int) -> None:
 
 @njit(cache=True)
 def _join(rows: Words, a: int, b: int) -> None:
+    """Makes row a the union of rows a and b, without a and b."""
     unite(rows[a], rows[b])
     discard(rows[a], a)
     discard(rows[a], b)
@@ -316,6 +338,7 @@ def _join(rows: Words, a: int, b: int) -> None:
 
 @njit(cache=True)
 def _replace(row: Words, a: int, b: int) -> None:
+    """Replaces member b, if present, by a."""
     if has(row, b):
         add(row, a)
         discard(row, b)
@@ -323,10 +346,14 @@ def _replace(row: Words, a: int, b: int) -> None:
 
 @njit(cache=True)
 def reduce(quotient: Quotient, weigher: Weigher, rng: Words) -> None:
-    """Merges clusters until no edge has a longer path beside it.
+    """Merges clusters, in place, until no edge is a shortcut.
 
-    Edges with little between go first; where a tie or an even split can be broken in several ways,
-    `rng` does.
+    Edges with few clusters between their ends come first. Ties are broken at random.
+
+    Args:
+      quotient: acyclic; changed in place.
+      weigher: sizes of clusters.
+      rng: [1] state of `bitsets.uniform`; changed in place.
     """
     while True:
         count = _shortcuts(quotient)
@@ -350,7 +377,7 @@ def reduce(quotient: Quotient, weigher: Weigher, rng: Words) -> None:
 
 @njit(cache=True)
 def _shortcuts(quotient: Quotient) -> int:
-    """How many edges have a longer path beside them: most of what growing does is to ask this."""
+    """Number of edges that are shortcuts. Growing spends most of its time here."""
     count = 0
     a = next_in(quotient.alive, 0)
     while a >= 0:
@@ -365,7 +392,11 @@ def _shortcuts(quotient: Quotient) -> int:
 
 @njit(cache=True)
 def _close(quotient: Quotient, weigher: Weigher, a: int, b: int, rng: Words) -> None:
-    """Shares out what lies between a and b to the two, as evenly as an order of it allows."""
+    """Merges each cluster between a and b into one of them, in place.
+
+    It takes a random topological order of the clusters between, merges a front part of it into a
+    and the rest into b, and splits where the larger of the two sizes is least.
+    """
     between = members(intersection(quotient.below[a], quotient.above[b]))
     key = np.empty(len(between))
     for i in range(len(between)):
@@ -387,6 +418,7 @@ def _close(quotient: Quotient, weigher: Weigher, a: int, b: int, rng: Words) -> 
 
 @njit(cache=True)
 def _reversed(clusters: IntArray) -> IntArray:
+    """The clusters in reverse order."""
     count = len(clusters)
     other = np.empty(count, np.int64)
     for i in range(count):
@@ -396,7 +428,7 @@ def _reversed(clusters: IntArray) -> IntArray:
 
 @njit(cache=True)
 def _sizes_with(quotient: Quotient, weigher: Weigher, a: int, others: IntArray) -> FloatArray:
-    """The size of cluster a with the first 0, 1, ... of the others."""
+    """[others + 1] size of cluster a merged with the first 0, 1, ... of the others."""
     seconds, own, shared = quotient.seconds[a], quotient.own[a], quotient.shared[a].copy()
     sizes = np.empty(len(others) + 1)
     sizes[0] = quotient.size[a]
@@ -411,7 +443,13 @@ def _sizes_with(quotient: Quotient, weigher: Weigher, a: int, others: IntArray) 
 
 @njit(cache=True)
 def _ordered(quotient: Quotient, clusters: IntArray, wanted: IntArray) -> IntArray:
-    """The clusters in the wanted order of their places, changed so that producers come first."""
+    """The clusters in an order near the wanted one in which producers come first.
+
+    Args:
+      quotient: of the clusters.
+      clusters: [count] clusters.
+      wanted: [count] positions in `clusters`, in the wanted order.
+    """
     missing = np.zeros(quotient.above.shape[1], np.uint64)
     for m in clusters:
         add(missing, m)

@@ -1,8 +1,8 @@
-"""Search over quotient graphs: chips side by side where the model branches.
+"""Search over quotient graphs: parallel chips where the model branches.
 
-Orders cut into pieces (`orders`) give chips in a row. On wide graphs the triangle rule admits much
-more: clusters of nodes whose graph has no edge with a longer path beside it (`clusters.quotient`),
-grown and improved by `clusters.growth`.
+An order cut into segments (`methods/orders/search.py`) gives a row of chips. On wide graphs the
+triangle rule admits many more partitions (`methods/clusters/quotient.py`). This search grows and
+improves them (`methods/clusters/growth.py`).
 """
 
 from __future__ import annotations
@@ -30,24 +30,28 @@ from jaxpart.runtime.state import Search
 from jaxpart.solvers.repair import Outcome
 from jaxpart.solvers.scip import Status
 
-# Candidates are offered, and the engine asked, about so often.
+# How often the search gives the engine control: seconds under a time limit, else steps.
 _ROUND_S = 0.25
 _ROUND_STEPS = 16
-# What a worker finds is home after so many seconds; the last before the end, though it may first
-# have to wait for its turn.
-_SLICE_S = 1.0
-_LEAST_SLICE_S, _WAY_HOME_S = 0.05, 0.3
-# Cores for each worker (the others are the device's and the solvers'), and the most workers.
+# Seconds that a worker's task may grow: usually, and at least.
+_TASK_S, _LEAST_TASK_S = 1.0, 0.05
+# Seconds before the end of the search at which the last task ends, so that its outcome arrives even
+# if the worker has to wait for a core.
+_MARGIN_S = 0.3
+# Usable cores per worker (the device and the solvers need the others), and the most workers.
 _CORES_EACH, _MOST_WORKERS = 2, 8
-# They give way to what searches on the device, and share what it leaves with the solvers.
+# Niceness of the workers: the search on the device goes first, workers and solvers share the rest.
 _NICENESS = 5
-# Failures in a row after which a worker gets no more work.
+# Failures in a row after which a worker gets no more tasks.
 _MOST_FAILURES = 3
-_SEEDS = 2**32
+_SEEDS = 2**32  # number of seeds to draw a task's seed from
 
 
 def cluster_search(search: Search) -> Generator[None]:
-    """Grows and improves partitions until the budget is spent; nothing where it cannot work."""
+    """Grows and improves partitions in this process, without end; the engine keeps the budget.
+
+    Adds a note and ends at once where clusters cannot be grown.
+    """
     problem = search.problem
     if not can_grow(problem):
         search.notes.append(
@@ -68,7 +72,7 @@ def cluster_search(search: Search) -> Generator[None]:
             merit = candidate.merit
             if merit.overfull == 0 and merit.bottleneck_s < search.best_s:
                 search.offer(candidate.labels[problem.contraction][:, None])
-        # Without a time limit steps are counted, so that the same seed gives the same answer.
+        # Without a time limit steps are counted, so that the same seed gives the same result.
         is_timed = search.budget.time_limit_s is not None
         if time.perf_counter() - start_s > _ROUND_S if is_timed else steps >= _ROUND_STEPS:
             yield
@@ -76,10 +80,10 @@ def cluster_search(search: Search) -> Generator[None]:
 
 
 def clusters_background(search: Search) -> Generator[None]:
-    """Grows clusters beside other methods.
+    """Grows clusters in the background of other methods.
 
-    Under a time limit processes of their own do it, one for two cores, and a step takes in what
-    they have found. Ends where clusters cannot be grown.
+    Under a time limit, worker processes do it, one per two cores; each step offers what they have
+    found. Without a time limit, it is `cluster_search`. Ends where clusters cannot be grown.
     """
     if search.budget.time_limit_s is None:
         yield from cluster_search(search)
@@ -87,11 +91,11 @@ def clusters_background(search: Search) -> Generator[None]:
     if not can_grow(search.problem):
         return
     with search.compiling():
-        compile_growth()  # the workers read what was compiled here
+        compile_growth()  # the workers then load the compiled code
     count = min(max(1, usable_cores() // _CORES_EACH), _MOST_WORKERS)
     with contextlib.closing(search.open_pool(workers=count, niceness=_NICENESS)) as pool:
         growths = [_Growth(search, pool, number) for number in range(count)]
-        yield  # workers take a second to start: meanwhile the caller may find what to begin with
+        yield  # workers need a second to start; meanwhile other methods may find a first partition
         while True:
             for growth in growths:
                 growth.step()
@@ -99,7 +103,7 @@ def clusters_background(search: Search) -> Generator[None]:
 
 
 def _steps(search: Search, grower: Grower) -> Generator[Step]:
-    """Without end: lives of fresh partitions, and in turn with them those of the best."""
+    """Steps without end: a restart from single contracted nodes and one of the best alternate."""
     while True:
         yield from grower.restart(None, search.best_s)
         if search.best is not None:
@@ -107,41 +111,42 @@ def _steps(search: Search, grower: Grower) -> Generator[Step]:
 
 
 class _Growth:
-    """One worker's lives, slice by slice.
+    """The sequence of tasks of one worker.
 
-    The next slice is asked for as soon as one is home, by the pool's thread: whoever steps may be
-    away for seconds.
+    The pool's thread submits the next task as soon as one ends, because seconds may pass between
+    two calls of `step`.
     """
 
     def __init__(self, search: Search, pool: SolverPool, number: int) -> None:
         self._search, self._pool = search, pool
         self._rng = np.random.default_rng([search.seed, number])
-        self._home: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
-        # The first goes on from the best, the second begins with fresh ones, and so on.
+        self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+        # Even workers begin with a restart of the best, odd ones from single contracted nodes.
         self._last = Grown(Status.TIME_LIMIT, is_turn_of_best=number % 2 == 0)
-        self._is_under_way = False
+        self._is_running = False
         self._failures = 0
 
     def step(self) -> None:
-        """Takes in what is home, and sees to it that there is work; never waits."""
+        """Offers what the worker has found, and gives it a task if it has none. Never waits."""
         search = self._search
-        while not self._home.empty():
-            outcome = self._home.get()
+        while not self._outcomes.empty():
+            outcome = self._outcomes.get()
             search.note_failure(outcome)
             if isinstance(outcome, Grown):
                 search.samples += outcome.samples
             if outcome.assignment is not None:
                 search.offer(outcome.assignment[:, None])
-        if not self._is_under_way and self._failures < _MOST_FAILURES:
-            self._ask()
+        if not self._is_running and self._failures < _MOST_FAILURES:
+            self._submit()
 
-    def _ask(self) -> None:
+    def _submit(self) -> None:
+        """Submits a task that goes on from the last one."""
         search, last = self._search, self._last
-        self._is_under_way = True
+        self._is_running = True
         task = self._pool.submit(
             grow,
             best=search.best,
-            time_limit_s=max(min(_SLICE_S, search.remaining_s - _WAY_HOME_S), _LEAST_SLICE_S),
+            time_limit_s=max(min(_TASK_S, search.remaining_s - _MARGIN_S), _LEAST_TASK_S),
             bound_s=search.bound.seconds,
             best_s=search.best_s,
             incumbent=last.incumbent,
@@ -152,13 +157,16 @@ class _Growth:
         task.add_done_callback(self._take)
 
     def _take(self, task: Future[Outcome]) -> None:
-        """Runs in the pool's thread. After a failure the next step begins anew."""
+        """Takes the outcome of a task, in the pool's thread, and submits the next one.
+
+        After a failure, `step` submits the next task, which starts without the state of the last.
+        """
         outcome = task.result()
-        self._home.put(outcome)
+        self._outcomes.put(outcome)
         if isinstance(outcome, Grown):
             self._last, self._failures = outcome, 0
             with contextlib.suppress(RuntimeError):  # the pool was closed
-                self._ask()
+                self._submit()
         else:
             self._last, self._failures = Grown(Status.TIME_LIMIT), self._failures + 1
-            self._is_under_way = False
+            self._is_running = False

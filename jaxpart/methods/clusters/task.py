@@ -1,4 +1,4 @@
-"""Clusters grown in a worker process, for so many seconds at a time."""
+"""A worker process's task: to grow clusters for a given time."""
 
 from __future__ import annotations
 
@@ -23,18 +23,22 @@ from jaxpart.problem.problem import IntArray, Problem
 from jaxpart.solvers.repair import Outcome
 from jaxpart.solvers.scip import Status
 
-# A bottleneck counts as better from here on.
-_BETTER = 1 - 1e-9
+# A bottleneck must fall below this factor of the best known to count as better.
+_BETTER_FACTOR = 1 - 1e-9
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Grown(Outcome):
-    """What a while of growing gave: FEASIBLE with something better than what was known."""
+    """The outcome of a task.
 
-    samples: int = 0  # partitions that were grown
-    incumbent: IntArray | None = None  # [M] to go on with
-    stall_limit: int = STALL_LIMIT  # that is left with it
-    is_turn_of_best: bool = True  # after its life
+    Its status is FEASIBLE if it found a better partition than the best known, else TIME_LIMIT. The
+    last three fields are the state from which the next task can go on.
+    """
+
+    samples: int = 0  # steps of growing
+    incumbent: IntArray | None = None  # [M] chips of the restart under way
+    stall_limit: int = STALL_LIMIT  # steps left to that restart without a clear gain
+    is_turn_of_best: bool = True  # whether the restart after it improves the best
 
 
 def grow(
@@ -49,26 +53,29 @@ def grow(
     is_turn_of_best: bool = True,
     seed: int = 0,
 ) -> Grown:
-    """Grows and improves partitions, life after life, until time is up.
+    """Grows and improves partitions, restart after restart, until time is up.
 
     Args:
-      problem: one that `growth.can_grow`.
-      best: [N] the best valid partition that is known.
-      time_limit_s: of growing; compilation comes beside it.
-      bound_s: no valid partition has a smaller bottleneck.
-      best_s: the bottleneck of the best.
-      lead: [M] the partition of an earlier call to go on with.
-      patience: that was left with it.
-      is_turn_of_best: whether the next life is that of the best; then they alternate with fresh
-        ones.
+      problem: one for which `growth.can_grow` is true.
+      best: [N] chips of the best known valid partition.
+      time_limit_s: seconds of growing, compilation not included.
+      bound_s: a lower bound on every valid bottleneck, in seconds.
+      best_s: bottleneck of `best`, in seconds.
+      incumbent: [M] chips from an earlier task, to go on with first.
+      stall_limit: steps left to it without a clear gain.
+      is_turn_of_best: whether the restart after it improves `best`. From then on, such restarts
+        alternate with restarts from single contracted nodes.
       seed: of random choices.
+
+    Returns:
+      The best partition found, if it is better than `best_s`, and the state to go on from.
     """
     compile_growth()
     start_s = time.perf_counter()
     known = None if best is None else of_nodes(problem, best)
     first = None if incumbent is None else measured(problem, incumbent)
-    # Where chips are not alike, the best without those that it leaves out is faster or slower than
-    # `best_s`, which is what is to be beaten.
+    # The bottleneck to beat is `best_s`, not that of `known`: `of_nodes` renumbers the chips in
+    # use, so `known` can be faster or slower where chips differ.
     found: Candidate | None = None
     grower = Grower(problem, bound_s, np.random.default_rng(seed))
     restarts = _restarts(grower, known, first, best_s, stall_limit, is_turn_of_best)
@@ -90,7 +97,7 @@ def grow(
 
 def _is_better(candidate: Candidate, best_s: float) -> bool:
     merit = candidate.merit
-    return merit.overfull == 0 and merit.bottleneck_s < best_s * _BETTER
+    return merit.overfull == 0 and merit.bottleneck_s < best_s * _BETTER_FACTOR
 
 
 def _restarts(
@@ -101,7 +108,11 @@ def _restarts(
     stall_limit: int,
     is_turn_of_best: bool,
 ) -> Generator[tuple[Step, bool]]:
-    """Steps of the lead's life, then of the best's and fresh ones' in turn; and whose is next."""
+    """Steps without end: of the incumbent's restart, then of restarts of the best and fresh ones.
+
+    Yields:
+      Each step, and whether the restart after it improves the best.
+    """
     if incumbent is not None:
         for step in grower.restart(incumbent, best_s, stall_limit):
             yield step, is_turn_of_best

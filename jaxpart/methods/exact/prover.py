@@ -1,4 +1,4 @@
-"""The integer program beside the search, in a process of its own: proofs, and what they find."""
+"""Proofs in the background of a search, by `prove` of `solvers/prove.py` in a worker process."""
 
 from __future__ import annotations
 
@@ -11,49 +11,66 @@ from jaxpart.bounds.combinatorial import Bound
 from jaxpart.environment import usable_cores
 from jaxpart.runtime.pool import SolverPool
 from jaxpart.runtime.state import Search, is_small
-from jaxpart.solvers.prove import Prover as Prove
+from jaxpart.solvers.prove import Prover as ProverName
 from jaxpart.solvers.repair import Outcome
 from jaxpart.solvers.scip import Status
 
-# Shares of the time that is left for a program on fewer chips, and for a bound from one chip at a
-# time. The program on all chips has the rest: a solver that begins anew has to learn anew.
-_SHARES = {"fewer chips": 0.4, "superblocks": 0.4}
-# Above this gap the program is not about to close it.
-_WIDE = 1.01
-_FOREVER_S = 1e6
-# Of the time that is left, how much a slice may take: its outcome must be home before the end.
-_SHARE = 0.95
+# Share of the remaining time for a stage. The other stages may take all of it: the program on all
+# chips runs once to the end, because a solver that is started again has to learn again.
+_STAGE_SHARES = {"fewer chips": 0.4, "superblocks": 0.4}
+# Ratio of best to bound above which the program on all chips is unlikely to close the gap soon.
+_WIDE_GAP_RATIO = 1.01
+# Time limit in seconds that stands for no limit.
+_NO_LIMIT_S = 1e6
+# Share of the remaining time that proofs may use, so that the outcome arrives before the end.
+_PROOF_SHARE = 0.95
+# Least seconds for a proof; it does not start with less.
 _LEAST_S = 0.5
-# A proof stops this much closer than the gap that is wanted.
-_CLOSER = 0.9
-_CLOSEST = 1e-6
+# Factor on the search's gap at which a proof stops, and the smallest such gap (relative).
+_GAP_FACTOR = 0.9
+_LEAST_GAP = 1e-6
+# Most threads of CP-SAT.
 _MOST_THREADS = 8
-# Shares of the chips: at most so many are few; and how many more than all work needs at the bound.
-_FEW = 0.75
-_ROOM = 1.1
+# Share of the chips up to which the program on fewer chips is worth a stage.
+_FEW_CHIPS_SHARE = 0.75
+# Factor on the number of chips that all work needs at the bound, for the program on fewer chips.
+_CHIPS_FACTOR = 1.1
+# Names of the stages. The name of a stage is also the method of its bound, except `_FEWER`.
 REDUCTION, SUPERBLOCKS, _FEWER = "reduction", "superblocks", "fewer chips"
 PROGRAM = "integer program, CP-SAT"
 
 
 class Prover:
-    """Proofs from the best so far, one after the other, until the context ends.
+    """Proves bounds and seeks better partitions, stage by stage, until the context ends.
 
-    First what the reduction alone proves; then the program on fewer chips where few would do; where
-    the whole program is large and the gap is wide, the bound from one chip at a time; then all.
-    Without a time limit time must not decide: then there is one program without an end, on one
-    thread, and only for a search that waits for it (`always`).
+    The stages, in order:
+
+    1. the bound of the reduction alone (`bounds/reduction.py`);
+    2. the integer program on fewer chips, where few chips may be enough;
+    3. the superblock bound, one chip at a time (`bounds/superblocks.py`), where the whole program
+       is large and the gap is wide;
+    4. the integer program on all chips.
+
+    A stage whose condition does not hold when a proof starts is dropped, even if it is not yet due.
+    Without a time limit, time must not change the answer. Then only stages 1 and 4 run, on one
+    thread and without a limit, and only if the search waits for them (`always`).
     """
 
     def __init__(self, search: Search, *, always: bool = False) -> None:
-        """Starts nothing yet."""
+        """Makes the prover; starts no proof yet.
+
+        Args:
+          search: receives bounds and partitions.
+          always: whether to run without a time limit too.
+        """
         self._search = search
         self._is_timed = search.budget.time_limit_s is not None
         self._is_wanted = always or self._is_timed
         self._threads = min(_MOST_THREADS, usable_cores()) if self._is_timed else 1
-        self._gap = max(_CLOSER * search.budget.gap, _CLOSEST)
+        self._gap = max(_GAP_FACTOR * search.budget.gap, _LEAST_GAP)
         self._pool: SolverPool | None = None
         self._running: Future[Outcome] | None = None
-        self._stages = [REDUCTION, _FEWER, SUPERBLOCKS, PROGRAM]  # first to last
+        self._stages = [REDUCTION, _FEWER, SUPERBLOCKS, PROGRAM]  # still to run, in order
         self._stage = ""
 
     @property
@@ -63,11 +80,11 @@ class Prover:
 
     @property
     def is_solving(self) -> bool:
-        """Whether a solver is at work, which on the graphs that it takes beats other searches."""
+        """Whether a solver works on an integer program, which may beat the other searches."""
         return self._running is not None and self._stage in (_FEWER, PROGRAM)
 
     def step(self) -> None:
-        """Takes what was proven and found, and goes on; never waits."""
+        """Takes the outcome of a proof that has ended and starts the next one; never waits."""
         if self._running is not None and self._running.done():
             outcome, self._running = self._running.result(), None
             self._take(outcome)
@@ -76,7 +93,7 @@ class Prover:
 
     def _start(self) -> None:
         search = self._search
-        left_s = _SHARE * search.remaining_s if self._is_timed else _FOREVER_S
+        left_s = _PROOF_SHARE * search.remaining_s if self._is_timed else _NO_LIMIT_S
         if left_s < _LEAST_S or not self._stages:
             self._is_wanted = False
             return
@@ -84,8 +101,8 @@ class Prover:
         is_left_out = {SUPERBLOCKS: not self._is_wide(), _FEWER: chips is None}
         self._stages = [stage for stage in self._stages if not is_left_out.get(stage, False)]
         self._stage = self._stages.pop(0)
-        left_s *= _SHARES.get(self._stage, 1.0)
-        provers: dict[str, Prove] = {REDUCTION: "reduction", SUPERBLOCKS: "superblocks"}
+        left_s *= _STAGE_SHARES.get(self._stage, 1.0)
+        provers: dict[str, ProverName] = {REDUCTION: "reduction", SUPERBLOCKS: "superblocks"}
         if self._pool is None:
             self._pool = search.open_pool()
         self._running = self._pool.prove(
@@ -101,19 +118,20 @@ class Prover:
 
     def _is_wide(self) -> bool:
         search = self._search
-        is_open = search.bound.seconds * _WIDE < search.best_s < np.inf
+        is_open = search.bound.seconds * _WIDE_GAP_RATIO < search.best_s < np.inf
         return self._is_timed and is_open and not is_small(search.problem)
 
     def _fewer_chips(self) -> int | None:
-        """Chips that could do with the bottleneck that is proven; None where that is most of them.
+        """Number of chips for a smaller program; None where most chips are needed.
 
-        Where one node or one interval sets the bottleneck, many chips add nothing but bits.
+        At the proven bound, the total work may need few chips, because one node or one interval
+        sets the bottleneck. More chips then only add variables to the program.
         """
         problem, bound_s = self._search.problem, self._search.bound.seconds
         work_s = float(problem.node_s.min(axis=1).sum())
-        if bound_s <= 0 or work_s > _FEW * problem.num_chips * bound_s:
+        if bound_s <= 0 or work_s > _FEW_CHIPS_SHARE * problem.num_chips * bound_s:
             return None
-        return min(problem.num_chips, int(_ROOM * work_s / bound_s) + 2)
+        return min(problem.num_chips, int(_CHIPS_FACTOR * work_s / bound_s) + 2)
 
     def _take(self, outcome: Outcome) -> None:
         search = self._search
@@ -121,7 +139,7 @@ class Prover:
         if outcome.assignment is not None:
             search.offer(outcome.assignment[:, None])
         if outcome.bound > 0:
-            # On fewer chips nothing is proven but by the reduction.
+            # The program on fewer chips proves nothing: this bound is the reduction's.
             method = REDUCTION if self._stage == _FEWER else self._stage
             search.raise_bound(Bound(outcome.bound, method))
         if outcome.status is Status.INFEASIBLE and search.best is None:

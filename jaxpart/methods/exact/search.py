@@ -1,4 +1,4 @@
-"""Methods that need no luck: the baseline, and the exact programs."""
+"""The baseline and the exact methods: program order, ideals and the integer program."""
 
 from __future__ import annotations
 
@@ -22,30 +22,34 @@ from jaxpart.methods.exact.prover import Prover
 from jaxpart.problem.problem import Problem
 from jaxpart.runtime.state import Search
 
-# A graph with more ideals than this is not narrow: listing them is a second, pairs are many.
+# Most ideals for the program over pairs of ideals; listing this many takes about a second.
 MOST_IDEALS = 40_000
-# Cutting the program order weighs pairs of nodes: a few seconds for so many.
+# Most contracted nodes for the program over pairs of prefixes, which then takes a few seconds.
 MAX_CONTRACTED = 4000
-# What cutting the program order may take: it is a start, no more.
+# Share of the remaining time for cutting the program order, which only gives a first partition.
 _SHARE_TO_CUT = 0.15
+# Segments whose memory is weighed exactly while the program order is cut.
 _FEW_WEIGHINGS = 2000
-# Listing so many takes about ten seconds, a test of a bottleneck about two: where there are so many
-# seconds, otherwise a quarter; and the share of the time that listing may take.
+# Most ideals that are listed: listing this many takes about 10 s, a test of one bottleneck 2 s.
 MOST_BISECTED = 1_000_000
+# Seconds left below which only a quarter of `MOST_BISECTED` is listed.
 _LONG_S = 40.0
+# Share of the remaining time for listing ideals.
 _SHARE_TO_LIST = 0.25
+# Smallest relative gap at which a bisection ends.
 _LEAST_GAP = 1e-6
+# Seconds between two looks at the prover.
 _POLL_S = 0.05
 
 
 def greedy(search: Search) -> Generator[None]:
-    """The baseline alone, which the engine has run already."""
+    """Does nothing more than the engine, which has offered the greedy baseline already."""
     search.start_clock()
     yield
 
 
 def program_order(search: Search) -> Generator[None]:
-    """The program order cut optimally."""
+    """Cuts the program order optimally, and offers the partition."""
     problem = search.problem
     if not problem.mcm.constraints.acyclic:
         return
@@ -80,7 +84,11 @@ def program_order(search: Search) -> Generator[None]:
 
 
 def ideals(search: Search) -> Generator[None]:
-    """Bounds by the dynamic programs over ideals, and the best partition within the span rule."""
+    """Proves a lower bound by dynamic programs over ideals, and offers the partitions they find.
+
+    Under the triangle rule, where ideals are few and time allows, one of them is the best partition
+    that keeps the span rule: every edge stays on its chip or goes to the next one.
+    """
     problem, rules = search.problem, search.problem.mcm.constraints
     if not rules.acyclic:
         return
@@ -107,7 +115,8 @@ def ideals(search: Search) -> Generator[None]:
         )
         search.raise_bound(Bound(seconds, "ideals"))
         yield
-        # Where no memory is in the way, nor ports of chips, that was the program over pairs.
+        # Here the program over pairs of ideals has little to add: memory excludes no better chain
+        # of ideals, and on a chain of chips a port carries no more than its link.
         if search.is_proven or (is_best and problem.mcm.topology == "chain"):
             return
     if len(lattice) <= MOST_IDEALS:
@@ -117,7 +126,12 @@ def ideals(search: Search) -> Generator[None]:
 
 
 def _offer_best(search: Search, chains: ParametricSearch, give_up: Callable[[], bool]) -> bool:
-    """Offers the best chain; whether it is the best even with all the memory one could wish for."""
+    """Offers the best chain of ideals.
+
+    Returns:
+      Whether no chain is better than the search's best even with unlimited memory. False where time
+      ran out.
+    """
     search.samples += 1
     lower_s, gap = search.bound.seconds, _LEAST_GAP
     chain = chains.best(lower_s, search.best_s, gap=gap, give_up=give_up)
@@ -130,7 +144,7 @@ def _offer_best(search: Search, chains: ParametricSearch, give_up: Callable[[], 
 
 
 def _pairs_of_ideals(search: Search, lattice: Lattice) -> Generator[None]:
-    """The dynamic program over pairs of ideals, which weighs memory exactly."""
+    """Bounds, and offers partitions, by the program over pairs of ideals with exact memory."""
     problem = search.problem
 
     def out_of_time() -> bool:
@@ -148,8 +162,10 @@ def _pairs_of_ideals(search: Search, lattice: Lattice) -> Generator[None]:
     search.raise_bound(bound_of(relaxed, cutoff_s))
     yield
     if problem.mcm.constraints.triangle:
-        # In a total order a chip feeds the next, so any edge over two chips has a path beside it:
-        # the triangle rule is the span rule, and what the program finds is optimal.
+        # In a total order the triangle rule is the span rule, so what the program finds is optimal:
+        # 1. Neighbours in the order have an edge, so each chip in use sends to the next in use.
+        # 2. So an edge that skips a chip in use has a longer path between its two chips.
+        # 3. The triangle rule forbids that, so every edge stays or goes to the next chip in use.
         is_exact = found.is_total_order
         outcome = solve(problem, found, cutoff_s, span=True, is_bound=is_exact, give_up=out_of_time)
         search.samples += 1
@@ -161,13 +177,13 @@ def _pairs_of_ideals(search: Search, lattice: Lattice) -> Generator[None]:
 
 
 def has_many_ideals(problem: Problem) -> bool:
-    """Whether there are too many for the program over pairs of them."""
+    """Whether the graph has too many ideals for the program over pairs of them."""
     is_acyclic = problem.mcm.constraints.acyclic
     return not is_acyclic or count_ideals(problem, MOST_IDEALS) is None
 
 
 def _least_bottleneck(search: Search, lattice: Lattice) -> Generator[None]:
-    """The bound, and often the optimum, where ideals are too many for pairs of them."""
+    """Bounds, and often solves, problems with too many ideals for pairs of them."""
     outcome = least_bottleneck(
         search.problem,
         lattice,
@@ -184,7 +200,7 @@ def _least_bottleneck(search: Search, lattice: Lattice) -> Generator[None]:
 
 
 def _upper_s(search: Search) -> float:
-    """Where bounds need not go beyond."""
+    """Upper end of a bisection in seconds: the best bottleneck, else four times the mean load."""
     return search.best_s if search.best is not None else 4 * search.problem.mean_load_s
 
 
@@ -193,7 +209,7 @@ def _gap(search: Search) -> float:
 
 
 def exact(search: Search) -> Generator[None]:
-    """The integer program below the best cuts of the program order and grown clusters."""
+    """Solves the integer program, from the best cut of the program order and grown clusters."""
     yield from program_order(search)
     yield from itertools.islice(cluster_search(search), 1)
     search.start_clock()

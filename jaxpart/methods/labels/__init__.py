@@ -1,1 +1,1 @@
-"""Chip labels made valid on the device: projection, sampling, the paper's two baselines."""
+"""Search over chip labels, made valid on the device: projection, sampling, two baselines."""

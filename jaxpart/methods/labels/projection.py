@@ -1,15 +1,22 @@
-"""Projection of a batch on the device: valid, and near what it was given.
+"""Projection on the device: makes each candidate of a batch valid, and changes it little.
 
-Under the rules 0 <= f(v) - f(u) <= 1 on every edge, dataflow is acyclic and the chip graph a path,
-so that the triangle rule holds. Such f form an L-natural-convex set (Murota, Discrete Convex
-Analysis, 2003): it is closed under elementwise minimum, maximum and both roundings of a midpoint;
-pins are bounds, colocation is equality of nodes, and above any y lies a least member, which sweeps
-along and against the edges reach. That least member is near y in the maximum norm alone: one node
-on the last chip drags all after it there. So nodes that disagree with most of their neighbours lose
-their say first.
+The rule on edges is 0 <= f(v) - f(u) <= 1 for every edge (u, v): an edge stays on its chip or goes
+to the next one (the span rule).
 
-Where the triangle rule is off, an edge may go any number of chips forward; where dataflow may be
-cyclic, anywhere. Memory is not looked at.
+1. With this rule dataflow is acyclic and the chip graph is a path, so the triangle rule holds.
+2. All f that keep the rule form an L-natural-convex set (Murota, Discrete Convex Analysis, 2003).
+   The set is closed under elementwise minimum, elementwise maximum and both roundings of the
+   midpoint of two members. Fixed chips are bounds; colocation is equality of nodes.
+3. If any member lies above a given y, there is a least one. Sweeps along and against the edges
+   find it (`close`).
+4. That least member is near y in the maximum norm only: one node on the last chip pulls all its
+   successors there. Nodes that disagree with most of their neighbours are therefore dropped first
+   (`_vote`).
+
+With the triangle rule off, an edge may go any number of chips forward. With acyclic dataflow off,
+an edge may go anywhere. Memory is ignored.
+
+The rows of a candidate are contracted nodes or nodes, both padded to N.
 """
 
 from __future__ import annotations
@@ -26,34 +33,35 @@ from jaxpart.cost.device import DeviceProblem, StaticConfig
 from jaxpart.cost.rows import in_chunks
 from jaxpart.problem.problem import CONTRADICTORY
 
-_WORD = 32  # bits of a word of a chip set
+_WORD = 32  # bits in a word of a chip set
 
 
 @jax.jit
 def project(
     problem: DeviceProblem, assignment: Int[Array, "N B"]
 ) -> tuple[Int[Array, "N B"], Bool[Array, " B"]]:
-    """Near each candidate, a partition that keeps dataflow, span, no-skip, fixed chips and
-    colocation.
+    """Finds, near each candidate, a partition that keeps all rules except memory.
 
-    1. Every edge that breaks the rule votes against both its ends; of the two, the one with the
-       larger share of votes against it is dropped, both at a tie. What is kept breaks no edge.
-    2. The least partition above and the greatest below the kept nodes, and the midpoint of the two;
-       and the midpoint of those of all nodes, for candidates without a core worth keeping.
-    3. The nearest of these four, in the sum of |f(v) - y(v)|; then nodes return towards y as far as
-       the others allow, those above it together, then those below.
-    4. A partition that begins beyond chip 0 is moved there as a whole, or begins there with a few
-       nodes, whichever is nearer; unused chips are squeezed out (`contiguous`).
+    These are the rule on edges, no-skip, fixed chips and colocation. A candidate that keeps them
+    already is returned unchanged. Let y be the chips that the contracted nodes want.
 
-    What keeps the rules already comes back unchanged.
+    1. Each edge that breaks the rule votes against both its ends. Of the two, the node with the
+       larger share of votes against it is dropped; at a tie both are. The kept nodes break no edge.
+    2. Four partitions are made: the least one above the kept nodes, the greatest one below them,
+       the midpoint of these two, and the same midpoint for all nodes instead of the kept ones. The
+       last one serves candidates where few nodes agree.
+    3. The nearest of the four, by the sum of |f(v) - y(v)|, is taken. Then its nodes return towards
+       y as far as the edges allow: first all nodes above y, then all nodes below.
+    4. A partition that leaves out chip 0 is shifted there as a whole, or a few of its nodes are
+       moved there, whichever is nearer. Unused chips are removed (`contiguous`).
 
     Args:
       problem: padded to N nodes.
       assignment: chips 0..C-1; rows of padding nodes are ignored.
 
     Returns:
-      The partitions, and whether each keeps all these rules: it does unless pins contradict the
-      rules, or leave chips that this procedure found no node for.
+      The partitions, and whether each keeps these rules. One that does not means that the fixed
+      chips contradict the rules, or that step 4 found no node for an unused chip.
     """
     return in_chunks(functools.partial(_project, problem), assignment)
 
@@ -61,11 +69,13 @@ def project(
 def _project(
     problem: DeviceProblem, assignment: Int[Array, "N B"]
 ) -> tuple[Int[Array, "N B"], Bool[Array, " B"]]:
+    """`project` for one chunk of the batch."""
     wish = _wishes(problem, assignment)
     low, high = bounds(problem)
     y = jnp.clip(wish, low, high)
     kept = _vote(problem, y, low == high)
     batch = y.shape[1]
+    # Four blocks of B columns; the second and the fourth hold -f (see `close`).
     starts = (jnp.where(kept, y, low), -jnp.where(kept, y, high), y, -y)
     negated = jnp.arange(4 * batch) // batch % 2 == 1
     closed = close(problem, jnp.concatenate(starts, axis=1), negated)
@@ -77,7 +87,7 @@ def _project(
         f = jnp.where(other_distance < distance, other, f)
         distance = jnp.minimum(distance, other_distance)
 
-    def return_from(side, f):  # from above y, then from below
+    def return_from(side, f):  # side 0: nodes above y; side 1: nodes below y
         start = jnp.where(side == 0, jnp.minimum(f, y), -jnp.maximum(f, y))
         closed = close(problem, start, jnp.full(batch, side == 1))
         return jnp.where(side == 0, closed, -closed)
@@ -91,37 +101,37 @@ def _project(
 
 
 def bounds(problem: DeviceProblem) -> tuple[Int[Array, "N 1"], Int[Array, "N 1"]]:
-    """The lowest and highest chip of each contracted node that fixed chips allow; crossed where
-    they allow none.
+    """The lowest and the highest chip of each contracted node that the fixed chips allow.
 
-    Both are themselves partitions that keep the rules on edges, unless crossed.
+    If the fixed chips allow no chip for a node, its lowest chip is above its highest one.
+    Otherwise each of the two is itself a partition that keeps the rule on edges.
     """
     last = problem.config.num_chips - 1
-    pin = problem.contracted_fixed_chip[:, None].astype(level_dtype(problem.config))
-    low, high = jnp.where(pin >= 0, pin, 0), jnp.where(pin >= 0, pin, last)
+    fixed = problem.contracted_fixed_chip[:, None].astype(level_dtype(problem.config))
+    low, high = jnp.where(fixed >= 0, fixed, 0), jnp.where(fixed >= 0, fixed, last)
 
     def tighten(_):
         closed = close(problem, jnp.concatenate([low, -high], axis=1), jnp.array([False, True]))
         return closed[:, :1], -closed[:, 1:]
 
-    # Without fixed chips these bounds keep the rules as they are.
-    return lax.cond(jnp.any(pin >= 0), tighten, lambda _: (low, high), None)
+    # Without fixed chips these bounds keep the rule on edges already.
+    return lax.cond(jnp.any(fixed >= 0), tighten, lambda _: (low, high), None)
 
 
 def close(
-    problem: DeviceProblem, values: Int[Array, "N M"], negated: Bool[Array, " M"]
-) -> Int[Array, "N M"]:
-    """The least values above the given ones that keep the rules on edges.
+    problem: DeviceProblem, values: Int[Array, "N K"], negated: Bool[Array, " K"]
+) -> Int[Array, "N K"]:
+    """The least values, at or above the given ones, that keep the rule on edges.
 
     Args:
-      problem: of N contracted nodes, padded.
-      values: f; or -f, for the greatest f below.
+      problem: its contracted nodes are the rows, padded to N.
+      values: a column holds f, or -f. For -f, the result is minus the greatest f at or below.
       negated: which columns hold -f.
     """
     rules = problem.config.constraints
     if not rules.acyclic:
         return values
-    # f(v) >= f(u) + ahead and f(u) >= f(v) + back, for both f and -f.
+    # The rule on edges is x(v) >= x(u) + ahead and x(u) >= x(v) + back, for x = f and for x = -f.
     reach = 1 if rules.triangle else problem.config.num_chips
     ahead = jnp.where(negated, -reach, 0).astype(values.dtype)
     back = jnp.where(negated, 0, -reach).astype(values.dtype)
@@ -135,8 +145,8 @@ def close(
         u, v = problem.pair_from[e], problem.pair_to[e]
         return x.at[u].set(jnp.maximum(x[u], x[v] + back))
 
-    # No sweep lifts a value above the highest of its column, so this ends: when a sweep one way
-    # changes nothing, since the one before it has settled the other way.
+    # The loop ends: no sweep raises a value above the maximum of its column. It stops when a sweep
+    # in one direction changes nothing, because the sweep before it settled the other direction.
     def sweep(carry):
         step, x, _ = carry
         swept = lax.cond(
@@ -154,27 +164,33 @@ def close(
 def contiguous(
     problem: DeviceProblem, f: Int[Array, "N B"], low: Int[Array, "N 1"], high: Int[Array, "N 1"]
 ) -> tuple[Int[Array, "N B"], Bool[Array, " B"]]:
-    """`f` without unused chips between used ones, where that is a rule, and whether this succeeded.
+    """Removes unused chips below used ones, if no chip may be skipped.
 
-    What is unused above all pins is squeezed out; this keeps dataflow, span, the triangle rule and
-    colocation. Chips below a pin are filled first: each in turn gets, of the contracted nodes that
-    could be there, the one with the least room above. That finds a way wherever one exists if
-    contracted nodes are free of each other, and mostly where they are not.
+    1. Chips below the highest fixed chip are filled. Each of them in turn gets a contracted node:
+       of all that may be on this chip, the one with the lowest upper bound. This succeeds whenever
+       a solution exists and no edges bind the contracted nodes, and mostly if edges do.
+    2. Unused chips above all fixed chips are removed, and higher chips move down. This keeps the
+       rule on edges, the triangle rule and colocation.
 
     Args:
-      problem: of N contracted nodes, padded.
-      f: within the rules on edges.
-      low, high: the least and the greatest partition.
+      problem: its contracted nodes are the rows, padded to N.
+      f: partitions that keep the rule on edges.
+      low: the least partition (`bounds`).
+      high: the greatest partition (`bounds`).
+
+    Returns:
+      The partitions, and whether all chips below the highest fixed chip are in use (true if chips
+      may be skipped).
     """
     chips = problem.config.num_chips
     if not problem.config.constraints.no_skip:
         return f, jnp.ones(f.shape[1], bool)
-    pinned = jnp.max(problem.contracted_fixed_chip)
+    highest_fixed = jnp.max(problem.contracted_fixed_chip)
     is_real = (jnp.arange(f.shape[0]) < problem.num_contracted)[:, None]
     lane = jnp.arange(f.shape[1])
 
     def is_filled(f):
-        below = jnp.arange(chips)[:, None] < pinned
+        below = jnp.arange(chips)[:, None] < highest_fixed
         return jnp.all(_used_chips(problem, f) | ~below, axis=0)
 
     def anchor(chip, bounds):
@@ -193,7 +209,7 @@ def contiguous(
 
     def fill(f):
         none = jnp.zeros_like(f)
-        lower, upper = lax.fori_loop(0, pinned, anchor, (none + low, none + high))
+        lower, upper = lax.fori_loop(0, highest_fixed, anchor, (none + low, none + high))
         filled = close(problem, jnp.clip(f, lower, upper), jnp.zeros(f.shape[1], bool))
         return jnp.where(is_filled(f)[None], f, filled)
 
@@ -212,7 +228,7 @@ def contiguous(
 
 
 def on_nodes(problem: DeviceProblem, f: Int[Array, "N B"]) -> Int[Array, "N B"]:
-    """The chips of the nodes from those of their blocks."""
+    """The chip of each node, given the chip `f` of each contracted node; 0 for padding."""
     chips = jnp.where(
         jnp.arange(f.shape[0])[:, None] < problem.num_nodes, f[problem.contraction], 0
     )
@@ -220,18 +236,18 @@ def on_nodes(problem: DeviceProblem, f: Int[Array, "N B"]) -> Int[Array, "N B"]:
 
 
 def level_dtype(config: StaticConfig) -> Any:
-    """The smallest integer for the sums of two chip numbers that `close` makes, either sign."""
+    """The smallest integer type for the values in `close`: sums of two chip numbers, any sign."""
     return jnp.int8 if config.num_chips <= 63 else jnp.int16
 
 
 def _wishes(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> Int[Array, "N B"]:
-    """The chip that each contracted node wants: the lower median over its nodes."""
+    """The chip that each contracted node wants: the lower median of the chips of its nodes."""
     chips = problem.config.num_chips
     dtype = level_dtype(problem.config)
     y = jnp.clip(assignment, 0, chips - 1).astype(dtype)
 
     def median(y):
-        # The highest chip that more than half of the nodes are on or above, bit by bit.
+        # The highest chip such that more than half of the nodes are on it or above, bit by bit.
         wish = jnp.zeros_like(y)
         for bit in reversed(range((chips - 1).bit_length())):
             raised = wish + (1 << bit)
@@ -248,7 +264,10 @@ def _wishes(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> Int[Array,
 def _vote(
     problem: DeviceProblem, y: Int[Array, "N B"], is_fixed: Bool[Array, "N 1"]
 ) -> Bool[Array, "N B"]:
-    """Which contracted nodes keep their chips; no edge between two of them breaks the rule."""
+    """Which contracted nodes keep their chips; no edge between two of these breaks the rule.
+
+    Where an edge breaks the rule, an end in `is_fixed` wins over one that is not.
+    """
     rules = problem.config.constraints
     kept = jnp.ones(y.shape, bool)
     if not rules.acyclic:
@@ -262,7 +281,7 @@ def _vote(
         against = broken(e).astype(votes.dtype)
         return votes.at[problem.pair_from[e]].add(against).at[problem.pair_to[e]].add(against)
 
-    # No contracted node has more neighbours than there are blocks.
+    # A contracted node has fewer neighbours than there are rows.
     dtype = jnp.int16 if y.shape[0] <= 32767 else jnp.int32
     votes = lax.fori_loop(0, problem.num_pairs, accuse, jnp.zeros(y.shape, dtype))
     ends = jnp.arange(problem.pair_from.shape[0]) < problem.num_pairs
@@ -283,7 +302,7 @@ def _vote(
 def _distance(
     problem: DeviceProblem, f: Int[Array, "N B"], y: Int[Array, "N B"]
 ) -> Float[Array, " B"]:
-    """Nodes times chips moved."""
+    """[B] the sum over nodes of |f(v) - y(v)|; `f` and `y` are chips of contracted nodes."""
     moved = jnp.abs(f - y).astype(jnp.int32)
     return jnp.sum(moved * problem.contracted_size[:, None], axis=0)
 
@@ -294,8 +313,10 @@ def _from_first_chip(
     y: Int[Array, "N B"],
     low: Int[Array, "N 1"],
 ) -> Int[Array, "N B"]:
-    """`f`; where it leaves out chip 0, contracted node 0 is moved there, unless it is nearer to
-    move all.
+    """Moves contracted node 0 to its lowest chip in candidates that leave out chip 0.
+
+    Other nodes follow it as the edges require. A candidate is unchanged if it is nearer to `y` to
+    shift the whole partition down, which `contiguous` does.
     """
     if not problem.config.constraints.no_skip:
         return f
@@ -305,13 +326,14 @@ def _from_first_chip(
     def begin(f):
         lowered = -close(problem, -f.at[0].set(low[0]), jnp.ones(f.shape[1], bool))
         is_nearer = _distance(problem, lowered, y) < _distance(problem, f - first, y)
-        is_nearer |= jnp.any(problem.contracted_fixed_chip >= 0)  # then not all can be moved
+        is_nearer |= jnp.any(problem.contracted_fixed_chip >= 0)  # then no shift of the whole
         return jnp.where((first > 0) & is_nearer[None], lowered, f)
 
     return lax.cond(jnp.any(first > 0), begin, lambda f: f, f)
 
 
 def _used_chips(problem: DeviceProblem, f: Int[Array, "N B"]) -> Bool[Array, "C B"]:
+    """Which chips each candidate uses."""
     chips = problem.config.num_chips
     is_real = (jnp.arange(f.shape[0]) < problem.num_contracted)[:, None]
     words = []

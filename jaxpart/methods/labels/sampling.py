@@ -1,8 +1,9 @@
 """The two solver modes of Xie et al. (MLSys 2022), algorithms 1 and 2, for a batch on the device.
 
-Theirs is a CP solver that decides one node at a time and propagates; ours stays within the
-L-natural-convex set of `projection`, where propagation is exact: the least and the greatest
-partition under what is decided bound each node tightly, so no draw can lead to a dead end.
+The paper uses a CP solver that decides one node at a time and propagates. Here candidates stay
+within the L-natural-convex set of `projection.py`, where propagation is exact. The least and the
+greatest partition that agree with all decisions so far are tight bounds on each node, so no draw
+leads to a dead end.
 """
 
 from __future__ import annotations
@@ -25,29 +26,32 @@ def sample(
     log_probs: Float[Array, "N C"] | Float[Array, "N C B"] | None,
     batch: int,
 ) -> Int[Array, "N B"]:
-    """SAMPLE: visits the nodes in random order and draws each chip from those still possible.
+    """SAMPLE: visits contracted nodes in random order and draws each chip among the possible ones.
 
-    The first node is drawn among all chips that pins leave, the next among what that leaves, and so
-    on (one source is put on the first chip before, where none may be skipped). A round decides as
-    many nodes as all before it together, without looking at each other; where they contradict each
-    other, they move up to the least partition above them in half of the candidates, and down in the
-    other half. With `log_probs`, one order serves the whole batch.
+    1. If dataflow is acyclic and no chip may be skipped, one source is put on its lowest chip.
+    2. The first node is drawn among all chips that the fixed chips allow, the next among the chips
+       that remain possible, and so on.
+    3. Nodes are decided in rounds. A round decides as many nodes as all rounds before it together,
+       and draws them independently of each other. If draws of a round contradict each other, a
+       random half of the candidates moves up to the least partition above the draws, and the other
+       half moves down to the greatest one below.
 
-    Uniform draws spread over the chips (the first node splits the module at a random chip, later
-    ones split what is left), where a walk in program order that draws from the one or two chips
-    possible would be through the module after a few dozen nodes. It is the distribution of such
-    draws, not the uniform one over partitions.
+    Uniform draws spread over the chips: the first node splits the module at a random chip, later
+    ones split the rest. A walk in program order would reach the last chip after a few dozen nodes,
+    because it draws from the one or two chips possible. The samples follow the distribution of
+    these draws; it is not uniform over partitions.
 
     Args:
       problem: padded to N nodes.
-      key: same key, same answer.
-      log_probs: log-probabilities of the chips of each node, up to a constant per node, shared by
-        the batch or not; uniform if None. Nodes that must share a chip are drawn by the first.
+      key: the same key gives the same samples.
+      log_probs: log-probabilities of the chips of each node, up to a constant per node, the same
+        for the whole batch or not; None: uniform. Nodes that must share a chip are drawn with those
+        of the first of them. One node order then serves the whole batch.
       batch: B.
 
     Returns:
-      Partitions that keep dataflow, span, no-skip, pins and colocation (as far as pins allow any,
-      see `project`). Memory is not looked at.
+      Partitions that keep the rule on edges (see `projection.py`), no-skip, fixed chips and
+      colocation, as far as the fixed chips allow it (see `project`). Memory is ignored.
     """
     order_key, side_key, draw_key = jax.random.split(key, 3)
     low, high = bounds(problem)
@@ -57,8 +61,8 @@ def sample(
     lower = jnp.zeros((rows, batch), low.dtype) + low
     upper = _with_first_chip(problem, position, lower, jnp.zeros_like(lower) + high)
 
-    # Both bounds are held so that `close` raises them: in the candidates that move up these are the
-    # least partition and minus the greatest, in the others minus the greatest and the least.
+    # `close` only raises values. `bound` and `other` are the least partition and minus the greatest
+    # one in candidates that move up, minus the greatest and the least one in the others.
     down = jax.random.bernoulli(side_key, 0.5, (batch,))
     sign = jnp.where(down, -1, 1).astype(low.dtype)[None]
     bound = jnp.where(down[None], -upper, lower)
@@ -87,19 +91,24 @@ def sample(
 
 @jax.jit
 def fix(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> Int[Array, "N B"]:
-    """FIX: keeps what can be kept of each candidate and changes little else.
+    """FIX: makes each candidate valid and changes few chips; `project` without its verdict.
 
-    The paper's solver keeps a node's chip if it is still possible when the walk comes by, so that
-    one misplaced node early in the walk drags all after it. Here neighbours vote on what is kept:
-    this is `project`, without its verdict.
+    The paper's solver keeps the chip of a node if it is still possible when the walk reaches the
+    node. One misplaced node early in the walk then pulls all later ones along. Here the neighbours
+    vote on which nodes keep their chips.
+
+    Args:
+      problem: padded to N nodes.
+      assignment: chips 0..C-1; rows of padding nodes are ignored.
     """
     return project(problem, assignment)[0]
 
 
-def _random_positions(problem: DeviceProblem, key: jax.Array, count: int) -> Int[Array, "N M"]:
-    """Where each contracted node stands in each of several random orders; padding last.
+def _random_positions(problem: DeviceProblem, key: jax.Array, count: int) -> Int[Array, "N K"]:
+    """The position of each contracted node in K = `count` random orders; padding comes last.
 
-    The orders are rotations of one: each by itself is uniformly random, at the price of one sort.
+    The orders are rotations of one random order. Each alone is uniformly random, and one sort
+    suffices.
     """
     order_key, shift_key = jax.random.split(key)
     contracted = jnp.arange(problem.padded_nodes)
@@ -116,9 +125,16 @@ def _with_first_chip(
     lower: Int[Array, "N B"],
     upper: Int[Array, "N B"],
 ) -> Int[Array, "N B"]:
-    """The greatest partition with one source, the first in the order, on its lowest chip.
+    """The greatest partition that has one source on its lowest chip, the first source in the order.
 
-    Where no chip may be skipped and dataflow is acyclic, some source is on the first.
+    With no skipped chip and acyclic dataflow, some source is on the first chip. With one of these
+    rules off, the greatest partition is returned unchanged.
+
+    Args:
+      problem: its contracted nodes are the rows, padded to N.
+      position: the position of each contracted node in the order, one column per order.
+      lower: the least partition.
+      upper: the greatest partition.
     """
     rules = problem.config.constraints
     if not (rules.acyclic and rules.no_skip):
@@ -136,7 +152,7 @@ def _draw_uniform(
     least: Int[Array, "N B"],
     most: Int[Array, "N B"],
 ) -> Int[Array, "N B"]:
-    """A chip from least to most for each contracted node, chosen or not."""
+    """Draws a chip uniformly from `least` to `most` for each contracted node, chosen or not."""
     low, high = least.astype(jnp.int32), most.astype(jnp.int32)
     return jax.random.randint(key, least.shape, low, high + 1).astype(least.dtype)
 
@@ -149,25 +165,26 @@ def _draw(
     least: Int[Array, "N B"],
     most: Int[Array, "N B"],
 ) -> Int[Array, "N B"]:
-    """A chip from least to most for each chosen contracted node, by the distribution of its first
-    node.
+    """Draws a chip from `least` to `most` for each chosen contracted node.
+
+    The distribution is that of its first node.
     """
     rows = least.shape[0]
     first_node = jnp.full(rows, rows - 1).at[problem.contraction].min(jnp.arange(rows))
-    contracted = jnp.argsort(~chosen[:, 0])  # the chosen ones first
+    chosen_first = jnp.argsort(~chosen[:, 0])
 
     def draw(i, drawn):
-        b = contracted[i]
-        # A chip of no probability is still better than one that is not possible.
-        scores = jnp.maximum(log_probs[first_node[b]], jnp.finfo(log_probs.dtype).min)
+        v = chosen_first[i]
+        # Finite scores: a chip of probability 0 is still better than an impossible one.
+        scores = jnp.maximum(log_probs[first_node[v]], jnp.finfo(log_probs.dtype).min)
         scores = scores[:, None] if scores.ndim == 1 else scores
         chip = jnp.arange(scores.shape[0])[:, None]
-        scores = jnp.where((chip >= least[b][None]) & (chip <= most[b][None]), scores, -jnp.inf)
+        scores = jnp.where((chip >= least[v][None]) & (chip <= most[v][None]), scores, -jnp.inf)
         cumulative = jnp.cumsum(jnp.exp(scores - jnp.max(scores, axis=0, keepdims=True)), axis=0)
-        threshold = jax.random.uniform(jax.random.fold_in(key, b), least.shape[1:])
+        threshold = jax.random.uniform(jax.random.fold_in(key, v), least.shape[1:])
         is_below = cumulative <= (threshold * cumulative[-1])[None]
         chosen_chip = jnp.sum(is_below, axis=0).astype(least.dtype)
-        # A threshold may be rounded up to the end.
-        return drawn.at[b].set(jnp.clip(chosen_chip, least[b], most[b]))
+        # Rounding may put the threshold at the end of the sum.
+        return drawn.at[v].set(jnp.clip(chosen_chip, least[v], most[v]))
 
     return lax.fori_loop(0, jnp.sum(chosen), draw, least)

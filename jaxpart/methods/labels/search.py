@@ -1,8 +1,9 @@
-"""Search over chip labels, as in the paper: every candidate is made valid before it is costed.
+"""Search over chip labels, as in the paper: candidates are made valid before they are costed.
 
-Xie et al. (MLSys 2022), section 5: random search draws from the uniform distribution through the
-solver's SAMPLE mode; simulated annealing changes labels and sends them through FIX. Here both modes
-run on the device (`sampling`), and what they cannot settle (memory) is sent to SCIP on the host.
+Source: Xie et al. (MLSys 2022), section 5. Random search draws from the uniform distribution with
+the solver's SAMPLE mode; simulated annealing changes labels and makes them valid with FIX. Here
+both modes run on the device (`sampling.py`). They ignore memory; SCIP on the host repairs promising
+candidates that do not fit.
 """
 
 from __future__ import annotations
@@ -23,17 +24,24 @@ from jaxpart.methods.labels.sampling import fix, sample
 from jaxpart.methods.repair.search import Workers
 from jaxpart.runtime.state import Search
 
+# Candidates per step.
 _BATCH = 512
-# Temperatures of annealing, first and last.
+# First and last temperature of annealing, as shares of the bottleneck.
 _HOTTEST, _COLDEST = 3e-2, 1e-5
+# One column (chain) in this many, from column 0 on, may take over a partition that another island
+# sent; all other chains ignore it.
+_COLUMNS_PER_RECEIVER = 4
 
 
 def random(search: Search, batch: int = _BATCH) -> Generator[None]:
-    """Uniform samples, each through `sample`; SCIP repairs the best that memory forbids.
+    """Offers uniform samples (`sample`); SCIP repairs the fastest one that does not fit in memory.
 
     Args:
-      search: to offer to.
-      batch: samples a step.
+      search: the state of the search; it receives the samples.
+      batch: B, samples per step.
+
+    Yields:
+      None after every batch, so that the caller can check the budget.
     """
     search.enter("random")
     problem = replicated(search.device_problem, batch)
@@ -54,7 +62,7 @@ def random(search: Search, batch: int = _BATCH) -> Generator[None]:
 
 @struct.dataclass
 class LabelChains:
-    """Annealing chains, one per column of a batch."""
+    """B annealing chains, one per column of a batch."""
 
     assignment: Int[Array, "N B"]
     bottleneck_s: Float[Array, " B"]  # inf: not valid
@@ -63,17 +71,20 @@ class LabelChains:
 def paper_annealing(
     search: Search, chains: int = _BATCH, hottest: float = _HOTTEST, coldest: float = _COLDEST
 ) -> Generator[None]:
-    """Simulated annealing: change a few labels, `fix`, and accept by Metropolis.
+    """Simulated annealing: changes a few labels, applies `fix`, and accepts by Metropolis.
 
-    Chains start from the best partition known, or from uniform samples where none is. The
-    temperature falls geometrically with the share of the budget that is spent.
+    Chains start from the incumbent, or from uniform samples if there is none. The temperature falls
+    geometrically with the share of the budget that is spent.
 
     Args:
-      search: to offer to.
-      chains: side by side; with few samples, few chains go further.
-      hottest: temperature at first: a loss of this share of the bottleneck is accepted with
+      search: the state of the search; it receives the candidates.
+      chains: B; with a small sample budget, fewer chains make more steps each.
+      hottest: first temperature: a loss of this share of the bottleneck is accepted with
         probability 1/e.
-      coldest: temperature at last.
+      coldest: last temperature.
+
+    Yields:
+      None after every batch, so that the caller can check the budget.
     """
     search.enter("paper_annealing")
     problem = replicated(search.device_problem, chains)
@@ -112,7 +123,15 @@ def paper_annealing(
 def relabel(
     key: jax.Array, problem: DeviceProblem, assignment: Int[Array, "N B"]
 ) -> Int[Array, "N B"]:
-    """Moves random nodes of each candidate to nearby chips, log-uniformly 1 to N / 8 of them."""
+    """Moves random nodes of each candidate by one chip up or down.
+
+    The expected number of nodes drawn is log-uniform from 1 to N / 8; a third of them stay.
+
+    Args:
+      key: the same key gives the same moves.
+      problem: padded to N nodes.
+      assignment: chips 0..C-1.
+    """
     nodes, batch = assignment.shape
     chips = problem.config.num_chips
     which, how_many, where = jax.random.split(key, 3)
@@ -128,9 +147,15 @@ def relabel(
 def settled(
     chains: LabelChains, newcomer: Int[Array, "N 1"], bottleneck_s: Float[Array, ""]
 ) -> LabelChains:
-    """One chain in four goes on from a partition that came from elsewhere, where that is better."""
-    one_in_four = jnp.arange(chains.bottleneck_s.shape[0]) % 4 == 0
-    moves = one_in_four & (bottleneck_s < chains.bottleneck_s)
+    """The chains after some of them took over a better partition (`_COLUMNS_PER_RECEIVER`).
+
+    Args:
+      chains: B chains.
+      newcomer: the partition.
+      bottleneck_s: its bottleneck, seconds.
+    """
+    is_receiver = jnp.arange(chains.bottleneck_s.shape[0]) % _COLUMNS_PER_RECEIVER == 0
+    moves = is_receiver & (bottleneck_s < chains.bottleneck_s)
     return LabelChains(
         jnp.where(moves, newcomer, chains.assignment),
         jnp.where(moves, bottleneck_s, chains.bottleneck_s),
@@ -145,7 +170,17 @@ def metropolis(
     bottleneck_s: Float[Array, " B"],
     temperature: Float[Array, ""],
 ) -> LabelChains:
-    """Accepts a candidate that is better, or worse by chance; the loss counts relative to T."""
+    """Accepts each candidate that is better, and a worse one with probability exp(-loss / T).
+
+    The loss is the relative increase of the bottleneck.
+
+    Args:
+      key: the same key gives the same draws.
+      chains: B chains.
+      candidates: one per chain.
+      bottleneck_s: of the candidates, seconds; inf: not valid, never accepted.
+      temperature: T.
+    """
     loss = bottleneck_s / chains.bottleneck_s - 1
     chance = jax.random.uniform(key, loss.shape)
     accepted = jnp.isfinite(bottleneck_s) & ~(loss > -temperature * jnp.log(chance))

@@ -1,20 +1,28 @@
-"""Do some cuts of an order keep within a bottleneck? One pass, for a whole batch of orders.
+"""The probe: can an order be cut so that no stage and no link exceeds a limit? For many orders.
 
-The probe of chains-on-chains partitioning (Pinar and Aykanat, J. Parallel Distrib. Comput. 64,
-2004, section 3). Of the first j nodes only the fewest chips that take them within the limit count,
+Source: chains-on-chains partitioning (Pinar and Aykanat, J. Parallel Distrib. Comput. 64, 2004,
+section 3). For the first j nodes of an order the probe keeps one number: how few chips can hold
+them within the limit.
 
-    fewest[j] = 1 + min over i < j, [i, j) within the limit, of fewest[i],
+    fewest[j] = 1 + minimum of fewest[i] over all i < j where segment [i, j) is within the limit
 
-so that the work per order is N * window, where the dynamic program of `slicing` does C times as
-much for the least bottleneck: the thing to ask where many orders are compared with one bottleneck.
-Sees what `slicing` sees, and is as exact where chips are alike; where they are not, fewest chips
-need not be the best ones, and it may miss cuts. What passes, passes.
+The work per order is N * window. The dynamic program of `slicing.py` finds the least bottleneck and
+does C times as much work. The probe is therefore the right tool to compare many orders with one
+bottleneck.
 
-Under the triangle rule a piece receives and sends what its two cuts carry, so that a start is a
-handful of figures, kept in a ring of the last `window` cuts, orders side by side.
+The probe sees the same costs as `slicing.py`:
 
-Floor per order: N * window starts of about five figures (20 bytes, in cache) and as many
-comparisons, and a few gathers for each of N nodes and E edges.
+- If an order passes, its cuts keep the limit as far as `slicing.py` sees it.
+- If all chips are alike and an order fails, it has no such cuts (with at most `window` nodes in a
+  segment, and with the bytes of `weights_of`).
+- If chips differ, the fewest chips are not always the best ones, and the probe may miss cuts.
+
+Under the triangle rule a segment receives and sends exactly what its two cuts carry. The start of a
+segment is then described by a few numbers. They are kept in a ring of the last `window` cuts, with
+one column per order.
+
+Least possible work per order: N * window starts with about five numbers each (20 bytes, in cache)
+and as many comparisons, and a few gathers for each of N nodes and E edges.
 """
 
 from __future__ import annotations
@@ -31,39 +39,50 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxpart.cost.device import DeviceProblem
 from jaxpart.problem.problem import Problem
 
-# Shared weights of one node that are counted once per chip.
+# Most shared weights of one node that are counted once per chip; others count as its own.
 _MOST_SHARED = 16
 
 
 @struct.dataclass
 class Probed:
-    """What B probes found."""
+    """The results of B probes."""
 
-    passes: Bool[Array, " B"]
-    covered: Int[Array, " B"]  # nodes that the chips can take within the limit
-    before: Int[Array, "N B"]  # of the piece that ends behind each position, the start; -1: none
+    passes: Bool[Array, " B"]  # whether all nodes fit within the limit
+    covered: Int[Array, " B"]  # how many nodes at the front of the order fit within the limit
+    before: Int[Array, "N B"]  # start of the segment that ends after each position; -1: none
 
 
 @struct.dataclass
 class Weights:
-    """The weights of each node: the bytes that it alone uses, and the numbers of the others."""
+    """The weights of each node: the bytes of its own, and the numbers of the shared ones.
+
+    R is the largest number of shared weights of one node, W the number of shared weights; both are
+    padded.
+    """
 
     own_bytes: Float[Array, " N"]
-    shared: Int[Array, "N M"]  # W where there are fewer
-    shared_bytes: Float[Array, " W+1"]
+    shared: Int[Array, "N R"]  # rows of `shared_bytes`; an unused entry names its last row
+    shared_bytes: Float[Array, " W+1"]  # the last row has 0 bytes
 
 
 def can_probe(problem: Problem) -> bool:
-    """Whether cuts alone tell what a piece costs: by the triangle rule, and nothing is pinned."""
+    """Whether the probe works: the triangle rule is on, and no node has a fixed chip.
+
+    Then the cost of a segment depends on its two cuts alone.
+    """
     rules = problem.mcm.constraints
     return rules.acyclic and rules.triangle and bool((problem.fixed_chip < 0).all())
 
 
 def weights_of(contracted: Problem, padded_nodes: int) -> Weights:
-    """The weights of each contracted node, padded, on the device.
+    """The weights of each contracted node, on the device.
 
-    Of more shared weights than `_MOST_SHARED` the smallest count as the node's own: never too
-    little.
+    If a node has more than `_MOST_SHARED` shared weights, the smallest of them count as its own.
+    The bytes of a chip are then never too low, but may be too high.
+
+    Args:
+      contracted: the contracted problem (`Problem.contracted`).
+      padded_nodes: N, the padded number of contracted nodes.
     """
     shared_weights = contracted.is_shared_weight
     shared_count = int(shared_weights.sum())
@@ -72,14 +91,14 @@ def weights_of(contracted: Problem, padded_nodes: int) -> Weights:
     own_bytes = np.zeros(padded_nodes)
     is_shared = shared_weights[contracted.use_weight]
     node, weight = contracted.use_node[is_shared], contracted.use_weight[is_shared]
-    # Rank of each shared weight within its node, largest first.
+    # The rank of each shared weight within its node, largest first.
     order = np.lexsort((-contracted.weight_bytes[weight], node))
     node, weight = node[order], weight[order]
     first = np.searchsorted(node, node)
     rank = np.arange(len(node)) - first
     kept = rank < _MOST_SHARED
     columns = int(rank[kept].max(initial=-1)) + 1
-    columns = 1 << (columns - 1).bit_length() if columns else 0  # few sizes, few compilations
+    columns = 1 << (columns - 1).bit_length() if columns else 0  # few sizes: few compilations
     count = 1 << shared_count.bit_length()
     shared = np.full((padded_nodes, columns), count - 1, np.int32)
     shared[node[kept], rank[kept]] = numbers[weight[kept]]
@@ -96,7 +115,13 @@ def weights_of(contracted: Problem, padded_nodes: int) -> Weights:
 
 
 def chips_of(probed: Probed, order: np.ndarray, lane: int) -> np.ndarray:
-    """[N] the chip of each node (padding: of no meaning) in one lane that passes; host arrays."""
+    """[M] the chip of each node according to one lane that passes. Works on host arrays.
+
+    Args:
+      probed: the results of `probe`.
+      order: [M] the nodes in the order of this lane, without padding.
+      lane: the column of the batch.
+    """
     before = np.asarray(probed.before[:, lane])
     cuts, j = [], len(order)
     while j > 0:
@@ -109,14 +134,15 @@ def chips_of(probed: Probed, order: np.ndarray, lane: int) -> np.ndarray:
 
 @struct.dataclass
 class _Starts:
-    """The last cuts, as starts of a piece that grows."""
+    """The last W = `window` cuts, each as the start of a segment that grows."""
 
-    code: Int[Array, "W B"]  # more for fewer chips, then for later cuts; -1: none
-    reach: Int[Array, "W B"]  # last position that needs something alive across the cut
-    seconds: Float[Array, "S W B"]  # of the cut, less all compute before it
-    held_bytes: Float[Array, "W B"]  # of what the cut brings, less all weights before it
-    shared_bytes: Float[Array, "W B"]  # weights of the piece that other nodes use too
-    peak_bytes: Float[Array, "W B"]  # of the piece
+    # Of cut i: (C + 1 - fewest[i]) * (N + 1) + i, so that fewer chips, then later cuts, are larger.
+    code: Int[Array, "W B"]  # -1: no start
+    reach: Int[Array, "W B"]  # last position that consumes a tensor alive across the cut
+    seconds: Float[Array, "S W B"]  # the cut's traffic (without overlap) - all compute before it
+    held_bytes: Float[Array, "W B"]  # buffers of the cut - all own weights before it
+    shared_bytes: Float[Array, "W B"]  # shared weights of the segment
+    peak_bytes: Float[Array, "W B"]  # live activations of the segment
 
 
 @partial(jax.jit, static_argnames="window")
@@ -128,16 +154,17 @@ def probe(
     limit_s: Float[Array, " B"],
     window: int,
 ) -> Probed:
-    """Whether each order can be cut so that no stage and no link takes longer than its limit.
+    """Tests whether each order can be cut so that no stage and no link exceeds its limit.
 
     Args:
-      problem: of contracted nodes (`Problem.contracted`), one that `can_probe`.
-      weights: `weights_of` the same blocks.
-      orders: topological orders of the nodes, one a column; padding comes last.
-      peak_bytes: per node (not position), what a piece with it takes for live activations; the
-        largest counts. `exact.peak_bounds` has two that suit.
-      limit_s: one for each order.
-      window: the most nodes that a piece may have.
+      problem: the contracted problem (`Problem.contracted`), padded to N; `can_probe` is true.
+      weights: `weights_of` the same problem.
+      orders: topological orders of the contracted nodes, one per column; padding comes last.
+      peak_bytes: per node (not per position), a bound in bytes on the live activations of a segment
+        that has this node; the largest in a segment counts. `peak_bounds` in `cost/host.py` gives a
+        lower and an upper bound.
+      limit_s: the limit of each order, seconds.
+      window: the largest number of nodes in a segment.
     """
     config = problem.config
     chips, (size, batch) = config.num_chips, orders.shape
@@ -145,7 +172,7 @@ def probe(
     rules = config.constraints
     lane, dtype = jnp.arange(batch), problem.node_s.dtype
     last_at, dead_s = _lifetimes(problem, orders)
-    # By position from here on, so that the walk reads whole rows.
+    # From here on these are indexed by position, so that the loop reads whole rows.
     last_at = jnp.take_along_axis(last_at, orders, axis=0)
     change_s = _made_s(problem)[orders] - dead_s
     seconds = jnp.moveaxis(problem.node_s[orders], -1, 0)
@@ -158,7 +185,7 @@ def probe(
         starts, load_s, held, cut_s, reach, used_at, covered, before = carry
         shared_bytes, ring_peaks = starts.shared_bytes, starts.peak_bytes
         if has_shared:
-            # A weight that is used here counts for the pieces that start behind its last use.
+            # The weight is new to each segment that starts after its previous use.
             start = starts.code % (size + 1)
             for column in range(weights.shared.shape[1]):
                 w = weights.shared[orders[p], column]
@@ -172,7 +199,7 @@ def probe(
         cut_s = jnp.maximum(cut_s + change_s[p], 0)
         reach = jnp.maximum(reach, last_at[p])
 
-        # The chip of a piece is the one after the fewest that its start takes.
+        # A segment that starts at cut i runs on chip fewest[i].
         chip = jnp.clip(chips + 1 - starts.code // (size + 1), 0, chips - 1)
         if kinds == 1:
             stage_s = starts.seconds[0] + load_s
@@ -194,7 +221,7 @@ def probe(
         covered = jnp.where(found, p + 1, covered)
         before = before.at[p].set(jnp.where(found, best % (size + 1), -1))
 
-        # One chip more than the best start, for as long as there are some.
+        # The new cut needs one chip more than the best start. It is a start if a chip is left.
         left = best // (size + 1) - 1
         code = jnp.where(found & (left > 1), left * (size + 1) + p + 1, -1)
         cut_bytes = 2 * cut_s * problem.link_bandwidth if has_peaks else 0.0
@@ -230,7 +257,7 @@ def probe(
 
 
 def _with_row(starts: _Starts, row: Array, opened: _Starts) -> _Starts:
-    """Puts one cut into the ring."""
+    """The ring with one row replaced by a new cut."""
 
     def put(ring: Array, values: Array) -> Array:
         if ring.ndim == 3:
@@ -243,8 +270,12 @@ def _with_row(starts: _Starts, row: Array, opened: _Starts) -> _Starts:
 def _lifetimes(
     problem: DeviceProblem, orders: Int[Array, "N B"]
 ) -> tuple[Int[Array, "N B"], Float[Array, "N B"]]:
-    """Per node the last position that consumes from it (-1: none), and per position the seconds of
-    what is not needed after it."""
+    """When tensors are consumed for the last time.
+
+    Returns:
+      Per node, the last position that consumes one of its tensors (-1: none). Per position, the
+      transfer seconds of the tensors that have their last consumer there.
+    """
     nodes, batch = orders.shape
     lane = jnp.arange(batch)[None]
     at = jnp.arange(nodes, dtype=jnp.int32)[:, None]
@@ -264,14 +295,14 @@ def _lifetimes(
 
     nowhere = jnp.full(orders.shape, -1, jnp.int32)
     last_at, ends_at = lax.fori_loop(0, problem.num_tensors, visit, (nowhere, nowhere))
-    # Tensors without consumers cross no cut.
+    # A tensor without consumers crosses no cut.
     amount = jnp.where(ends_at >= 0, size_s[:, None], 0)
     dead_s = jnp.zeros(orders.shape, size_s.dtype).at[jnp.maximum(ends_at, 0), lane].add(amount)
     return last_at, dead_s
 
 
 def _made_s(problem: DeviceProblem) -> Float[Array, " N"]:
-    """Per node the seconds of what it makes that anything consumes."""
+    """Per node, the transfer seconds of the tensors that it makes and that have a consumer."""
     has_consumer = problem.tensor_edges[1:] > problem.tensor_edges[:-1]
     size_s = jnp.where(has_consumer, problem.tensor_bytes / problem.link_bandwidth, 0)
     return jnp.zeros_like(size_s).at[problem.tensor_producer].add(size_s)

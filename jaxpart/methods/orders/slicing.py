@@ -1,21 +1,26 @@
-"""Cuts an order of the nodes optimally: the best contiguous pieces, by dynamic programming.
+"""Cuts a node order optimally into segments, by dynamic programming.
 
-For a fixed topological order a partition is a set of cuts. With `best[j, c]` the least bottleneck
-of the first j nodes on the first c chips,
+For a fixed topological order, a partition is a set of cuts. Let `best[j, c]` be the least
+bottleneck of the first j nodes on the first c chips. Then
 
     best[j, c] = min over i < j of max(best[i, c - 1], stage(i, j, chip c - 1)),
 
-where the piece [i, j) has at most `window` nodes. Under the triangle rule, what is alive across one
-cut must be consumed before the next (`span`), so a piece receives and sends exactly what its two
-cuts carry; without it both depend on both cuts and are accumulated along the window.
+where segment [i, j) has at most `window` nodes.
 
-Seen exactly: compute, traffic, chain links, weights, boundary buffers, pins, unlike chips. Not
-seen: mesh links without the triangle rule, and the peak of live activations, for which the largest
-of a figure per node stands (a chip runs nodes in number order, whatever order is cut).
-`exact.peak_bounds` has one figure that is never too high, so that no valid cuts are missed, and one
-that is never too low, so that what is found fits. `cost.evaluate` decides.
+Traffic of a segment: with the triangle rule on, a tensor that is alive across one cut must be
+consumed before the next cut. A segment then receives and sends exactly what its two cuts carry.
+With the rule off, both amounts depend on both cuts; they are summed along the window.
 
-Work per order: N * window * C max-min steps, no memory beyond the [N, C] table.
+Exact here: compute, traffic, chain links, weights, boundary buffers, fixed chips, unlike chips.
+Not exact:
+
+- Mesh links without the triangle rule are ignored.
+- The peak of live activations is replaced by the largest of one number per node, because a chip
+  runs its nodes in number order, whatever order is cut. `peak_bounds` in `cost/host.py` has two
+  such numbers. With the lower bound no valid cuts are missed; with the upper bound all cuts found
+  fit. `cost/evaluate.py` decides.
+
+Work per order: N * window * C steps of one max and one min. Memory: the [N, C] table alone.
 """
 
 from __future__ import annotations
@@ -36,22 +41,23 @@ from jaxpart.problem.problem import Problem
 
 @struct.dataclass
 class _Segments:
-    """What the dynamic program reads of one order; position p is the p-th node, cut i is before it.
+    """The data of one order that the dynamic program reads.
 
-    Arrays over cuts have N + 1 entries. Traffic in seconds, memory in bytes.
+    Position p is that of the p-th node; cut i lies before position i. Arrays over cuts have N + 1
+    entries. W is `window`, S the number of kinds of chips.
     """
 
-    load_s: Float[Array, "N+1 S"]  # prefix sums
-    cut_s: Float[Array, " N+1"]  # what crosses the cut, each tensor once
-    reach: Int[Array, " N+1"]  # last position that needs something alive across the cut
-    weight_bytes: Float[Array, " N+1"]  # prefix sums of weights with one consumer
-    peak_bytes: Float[Array, " N"]  # of the node at each position
-    first_chip: Int[Array, " N+1"]  # fewest chips before the cut, for fixed chips before it
-    last_chip: Int[Array, " N+1"]  # most chips before the cut, for fixed chips after it
-    # Increments of a piece [i, q] when position q joins it, indexed [q, q - i].
-    shared_bytes: Float[Array, "N W"] | None  # weights, where any has several consumers
-    in_s: Float[Array, "N W"] | None  # only without the span rule
-    out_s: Float[Array, "N W"] | None
+    load_s: Float[Array, "N+1 S"]  # prefix sums of compute
+    cut_s: Float[Array, " N+1"]  # transfer time of the tensors that cross the cut, each once
+    reach: Int[Array, " N+1"]  # last position that consumes a tensor alive across the cut
+    weight_bytes: Float[Array, " N+1"]  # prefix sums of weights; 0 where `shared_bytes` is used
+    peak_bytes: Float[Array, " N"]  # bound on live activations of the node at each position
+    first_chip: Int[Array, " N+1"]  # fewest chips before the cut, due to fixed chips before it
+    last_chip: Int[Array, " N+1"]  # most chips before the cut, due to fixed chips after it
+    # What segment [i, q] gains when position q joins it, indexed [q, q - i].
+    shared_bytes: Float[Array, "N W"] | None  # weights; None if no weight has several consumers
+    in_s: Float[Array, "N W"] | None  # None with the triangle rule on
+    out_s: Float[Array, "N W"] | None  # likewise
 
 
 @partial(jax.jit, static_argnames="window")
@@ -64,25 +70,28 @@ def slice_orders(
     """The best cuts of each order.
 
     Args:
-      problem: of contracted nodes (`Problem.contracted`), padded to N.
-      orders: topological orders of the nodes; padding comes last, in any order.
-      peak_bytes: per node, what a piece with it takes for live activations; the largest counts.
-      window: the most nodes that a piece may have.
+      problem: the contracted problem (`Problem.contracted`), padded to N.
+      orders: topological orders of the contracted nodes; padding comes last, in any order.
+      peak_bytes: per node (not per position), a bound in bytes on the live activations of a segment
+        that has this node; the largest in a segment counts.
+      window: the largest number of nodes in a segment.
 
     Returns:
-      bottleneck in seconds as far as seen here (inf: no cuts found), and assignments, batch last.
+      The bottleneck of each order in seconds, as far as this file is exact (inf: no cuts found),
+      and the chips of the contracted nodes.
     """
     bottleneck_s, chips = jax.vmap(partial(_slice, problem, window=window))(orders, peak_bytes)
     return bottleneck_s, chips.T.astype(problem.config.chip_dtype)
 
 
 def window_for(problem: Problem, bottleneck_s: float, most: int = 2048) -> int:
-    """The most nodes that a piece of the program order can have within `bottleneck_s`, as a bucket.
+    """The most nodes that a segment of the program order can have, rounded up to a bucket size.
 
     Args:
-      problem: of blocks.
-      bottleneck_s: pieces with more compute than this cannot be in a better partition.
-      most: memory bound; longer pieces are not looked at.
+      problem: the contracted problem.
+      bottleneck_s: the limit in seconds on the compute of a segment, on the fastest kind of chip; a
+        segment with more cannot be part of a better partition.
+      most: the largest window, in nodes; it bounds work and memory. Longer segments are ignored.
     """
     fastest = problem.node_s.min(axis=1)
     prefix = np.concatenate([[0], np.cumsum(fastest)])
@@ -94,18 +103,20 @@ def window_for(problem: Problem, bottleneck_s: float, most: int = 2048) -> int:
 def _slice(
     problem: DeviceProblem, order: Int[Array, " N"], peak_bytes: Float[Array, " N"], *, window: int
 ) -> tuple[Float[Array, ""], Int[Array, " N"]]:
+    """`slice_orders` for one order."""
     config = problem.config
     size, chips = order.shape[0], config.num_chips
     rules = config.constraints
     segments = _segments(problem, order, peak_bytes, window)
     dtype = problem.node_s.dtype
 
-    # Everything over cuts gets `window` entries in front, so that a window never starts below 0.
+    # Arrays over cuts get `window` more entries in front, so that no window starts below 0.
     load, cut = _pad(segments.load_s, window, 0), _pad(segments.cut_s, window, 0)
     reach = _pad(segments.reach, window, size)
     weights = _pad(segments.weight_bytes, window, 0)
     best = jnp.full((size + 1 + window, chips + 1), jnp.inf, dtype)
-    # Before the first node no chip is used; where chips may be skipped, any number may be idle.
+    # Before the first node no chip is used. If chips may be skipped, the first ones may be idle, up
+    # to the lowest fixed chip.
     idle = jnp.arange(chips + 1) <= (0 if rules.no_skip else segments.last_chip[0])
     best = best.at[window].set(jnp.where(idle, 0.0, jnp.inf))
 
@@ -113,9 +124,9 @@ def _slice(
     capacity = jnp.zeros((kinds,), dtype).at[problem.chip_kind].set(problem.capacity_bytes)
 
     def stages(j: Array, sums: _Sums) -> Float[Array, "window S"]:
-        """Stage on each kind of chip of the pieces that end at cut j, earliest start first.
+        """Stages, on each kind of chip, of the segments that end at cut j, earliest start first.
 
-        Infinite where such a piece is forbidden.
+        Infinite where a segment is forbidden.
         """
         compute = segments.load_s[j][None] - _rows(load, j, window)  # [W, S]
         received, sent = sums.in_s, sums.out_s
@@ -160,7 +171,7 @@ def _slice(
     best, _ = lax.fori_loop(1, problem.num_nodes + 1, advance, (best, start))
 
     def read_back(step, carry):
-        """The cut before chip c, given the cut j behind it; no movement where chip c is idle."""
+        """The cut before chip c, given the cut j after it; it is j where chip c is idle."""
         j, cuts = carry
         c = chips - 1 - step
         before = _rows(best, j, window)[:, c]
@@ -171,7 +182,7 @@ def _slice(
         return j, cuts.at[c].set(j)
 
     last = best[problem.num_nodes + window]
-    used = jnp.argmin(last)  # the first: fewer chips at equal bottleneck
+    used = jnp.argmin(last)  # the first minimum: fewest chips at equal bottleneck
     cuts = jnp.zeros((chips,), jnp.int32)
     _, cuts = lax.fori_loop(0, chips, read_back, (problem.num_nodes, cuts))
     chip_at = jnp.searchsorted(cuts, jnp.arange(size), side="right") - 1
@@ -181,7 +192,10 @@ def _slice(
 
 @struct.dataclass
 class _Sums:
-    """Of the pieces that end at one cut, earliest start first; zeros where nothing is summed."""
+    """Sums over each of the W segments that end at one cut, earliest start first.
+
+    A sum that the problem does not need stays 0.
+    """
 
     shared_bytes: Float[Array, " W"]
     peak_bytes: Float[Array, " W"]
@@ -194,7 +208,7 @@ class _Sums:
         return cls(zeros, zeros, zeros, zeros)
 
     def grown(self, segments: _Segments, q: Array) -> _Sums:
-        """The same pieces and the new one [q, q], once position q has joined them."""
+        """The sums at the next cut: position q joins every segment, and segment [q, q] is new."""
 
         def join(values: Array, increments: Array | None) -> Array:
             if increments is None:
@@ -211,12 +225,13 @@ class _Sums:
 
     @classmethod
     def at(cls, segments: _Segments, j: Array, window: int) -> _Sums:
-        """From scratch, for the pieces that end at cut j."""
+        """The sums of the segments that end at cut j, computed from scratch."""
 
         def total(increments: Array | None) -> Array:
             if increments is None:
                 return jnp.zeros((window,), segments.load_s.dtype)
-            # Position q = j - 1 - t joins the piece that starts d = j - 1 - i before the end.
+            # Position q = j - 1 - t joins the segment that starts at i, d = j - 1 - i positions
+            # before the last one.
             t, d = jnp.arange(window)[:, None], jnp.arange(window)[None, :]
             terms = _rows(_pad(increments, window, 0), j, window)[::-1][t, d - t]
             return jnp.sum(jnp.where(d >= t, terms, 0), axis=0)[::-1]
@@ -228,6 +243,7 @@ class _Sums:
 def _segments(
     problem: DeviceProblem, order: Int[Array, " N"], peak_bytes: Float[Array, " N"], window: int
 ) -> _Segments:
+    """Collects the data of one order."""
     config = problem.config
     size, chips = order.shape[0], config.num_chips
     bandwidth = problem.link_bandwidth
@@ -242,9 +258,9 @@ def _segments(
     crossing = zeros.at[made_at + 1].add(size_s).at[last_at + 1].add(-size_s)
     reach = jnp.full((size + 1,), -1, order.dtype).at[made_at + 1].max(last_at)
     load = jnp.cumsum(problem.node_s[order], axis=0)
-    pins = problem.fixed_chip[order]
-    before = lax.cummax(pins)  # the highest pin up to each position; -1 without
-    behind = lax.cummin(jnp.where(pins < 0, chips, pins), reverse=True)
+    fixed = problem.fixed_chip[order]
+    before = lax.cummax(fixed)  # the highest fixed chip up to each position; -1: none
+    behind = lax.cummin(jnp.where(fixed < 0, chips, fixed), reverse=True)
 
     weight_prefix, shared, in_s, out_s = zeros, None, None, None
     used_at = position[problem.use_node]
@@ -258,8 +274,8 @@ def _segments(
         edge_s = size_s[problem.edge_tensor]
         previous = _previous(problem.edge_tensor, edge_at, made_at[problem.edge_tensor])
         in_s = _joined(edge_at, previous, edge_s, size, window)
-        # Sent once its producer joins and anything is left to send to; no more with its last
-        # consumer.
+        # A segment sends a tensor from the moment its producer joins until its last consumer
+        # joins. A tensor without consumers is never sent.
         is_sent = last_at > made_at
         never = jnp.full_like(made_at, -1)
         out_s = _joined(made_at, never, jnp.where(is_sent, size_s, 0), size, window)
@@ -284,7 +300,7 @@ def _segments(
 
 
 def _previous(owner: Array, at: Array, first: Array) -> Array:
-    """For each entry the position of its owner's entry before it; `first` for the earliest."""
+    """For each entry, the position of the previous entry of its owner; `first` for the earliest."""
     entry = jnp.arange(owner.shape[0], dtype=jnp.int32)
     owners, positions, entries = lax.sort((owner, at, entry), num_keys=2)
     is_same = jnp.concatenate([jnp.zeros((1,), bool), owners[1:] == owners[:-1]])
@@ -295,8 +311,10 @@ def _previous(owner: Array, at: Array, first: Array) -> Array:
 def _joined(
     at: Array, previous: Array, amount: Array, size: int, window: int
 ) -> Float[Array, "N W"]:
-    """[q, d]: what position q adds to the piece that starts d before it: the entries at q whose
-    previous one lies before that start."""
+    """What position q adds to the segment that starts d positions before it, at [q, d].
+
+    It is the sum over the entries at q whose previous entry lies before that start.
+    """
     reach = jnp.minimum(at - previous, window)
     table = jnp.zeros((size, window), amount.dtype)
     table = table.at[at, reach - 1].add(jnp.where(reach > 0, amount, 0))
@@ -304,10 +322,11 @@ def _joined(
 
 
 def _pad(values: Array, window: int, fill: float) -> Array:
+    """Puts `window` entries of value `fill` in front of an array."""
     edge = jnp.full((window, *values.shape[1:]), fill, values.dtype)
     return jnp.concatenate([edge, values])
 
 
 def _rows(values: Array, j: Array, window: int) -> Array:
-    """The entries of the `window` cuts before cut j, from an array padded by `window` in front."""
+    """The entries of the `window` cuts before cut j, from an array that `_pad` has padded."""
     return lax.dynamic_slice_in_dim(values, j, window)

@@ -1,9 +1,9 @@
-"""Node orders to start from: the program's, and two that keep what belongs together together.
+"""Node orders to start from: the program order, and two orders by depth.
 
-A trace lists an unrolled network layer by layer or step by step, and what feeds it (an embedding of
-each word) or ends it (a softmax at each step) wherever the code stands. Cut in that order, much is
-alive across every cut. Numbered by depth instead, with side chains moved next to their consumers,
-the same graph has narrow cuts.
+A trace lists an unrolled network layer by layer or step by step. Nodes that feed it (an embedding
+of each word) or end it (a softmax at each step) stand wherever the code has them. In that order,
+many tensors are alive across every cut. If the nodes are ordered by depth, with side chains next to
+their consumers, the same graph has narrow cuts.
 """
 
 from __future__ import annotations
@@ -14,8 +14,15 @@ from jaxpart.problem.problem import FloatArray, IntArray, Problem
 
 
 def start_keys(contracted: Problem) -> FloatArray:
-    """[3, N] keys whose ascending order is topological: of the program, by depth from the inputs
-    with side chains late, and by depth from the outputs with side branches early."""
+    """[3, M] the keys of three topological orders; the order is that of ascending keys.
+
+    1. The program order.
+    2. By depth from the inputs; side chains come as late as their consumers allow.
+    3. By depth from the outputs; side branches come as early as their producers allow.
+
+    Args:
+      contracted: the contracted problem of M nodes (`Problem.contracted`).
+    """
     pairs = contracted.node_pairs
     mirrored = contracted.num_nodes - 1 - pairs[:, ::-1]
     mirrored = mirrored[np.lexsort((mirrored[:, 1], mirrored[:, 0]))]
@@ -25,12 +32,13 @@ def start_keys(contracted: Problem) -> FloatArray:
 
 
 def keys_of(problem: Problem, assignment: IntArray) -> FloatArray:
-    """[M] keys whose ascending order lists the chips of a valid partition one by one, so that
-    the order can be cut into it again; the order is topological.
+    """[M] the keys of a topological order that can be cut into a given partition.
+
+    The order lists the contracted nodes chip by chip.
 
     Args:
-      problem: whose contracted nodes are numbered in a topological order.
-      assignment: [N] chips, which data never leaves for a lower one.
+      problem: its contracted nodes are numbered in a topological order.
+      assignment: [N] a valid partition; data never flows to a lower chip.
     """
     chip = np.zeros(problem.num_contracted, np.int64)
     chip[problem.contraction] = assignment
@@ -40,12 +48,16 @@ def keys_of(problem: Problem, assignment: IntArray) -> FloatArray:
 
 
 def _tightened(pairs: IntArray, count: int) -> IntArray:
-    """[N] the depth of each node, or one less than the least of its consumers' where it has some.
+    """[M] the level of each node: its depth, or one less than the lowest level of its consumers.
 
-    Nodes without consumers stay at their depth; all others move as late as that allows.
+    Nodes without consumers stay at their depth. All others move as late as their consumers allow.
+
+    Args:
+      pairs: [P, 2] the edges, producer and consumer, sorted by producer.
+      count: M, nodes.
     """
     depth = [0] * count
-    for u, v in pairs.tolist():  # sorted by producer
+    for u, v in pairs.tolist():
         depth[v] = max(depth[v], depth[u] + 1)
     latest = depth.copy()
     has_consumer = [False] * count

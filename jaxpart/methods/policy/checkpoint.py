@@ -1,4 +1,4 @@
-"""A trained policy as one file: a line of JSON that says what it is, then the weights (msgpack)."""
+"""A trained policy as one file: a header (one line of JSON), then the weights (msgpack)."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from jaxpart.methods.policy import features
 from jaxpart.methods.policy.network import PLACEMENT, NetworkConfig, PolicyNetwork
 
 FORMAT, VERSION = "jaxpart-policy", 1
-SHIPPED = "pretrained"
-# In an installed package the policies lie inside it, in a checkout beside it.
+SHIPPED = "pretrained"  # name of the default policy
+# Folders of the shipped policies: in an installed package, and in a checkout of the repository.
 _FOLDERS = (
     Path(__file__).parents[2] / "data" / "policies",
     Path(__file__).parents[3] / "data" / "policies",
@@ -29,28 +29,33 @@ _FOLDERS = (
 
 
 class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The first line of a checkpoint."""
+
     format: str
     version: int
-    features: int
-    sizes: dict[str, int]
-    bytes: int
-    sha256: str
-    made: dict[str, Any]  # command, seed, steps, seconds, device, versions
+    features: int  # version of the feature set
+    sizes: dict[str, int]  # fields of `NetworkConfig`
+    bytes: int  # size of the weights
+    sha256: str  # of the weights
+    made: dict[str, Any]  # see `Policy`
 
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """A policy: the weights of a network, and the network's sizes."""
+    """A policy: the weights of a network and the sizes of the network."""
 
     params: Any  # a pytree of arrays
     sizes: NetworkConfig
-    made: dict[str, Any]  # how: command, seed, steps, seconds, device, versions
+    made: dict[str, Any]  # how it was made: command, seed, steps, seconds, device, versions
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a checkpoint, whole or not at all.
+        """Writes a checkpoint: the complete file, or nothing.
+
+        Args:
+          path: of the file.
 
         Raises:
-          InputError: it cannot be written there.
+          InputError: the file cannot be written.
         """
         weights = serialization.to_bytes(jax.tree.map(np.asarray, self.params))
         header = _Header(
@@ -66,11 +71,18 @@ class Policy:
 
     @classmethod
     def load(cls, name_or_path: str | os.PathLike[str]) -> Policy:
-        """A shipped policy, by name, or a checkpoint by its path.
+        """Loads a shipped policy by its name, or a checkpoint by its path.
+
+        Args:
+          name_or_path: the name takes precedence.
+
+        Returns:
+          The policy, with numpy arrays as weights.
 
         Raises:
-          FileFormatError: it is no checkpoint, of another version or feature set, or damaged.
-          InputError: there is neither, or the file cannot be read.
+          FileFormatError: the file is not a checkpoint, has another version or feature set, or is
+            damaged.
+          InputError: no policy has this name or path, or the file cannot be read.
         """
         path = resolve(name_or_path)
         line, _, weights = read_bytes(path).partition(b"\n")
@@ -93,7 +105,11 @@ class Policy:
 
 
 def _header(path: Path, line: bytes) -> _Header:
-    """The header in a checkpoint's first line."""
+    """Reads the header from the first line of a checkpoint.
+
+    Raises:
+      FileFormatError: the line is not a header, or its version or feature set is another.
+    """
     try:
         stated = msgspec.json.decode(line, type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -116,10 +132,16 @@ def _header(path: Path, line: bytes) -> _Header:
 
 
 def resolve(name_or_path: str | os.PathLike[str]) -> Path:
-    """The file of a shipped policy, by name, or any other by its path.
+    """The file of a policy.
+
+    Args:
+      name_or_path: name of a shipped policy, or the path of a file.
+
+    Returns:
+      The path of an existing file. A shipped policy takes precedence over a file of its name.
 
     Raises:
-      InputError: neither.
+      InputError: there is neither a shipped policy of this name nor such a file.
     """
     shipped = shipped_policies()
     if os.fspath(name_or_path) in shipped:
@@ -132,12 +154,17 @@ def resolve(name_or_path: str | os.PathLike[str]) -> Path:
 
 
 def shipped_policies() -> dict[str, Path]:
-    """The policies that come with jaxpart, by name."""
+    """The files of the policies that are shipped with jaxpart, by name."""
     folder = next((f for f in _FOLDERS if f.is_dir()), _FOLDERS[-1])
     return {path.stem: path for path in sorted(folder.glob("*.policy"))}
 
 
 def _check_shapes(path: str | os.PathLike[str], params: Any, sizes: NetworkConfig) -> None:
+    """Checks that the weights have the names and shapes that `sizes` gives.
+
+    Raises:
+      FileFormatError: a weight is missing, is surplus, or has another shape.
+    """
     expected = jax.eval_shape(
         lambda: PolicyNetwork(sizes).init(jax.random.key(0), *example_inputs())
     )
@@ -151,7 +178,7 @@ def _check_shapes(path: str | os.PathLike[str], params: Any, sizes: NetworkConfi
 
 
 def example_inputs() -> tuple[features.Features, jax.Array]:
-    """Inputs of the smallest shape, for initialising and describing weights."""
+    """Small inputs of the network: features of 8 rows, and a placement [8, PLACEMENT] of zeros."""
     from jaxpart.problem.graph import Graph, Node
     from jaxpart.problem.mcm import load_mcm
     from jaxpart.problem.problem import Problem

@@ -1,9 +1,11 @@
-"""What the policy sees of a graph on a module: numbers that mean the same on every graph.
+"""The policy's inputs: features of a graph on a module that mean the same on every graph.
 
-Times are relative to the mean load of a chip, bytes to a chip's memory or to a link's period, depth
-and position to the graph's: nothing names the graph, and nothing depends on its size or on the
-number of chips. Everything is per contracted node (`Problem.contracted`), padded to the rows of the
-lowered problem.
+Times are relative to the mean load of a chip, the transfer times of tensors included. Bytes of
+weights are relative to the memory of a chip. Depth and position are relative to those of the graph.
+No feature identifies the graph. The number of features of a node, pair or chip depends neither on
+the size of the graph nor on the number of chips.
+
+Rows are contracted nodes (`Problem.contracted`), padded to the rows of the lowered problem.
 """
 
 from __future__ import annotations
@@ -19,58 +21,64 @@ from jaxpart.cost.device import bucket_size
 from jaxpart.errors import InputError
 from jaxpart.problem.problem import FloatArray, Problem
 
-VERSION = 2  # of the feature set; a checkpoint says which it was trained on
-OP_CLASSES = 16
+VERSION = 2  # of the feature set; a checkpoint states the version that it was trained on
+OP_CLASSES = 16  # hash classes of the kinds of operations
 BASIS = 10  # columns of `Features.order_basis` and `Features.label_basis`
-_WAVES = 4
-MAX_CONTRACTED = 6000  # the largest bucket is 6,144 rows
-_MCM_OF = ("chain", "host", "mesh")
-_MODULE_FIGURES = 16
-# A ratio of times or bytes beyond this is as good as infinite.
-_MOST = 1e6
+_WAVES = 4  # sines, and as many cosines, in `Features.label_basis`
+MAX_CONTRACTED = 6000  # contracted nodes; the largest bucket has 6,144 rows
+_TOPOLOGIES = ("chain", "host", "mesh")
+_MODULE_FIGURES = 16  # entries of `Features.module`
+_LARGEST_RATIO = 1e6  # a larger ratio of times or bytes is clipped to this
 
 
 @struct.dataclass
 class Features:
-    """Static inputs of the network, padded: N contracted nodes, P pairs with an edge, U uses, C
-    chips.
+    """Static inputs of the network for one graph on one module.
+
+    Padded sizes: N contracted nodes, P pairs of contracted nodes with an edge, U uses of weights.
+    C chips are not padded.
     """
 
     node: Float[Array, "N F"]
     pair: Float[Array, "P D"]
-    pair_from: Int[Array, " P"]  # padding runs from the last row to itself
-    pair_to: Int[Array, " P"]
-    # Uses of weights with several: recurrent steps of one layer, which share no edge.
+    pair_from: Int[Array, " P"]  # producer; padding pairs run from the last row to itself
+    pair_to: Int[Array, " P"]  # consumer
+    # Uses of weights that have several consumers. They connect the recurrent steps of one layer,
+    # which may have no edge in common.
     use_node: Int[Array, " U"]
     use_weight: Int[Array, " U"]
     module: Float[Array, " G"]
     chip: Float[Array, "C H"]
-    position: Float[
-        Array, " N"
-    ]  # middle of the contracted node's share of the load in program order, 0..1
-    # Directions along which a whole sample is shifted; each of unit spread over the blocks.
+    # Middle of the contracted node's interval of the cumulative load in program order, 0..1.
+    position: Float[Array, " N"]
+    # Directions along which a whole sample is shifted. Over the contracted nodes, each column has
+    # mean 0 and standard deviation 1.
     order_basis: Float[Array, "N R"]
     label_basis: Float[Array, "N R"]
-    is_real: Float[Array, " N"]  # 1, or 0 for padding
+    is_real: Float[Array, " N"]  # 1 for a contracted node, 0 for padding
 
 
 def features(problem: Problem, rows: int, pairs: int) -> Features:
-    """The features of `problem`, padded.
+    """Computes the padded features of a problem.
 
     Args:
-      problem: any; its contracted nodes are looked at.
-      rows: N, more than there are blocks.
-      pairs: P, at least the distinct pairs of contracted nodes with an edge.
+      problem: any problem; the features describe its contracted nodes.
+      rows: N, more than the number of contracted nodes.
+      pairs: P, at least the number of distinct pairs of contracted nodes with an edge.
+
+    Returns:
+      The features, as numpy arrays.
 
     Raises:
-      InputError: more contracted nodes than the largest bucket holds.
+      InputError: the graph has more contracted nodes than the largest bucket holds.
+      InfeasibleError: the nodes of one contracted node are fixed to different chips.
     """
     contracted = problem.contracted
     count = contracted.num_nodes
     if count > MAX_CONTRACTED:
         raise InputError(
             f"the graph has {count} blocks of nodes, more than the policy's largest bucket "
-            f"({MAX_CONTRACTED}); contract it, or search without the policy"
+            f"({MAX_CONTRACTED}); search without the policy"
         )
     load_s = contracted.node_s.mean(axis=1)
     total_s = max(float(load_s.sum()), 1e-30)
@@ -141,6 +149,7 @@ def features(problem: Problem, rows: int, pairs: int) -> Features:
 
 
 def _module(contracted: Problem, chip_s: float) -> FloatArray:
+    """[16] features of the module and of the graph as a whole; `chip_s` is a chip's mean load."""
     mcm, rules = contracted.mcm, contracted.mcm.constraints
     fastest = contracted.node_s.min(axis=1).sum() / max(contracted.node_s.max(axis=1).sum(), 1e-30)
     return np.array(
@@ -162,22 +171,20 @@ def _module(contracted: Problem, chip_s: float) -> FloatArray:
             float(rules.triangle),
             float(rules.memory),
             float(mcm.memory_model == "full"),
-            *(float(mcm.topology == topology) for topology in _MCM_OF),
+            *(float(mcm.topology == topology) for topology in _TOPOLOGIES),
         ]
     )
 
 
 def _chips(contracted: Problem) -> FloatArray:
-    """[C, 2] log of each chip's seconds and memory, relative to the module's mean."""
+    """[C, 2] logarithms of each chip's time for all nodes and of its memory, over their means."""
     seconds = np.maximum(contracted.node_s.sum(axis=0), 1e-30)[contracted.chip_kind]
     capacity = contracted.capacity_bytes
     return np.stack([np.log(seconds / seconds.mean()), np.log(capacity / capacity.mean())], axis=1)
 
 
 def _op_classes(problem: Problem, load_s: FloatArray) -> FloatArray:
-    """[M, 16] one-hot class, by hash, of the kind of operation of each contracted node's first
-    node.
-    """
+    """[M, 16] one-hot class of each contracted node: a hash of the op of its first node."""
     first = np.full(len(load_s), problem.num_nodes)
     np.minimum.at(first, problem.contraction, np.arange(problem.num_nodes))
     ops = [problem.graph.nodes[v].op for v in first]
@@ -185,7 +192,7 @@ def _op_classes(problem: Problem, load_s: FloatArray) -> FloatArray:
 
 
 def _pairs(contracted: Problem) -> tuple[np.ndarray, FloatArray]:
-    """The distinct (producer, consumer) pairs [P, 2], sorted, and the bytes between them [P]."""
+    """The distinct (producer, consumer) pairs [P, 2], sorted, and the bytes of each pair [P]."""
     ends = np.stack([contracted.edge_producer, contracted.edge_consumer], axis=1).reshape(-1, 2)
     distinct, which = np.unique(ends, axis=0, return_inverse=True)
     return distinct, _summed(
@@ -194,8 +201,9 @@ def _pairs(contracted: Problem) -> tuple[np.ndarray, FloatArray]:
 
 
 def _depths(count: int, ends: np.ndarray) -> tuple[FloatArray, FloatArray]:
-    """Earliest and latest level of each contracted node: pairs are sorted, contracted nodes in
-    topological order.
+    """The earliest and the latest level of each contracted node, [M] each.
+
+    The loops need sorted pairs and contracted nodes in topological order.
     """
     asap, alap = np.zeros(count), np.zeros(count)
     for u, v in ends.tolist():
@@ -207,7 +215,10 @@ def _depths(count: int, ends: np.ndarray) -> tuple[FloatArray, FloatArray]:
 
 
 def _load_shares(count: int, ends: np.ndarray, share: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """The share of the load that lies before and behind each contracted node, along the edges."""
+    """The share of the load in each contracted node's ancestors and descendants, [M] each.
+
+    Both include the contracted node itself.
+    """
     above = np.eye(count, dtype=bool)
     for u, v in ends.tolist():
         above[v] |= above[u]
@@ -217,26 +228,34 @@ def _load_shares(count: int, ends: np.ndarray, share: FloatArray) -> tuple[Float
 
 
 def _ranks(level: FloatArray, program: np.ndarray) -> FloatArray:
+    """[M] rank of each contracted node by level; equal levels are ranked in program order."""
     ranks = np.empty(len(level))
     ranks[np.lexsort((program, level))] = program
     return ranks
 
 
 def _summed(owner: np.ndarray, values: FloatArray, count: int) -> FloatArray:
+    """[count] sum of the values of each owner."""
     return np.bincount(owner, weights=values, minlength=count).astype(np.float64)
 
 
 def _log(ratio: FloatArray | float) -> FloatArray:
-    """A ratio on a scale where 1 is 0, and 0 is not far: from about -2 to 3."""
-    return np.log(np.clip(ratio, 0, _MOST) + 1e-3) / 4
+    """A ratio on a logarithmic scale: 0 gives -1.7, 1 gives about 0, and 1e6 or more gives 3.5."""
+    return np.log(np.clip(ratio, 0, _LARGEST_RATIO) + 1e-3) / 4
 
 
 def _unit(columns: FloatArray) -> FloatArray:
+    """Columns with mean 0 and standard deviation 1; constant columns become 0."""
     centred = columns - columns.mean(axis=0)
     return centred / np.maximum(centred.std(axis=0), 1e-6)
 
 
-def _padded(values: np.ndarray, size: int, fill: int = 0) -> Any:  # numpy until it is on the device
+def _padded(values: np.ndarray, size: int, fill: int = 0) -> Any:
+    """Pads to `size` rows, as int32 or float32.
+
+    The result is a numpy array. It is annotated `Any` because the fields of `Features` are
+    annotated as device arrays.
+    """
     dtype = np.int32 if values.dtype.kind in "iu" else np.float32
     out = np.full((size, *values.shape[1:]), fill, dtype)
     out[: len(values)] = values

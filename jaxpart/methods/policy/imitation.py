@@ -1,9 +1,9 @@
-"""The first placement, learned from partitions that a search has found.
+"""Imitation: fits the network's first placement to partitions that a search has found.
 
-A search of seconds leaves a good partition of every training graph on every module; where in the
-module each contracted node stands there is what `Proposal.first` is fitted to, by regression. What
-this gives is where reinforcement learning (`pretraining`) sets out: expert iteration (Anthony et
-al., 2017), one round of it.
+A search of a few seconds gives a good partition of every training graph on every module. The
+partition gives a position in the module for each contracted node. `Proposal.first` is fitted to
+these positions by regression. Reinforcement learning (`pretraining.py`) then starts from the fitted
+weights. This is one round of expert iteration (Anthony et al., 2017).
 """
 
 from __future__ import annotations
@@ -28,35 +28,43 @@ from jaxpart.problem.graph import Graph
 from jaxpart.problem.problem import IntArray, Problem
 from jaxpart.results.file import read_result
 
-_STEEPEST = 0.01  # norm of a gradient; distances are hundredths
-_LOAD = 1  # the column of `Features.node` that is the load over a chip's, at most 4
+_MAX_GRADIENT_NORM = 0.01  # gradients are clipped to this norm; the loss is of this order
+_LOAD_COLUMN = 1  # column of `Features.node`: the load relative to a chip's mean load, at most 4
 
 
 @dataclasses.dataclass(frozen=True)
 class ImitationConfig:
-    """How to imitate."""
+    """How to fit the first placement."""
 
     seed: int = 0
     epochs: int = 60
-    batch: int = 8  # pairs of graph and module per step of the optimiser
-    learning_rate: float = 2e-3  # at its peak; warmed up, then along a cosine to zero
-    decay: float = 1e-3  # of weights
+    batch: int = 8  # examples per step of the optimiser
+    learning_rate: float = 2e-3  # peak; after a warm-up it falls to 0 along a cosine
+    decay: float = 1e-3  # weight decay of AdamW
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A partition to learn from."""
+    """A problem and a partition of it to learn from."""
 
     problem: Problem
-    assignment: IntArray  # [num_nodes]
+    assignment: IntArray  # [num_nodes] chips of nodes
 
 
 def read_examples(folder: Path, graphs: Sequence[Graph]) -> dict[str, Example]:
-    """The result files of a folder that are of these graphs, by file name.
+    """Reads the result files (`*.result.json`) in a folder that belong to the given graphs.
+
+    Args:
+      folder: of the files; results of other graphs are ignored.
+      graphs: to train on.
+
+    Returns:
+      The examples, by file name.
 
     Raises:
-      FileFormatError: one of them is no result file.
-      InputError: one is of another graph of that name, or the folder has none.
+      FileFormatError: a file is not a result file.
+      InputError: a result is of another graph that has the same name, or no result is of the given
+        graphs.
     """
     by_name = {graph.name: graph for graph in graphs}
     found: dict[str, Example] = {}
@@ -75,12 +83,17 @@ def read_examples(folder: Path, graphs: Sequence[Graph]) -> dict[str, Example]:
 
 
 def positions(task: Task, assignment: IntArray) -> Float[Array, " N"]:
-    """Where each contracted node stands in a partition: the middle of its chip's share of the load,
-    0..1.
+    """The position of each contracted node in a partition.
+
+    Each chip covers an interval of 0..1, as long as its share of the load; the chips follow each
+    other by number. The position of a contracted node is the middle of its chip's interval.
 
     Args:
       task: the graph on the module.
-      assignment: [num_nodes] chips of nodes; contracted nodes are on one chip each.
+      assignment: [num_nodes] chips of nodes; the nodes of a contracted node share a chip.
+
+    Returns:
+      [N] positions, 0..1; 0 for padding.
     """
     contracted = task.problem.contracted
     chip = np.zeros(contracted.num_nodes, np.int64)
@@ -100,12 +113,21 @@ def distance(
     seen: Array,
     target: Float[Array, " N"],
 ) -> Float[Array, ""]:
-    """Mean over contracted nodes, half by number and half by load, of the squared distance of
-    positions.
+    """The loss: weighted mean of the squared distance between proposed and target positions.
+
+    Half of the weight is divided equally among the contracted nodes, the other half in proportion
+    to their load (at most four times the mean load of a chip).
+
+    Args:
+      params: weights of the network.
+      sizes: of the network.
+      features: of the graph on the module.
+      seen: [N, 8] the placement that the network sees (`rollout.State.seen`).
+      target: [N] positions, 0..1.
     """
     first = propose(params, sizes, features, seen).first
     real = features.is_real
-    load = real * features.node[:, _LOAD]
+    load = real * features.node[:, _LOAD_COLUMN]
     weight = 0.5 * real / real.sum() + 0.5 * load / jnp.maximum(load.sum(), 1e-9)
     return jnp.sum(weight * (first - target) ** 2)
 
@@ -121,25 +143,32 @@ def imitate(
     params: Params,
     sizes: NetworkConfig,
     examples: Mapping[str, Example],
-    lessons: ImitationConfig,
+    imitation: ImitationConfig,
     report: Callable[[int, float], None] = lambda epoch, loss: None,
 ) -> Params:
     """Fits the first placement to the examples.
 
     Args:
-      params: to begin with.
-      report: called after every epoch with its number and the mean squared distance.
+      params: initial weights of the network.
+      sizes: of the network.
+      examples: partitions to learn from, by name.
+      imitation: how to fit.
+      report: called after every epoch with its number and the mean of `distance`.
+
+    Returns:
+      The fitted weights.
     """
     tasks, targets = [], []
     for name in sorted(examples):
         task = Task.build(examples[name].problem)
         tasks.append((task.features, task.start.seen))
         targets.append(positions(task, examples[name].assignment))
-    batches = -(-len(tasks) // lessons.batch)
-    steps = lessons.epochs * batches
-    schedule = optax.warmup_cosine_decay_schedule(0.0, lessons.learning_rate, steps // 20, steps)
+    batches = -(-len(tasks) // imitation.batch)
+    steps = imitation.epochs * batches
+    schedule = optax.warmup_cosine_decay_schedule(0.0, imitation.learning_rate, steps // 20, steps)
     optimizer = optax.chain(
-        optax.clip_by_global_norm(_STEEPEST), optax.adamw(schedule, weight_decay=lessons.decay)
+        optax.clip_by_global_norm(_MAX_GRADIENT_NORM),
+        optax.adamw(schedule, weight_decay=imitation.decay),
     )
     state = optimizer.init(params)
 
@@ -149,8 +178,8 @@ def imitate(
         updates, state = optimizer.update(mean, state, params)
         return optax.apply_updates(params, updates), state
 
-    for epoch in range(lessons.epochs):
-        order = np.random.default_rng([lessons.seed, epoch]).permutation(len(tasks))
+    for epoch in range(imitation.epochs):
+        order = np.random.default_rng([imitation.seed, epoch]).permutation(len(tasks))
         losses = []
         for chosen in np.array_split(order, batches):
             gradients = []

@@ -1,12 +1,15 @@
-"""The network: attention over the graph's edges in both directions, and heads for two decoders.
+"""The policy network: attention along the graph's edges, and heads for the two decoders.
 
-Everything is per node, per edge or per (node, chip); no weight depends on the number of nodes or
-chips, so that one set of weights serves any graph on any module. Chips enter by where they stand,
-(c + 1/2) / C, and what they are.
+All computations are per contracted node, per edge or per (contracted node, chip). No shape of a
+weight depends on the number of nodes or chips, so one set of weights serves any graph on any
+module. The inputs of chip c are its position (c + 1/2) / C and its features.
 
-The heads start at zero. With fresh weights the policy is then its prior: it shifts the last
-placement (at first: by the load before each node in program order) along fixed directions and adds
-noise (`rollout`). What is learned is the difference, the first placement included.
+The heads start at zero. A fresh network is therefore the prior of the policy: it moves the last
+placement along fixed directions and adds noise (`actions.py`). Before there is a placement, the
+prior places each contracted node by the load before it in program order. The network learns the
+difference from the prior, also for the first placement.
+
+In all shapes, N is the number of rows: one per contracted node, plus padding.
 
 Graph attention: Velickovic et al. (ICLR 2018), with the dynamic scores of Brody et al. (ICLR 2022).
 """
@@ -25,47 +28,47 @@ from jaxtyping import Array, Float, Int
 
 from jaxpart.methods.policy.features import BASIS, Features
 
-PLACEMENT = 8  # columns of what the network is told of the last placement
-_WAVES = 4
-_EDGE = 1e-3  # how near to either end of the module the prior places a contracted node
-_SPREAD = 1.5  # the most that a head may scale noise, as a power of e
+PLACEMENT = 8  # columns of `rollout.State.seen`, which describes the last placement
+_WAVES = 4  # sines, and as many cosines, of the position of a chip
+_END_MARGIN = 1e-3  # least distance of the prior's first positions from 0 and 1
+_MAX_LOG_SCALE = 1.5  # heads scale noise and fixed directions by e^-this to e^this
 
 
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig:
-    """What fixes the shapes of the weights."""
+    """The sizes that determine the shapes of the weights."""
 
     width: int = 64
     layers: int = 3
     heads: int = 4
-    rank: int = 4  # learned directions that a whole sample shares
+    rank: int = 4  # learned directions along which a whole sample is shifted
 
 
 @struct.dataclass
 class Moves:
-    """How one decoder changes the last placement, per contracted node; z is drawn once per sample.
+    """How one decoder changes the last placement, per contracted node.
 
-    A sample's move is shift + directions z + spread * noise, in units of the sample's step.
+    A node's mean move is shift + directions @ z, in units of the sample's step. Noise with standard
+    deviation exp(log_spread) is added to it: in steps for orders, in units of `Shared.ragged` for
+    labels. `actions.py` draws z once per sample, and the noise once per node.
     """
 
     shift: Float[Array, " N"]
-    directions: Float[Array, "N R"]
+    directions: Float[Array, "N R"]  # the fixed ones (BASIS), then the learned ones
     log_spread: Float[Array, " N"]
-    focus: Float[
-        Array, " N"
-    ]  # log-weight of each contracted node to be the centre of what may move
+    # Logit of each contracted node to be the centre of the stretch that may move.
+    focus: Float[Array, " N"]
 
 
 @struct.dataclass
 class Proposal:
-    """What the network says: where to start, how to move from there, and scores of chips."""
+    """The network's output: where to start, how to move from there, and scores of chips."""
 
-    first: Float[
-        Array, " N"
-    ]  # where each contracted node stands in the module, 0..1, before any placement
+    # The first placement: position of each contracted node in the module, 0..1.
+    first: Float[Array, " N"]
     orders: Moves
     labels: Moves
-    scores: Float[Array, "N C"]
+    scores: Float[Array, "N C"]  # added to the log-probabilities of labels
 
 
 class PolicyNetwork(nn.Module):
@@ -79,7 +82,10 @@ class PolicyNetwork(nn.Module):
 
         Args:
           features: of the graph on the module.
-          placement: per contracted node, of the placement to improve (`rollout.State.seen`).
+          placement: [N, 8] description of the placement to improve (`rollout.State.seen`).
+
+        Returns:
+          The proposal; its rows of padding mean nothing.
         """
         width, rank = self.sizes.width, self.sizes.rank
         rows, chips = features.node.shape[0], features.chip.shape[0]
@@ -107,10 +113,10 @@ class PolicyNetwork(nn.Module):
         keys = nn.Dense(width)(chip)  # [C, width]
         scores = nn.Dense(width, kernel_init=zero)(h) @ keys.T
         assert scores.shape == (rows, chips)
-        prior = jnp.clip(features.position, _EDGE, 1 - _EDGE)
-        turn = nn.Dense(1, kernel_init=zero)(h)[:, 0]
+        prior = jnp.clip(features.position, _END_MARGIN, 1 - _END_MARGIN)
+        correction = nn.Dense(1, kernel_init=zero)(h)[:, 0]
         return Proposal(
-            first=jax.nn.sigmoid(jnp.log(prior) - jnp.log1p(-prior) + turn),
+            first=jax.nn.sigmoid(jnp.log(prior) - jnp.log1p(-prior) + correction),
             orders=_moves(orders, features.order_basis),
             labels=_moves(labels, features.label_basis),
             scores=scores,
@@ -120,14 +126,28 @@ class PolicyNetwork(nn.Module):
 def propose(
     params: Any, sizes: NetworkConfig, features: Features, placement: Float[Array, "N 8"]
 ) -> Proposal:
-    """What the network with these weights says."""
+    """Applies the network.
+
+    Args:
+      params: weights of the network.
+      sizes: of the network.
+      features: of the graph on the module.
+      placement: [N, 8] description of the placement to improve (`rollout.State.seen`).
+
+    Returns:
+      The proposal of the network with these weights.
+    """
     proposal = PolicyNetwork(sizes).apply(params, features, placement)
     assert isinstance(proposal, Proposal)
     return proposal
 
 
 class Layer(nn.Module):
-    """Attention along and against the edges, users of the same weights, a view of all; a block."""
+    """One layer of the network.
+
+    It has attention along the edges, attention against the edges, a mean over the nodes that use
+    the same weights, a mean over all nodes, and then a feed-forward part.
+    """
 
     sizes: NetworkConfig
 
@@ -135,9 +155,18 @@ class Layer(nn.Module):
     def __call__(
         self, graph: jraph.GraphsTuple, real: Float[Array, "N 1"], features: Features
     ) -> Float[Array, "N W"]:
-        """The new node embeddings; those of padding mean nothing and reach no other."""
+        """Computes new node embeddings.
+
+        Args:
+          graph: N nodes with embeddings [N, W], and P edges.
+          real: [N, 1] 1 for a contracted node, 0 for padding.
+          features: of the graph on the module.
+
+        Returns:
+          [N, W] embeddings. Those of padding mean nothing, and do not affect the others.
+        """
         width = self.sizes.width
-        # jraph's annotations allow more than what `PolicyNetwork` puts there.
+        # `Any`, because jraph's annotations allow more types than `PolicyNetwork` uses.
         h: Any = graph.nodes
         edges: Any = graph.edges
         senders: Any = graph.senders
@@ -160,7 +189,7 @@ def _attend(
     sources: Int[Array, " P"],
     targets: Int[Array, " P"],
 ) -> Float[Array, "N W"]:
-    """Each node's mean over its neighbours on one side, weighted by attention; 0 without any."""
+    """[N, W] mean over each node's sources, weighted by attention; 0 for a node without sources."""
     rows, pairs = x.shape[0], sources.shape[0]
     value = nn.Dense(sizes.width)(x)
     seen = value[sources] + nn.Dense(sizes.width)(edges)
@@ -174,25 +203,25 @@ def _attend(
 def _mean_of(
     sources: Int[Array, " U"], targets: Int[Array, " U"], x: Float[Array, "S W"], count: int
 ) -> Float[Array, "T W"]:
-    """Each target's mean over its sources; 0 without any."""
+    """[T, W] mean over each target's sources; 0 for a target without sources."""
     total = jraph.segment_sum(x[sources], targets, num_segments=count)
     number = jraph.segment_sum(jnp.ones(len(sources)), targets, num_segments=count)
     return total / jnp.maximum(number, 1.0)[:, None]
 
 
-def _moves(parts: Float[Array, "N M"], basis: Float[Array, "N R"]) -> Moves:
-    """The learned part on top of the fixed directions; each of these is scaled node by node."""
+def _moves(parts: Float[Array, "N K"], basis: Float[Array, "N R"]) -> Moves:
+    """One decoder's moves from its head [N, K]; each node scales the fixed directions `basis`."""
     shift, spread, focus = parts[:, 0], parts[:, 1], parts[:, 2]
     scale, learned = parts[:, 3 : 3 + BASIS], parts[:, 3 + BASIS :]
-    fixed = basis * jnp.exp(_SPREAD * jnp.tanh(scale)) / BASIS**0.5
+    fixed = basis * jnp.exp(_MAX_LOG_SCALE * jnp.tanh(scale)) / BASIS**0.5
     return Moves(
-        shift, jnp.concatenate([fixed, learned], axis=1), _SPREAD * jnp.tanh(spread), focus
+        shift, jnp.concatenate([fixed, learned], axis=1), _MAX_LOG_SCALE * jnp.tanh(spread), focus
     )
 
 
 def _chip_inputs(chip: Float[Array, "C H"]) -> Float[Array, "C K"]:
-    """What a chip is, and waves of where it stands."""
+    """[C, K] inputs of each chip: its features, its position, and waves of the position."""
     count = chip.shape[0]
     at = ((jnp.arange(count) + 0.5) / count)[:, None]
-    sharing = jnp.pi * at * 2.0 ** jnp.arange(_WAVES)[None]
-    return jnp.concatenate([chip, at, jnp.sin(sharing), jnp.cos(sharing)], axis=1)
+    angle = jnp.pi * at * 2.0 ** jnp.arange(_WAVES)[None]
+    return jnp.concatenate([chip, at, jnp.sin(angle), jnp.cos(angle)], axis=1)

@@ -1,9 +1,10 @@
-"""Proximal policy optimisation (Schulman et al., 2017), with every node an agent of its own.
+"""Proximal policy optimisation (Schulman et al., 2017), with every node as an agent of its own.
 
-The reward is one for the whole sample: T_baseline / T. It is set against the rest of the batch,
-which is drawn from the same state: with dozens of samples per state a learned value is no better,
-so that there is no value head (Kool et al., 2019; Shao et al., 2024). The ratio of probabilities is
-clipped node by node: over a thousand nodes the ratio of the whole sample would be clipped always.
+A sample has one reward: `rollout.Task.reference_s` / T, usually T_baseline / T. The reward is
+compared with those of the other samples of the batch, which are drawn from the same state. With
+dozens of samples per state, a learned value is no better, so there is no value head (Kool et al.,
+2019; Shao et al., 2024). The ratio of probabilities is clipped node by node. With a thousand nodes,
+the ratio of a whole sample would always be clipped.
 """
 
 from __future__ import annotations
@@ -25,52 +26,59 @@ from jaxpart.methods.policy.rollout import Params, State, proposed
 
 @dataclasses.dataclass(frozen=True)
 class PPOConfig:
-    """How to learn."""
+    """How PPO learns."""
 
     learning_rate: float = 5e-4
-    epochs: int = 2  # passes over one step's batches
+    epochs: int = 2  # passes over the batches of a training step
     minibatch: int = 3  # batches per step of the optimiser
-    clip: float = 0.2
-    entropy: float = 1e-2
-    most_gradient: float = 1.0  # norm
+    clip: float = 0.2  # ratios are clipped to 1 - clip .. 1 + clip
+    entropy: float = 1e-2  # weight of the entropy in the loss
+    most_gradient: float = 1.0  # gradients are clipped to this norm
 
 
 @struct.dataclass
 class Transition:
-    """A batch of samples from one state."""
+    """A batch of B samples drawn from one state, to learn from."""
 
     features: Features
     state: State
     actions: Actions
-    log_prob: LogProbs  # under the weights that drew them
+    log_prob: LogProbs  # under the weights that drew the samples
     advantage: Float[Array, " B"]
 
 
 @struct.dataclass
 class Report:
-    """Of one gradient."""
+    """Statistics of one gradient."""
 
     loss: Float[Array, ""]
-    entropy: Float[Array, ""]
-    divergence: Float[Array, ""]  # approximate KL per node
-    clipped: Float[Array, ""]  # share of nodes
+    entropy: Float[Array, ""]  # of the policy, nats (`log_probs`)
+    divergence: Float[Array, ""]  # approximate KL divergence per node, from the drawing weights
+    clipped: Float[Array, ""]  # share of node actions whose ratio is outside the clipping range
 
 
-def optimizer(settings: PPOConfig) -> optax.GradientTransformation:
-    """Adam behind a clipped gradient."""
+def optimizer(ppo_config: PPOConfig) -> optax.GradientTransformation:
+    """Adam on gradients that are clipped by their norm."""
     return optax.chain(
-        optax.clip_by_global_norm(settings.most_gradient), optax.adam(settings.learning_rate)
+        optax.clip_by_global_norm(ppo_config.most_gradient), optax.adam(ppo_config.learning_rate)
     )
 
 
 @jax.jit
 def advantages(rewards: Float[Array, " B"], valid: Bool[Array, " B"]) -> Float[Array, " B"]:
-    """What each sample is worth beside the others of its batch: mean 0, spread 1.
+    """The advantage of each sample over the others of its batch: mean 0, standard deviation 1.
 
-    By rank, with weight on the best (the utilities of natural evolution strategies, Wierstra et
-    al., 2014): a search keeps the best of a batch, and the mean of one is best where nothing moves.
-    Equal rewards are worth the same; what is not valid is worse than all that is. Zeros where all
-    are equal.
+    An advantage depends on the rank of the reward, and the best ranks have the most weight (the
+    utilities of natural evolution strategies, Wierstra et al., 2014). The reason is that a search
+    keeps only the best sample of a batch. The mean reward of a batch would be highest if nothing
+    moved.
+
+    Args:
+      rewards: [B].
+      valid: [B] an invalid sample ranks behind all valid ones.
+
+    Returns:
+      [B]. Equal rewards have equal advantages; if all are equal, the advantages are 0.
     """
     rewards = jnp.where(valid, rewards, -jnp.inf)
     better = jnp.sum(rewards[None] > rewards[:, None], axis=1)
@@ -86,12 +94,23 @@ def ppo_loss(
     params: Params,
     transition: Transition,
     sizes: NetworkConfig,
-    settings: PPOConfig,
+    ppo_config: PPOConfig,
     decoder: Decoder,
 ) -> tuple[Float[Array, ""], Report]:
-    """The clipped surrogate, negated, less the entropy bonus; the mean over samples and nodes.
+    """The loss of PPO: minus the clipped surrogate, minus the entropy bonus.
 
-    The mean is over a sample's nodes first: each sample counts once, whether it moved four or all.
+    The surrogate of a sample is its mean over the nodes that may move, plus that of the centre. The
+    loss has the mean over samples. So each sample has the same weight, however many nodes may move.
+
+    Args:
+      params: weights of the network.
+      transition: B samples.
+      sizes: of the network.
+      ppo_config: clipping range and weight of the entropy.
+      decoder: that drew the samples.
+
+    Returns:
+      The loss, and the statistics.
     """
     proposal, order, position = proposed(params, sizes, transition.features, transition.state)
     is_order = decoder == "orders"
@@ -101,47 +120,57 @@ def ppo_loss(
     now, entropy = log_probs(decoder, base, moves, proposal.scores, transition.actions, real)
     shared, was = transition.actions.shared, transition.log_prob
     allowed = shared.moves
-    gain, ratio = _surrogate(now.node - was.node, transition.advantage[None], settings.clip)
+    gain, ratio = _surrogate(now.node - was.node, transition.advantage[None], ppo_config.clip)
     difference = now.node - was.node
     size = jnp.maximum(jnp.sum(allowed, axis=0), 1)
     surrogate = jnp.mean(jnp.sum(jnp.where(allowed, gain, 0.0), axis=0) / size)
-    gain, _ = _surrogate(now.centre - was.centre, transition.advantage, settings.clip)
+    gain, _ = _surrogate(now.centre - was.centre, transition.advantage, ppo_config.clip)
     surrogate += jnp.mean(jnp.where(shared.is_centred, gain, 0.0))
-    loss = -surrogate - settings.entropy * entropy
+    loss = -surrogate - ppo_config.entropy * entropy
     count = jnp.maximum(jnp.sum(allowed), 1)
     report = Report(
         loss,
         entropy,
         jnp.sum(jnp.where(allowed, ratio - 1 - difference, 0.0)) / count,
-        jnp.sum(allowed & (jnp.abs(ratio - 1) > settings.clip)) / count,
+        jnp.sum(allowed & (jnp.abs(ratio - 1) > ppo_config.clip)) / count,
     )
     return loss, report
 
 
 def _surrogate(difference: Array, advantage: Array, clip: float) -> tuple[Array, Array]:
-    """The clipped objective of log-probabilities that changed by `difference`, and the ratio."""
+    """PPO's clipped objective and the ratio, for a `difference` of log-probabilities."""
     ratio = jnp.exp(jnp.clip(difference, -5.0, 5.0))
     bounded = jnp.clip(ratio, 1 - clip, 1 + clip)
     return jnp.minimum(ratio * advantage, bounded * advantage), ratio
 
 
-@partial(jax.jit, static_argnames=("sizes", "settings", "decoder"))
+@partial(jax.jit, static_argnames=("sizes", "ppo_config", "decoder"))
 def gradient(
     params: Params,
     transition: Transition,
     sizes: NetworkConfig,
-    settings: PPOConfig,
+    ppo_config: PPOConfig,
     decoder: Decoder,
 ) -> tuple[Params, Report]:
-    """The gradient of `ppo_loss`, and what it reports."""
-    return jax.grad(ppo_loss, has_aux=True)(params, transition, sizes, settings, decoder)
+    """The gradient of `ppo_loss` by `params`, and the statistics; arguments as there."""
+    return jax.grad(ppo_loss, has_aux=True)(params, transition, sizes, ppo_config, decoder)
 
 
-@partial(jax.jit, static_argnames="settings")
+@partial(jax.jit, static_argnames="ppo_config")
 def apply_gradients(
-    params: Params, opt_state: optax.OptState, gradients: list[Params], settings: PPOConfig
+    params: Params, opt_state: optax.OptState, gradients: list[Params], ppo_config: PPOConfig
 ) -> tuple[Params, optax.OptState]:
-    """One step of the optimiser along the mean of the gradients."""
+    """Takes one step of the optimiser along the mean of the gradients.
+
+    Args:
+      params: weights of the network.
+      opt_state: state of `optimizer(ppo_config)`.
+      gradients: one or more.
+      ppo_config: settings of the optimiser.
+
+    Returns:
+      The new weights and the new state of the optimiser.
+    """
     mean = jax.tree.map(lambda *parts: sum(parts) / len(parts), *gradients)
-    updates, opt_state = optimizer(settings).update(mean, opt_state, params)
+    updates, opt_state = optimizer(ppo_config).update(mean, opt_state, params)
     return optax.apply_updates(params, updates), opt_state

@@ -1,4 +1,4 @@
-"""A pretraining run: pairs of graphs and modules, log, checkpoints, selection, and going on."""
+"""A pretraining run: pairs of graphs and modules, log, checkpoints, model selection, resuming."""
 
 from __future__ import annotations
 
@@ -26,30 +26,44 @@ from jaxpart.methods.policy.training import Learner, Row, TrainingConfig, advanc
 from jaxpart.problem.graph import Graph
 from jaxpart.problem.problem import Problem
 
-LOG = "training.csv"
-VALIDATION = "validation.csv"
-# Shapes whose programs stay compiled: those of one take about 3,000 memory maps, and Linux gives a
-# process 65,530. The compilation cache on disk, where it is on, makes coming back cheap.
-_SHAPES = 14
-_TRIES = 8  # modules drawn until one has a baseline
+LOG = "training.csv"  # one row per task of a step
+VALIDATION = "validation.csv"  # one row per validation
+# Task shapes whose programs stay compiled. The programs of one shape take about 3,000 memory maps,
+# and Linux allows a process 65,530. With JAX's compilation cache on disk, recompiling is cheap.
+_MAX_SHAPES = 14
+_TRIES = 8  # modules drawn per graph and number of chips, until one has a baseline
 _ALL_ROWS = [field.name for field in dataclasses.fields(Row)]
 
 
 @dataclasses.dataclass(frozen=True)
 class PretrainingRun:
-    """Where and how long a run goes."""
+    """Where a run is stored, and how long it trains."""
 
     folder: Path
-    steps: int
-    minutes: float | None = None  # stop after so long, this time; going on needs the same seed
+    steps: int  # in all, those of earlier calls included
+    minutes: float | None = None  # time limit of this call; a later one can resume
     save_every: int = 25  # steps
     validate_every: int = 100  # a multiple of `save_every`
-    modules: int = 2  # per graph
-    command: str = ""
+    modules: int = 2  # modules per training graph, for `pairs`
+    command: str = ""  # stored in the policy (`Policy.made`)
 
 
 def pairs(graphs: Sequence[Graph], count: int, seed: int) -> dict[str, Problem]:
-    """Each graph on some modules, drawn by seed; those without a baseline are drawn again."""
+    """Draws modules for each graph.
+
+    A module on which the graph has no baseline is drawn again, a few times.
+
+    Args:
+      graphs: to draw modules for.
+      count: modules per graph, each with another number of chips; at most `len(CHIPS)` are drawn.
+      seed: same graphs, count and seed, same modules.
+
+    Returns:
+      Problems by name, "GRAPH/MODULE".
+
+    Raises:
+      InputError: no graph has a baseline on any of its modules.
+    """
     found: dict[str, Problem] = {}
     for number, graph in enumerate(graphs):
         rng = np.random.default_rng([seed, number])
@@ -67,7 +81,7 @@ def pairs(graphs: Sequence[Graph], count: int, seed: int) -> dict[str, Problem]:
 def pretrain(
     train: dict[str, Problem],
     valid: dict[str, Problem],
-    plan: TrainingConfig,
+    config: TrainingConfig,
     run: PretrainingRun,
     report: Callable[[int, Sequence[Row], float], None] = lambda step, rows, best: None,
     *,
@@ -75,24 +89,33 @@ def pretrain(
     lessons: ImitationConfig | None = None,
     taught: Callable[[int, float], None] = lambda epoch, loss: None,
 ) -> Path:
-    """Trains, or goes on where `run.folder` has a run; gives the file of the selected policy.
+    """Trains a policy, or resumes the run that `run.folder` holds.
 
-    Whatever interrupts it, going on gives what an unbroken run would have given.
+    A run that was interrupted and resumed gives the same weights as an uninterrupted run.
 
     Args:
-      report: called after each step with its rows and the best validation score so far.
-      examples: partitions that the first placement is fitted to before the first step.
-      lessons: how.
-      taught: called after each epoch of that with its number and the mean squared distance.
+      train: problems to train on, by name.
+      valid: problems to select the weights on, by name.
+      config: how to train.
+      run: the folder and the length of the run.
+      report: called after each step with the number of steps so far, the rows of the step, and the
+        best validation score so far.
+      examples: partitions that the first placement is fitted to before the first step. A run that
+        resumes from a checkpoint does not fit it again.
+      lessons: how to fit it; None: the defaults of `ImitationConfig`, with the seed of `config`.
+      taught: called after each epoch of that fit with its number and the mean squared distance.
+
+    Returns:
+      The file of the policy with the best validation score.
 
     Raises:
-      TrainingError: figures that are none; the folder keeps the last good checkpoint.
-      InputError: the folder holds a run of another plan.
+      TrainingError: a loss or gradient is not finite; the folder keeps the last good checkpoint.
+      InputError: the folder holds a run with another configuration or other problems.
     """
     folder = run.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    lessons = lessons or ImitationConfig(seed=plan.seed)
-    _check_same(folder, _stated(plan, train, valid, examples or {}, lessons))
+    imitation = lessons or ImitationConfig(seed=config.seed)
+    _check_same(folder, _description(config, train, valid, examples or {}, imitation))
     tasks: dict[str, Task] = {}
     programs = _Programs()
     started = time.monotonic()
@@ -104,7 +127,7 @@ def pretrain(
 
     def validate(learner: Learner) -> float:
         reached = score(
-            learner.params, plan, programs.admit([task(name) for name in sorted(valid)])
+            learner.params, config, programs.admit([task(name) for name in sorted(valid)])
         )
         _append(folder / VALIDATION, ["step", "score"], [[learner.step, reached]])
         return reached
@@ -113,19 +136,19 @@ def pretrain(
         folder / "checkpoints", options=ocp.CheckpointManagerOptions(max_to_keep=2)
     ) as manager:
         names = sorted(train)
-        learner = begin(plan, initial_params(plan.sizes, task(names[0]), plan.seed))
+        learner = begin(config, initial_params(config.sizes, task(names[0]), config.seed))
         held = _Held(learner, learner.params, -1.0, 0.0)
         if manager.latest_step() is not None:
             held = _restored(manager, held)
         else:
-            for file in (LOG, VALIDATION):  # of a run that was stopped before its first checkpoint
+            for file in (LOG, VALIDATION):  # left by a run without a checkpoint
                 (folder / file).unlink(missing_ok=True)
             held = dataclasses.replace(held, best_score=validate(held.learner))
             if examples:
                 programs.clear()
-                params = imitate(learner.params, plan.sizes, examples, lessons, taught)
+                params = imitate(learner.params, config.sizes, examples, imitation, taught)
                 programs.clear()
-                held = dataclasses.replace(held, learner=begin(plan, params))
+                held = dataclasses.replace(held, learner=begin(config, params))
                 held = _selected(held, validate(held.learner))
             _save(manager, dataclasses.replace(held, seconds=time.monotonic() - started))
         for file in (LOG, VALIDATION):
@@ -133,9 +156,9 @@ def pretrain(
         while held.learner.step < run.steps:
             if run.minutes is not None and time.monotonic() - started > 60 * run.minutes:
                 break
-            chosen = _chosen(names, plan, held.learner.step)
+            chosen = _chosen(names, config, held.learner.step)
             tasks_of_step = programs.admit([task(name) for name in chosen])
-            learner, rows = advance(held.learner, plan, chosen, tasks_of_step)
+            learner, rows = advance(held.learner, config, chosen, tasks_of_step)
             held = dataclasses.replace(held, learner=learner)
             _append(folder / LOG, _ALL_ROWS, [list(dataclasses.astuple(row)) for row in rows])
             if learner.step % run.validate_every == 0:
@@ -143,50 +166,51 @@ def pretrain(
             if learner.step % run.save_every == 0:
                 seconds = held.seconds + time.monotonic() - started
                 _save(manager, dataclasses.replace(held, seconds=seconds))
-                _write_policy(folder, held, plan, run, seconds)
+                _write_policy(folder, held, config, run, seconds)
             report(learner.step, rows, held.best_score)
         seconds = held.seconds + time.monotonic() - started
         if manager.latest_step() != held.learner.step:
             _save(manager, dataclasses.replace(held, seconds=seconds))
-        return _write_policy(folder, held, plan, run, seconds)
+        return _write_policy(folder, held, config, run, seconds)
 
 
 class _Programs:
-    """Compiled programs, forgotten before there are too many."""
+    """Counts the shapes of the compiled programs, and drops all before there are too many."""
 
     def __init__(self) -> None:
         self._shapes: set[Any] = set()
 
     def admit(self, tasks: list[Task]) -> list[Task]:
-        """The tasks, when there is room for their programs."""
+        """Makes room for the programs of the tasks, and returns the tasks."""
         shapes = {_shape_of(task) for task in tasks}
-        if self._shapes and len(self._shapes | shapes) > _SHAPES:
+        if self._shapes and len(self._shapes | shapes) > _MAX_SHAPES:
             self.clear()
         self._shapes |= shapes
         return tasks
 
     def clear(self) -> None:
-        """Forgets all of them."""
+        """Drops all compiled programs."""
         jax.clear_caches()
         self._shapes.clear()
 
 
 def _shape_of(task: Task) -> tuple[Any, ...]:
-    """What tasks that share their programs have in common."""
+    """The key of a task's compiled programs: tasks with equal keys share them."""
     arrays = jax.tree.leaves((task.device, task.contracted, task.features))
     return (task.device.config, task.window, *(array.shape for array in arrays))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Held:
-    """What a checkpoint holds."""
+    """The content of a checkpoint."""
 
     learner: Learner
     best_params: Any
     best_score: float
-    seconds: float  # trained so far
+    seconds: float  # of training so far
 
     def tree(self) -> dict[str, Any]:
+        """The content as a pytree of arrays."""
         return {
             "params": self.learner.params,
             "opt_state": self.learner.opt_state,
@@ -198,28 +222,30 @@ class _Held:
 
 
 def _selected(held: _Held, reached: float) -> _Held:
-    """With the learner's weights as the best, if they score better."""
+    """Takes the learner's weights as the best if their score is higher than the best score."""
     if reached <= held.best_score:
         return held
     return dataclasses.replace(held, best_params=held.learner.params, best_score=reached)
 
 
-def _chosen(names: list[str], plan: TrainingConfig, step: int) -> list[str]:
-    """The tasks of a step: all in a random order, over and over."""
+def _chosen(names: list[str], config: TrainingConfig, step: int) -> list[str]:
+    """The tasks of a step: passes over all names, each pass in a new random order."""
     picks = []
-    for k in range(step * plan.tasks, (step + 1) * plan.tasks):
+    for k in range(step * config.tasks, (step + 1) * config.tasks):
         epoch, place = divmod(k, len(names))
-        order = np.random.default_rng([plan.seed, 1, epoch]).permutation(len(names))
+        order = np.random.default_rng([config.seed, 1, epoch]).permutation(len(names))
         picks.append(names[order[place]])
     return picks
 
 
 def _save(manager: ocp.CheckpointManager, held: _Held) -> None:
+    """Writes a checkpoint and waits until it is on disk."""
     manager.save(held.learner.step, args=ocp.args.StandardSave(held.tree()))
     manager.wait_until_finished()
 
 
 def _restored(manager: ocp.CheckpointManager, template: _Held) -> _Held:
+    """Reads the latest checkpoint; `template` gives the shapes and types of its arrays."""
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template.tree())
     step = manager.latest_step()
     tree = manager.restore(step, args=ocp.args.StandardRestore(abstract))
@@ -229,51 +255,59 @@ def _restored(manager: ocp.CheckpointManager, template: _Held) -> _Held:
 
 
 def _write_policy(
-    folder: Path, held: _Held, plan: TrainingConfig, run: PretrainingRun, seconds: float
+    folder: Path, held: _Held, config: TrainingConfig, run: PretrainingRun, seconds: float
 ) -> Path:
+    """Writes the best weights as a policy, and returns its file."""
     from jaxpart.environment import environment
 
     made = {
         "command": run.command,
-        "seed": plan.seed,
+        "seed": config.seed,
         "steps": held.learner.step,
         "seconds": round(seconds, 1),
         "validation_score": held.best_score,
         **environment(),
     }
     path = folder / f"{SHIPPED}.policy"
-    Policy(held.best_params, plan.sizes, made).save(path)
+    Policy(held.best_params, config.sizes, made).save(path)
     return path
 
 
-def _stated(
-    plan: TrainingConfig,
+def _description(
+    config: TrainingConfig,
     train: dict[str, Problem],
     valid: dict[str, Problem],
     examples: Mapping[str, Example],
-    lessons: ImitationConfig,
+    imitation: ImitationConfig,
 ) -> str:
-    """All that makes a run what it is, as text."""
-    lines = [str(plan), str(sorted(train)), str(sorted(valid))]
+    """Everything that identifies a run, as text."""
+    lines = [str(config), str(sorted(train)), str(sorted(valid))]
     if examples:
         digest = hashlib.sha256()
         for name in sorted(examples):
             digest.update(name.encode() + examples[name].assignment.astype("<i4").tobytes())
-        lines += [str(lessons), f"{len(examples)} examples, sha256 {digest.hexdigest()}"]
+        lines += [str(imitation), f"{len(examples)} examples, sha256 {digest.hexdigest()}"]
     return "".join(f"{line}\n" for line in lines)
 
 
-def _check_same(folder: Path, stated: str) -> None:
-    """A folder is for one plan on the same pairs: going on with another would be neither run."""
+def _check_same(folder: Path, description: str) -> None:
+    """Stores the description of a run in a new folder, or compares it with the stored one.
+
+    A run that resumes with another configuration or other pairs would be a mixture of two runs.
+
+    Raises:
+      InputError: the folder holds another run.
+    """
     path = folder / "plan.txt"
-    if path.exists() and path.read_text() != stated:
+    if path.exists() and path.read_text() != description:
         raise InputError(
             f"{folder}: holds a run of another plan or other pairs ({path.name}); name a new folder"
         )
-    path.write_text(stated)
+    path.write_text(description)
 
 
 def _append(path: Path, header: list[str], rows: list[list[Any]]) -> None:
+    """Appends rows to a CSV file; a new file gets the header first."""
     is_new = not path.exists()
     with path.open("a", newline="") as file:
         writer = csv.writer(file)
@@ -283,7 +317,11 @@ def _append(path: Path, header: list[str], rows: list[list[Any]]) -> None:
 
 
 def _cut(path: Path, step: int) -> None:
-    """Drops what was logged after the checkpoint that a run goes on from."""
+    """Drops the rows that were written after the checkpoint at `step`.
+
+    The log numbers a step from 0, so its rows up to `step` - 1 stay. A validation has the number of
+    steps before it, so its rows up to `step` stay.
+    """
     if not path.exists():
         return
     with path.open(newline="") as file:
@@ -297,10 +335,14 @@ def _cut(path: Path, step: int) -> None:
 
 
 def load_graphs(names: Sequence[str], side: str) -> list[Graph]:
-    """The named graphs or files; all of one side of the split where none is named.
+    """Loads graphs.
+
+    Args:
+      names: names of shipped graphs, or files; empty: all graphs of one side of the split.
+      side: of the split, "train" or "valid"; error messages contain it.
 
     Raises:
-      JaxpartError: no such graph, or a damaged file.
+      InputError: there is no such graph, or a file is damaged.
     """
     from jaxpart import datasets
 

@@ -1,11 +1,18 @@
-"""Rollouts: samples of the policy for one graph on one module, made valid, costed, remembered.
+"""Rollouts: rounds of samples that the policy draws for one graph on one module.
 
-A round proposes moves away from the last placement, draws a batch, decodes it and costs it; the
-best sample so far is the placement that the next round is conditioned on (the iterative refinement
-of Xie et al., MLSys 2022, section 4, with the best of a batch in place of a single sample).
+A round proposes moves away from the last placement, draws a batch of samples, decodes them into
+partitions, and computes their costs. The next round starts from the best sample so far. This is the
+iterative refinement of Xie et al. (MLSys 2022, section 4), but with the best sample of a batch in
+place of a single sample.
 
-Two decoders. Labels: a chip per node, made valid by `fix` or by `sample`, as in the paper. Orders:
-a priority per node, cut optimally by slicing; whatever is drawn becomes valid but for memory.
+There are two decoders:
+
+- labels: one chip per node, made valid by `fix` or `sample` as in the paper;
+- orders: one key per node; the order that the keys give is cut optimally (`slice_orders`). The
+  result keeps all rules, except that memory can overflow.
+
+In all shapes, N is the number of rows: one per contracted node, plus padding. V is the number of
+nodes of the graph, with padding; B the number of samples; C of chips.
 """
 
 from __future__ import annotations
@@ -48,47 +55,55 @@ from jaxpart.methods.policy.network import (
 )
 from jaxpart.problem.problem import Problem
 
-Params = Any  # the network's weights, a pytree
-Mode = Literal["fix", "sample", "none"]  # how labels are made valid, if they are
-_NEVER = -1e3  # log-probability of what must not be drawn
+Params = Any  # weights of the network, a pytree
+Mode = Literal["fix", "sample", "none"]  # how labels are made valid; "none": not at all
+_FORBIDDEN_LOG_PROB = -1e3  # log-probability of what must not be drawn
 
 
 @struct.dataclass
 class State:
-    """The best placement so far; N rows of blocks.
+    """The best placement so far, of the contracted nodes.
 
-    Round 0 starts from where the network would place each contracted node, round 1 from program
-    order, all others from here.
+    Round 0 starts from the network's first placement, round 1 from program order, and every later
+    round from this placement.
     """
 
     round: Int[Array, ""]
-    bottleneck_s: Float[Array, ""]  # inf: nothing valid yet
+    bottleneck_s: Float[Array, ""]  # inf while there is no valid placement
     order: Float[Array, " N"]  # the place of each contracted node in the order
-    position: Float[Array, " N"]  # where each contracted node stands in the module, 0..1
-    seen: Float[Array, "N 8"]  # what the network is told of it
+    position: Float[Array, " N"]  # of each contracted node in the module, 0..1
+    # The placement as input of the network. Columns: position in the module; place in the order,
+    # 0..1; 1 if there is a placement; then of the node's chip, relative to the bottleneck: stage,
+    # compute, receiving and sending time; and its memory relative to its capacity.
+    seen: Float[Array, "N 8"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
-    """A graph on a module, ready for rollouts."""
+    """A graph on a module, prepared for rollouts."""
 
     problem: Problem
-    device: DeviceProblem
-    contracted: DeviceProblem
+    device: DeviceProblem  # of the nodes
+    contracted: DeviceProblem  # of the contracted nodes
     features: Features
-    contracted_of: Int[Array, " V"]  # rows of `device` to rows of `blocks`
-    first_node: Int[Array, " N"]  # and back
-    peak_bytes: Float[Array, " N"]
-    window: int
-    reference_s: float  # what a reward of 1 is
+    contracted_of: Int[Array, " V"]  # row of each node's contracted node
+    first_node: Int[Array, " N"]  # row of each contracted node's first node
+    peak_bytes: Float[Array, " N"]  # upper bound of `peak_bounds` in `cost/host.py`
+    window: int  # most contracted nodes in a segment of an order
+    # Bottleneck that has the reward 1: that of the greedy baseline, or twice the mean load if there
+    # is no baseline.
+    reference_s: float
 
     @classmethod
     def build(cls, problem: Problem) -> Task:
-        """Lowers a problem and its blocks.
+        """Prepares a problem: puts it and its contracted problem on the device.
+
+        Args:
+          problem: a graph on a module.
 
         Raises:
-          InputError: the graph is beyond the largest bucket.
-          InfeasibleError: pins within one contracted node differ.
+          InputError: the graph has more contracted nodes than the largest bucket holds.
+          InfeasibleError: the nodes of one contracted node are fixed to different chips.
         """
         contracted_problem = problem.contracted
         device = lower(problem)
@@ -119,7 +134,7 @@ class Task:
 
     @property
     def start(self) -> State:
-        """Nothing placed yet: program order, and chips by the load that comes before."""
+        """The state before round 0: program order, and positions by the load before each node."""
         order = jnp.arange(self.contracted.padded_nodes, dtype=jnp.float32)
         seen = _seen_first(self.features)
         return State(jnp.int32(0), jnp.float32(jnp.inf), order, self.features.position, seen)
@@ -127,17 +142,23 @@ class Task:
 
 @struct.dataclass
 class Rollout:
-    """One round's samples, decoded and costed."""
+    """The samples of one round, with their partitions and costs."""
 
     actions: Actions
     log_prob: LogProbs
-    assignments: Int[Array, "V B"]  # of nodes
+    assignments: Int[Array, "V B"]  # chips of nodes
     costs: Costs
-    after: State
+    after: State  # the state for the next round
 
 
 def initial_params(sizes: NetworkConfig, task: Task, seed: int) -> Params:
-    """Fresh weights; `task` lends its number of features."""
+    """Draws fresh weights.
+
+    Args:
+      sizes: of the network.
+      task: any task; the weights depend only on its number of features.
+      seed: same seed, same weights.
+    """
     return PolicyNetwork(sizes).init(jax.random.key(seed), task.features, task.start.seen)
 
 
@@ -152,7 +173,23 @@ def play(
     decoder: Decoder,
     mode: Mode = "fix",
 ) -> Rollout:
-    """One round: draws, decodes and costs a batch. Nothing here waits for the device."""
+    """Plays one round: draws a batch, decodes it and computes its costs.
+
+    The call does not wait for the device.
+
+    Args:
+      params: weights of the network.
+      sizes: of the network.
+      task: the graph on the module.
+      state: the state before the round.
+      key: same key, same samples.
+      batch: B.
+      decoder: of the samples.
+      mode: how labels are made valid; not used for orders.
+
+    Returns:
+      The samples and the state after the round.
+    """
     act_key, solve_key = jax.random.split(key)
     drawn = act(
         params, task.features, state, act_key, task.contracted.num_nodes,
@@ -180,10 +217,20 @@ def play(
 
 
 def advanced(task: Task, state: State, assignments: Int[Array, "V B"], costs: Costs) -> State:
-    """The state with the best of partitions that others made, where it is better."""
+    """Takes the best of given partitions into the state, if it is better than the state.
+
+    Args:
+      task: the graph on the module.
+      state: to improve.
+      assignments: [V, B] chips of nodes, made by other methods.
+      costs: of the assignments.
+
+    Returns:
+      The new state. Its round is that of `state`.
+    """
     chips = assignments[task.first_node]
-    # Lower chips first, in program order on each: an order that can be cut into these pieces.
-    last = task.device.config.num_chips  # padding stays behind
+    # An order that can be cut into these segments: by chip, and in program order on each chip.
+    last = task.device.config.num_chips  # larger than any chip, so that padding comes last
     chip = jnp.where(task.features.is_real[:, None] > 0, chips.astype(jnp.int32), last)
     order = ranks_of(jnp.argsort(chip, axis=0, stable=True).T.astype(jnp.int32)).T
     return _advance(state, chips, order, costs, task.device, task.features.is_real)
@@ -191,11 +238,14 @@ def advanced(task: Task, state: State, assignments: Int[Array, "V B"], costs: Co
 
 @struct.dataclass
 class _Drawn:
-    base: Float[Array, " N"]  # order or position
-    order: Float[Array, " N"]
+    """The samples of one round before decoding."""
+
+    base: Float[Array, " N"]  # `order` for orders, positions in the module for labels
+    order: Float[Array, " N"]  # the place of each contracted node in the order
     actions: Actions
     log_prob: LogProbs
-    scores: Float[Array, "N C B"] | None  # log-probabilities, for `sample`
+    # Log-probabilities of the chips, for `sample`; None for orders.
+    scores: Float[Array, "N C B"] | None
 
 
 @partial(jax.jit, static_argnames=("sizes", "batch", "decoder"))
@@ -210,7 +260,18 @@ def act(
     batch: int,
     decoder: Decoder,
 ) -> _Drawn:
-    """Draws actions of a batch and says how probable each node's was."""
+    """Draws the actions of a batch, and computes their log-probabilities.
+
+    Args:
+      params: weights of the network.
+      features: of the graph on the module.
+      state: the state before the round.
+      key: same key, same actions.
+      count: number of contracted nodes, without padding.
+      sizes: of the network.
+      batch: B.
+      decoder: of the samples.
+    """
     proposal, order, position = proposed(params, sizes, features, state)
     moves = proposal.orders if decoder == "orders" else proposal.labels
     base = order if decoder == "orders" else position
@@ -225,7 +286,7 @@ def act(
         actions = draw_labels(node_key, base, moves, proposal.scores, shared)
         scores = label_log_probs(base, moves, proposal.scores, shared)
         chip = jnp.arange(scores.shape[1])[None, :, None]
-        kept = jnp.where(chip == actions.taken[:, None], 0.0, _NEVER)
+        kept = jnp.where(chip == actions.taken[:, None], 0.0, _FORBIDDEN_LOG_PROB)
         scores = jnp.where(shared.moves[:, None], scores, kept)
     real = features.is_real > 0
     log_prob, _ = log_probs(decoder, base, moves, proposal.scores, actions, real)
@@ -235,12 +296,23 @@ def act(
 def proposed(
     params: Params, sizes: NetworkConfig, features: Features, state: State
 ) -> tuple[Proposal, Float[Array, " N"], Float[Array, " N"]]:
-    """What the network says in this round; the order and the positions that it moves away from."""
+    """Applies the network to a state.
+
+    Args:
+      params: weights of the network.
+      sizes: of the network.
+      features: of the graph on the module.
+      state: the state before the round.
+
+    Returns:
+      The proposal of the network, and what it moves away from in this round (see `State`): the
+      order [N] in places, and the positions [N] in the module, 0..1.
+    """
     rows = features.is_real.shape[0]
     program = jnp.arange(rows, dtype=jnp.float32)
     seen = jnp.where(state.round < 2, _seen_first(features), state.seen)
     proposal = propose(params, sizes, features, seen)
-    own = jnp.where(features.is_real > 0, proposal.first, 2.0)  # padding stays behind
+    own = jnp.where(features.is_real > 0, proposal.first, 2.0)  # padding comes last
     own_order = ranks_of(jnp.argsort(own, stable=True)[None].astype(jnp.int32))[0]
     choices = [own_order.astype(jnp.float32), program, state.order]
     order = jnp.select([state.round == 0, state.round == 1], choices[:2], choices[2])
@@ -250,7 +322,7 @@ def proposed(
 
 
 def _seen_first(features: Features) -> Float[Array, "N 8"]:
-    """What the network is told while nothing is placed: program order, by load."""
+    """`State.seen` while there is no placement: program order, and positions by load."""
     order = jnp.arange(features.position.shape[0]) / features.is_real.sum()
     seen = jnp.zeros((features.position.shape[0], PLACEMENT))
     seen = seen.at[:, 0].set(features.position).at[:, 1].set(order)
@@ -266,18 +338,31 @@ def _advance(
     problem: DeviceProblem,
     is_real: Float[Array, " N"],
 ) -> State:
-    """The best of the batch, where it is better than what the round started from."""
+    """The state with the best sample of a batch, if it is better than the state.
+
+    Args:
+      state: before the batch; the result has its round.
+      chips: [N, B] chips of contracted nodes.
+      order: [N, B] places of contracted nodes in the order.
+      costs: of the samples.
+      problem: the problem of the nodes.
+      is_real: [N] 1 for a contracted node, 0 for padding.
+    """
     reached = jnp.where(costs.valid, costs.bottleneck_s, jnp.inf)
     b = jnp.argmin(reached)
     best_s = reached[b]
     chip = chips[:, b].astype(jnp.int32)
-    # Times relative to the bottleneck, one row per chip.
     busy = [costs.stage_s[:, b], costs.compute_s[:, b], costs.in_s[:, b], costs.out_s[:, b]]
-    figures = [*(s / best_s for s in busy), costs.memory_bytes[:, b] / problem.capacity_bytes]
+    per_chip = [*(s / best_s for s in busy), costs.memory_bytes[:, b] / problem.capacity_bytes]
     position = (chip + 0.5) / problem.config.num_chips
     place = order[:, b]
-    told = [position, place / is_real.sum(), jnp.ones_like(position), *(f[chip] for f in figures)]
-    seen = jnp.stack(told, axis=1) * is_real[:, None]
+    columns = [
+        position,
+        place / is_real.sum(),
+        jnp.ones_like(position),
+        *(f[chip] for f in per_chip),
+    ]
+    seen = jnp.stack(columns, axis=1) * is_real[:, None]
     better = State(state.round, best_s, place, position, seen)
     is_better = best_s < state.bottleneck_s
     return jax.tree.map(lambda new, old: jnp.where(is_better, new, old), better, state)

@@ -1,7 +1,8 @@
-"""Search by the policy: zero-shot samples first, then fine-tuning on the graph at hand.
+"""Search by the policy: zero-shot samples first, then fine-tuning on the given graph.
 
-Xie et al. (MLSys 2022), section 5.3. Every round proposes changes to the best partition known,
-whoever found it: a sample, the solver's repair of one, or the partition to start from.
+Source: Xie et al. (MLSys 2022), section 5.3. Every round proposes changes to the best partition
+known. This can be a sample, the solver's repair of a sample, the initial partition, or the result
+of another method.
 """
 
 from __future__ import annotations
@@ -37,14 +38,14 @@ from jaxpart.methods.repair.search import Workers
 from jaxpart.runtime.background import in_thread
 from jaxpart.runtime.state import Method, Search
 
-# Samples of a round. At first few, so that rounds soon go on from something better; later more,
-# which find a way out where few find none. Learning needs them to compare, and beside other methods
-# a step has to be worth its start.
+# Samples per round. The first rounds are small, so that the search soon continues from a better
+# partition. Later rounds are large, because they still find improvements when small rounds do not.
+# Learning needs large rounds to compare samples. In the background, rounds are large because each
+# round has a fixed cost.
 BATCH = 16
 _LARGE_BATCH = 64
-ZERO_SHOT = 1024  # samples of small rounds, not learned from
-# Beyond this many contracted nodes a step takes seconds.
-MAX_CONTRACTED = 5000
+ZERO_SHOT = 1024  # samples in small rounds; by default, learning starts after them
+MAX_CONTRACTED = 5000  # contracted nodes; on larger graphs a background step takes seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,24 +54,29 @@ class PolicySearchConfig:
 
     decoder: Decoder | Literal["both"] = "labels"
     mode: Mode = "fix"
-    learn_after: int | None = ZERO_SHOT  # samples without learning first; None: never learn
+    learn_after: int | None = ZERO_SHOT  # samples before learning starts; None: never
     settings: ppo.PPOConfig = dataclasses.field(default_factory=ppo.PPOConfig)
-    solver: bool = True  # whether SCIP repairs what memory forbids
-    refines: bool = True  # whether rounds go on from the best so far, or all begin anew
+    solver: bool = True  # whether SCIP repairs promising invalid samples
+    refines: bool = True  # whether rounds start from the best so far, or all from `Task.start`
     sizes: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)  # of fresh weights
 
 
-NO_POLICY = "none"  # no policy at all
-FRESH = "fresh"  # an untrained one
-# A shipped policy's name, a checkpoint's path, FRESH, NO_POLICY or a policy; None: the shipped one.
+NO_POLICY = "none"  # use no policy
+FRESH = "fresh"  # use an untrained policy
+# Name of a shipped policy, path of a checkpoint, FRESH, NO_POLICY or a policy. None: the default
+# policy (`checkpoint.SHIPPED`).
 PolicySource = str | os.PathLike[str] | Policy | None
 
 
 def policy_search(search: Search, policy: PolicySource = None) -> Generator[None]:
-    """The method `policy`.
+    """The search method `policy`.
+
+    Args:
+      search: the search that it works for.
+      policy: the weights to start from.
 
     Raises:
-      InputError: no such policy, or a damaged one.
+      InputError: there is no such policy, or it is damaged.
     """
     trained, note = policy_of(policy)
     if note:
@@ -79,16 +85,30 @@ def policy_search(search: Search, policy: PolicySource = None) -> Generator[None
 
 
 def check_policy(policy: PolicySource, *, is_needed: bool) -> None:
-    """Raises InputError where there is no such policy, it is damaged, or none although needed."""
+    """Checks that a policy can be used.
+
+    Args:
+      policy: to check.
+      is_needed: whether the method cannot run without a policy.
+
+    Raises:
+      InputError: there is no such policy, it is damaged, or it is `NO_POLICY` although needed.
+    """
     if policy is not None and (is_needed or policy != NO_POLICY):
         policy_of(policy)
 
 
 def policy_of(policy: PolicySource) -> tuple[Policy | None, str]:
-    """The policy that is named, None for an untrained one; and a note for the user.
+    """Loads a policy.
+
+    Args:
+      policy: what to load.
+
+    Returns:
+      The policy, or None for an untrained one; and a note for the user, which may be empty.
 
     Raises:
-      InputError: no such policy, or a damaged one.
+      InputError: there is no such policy, it is damaged, or it is `NO_POLICY`.
     """
     if isinstance(policy, Policy):
         return policy, ""
@@ -106,37 +126,39 @@ def policy_of(policy: PolicySource) -> tuple[Policy | None, str]:
 
 def with_policy(
     trained: Policy | None,
-    use: PolicySearchConfig,
+    config: PolicySearchConfig,
     keep: Callable[[Policy], None] = lambda trained: None,
 ) -> Method:
-    """The search method with these weights; fresh ones, drawn by the search's seed, if None.
+    """Makes a search method of a policy.
 
     Args:
-      keep: called with the weights after every round.
+      trained: the weights to start from; None: fresh weights, drawn by the seed of the search.
+      config: how the search uses the policy.
+      keep: called with the current weights after every round.
     """
 
     def method(search: Search) -> Generator[None]:
         search.enter("policy")
         task = Task.build(search.problem)
-        params, sizes = weights_of(trained, task, search.seed, use.sizes)
-        opt_state = ppo.optimizer(use.settings).init(params)
+        params, sizes = weights_of(trained, task, search.seed, config.sizes)
+        opt_state = ppo.optimizer(config.settings).init(params)
         state, key, step, own = task.start, jax.random.key(search.seed), 0, 0
         compiled: set[tuple[int, Decoder]] = set()
         with Workers(search) as workers:
             while True:
-                decoder = _decoder(use, step)
-                learns = use.learn_after is not None and own >= use.learn_after
+                decoder = _decoder(config, step)
+                learns = config.learn_after is not None and own >= config.learn_after
                 batch = _LARGE_BATCH if learns or own >= ZERO_SHOT else BATCH
                 is_new = (batch, decoder) not in compiled
                 with search.compiling() if is_new else contextlib.nullcontext():
                     made = play(
                         params, sizes, task, state, jax.random.fold_in(key, step),
-                        batch=batch, decoder=decoder, mode=use.mode,
+                        batch=batch, decoder=decoder, mode=config.mode,
                     )  # fmt: skip
                     jax.block_until_ready(made.after)
                 compiled.add((batch, decoder))
                 search.offer_batch(made.assignments, made.costs)
-                if use.solver:
+                if config.solver:
                     workers.repair_promising()
                     workers.collect()
                 search.start_clock()
@@ -147,12 +169,14 @@ def with_policy(
                     transition = ppo.Transition(
                         task.features, state, made.actions, made.log_prob, worth
                     )
-                    for _ in range(use.settings.epochs):
-                        gradient, _ = ppo.gradient(params, transition, sizes, use.settings, decoder)
-                        params, opt_state = ppo.apply_gradients(
-                            params, opt_state, [gradient], use.settings
+                    for _ in range(config.settings.epochs):
+                        gradient, _ = ppo.gradient(
+                            params, transition, sizes, config.settings, decoder
                         )
-                if use.refines:
+                        params, opt_state = ppo.apply_gradients(
+                            params, opt_state, [gradient], config.settings
+                        )
+                if config.refines:
                     state = _joined(search, task, made)
                 step += 1
                 keep(Policy(params, sizes, {}))
@@ -162,14 +186,22 @@ def with_policy(
 
 
 def policy_background(search: Search, policy: PolicySource = None) -> Generator[bool]:
-    """Zero-shot samples on labels from the best of all methods, in turn with them.
+    """Draws zero-shot samples of labels, in the background of other methods.
 
-    Yields whether it has to wait, for another's compilation: under a time limit its own runs in a
-    thread, which has its turns. Ends at once without a policy, and on graphs too large for a
-    step to be short.
+    Every round starts from the best partition of all methods. Under a time limit, the policy is
+    compiled in a thread (`in_thread` in `runtime/background.py`). The generator ends at once if the
+    policy is `NO_POLICY`, or if the graph has more than `MAX_CONTRACTED` contracted nodes.
+
+    Args:
+      search: the search that it works for.
+      policy: the weights.
+
+    Yields:
+      True if it only waits because another method is compiling; False if it used the step, for its
+      own compilation or for a round.
 
     Raises:
-      InputError: no such policy, or a damaged one.
+      InputError: there is no such policy, or it is damaged.
     """
     if policy == NO_POLICY or search.problem.num_contracted > MAX_CONTRACTED:
         return
@@ -197,32 +229,43 @@ def policy_background(search: Search, policy: PolicySource = None) -> Generator[
 
 
 def _played(task: Task, params: Any, sizes: NetworkConfig, state: State, key: jax.Array) -> Rollout:
+    """One round in the background."""
     return play(params, sizes, task, state, key, batch=_LARGE_BATCH, decoder="labels", mode="fix")
 
 
 def weights_of(
     trained: Policy | None, task: Task, seed: int, fresh: NetworkConfig | None = None
 ) -> tuple[Any, NetworkConfig]:
-    """The trained weights, or fresh ones, with their sizes."""
+    """The weights of a policy, or fresh weights.
+
+    Args:
+      trained: the policy; None: fresh weights.
+      task: any task.
+      seed: of fresh weights.
+      fresh: sizes of a network with fresh weights; None: the defaults.
+
+    Returns:
+      The weights, and the sizes of the network.
+    """
     if trained is None:
         sizes = fresh or NetworkConfig()
         return initial_params(sizes, task, seed), sizes
     return trained.params, trained.sizes
 
 
-def _decoder(use: PolicySearchConfig, step: int) -> Decoder:
-    """With both, one round in eight cuts orders: they cost more and help elsewhere."""
-    if use.decoder != "both":
-        return use.decoder
+def _decoder(config: PolicySearchConfig, step: int) -> Decoder:
+    """The decoder of a round. For "both", one round in eight has orders, which cost more."""
+    if config.decoder != "both":
+        return config.decoder
     return "orders" if step % 8 == 7 else "labels"
 
 
 def _joined(search: Search, task: Task, made: Rollout) -> State:
-    """The state after the batch, or the search's best where somebody else found a better one."""
+    """The state after a batch, or the search's best partition if that is better."""
     state = made.after
     if search.best is None or search.best_s >= float(state.bottleneck_s) * (1 - 1e-5):
         return state
-    # As wide as the batch, whose programs are compiled.
+    # Repeated to the width of the batch: the programs for it are already compiled.
     columns = np.repeat(search.best[:, None], made.assignments.shape[1], axis=1)
     assignments = jnp.asarray(pad_assignments(task.device, columns))
     return advanced(task, state, assignments, evaluate(task.device, assignments))

@@ -1,7 +1,7 @@
-"""Pretraining: PPO over many graphs on many modules, one step a pure function of its number.
+"""The steps of pretraining: PPO on many graphs and many modules.
 
-Everything random follows from (seed, step), so that a run that was stopped goes on as if it had not
-been.
+All random numbers of a step follow from (seed, number of the step). So a run that was stopped can
+resume with the same results.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from jaxpart.methods.policy.actions import Decoder
 from jaxpart.methods.policy.network import NetworkConfig
 from jaxpart.methods.policy.rollout import Params, Rollout, State, Task, play
 
-_WIDEST = 2**26  # orders x nodes x window x chips that a training batch may cost
+_MAX_CUT_WORK = 2**26  # batch x rows x window x (chips + 1) / 8 may be at most this for orders
 
 
 class TrainingError(JaxpartError):
-    """Training came to figures that are none; the message says where."""
+    """A loss or gradient is not finite; the message says at which step and on which task."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
-    """How a run trains; what fixes it, together with the pairs."""
+    """How a run trains. With the pairs of graph and module, it determines the run."""
 
     seed: int = 0
-    tasks: int = 3  # pairs of graph and module per step
-    rounds: int = 8  # of refinement, per pair
-    learned: int = 4  # of these, drawn at random
-    batch: int = 64
-    order_share: float = 0.2  # of tasks that decode by orders; they cost more
+    tasks: int = 3  # pairs of graph and module (`rollout.Task`) per step
+    rounds: int = 8  # rounds of refinement per task
+    learned: int = 4  # rounds per task that are learned from, drawn at random
+    batch: int = 64  # samples per round
+    order_share: float = 0.2  # probability that a task decodes by orders, which cost more
     sizes: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
     settings: ppo.PPOConfig = dataclasses.field(default_factory=ppo.PPOConfig)
 
 
 @dataclasses.dataclass(frozen=True)
 class Learner:
-    """The state of training."""
+    """The state of training after `step` steps."""
 
     params: Params
     opt_state: optax.OptState
@@ -52,67 +52,86 @@ class Learner:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One task of one step, as logged."""
+    """The log of one task in one step. A reward is that of `ppo.py`, 0 for an invalid sample."""
 
-    step: int
+    step: int  # from 0
     task: str
     decoder: str
-    start: float  # reward of the first sample
-    mean: float  # of all valid samples
-    best: float
-    valid: float  # share
+    start: float  # reward of the first sample of the first round, which moves nothing
+    mean: float  # mean reward of the valid samples; 0 if there are none
+    best: float  # greatest reward
+    valid: float  # share of valid samples
+    # Means of the fields of `ppo.Report` over the transitions of the task, in the last epoch.
     loss: float
     entropy: float
     divergence: float
     clipped: float
 
 
-def begin(plan: TrainingConfig, params: Params) -> Learner:
-    """A learner with these weights."""
-    return Learner(params, ppo.optimizer(plan.settings).init(params), 0)
+def begin(config: TrainingConfig, params: Params) -> Learner:
+    """A learner with these weights that has made no step."""
+    return Learner(params, ppo.optimizer(config.settings).init(params), 0)
 
 
-def decoder_of(task: Task, plan: TrainingConfig, rng: np.random.Generator) -> Decoder:
-    """Orders with the plan's share, where cutting them is cheap enough; else labels."""
-    wants_orders = rng.random() < plan.order_share
-    return "orders" if wants_orders and "orders" in _decoders(task, plan) else "labels"
+def decoder_of(task: Task, config: TrainingConfig, rng: np.random.Generator) -> Decoder:
+    """Draws the decoder of a task.
+
+    Args:
+      task: of the step.
+      config: `order_share` is the probability of orders.
+      rng: source of the draw.
+
+    Returns:
+      "orders" if they were drawn and are affordable for the task, otherwise "labels".
+    """
+    wants_orders = rng.random() < config.order_share
+    return "orders" if wants_orders and "orders" in _decoders(task, config) else "labels"
 
 
 def advance(
-    learner: Learner, plan: TrainingConfig, names: Sequence[str], tasks: Sequence[Task]
+    learner: Learner, config: TrainingConfig, names: Sequence[str], tasks: Sequence[Task]
 ) -> tuple[Learner, list[Row]]:
-    """One step on the tasks drawn for it: rollouts, then epochs of PPO.
+    """Makes one step: rollouts on its tasks, then epochs of PPO.
+
+    Args:
+      learner: the state before the step.
+      config: how to train.
+      names: of the tasks.
+      tasks: of the step, `config.tasks` in number.
+
+    Returns:
+      The state after the step, and a row per task.
 
     Raises:
-      TrainingError: a loss or gradient is not finite; says at which step and on which task.
+      TrainingError: a loss or gradient is not finite.
     """
-    rng = np.random.default_rng([plan.seed, learner.step])
+    rng = np.random.default_rng([config.seed, learner.step])
     transitions: list[tuple[str, Decoder, ppo.Transition]] = []
     rows: list[dict[str, Any]] = []
     for number, (name, task) in enumerate(zip(names, tasks, strict=True)):
-        decoder = decoder_of(task, plan, rng)
-        key = jax.random.fold_in(jax.random.key(plan.seed), learner.step * plan.tasks + number)
-        made, row = _episode(learner, plan, task, decoder, key, rng)
+        decoder = decoder_of(task, config, rng)
+        key = jax.random.fold_in(jax.random.key(config.seed), learner.step * config.tasks + number)
+        made, row = _episode(learner, config, task, decoder, key, rng)
         for transition in made:
             transitions.append((name, decoder, transition))
         rows.append({"step": learner.step, "task": name, "decoder": decoder, **row})
     params, opt_state = learner.params, learner.opt_state
     reports: dict[int, ppo.Report] = {}
-    for _ in range(plan.settings.epochs):
+    for _ in range(config.settings.epochs):
         shuffled = rng.permutation(len(transitions)).tolist()
-        for start in range(0, len(shuffled), plan.settings.minibatch):
+        for start in range(0, len(shuffled), config.settings.minibatch):
             gradients = []
-            for index in shuffled[start : start + plan.settings.minibatch]:
+            for index in shuffled[start : start + config.settings.minibatch]:
                 name, decoder, transition = transitions[index]
                 gradient, report = ppo.gradient(
-                    params, transition, plan.sizes, plan.settings, decoder
+                    params, transition, config.sizes, config.settings, decoder
                 )
                 _check(learner.step, name, report, gradient)
                 gradients.append(gradient)
                 reports[index] = report
-            params, opt_state = ppo.apply_gradients(params, opt_state, gradients, plan.settings)
+            params, opt_state = ppo.apply_gradients(params, opt_state, gradients, config.settings)
     for number, row in enumerate(rows):
-        own = [reports[number * plan.learned + k] for k in range(plan.learned)]
+        own = [reports[number * config.learned + k] for k in range(config.learned)]
         fields = [f.name for f in dataclasses.fields(ppo.Report)]
         row |= {field: float(np.mean([getattr(r, field) for r in own])) for field in fields}
     return Learner(params, opt_state, learner.step + 1), [Row(**row) for row in rows]
@@ -120,20 +139,26 @@ def advance(
 
 def _episode(
     learner: Learner,
-    plan: TrainingConfig,
+    config: TrainingConfig,
     task: Task,
     decoder: Decoder,
     key: jax.Array,
     rng: np.random.Generator,
 ) -> tuple[list[ppo.Transition], dict[str, float]]:
-    """Rounds of refinement on one task, and some of them as transitions to learn from."""
-    learned = set(rng.permutation(plan.rounds)[: plan.learned].tolist())
+    """Plays the rounds of one task; returns transitions to learn from, and fields of `Row`."""
+    learned = set(rng.permutation(config.rounds)[: config.learned].tolist())
     state, transitions = task.start, []
     valid, rewards = [], []
-    for number in range(plan.rounds):
+    for number in range(config.rounds):
         round_key = jax.random.fold_in(key, number)
         batch = play(
-            learner.params, plan.sizes, task, state, round_key, batch=plan.batch, decoder=decoder
+            learner.params,
+            config.sizes,
+            task,
+            state,
+            round_key,
+            batch=config.batch,
+            decoder=decoder,
         )
         if number in learned:
             transitions.append(_transition(task, state, batch))
@@ -152,6 +177,7 @@ def _episode(
 
 
 def _transition(task: Task, state: State, batch: Rollout) -> ppo.Transition:
+    """The transition of a batch that was drawn from `state`."""
     reward = task.reference_s / batch.costs.bottleneck_s
     return ppo.Transition(
         task.features,
@@ -163,6 +189,7 @@ def _transition(task: Task, state: State, batch: Rollout) -> ppo.Transition:
 
 
 def _check(step: int, name: str, report: ppo.Report, gradient: Params) -> None:
+    """Raises `TrainingError` if the loss or its gradient is not finite."""
     if not (np.isfinite(report.loss) and np.isfinite(optax.tree.norm(gradient))):
         raise TrainingError(
             f"step {step}, {name}: loss {float(report.loss):g} or its gradient is not finite; "
@@ -171,35 +198,59 @@ def _check(step: int, name: str, report: ppo.Report, gradient: Params) -> None:
 
 
 def zero_shot(
-    params: Params, plan: TrainingConfig, task: Task, decoder: Decoder, *, rounds: int, seed: int
+    params: Params, config: TrainingConfig, task: Task, decoder: Decoder, *, rounds: int, seed: int
 ) -> float:
-    """Best reward (T_baseline / T) of some rounds without learning; 0 where nothing was valid."""
+    """Plays rounds without learning.
+
+    Args:
+      params: weights of the network.
+      config: sizes of the network and of the batch.
+      task: to play.
+      decoder: of the samples.
+      rounds: of refinement.
+      seed: same seed, same samples.
+
+    Returns:
+      The best reward, `task.reference_s` / T; 0 if no sample was valid.
+    """
     state = task.start
     for number in range(rounds):
         key = jax.random.fold_in(jax.random.key(seed), number)
-        batch = play(params, plan.sizes, task, state, key, batch=plan.batch, decoder=decoder)
+        batch = play(params, config.sizes, task, state, key, batch=config.batch, decoder=decoder)
         state = batch.after
     return task.reference_s / float(state.bottleneck_s)
 
 
 def score(
-    params: Params, plan: TrainingConfig, tasks: Sequence[Task], *, rounds: int = 4, seeds: int = 2
+    params: Params,
+    config: TrainingConfig,
+    tasks: Sequence[Task],
+    *,
+    rounds: int = 4,
+    seeds: int = 2,
 ) -> float:
-    """Geometric mean over tasks, seeds and decoders of `zero_shot`: what selects a checkpoint.
+    """The validation score: geometric mean of `zero_shot` over tasks, decoders and seeds.
 
-    Where nothing valid is found, a sample is worth a tenth of the baseline.
+    A reward below 0.1 counts as 0.1, also if no sample was valid.
+
+    Args:
+      params: weights of the network.
+      config: sizes of the network and of the batch.
+      tasks: to play.
+      rounds: of refinement, for each task, decoder and seed.
+      seeds: number of seeds.
     """
     found = [
-        zero_shot(params, plan, task, decoder, rounds=rounds, seed=seed)
+        zero_shot(params, config, task, decoder, rounds=rounds, seed=seed)
         for task in tasks
-        for decoder in _decoders(task, plan)
+        for decoder in _decoders(task, config)
         for seed in range(seeds)
     ]
     return float(np.exp(np.mean(np.log(np.maximum(found, 0.1)))))
 
 
-def _decoders(task: Task, plan: TrainingConfig) -> tuple[Decoder, ...]:
-    """Orders only where cutting a batch of them is cheap enough."""
+def _decoders(task: Task, config: TrainingConfig) -> tuple[Decoder, ...]:
+    """The affordable decoders: orders are left out if cutting a batch of them costs too much."""
     rows, chips = task.contracted.padded_nodes, task.device.config.num_chips
-    affordable = rows * task.window * (chips + 1) <= _WIDEST // plan.batch * 8
+    affordable = rows * task.window * (chips + 1) <= _MAX_CUT_WORK // config.batch * 8
     return ("labels", "orders") if affordable else ("labels",)

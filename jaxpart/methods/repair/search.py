@@ -1,4 +1,4 @@
-"""SCIP beside the search: repairs and polishes in a worker process, offered when they end."""
+"""SCIP in the background: a worker repairs candidates and improves the best partition."""
 
 from __future__ import annotations
 
@@ -12,20 +12,25 @@ from jaxpart.runtime.state import Search
 from jaxpart.solvers.repair import Outcome
 from jaxpart.solvers.scip import Status
 
+# Seconds for one repair.
 _REPAIR_S = 2.0
-_POLISH_S = 4.0
-# Where time must not decide: few nodes, and more time than they take.
+# Seconds for one large-neighbourhood search.
+_LNS_S = 4.0
+# Nodes of SCIP's search tree for one repair where there is no time limit.
 _REPAIR_NODES = 20
+# Seconds for such a repair; more than its nodes take, so that time does not change the answer.
 _TIMEOUT_S = 60.0
 
 
 class Workers:
-    """The solver's tasks of one search: at most one repair or polish at a time.
+    """The solver tasks of one search: one repair or large-neighbourhood search at a time.
 
-    The process starts with the first task. Without a time limit the same seed must give the same
-    answer: then `collect` waits for repairs, so that they arrive at the same point of the search in
-    every run, and nodes of the search tree limit them; polishes, whose outcome time decides,
-    are not made.
+    The worker starts with the first task. Without a time limit the same seed must give the same
+    answer:
+
+    - `collect` waits for a repair, which then arrives at the same point of the search in every run;
+    - the nodes of SCIP's search tree limit a repair, not its time;
+    - there are no large-neighbourhood searches, because their outcome depends on time.
     """
 
     def __init__(self, search: Search) -> None:
@@ -36,8 +41,10 @@ class Workers:
         self._waits = search.budget.time_limit_s is None
 
     def repair_promising(self) -> None:
-        """Asks for a repair of the last batch's fastest candidate, where only that it is invalid
-        keeps it from being the best."""
+        """Starts a repair of the last batch's fastest invalid candidate if it would be the best.
+
+        Does nothing while another task runs.
+        """
         if self._task is not None or self._search.repair_candidates is None:
             return
         assignments, costs = self._search.repair_candidates
@@ -50,16 +57,19 @@ class Workers:
             self._task = self._solver.repair(y, time_limit_s=self._limit(_REPAIR_S))
 
     def improve_best(self) -> None:
-        """Asks for a better partition around the best one's bottleneck."""
+        """Starts a large-neighbourhood search around the bottleneck of the best partition.
+
+        Does nothing while another task runs, or without a time limit.
+        """
         best = self._search.best
         if self._task is None and best is not None and not self._waits:
             self._improvements += 1
             self._task = self._solver.lns(
-                best, time_limit_s=self._limit(_POLISH_S), seed=self._improvements
+                best, time_limit_s=self._limit(_LNS_S), seed=self._improvements
             )
 
     def collect(self) -> None:
-        """Offers what has ended."""
+        """Gives the search the outcome of a task that has ended; may wait (see the class)."""
         task = self._task
         if task is not None and (self._waits or task.done()):
             self._task = None

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from jaxpart.bounds.combinatorial import bound_of, combinatorial_bound
-from jaxpart.bounds.ideals.pairs import count_ideals, list_ideals, list_prefixes, solve
+from jaxpart.bounds.ideals.pairs import count_ideals, list_prefixes, solve
 from jaxpart.cost.evaluate import verify
 from jaxpart.problem.graph import Graph, Node, Tensor, Weight
 from jaxpart.problem.problem import Problem
 from tests.support.modules import MODULES
 from tests.support.oracle import all_valid, best
+from tests.support.problems import list_ideals
 from tests.support.strategies import random_graph, random_mcm
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxpart.bounds.ideals.lattice import enumerate_ideals, prefixes
-from jaxpart.bounds.ideals.pairs import list_ideals, solve
+from jaxpart.bounds.ideals.pairs import solve
 from jaxpart.bounds.ideals.parametric_search import ParametricSearch, can_count
 from jaxpart.cost.evaluate import verify
 from jaxpart.problem.mcm import MCM, Constraints
@@ -16,6 +16,7 @@ from jaxpart.problem.problem import Problem
 from tests.support.graphs import diamonds
 from tests.support.modules import MODULES
 from tests.support.oracle import all_valid, best, evaluate
+from tests.support.problems import list_ideals
 from tests.support.strategies import random_graph
 
 GAP = 1e-9
