@@ -79,7 +79,7 @@ def _train(arguments: argparse.Namespace) -> int:
     train_pairs = pretraining.pairs(train, run.modules, plan.seed)
     valid_pairs = pretraining.pairs(valid, run.modules, plan.seed + 1)
     examples = read_examples(arguments.teachers, train) if arguments.teachers else {}
-    lessons = ImitationConfig(seed=plan.seed, epochs=arguments.epochs)
+    imitation = ImitationConfig(seed=plan.seed, epochs=arguments.epochs)
     columns = (
         TextColumn("step {task.completed}/{task.total}"),
         BarColumn(),
@@ -95,12 +95,12 @@ def _train(arguments: argparse.Namespace) -> int:
             progress.update(bar, completed=step, description=said.replace("[", r"\["))
 
         def taught(epoch, loss):
-            said = f"teachers, epoch {epoch + 1}/{lessons.epochs}: distance {loss:.5f}"
+            said = f"teachers, epoch {epoch + 1}/{imitation.epochs}: distance {loss:.5f}"
             progress.update(bar, description=said)
 
         path = pretraining.pretrain(
             train_pairs, valid_pairs, plan, run, report,
-            examples=examples, lessons=lessons, taught=taught,
+            examples=examples, imitation=imitation, taught=taught,
         )  # fmt: skip
     print(f"written: {path}")
     return 0

@@ -86,7 +86,7 @@ def pretrain(
     report: Callable[[int, Sequence[Row], float], None] = lambda step, rows, best: None,
     *,
     examples: Mapping[str, Example] | None = None,
-    lessons: ImitationConfig | None = None,
+    imitation: ImitationConfig | None = None,
     taught: Callable[[int, float], None] = lambda epoch, loss: None,
 ) -> Path:
     """Trains a policy, or resumes the run that `run.folder` holds.
@@ -102,7 +102,7 @@ def pretrain(
         best validation score so far.
       examples: partitions that the first placement is fitted to before the first step. A run that
         resumes from a checkpoint does not fit it again.
-      lessons: how to fit it; None: the defaults of `ImitationConfig`, with the seed of `config`.
+      imitation: how to fit it; None: the defaults of `ImitationConfig`, with the seed of `config`.
       taught: called after each epoch of that fit with its number and the mean squared distance.
 
     Returns:
@@ -114,7 +114,7 @@ def pretrain(
     """
     folder = run.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    imitation = lessons or ImitationConfig(seed=config.seed)
+    imitation = imitation or ImitationConfig(seed=config.seed)
     _check_same(folder, _description(config, train, valid, examples or {}, imitation))
     tasks: dict[str, Task] = {}
     programs = _Programs()

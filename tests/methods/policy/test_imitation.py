@@ -90,9 +90,9 @@ def test_an_order_is_learned_from_a_partition_and_the_first_round_starts_from_it
 def test_the_same_seed_teaches_the_same():
     fresh = initial_params(SIZES, Task.build(problem()), 0)
     examples = {"a": one_chain_first(), "b": Example(problem(), np.array([0, 0, 1, 1]))}
-    lessons = ImitationConfig(epochs=3, batch=1)
+    config = ImitationConfig(epochs=3, batch=1)
 
-    once, again = (imitate(fresh, SIZES, examples, lessons) for _ in range(2))
+    once, again = (imitate(fresh, SIZES, examples, config) for _ in range(2))
 
     for a, b in zip(jax.tree.leaves(once), jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -141,7 +141,7 @@ def taught_run(folder, steps, assignment=(0, 2, 1, 3), taught=lambda epoch, loss
         PLAN,
         PretrainingRun(folder, steps, save_every=2, validate_every=2),
         examples={"a": Example(problem(), np.array(assignment))},
-        lessons=ImitationConfig(epochs=4, batch=1),
+        imitation=ImitationConfig(epochs=4, batch=1),
         taught=taught,
     )
 
