@@ -34,6 +34,7 @@ class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seconds: float | None = None  # profiled time on a chip of speed 1; replaces the roofline
     colocate: int | None = None  # colocation group; all nodes of a group share a chip
     pin: int | None = None  # fixed chip: the only chip that may run the node
+    fixed_bytes: float = 0.0  # the part of bytes_accessed that no element size scales
 
 
 class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -42,6 +43,7 @@ class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     producer: int  # node number
     bytes: float
     consumers: tuple[int, ...]  # node numbers, ascending; empty for an output of the graph
+    fixed: bool = False  # whether no element size scales the bytes (integers, quantised values)
 
 
 class Weight(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -49,6 +51,7 @@ class Weight(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     bytes: float
     consumers: tuple[int, ...]  # node numbers, ascending
+    fixed: bool = False  # whether no element size scales the bytes (integers, quantised values)
 
 
 class _GraphFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -132,12 +135,15 @@ class Graph:
         return sum(len(tensor.consumers) for tensor in self.tensors)
 
     def rescaled(self, element_bytes: float) -> Graph:
-        """The graph with all byte counts scaled to another element size.
+        """The graph with the bytes of its floats scaled to another element size.
 
-        A graph with measured bytes (`element_bytes` None) is returned unchanged.
+        Fixed bytes (`Node.fixed_bytes`, `Tensor.fixed`, `Weight.fixed`) stay: integers and
+        quantised values keep the size of their own type. A graph with measured bytes
+        (`element_bytes` None) is returned unchanged.
 
         Args:
-          element_bytes: the new size of one element, in bytes. Example: 1 for int8.
+          element_bytes: the new size of one float element, in bytes. Example: 1 for an int8
+            deployment.
         """
         if self.element_bytes is None or self.element_bytes == element_bytes:
             return self
@@ -145,9 +151,18 @@ class Graph:
         replace = msgspec.structs.replace
         return dataclasses.replace(
             self,
-            nodes=tuple(replace(v, bytes_accessed=v.bytes_accessed * ratio) for v in self.nodes),
-            tensors=tuple(replace(k, bytes=k.bytes * ratio) for k in self.tensors),
-            weights=tuple(replace(w, bytes=w.bytes * ratio) for w in self.weights),
+            nodes=tuple(
+                replace(
+                    v, bytes_accessed=(v.bytes_accessed - v.fixed_bytes) * ratio + v.fixed_bytes
+                )
+                for v in self.nodes
+            ),
+            tensors=tuple(
+                k if k.fixed else replace(k, bytes=k.bytes * ratio) for k in self.tensors
+            ),
+            weights=tuple(
+                w if w.fixed else replace(w, bytes=w.bytes * ratio) for w in self.weights
+            ),
             element_bytes=element_bytes,
         )
 
@@ -265,8 +280,8 @@ def from_unordered(
 
     return Graph(
         tuple(nodes[old] for old in order),
-        tuple(Tensor(number[k.producer], k.bytes, renumber(k.consumers)) for k in tensors),
-        tuple(Weight(w.bytes, renumber(w.consumers)) for w in weights),
+        tuple(Tensor(number[k.producer], k.bytes, renumber(k.consumers), k.fixed) for k in tensors),
+        tuple(Weight(w.bytes, renumber(w.consumers), w.fixed) for w in weights),
         name,
         element_bytes,
     )
@@ -289,6 +304,12 @@ def _check_nodes(nodes: tuple[Node, ...]) -> None:
                     f"node {v} ({node.name!r}): {field} is {value}, "
                     "expected a finite number, 0 or more"
                 )
+        # Rounding of sums may leave the part a little larger than the whole.
+        if not 0 <= node.fixed_bytes <= node.bytes_accessed * (1 + 1e-9):
+            raise errors.CostError(
+                f"node {v} ({node.name!r}): fixed_bytes is {node.fixed_bytes}, expected 0 to "
+                f"bytes_accessed, {node.bytes_accessed}"
+            )
         if node.pin is not None and node.pin < 0:
             raise errors.PinError(
                 f"node {v} ({node.name!r}): pin is {node.pin}, expected a chip number, 0 or more"
@@ -332,14 +353,15 @@ def _checked_tensors(tensors: Iterable[Tensor], count: int) -> Iterable[Tensor]:
             )
         _check_bytes(tensor.bytes, where)
         consumers = _checked_consumers(tensor.consumers, count, where)
-        yield Tensor(tensor.producer, tensor.bytes, consumers)
+        yield Tensor(tensor.producer, tensor.bytes, consumers, tensor.fixed)
 
 
 def _checked_weights(weights: Iterable[Weight], count: int) -> Iterable[Weight]:
     for w, weight in enumerate(weights):
         where = f"weight {w}"
         _check_bytes(weight.bytes, where)
-        yield Weight(weight.bytes, _checked_consumers(weight.consumers, count, where))
+        consumers = _checked_consumers(weight.consumers, count, where)
+        yield Weight(weight.bytes, consumers, weight.fixed)
 
 
 def _check_order(nodes: tuple[Node, ...], tensors: tuple[Tensor, ...]) -> None:
@@ -374,9 +396,14 @@ def _encode(graph: Graph, *, with_name: bool) -> bytes:
         "nodes": [_without_defaults(node, number) for node in graph.nodes],
         "tensors": [
             {"producer": k.producer, "bytes": number(k.bytes), "consumers": k.consumers}
+            | ({"fixed": True} if k.fixed else {})
             for k in graph.tensors
         ],
-        "weights": [{"bytes": number(w.bytes), "consumers": w.consumers} for w in graph.weights],
+        "weights": [
+            {"bytes": number(w.bytes), "consumers": w.consumers}
+            | ({"fixed": True} if w.fixed else {})
+            for w in graph.weights
+        ],
     }
     return json.dumps(file, separators=(",", ":"), allow_nan=False).encode()
 
@@ -396,6 +423,8 @@ def _without_defaults(
         fields["colocate"] = node.colocate
     if node.pin is not None:
         fields["pin"] = node.pin
+    if node.fixed_bytes:
+        fields["fixed_bytes"] = number(node.fixed_bytes)
     return fields
 
 

@@ -76,7 +76,7 @@ def clone_inputs(graph: Graph) -> Graph:
     for tensor in graph.tensors:
         left = tuple(q for q in tensor.consumers if (tensor.producer, q) not in clones)
         if left or not tensor.consumers:
-            tensors.append(Tensor(tensor.producer, tensor.bytes, left))
+            tensors.append(msgspec.structs.replace(tensor, consumers=left))
     return drop_dead(dataclasses.replace(graph, nodes=tuple(nodes), tensors=tuple(tensors)))
 
 
@@ -104,12 +104,12 @@ def drop_dead(graph: Graph) -> Graph:
         return tuple(number[q] for q in consumers if q in live)
 
     tensors = (
-        Tensor(number[k.producer], k.bytes, renumber(k.consumers))
+        Tensor(number[k.producer], k.bytes, renumber(k.consumers), k.fixed)
         for k in graph.tensors
         if k.producer in live and (not k.consumers or not live.isdisjoint(k.consumers))
     )
     weights = (
-        Weight(w.bytes, renumber(w.consumers))
+        Weight(w.bytes, renumber(w.consumers), w.fixed)
         for w in graph.weights
         if not w.consumers or not live.isdisjoint(w.consumers)
     )

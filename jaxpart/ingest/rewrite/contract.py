@@ -84,8 +84,10 @@ def contract(graph: Graph, group: Sequence[int]) -> Contraction:
         b = of_node[tensor.producer]
         outside = {of_node[q] for q in tensor.consumers} - {b}
         if outside or not tensor.consumers:
-            tensors.append(Tensor(b, tensor.bytes, tuple(outside)))
-    weights = [Weight(w.bytes, tuple({of_node[q] for q in w.consumers})) for w in graph.weights]
+            tensors.append(Tensor(b, tensor.bytes, tuple(outside), tensor.fixed))
+    weights = [
+        Weight(w.bytes, tuple({of_node[q] for q in w.consumers}), w.fixed) for w in graph.weights
+    ]
     nodes = [_merged(part, joined) for part in members]
     small = from_unordered(nodes, tensors, weights, graph.name, graph.element_bytes)
     number = {node.name: new for new, node in enumerate(small.nodes)}
@@ -130,6 +132,7 @@ def _merged(part: Sequence[Node], group: dict[int, int]) -> Node:
         op=first.op if len({node.op for node in part}) == 1 else "fused",
         flops=sum(node.flops for node in part),
         bytes_accessed=sum(node.bytes_accessed for node in part),
+        fixed_bytes=sum(node.fixed_bytes for node in part),
         seconds=sum(profiled) if profiled else None,
         colocate=colocate,
         pin=next(iter(chips), None),

@@ -13,7 +13,7 @@ import msgspec
 
 from jaxpart.ingest.rewrite.contract import contract
 from jaxpart.ingest.rewrite.groups import Groups
-from jaxpart.problem.graph import Graph, Node, Tensor
+from jaxpart.problem.graph import Graph, Node, Tensor, Weight
 
 # _VIEWS move or relabel all elements of a tensor; _PARTS select some of them.
 # fmt: off
@@ -85,6 +85,7 @@ def fuse(graph: Graph) -> Graph:
     for v, b in enumerate(group):
         members.setdefault(b, []).append(v)
     accessed = _accessed_bytes(graph, group)
+    fixed = _accessed_bytes(graph, group, fixed_only=True)
     small = contract(graph, group).graph
     kernel = {graph.nodes[part[0]].name: (b, part) for b, part in members.items()}
     nodes = []
@@ -92,7 +93,13 @@ def fuse(graph: Graph) -> Graph:
         b, part = kernel[node.name]
         main = max((graph.nodes[v] for v in part), key=_importance)
         nodes.append(
-            msgspec.structs.replace(node, name=main.name, op=main.op, bytes_accessed=accessed[b])
+            msgspec.structs.replace(
+                node,
+                name=main.name,
+                op=main.op,
+                bytes_accessed=accessed[b],
+                fixed_bytes=min(fixed[b], accessed[b]),
+            )
             if len(part) > 1
             else node
         )
@@ -132,19 +139,24 @@ def _without_views(graph: Graph) -> Graph:
     if not views:
         return graph
     number = {}
-    accessed = []
+    accessed, fixed = [], []
     for v, node in enumerate(graph.nodes):
         if v in views:
             continue
         number[v] = len(number)
-        before = sum(graph.tensors[k].bytes for k in read[v])
-        after = sum(graph.tensors[k].bytes for k in {root[k] for k in read[v]})
-        accessed.append(max(node.bytes_accessed - before + after, min(after, node.bytes_accessed)))
+        viewed = {root[k] for k in read[v]}
+        for total, known, fixed_only in (
+            (accessed, node.bytes_accessed, False),
+            (fixed, node.fixed_bytes, True),
+        ):
+            before = sum(_size(graph.tensors[k], fixed_only) for k in read[v])
+            after = sum(_size(graph.tensors[k], fixed_only) for k in viewed)
+            total.append(max(known - before + after, min(after, known)))
     consumers: list[set[int]] = [set() for _ in graph.tensors]
     for k, tensor in enumerate(graph.tensors):
         consumers[root[k]].update(number[q] for q in tensor.consumers if q in number)
     tensors = (
-        Tensor(number[tensor.producer], tensor.bytes, tuple(sorted(consumers[k])))
+        Tensor(number[tensor.producer], tensor.bytes, tuple(sorted(consumers[k])), tensor.fixed)
         for k, tensor in enumerate(graph.tensors)
         if root[k] == k
     )
@@ -153,12 +165,21 @@ def _without_views(graph: Graph) -> Graph:
         for w in graph.weights
     )
     nodes = (
-        msgspec.structs.replace(graph.nodes[v], bytes_accessed=accessed[new])
+        msgspec.structs.replace(
+            graph.nodes[v],
+            bytes_accessed=accessed[new],
+            fixed_bytes=min(fixed[new], accessed[new]),
+        )
         for v, new in number.items()
     )
     return dataclasses.replace(
         graph, nodes=tuple(nodes), tensors=tuple(tensors), weights=tuple(weights)
     )
+
+
+def _size(value: Tensor | Weight, fixed_only: bool) -> float:
+    """The bytes of a value, or those of them that no element size scales."""
+    return value.bytes if value.fixed or not fixed_only else 0.0
 
 
 class _Kernels:
@@ -236,12 +257,20 @@ def _joined(graph: Graph) -> list[int]:
     return kernels.groups.of_nodes()
 
 
-def _accessed_bytes(graph: Graph, group: Sequence[int]) -> dict[int, float]:
-    """Bytes that each group reads and writes, without tensors that stay inside it."""
+def _accessed_bytes(
+    graph: Graph, group: Sequence[int], *, fixed_only: bool = False
+) -> dict[int, float]:
+    """Bytes that each group reads and writes, without tensors that stay inside it.
+
+    Args:
+      graph: of N nodes.
+      group: [N] the group of each node.
+      fixed_only: whether to count only bytes that no element size scales.
+    """
     separate: dict[int, float] = dict.fromkeys(group, 0.0)
     leaving: dict[int, float] = dict.fromkeys(group, 0.0)
     for node, b in zip(graph.nodes, group, strict=True):
-        separate[b] += node.bytes_accessed
+        separate[b] += node.fixed_bytes if fixed_only else node.bytes_accessed
     accessed = dict(separate)
 
     def drop_repeats(size: float, consumers: Iterable[int], maker: int | None) -> None:
@@ -252,14 +281,14 @@ def _accessed_bytes(graph: Graph, group: Sequence[int]) -> dict[int, float]:
             accessed[b] -= size * (count if b == maker else count - 1)
 
     for tensor in graph.tensors:
-        b = group[tensor.producer]
-        drop_repeats(tensor.bytes, tensor.consumers, b)
+        b, size = group[tensor.producer], _size(tensor, fixed_only)
+        drop_repeats(size, tensor.consumers, b)
         if tensor.consumers and all(group[q] == b for q in tensor.consumers):
-            accessed[b] -= tensor.bytes
+            accessed[b] -= size
         else:
-            leaving[b] += tensor.bytes
+            leaving[b] += size
     for weight in graph.weights:
-        drop_repeats(weight.bytes, weight.consumers, None)
+        drop_repeats(_size(weight, fixed_only), weight.consumers, None)
     # A node that reads a part of a table has counted that part only, but the whole table was
     # subtracted above. The result can be too small, so what leaves the group is a lower limit.
     return {b: max(size, min(leaving[b], separate[b])) for b, size in accessed.items()}
