@@ -22,7 +22,7 @@ SWITCHES = list(itertools.product(TOPOLOGIES, BOTH, BOTH, BOTH, BOTH, ("full", "
 PER_SWITCH = 11  # 96 combinations: over 1,000 instances
 
 
-@pytest.mark.parametrize("switches", SWITCHES, ids=lambda s: "-".join(map(str, s)))
+@pytest.mark.parametrize("config", SWITCHES, ids=lambda s: "-".join(map(str, s)))
 def test_no_bound_refutes_the_optimum(config):
     for seed in range(PER_SWITCH):
         problem = instance(*config, seed=seed)
