@@ -157,6 +157,13 @@ def _add_graph_argument(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="size of a free dimension of an ONNX model; may be repeated",
     )
+    parser.add_argument(
+        "--element-bytes",
+        metavar="BYTES",
+        type=_positive,
+        help="of a float in the deployment (1: int8); integers and quantised weights keep their "
+        "size (default: the module's, or as counted)",
+    )
 
 
 def _lists(*, with_methods: bool) -> str:

@@ -134,5 +134,5 @@ def _too_large_between(problem: Problem) -> str | None:
     return (
         f"{_name(problem, ends[0])} feeds {_name(problem, ends[1])}, so that by the triangle rule "
         f"two chips must hold the nodes between them: {found.amount / _MIB:.1f} MiB of weights, "
-        f"two chips have {room / _MIB:.1f} MiB"
+        f"two chips have {room / _MIB:.1f} MiB; a module with triangle = false has no such rule"
     )

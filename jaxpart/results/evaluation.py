@@ -72,8 +72,12 @@ def evaluation_of(problem: Problem, assignment: IntArray, notes: Sequence[str] =
 
 
 def rescaling_notes(graph: Graph, problem: Problem) -> tuple[str, ...]:
-    """A note for the user if `problem` has rescaled the bytes of `graph`; else none."""
+    """What the user should know where the module rescaled the bytes of the graph's floats."""
     if problem.graph is graph:
         return ()
     new = problem.graph.element_bytes
-    return (f"bytes rescaled from {graph.element_bytes:g} to {new:g} per element",)
+    note = f"bytes rescaled from {graph.element_bytes:g} to {new:g} per element"
+    kept = sum(weight.bytes for weight in graph.weights if weight.fixed) / 2**20
+    if kept:
+        note += f" of a float; {kept:,.4g} MiB of integer and quantised weights keep their size"
+    return (note,)

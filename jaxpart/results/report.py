@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jaxpart.bounds.hints import graph_hints, triangle_hint
 from jaxpart.cost.verdicts import verdicts
 from jaxpart.problem.mcm import MCM
 from jaxpart.problem.problem import IntArray, Problem
@@ -42,7 +43,7 @@ def summary(scored: ScoredPartition, search: str) -> str:
         ("improvement", _improvement(scored, time)),
         ("lower bound", _bound(scored, time)),
         ("search", search),
-        *(("note", note) for note in scored.notes),
+        *(("note", note) for note in (*scored.notes, *_hints(scored))),
     ]
     return "\n".join([headline(problem), "", *_aligned(rows), "", *_tables(scored)])
 
@@ -55,7 +56,7 @@ def evaluation(scored: ScoredPartition) -> str:
     if scored.valid:
         rows.append(("improvement", _improvement(scored, time)))
     rows.append(("lower bound", f"{time(scored.lower_bound_s)} us ({scored.bound_method})"))
-    rows += [("note", note) for note in scored.notes]
+    rows += [("note", note) for note in (*scored.notes, *_hints(scored))]
     rules = [
         (v.rule, "ok" if v.holds else "BROKEN" if v.is_on else "off, does not hold", v.detail)
         for v in verdicts(problem, scored.assignment, scored.costs)
@@ -178,6 +179,12 @@ def link_lines(problem: Problem, costs: Costs) -> list[str]:
     )
     used = f"links: {len(busiest)} of {len(problem.mcm.links)} in use"
     return ["", f"{used}; busiest, us: {shown}" if shown else used]
+
+
+def _hints(scored: ScoredPartition) -> list[str]:
+    """What may hold the partition back, and what a user can do about it."""
+    binding = triangle_hint(scored.problem, scored.bottleneck_s) if scored.valid else None
+    return [*graph_hints(scored.problem), *([binding] if binding else [])]
 
 
 def _tables(scored: ScoredPartition) -> list[str]:
