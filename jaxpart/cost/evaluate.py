@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,6 +72,7 @@ def evaluate(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> Costs:
     Returns:
       Arrays of shapes [C, B], [L, B] and [B], in the dtype of the problem's floats.
     """
+    chex.assert_shape(assignment, (problem.padded_nodes, None))
     return in_chunks(functools.partial(_evaluate, problem), assignment)
 
 

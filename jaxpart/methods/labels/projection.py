@@ -24,6 +24,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -63,6 +64,7 @@ def project(
       The partitions, and whether each keeps these rules. One that does not means that the fixed
       chips contradict the rules, or that step 4 found no node for an unused chip.
     """
+    chex.assert_shape(assignment, (problem.padded_nodes, None))
     return in_chunks(functools.partial(_project, problem), assignment)
 
 

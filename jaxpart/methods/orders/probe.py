@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -167,7 +168,9 @@ def probe(
       window: the largest number of nodes in a segment.
     """
     config = problem.config
+    chex.assert_shape(orders, (problem.padded_nodes, None))
     chips, (size, batch) = config.num_chips, orders.shape
+    chex.assert_shape(limit_s, (batch,))
     kinds = problem.node_s.shape[1]
     rules = config.constraints
     lane, dtype = jnp.arange(batch), problem.node_s.dtype

@@ -28,6 +28,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,6 +81,7 @@ def slice_orders(
       The bottleneck of each order in seconds, as far as this file is exact (inf: no cuts found),
       and the chips of the contracted nodes.
     """
+    chex.assert_shape([orders, peak_bytes], (None, problem.padded_nodes))
     bottleneck_s, chips = jax.vmap(partial(_slice, problem, window=window))(orders, peak_bytes)
     return bottleneck_s, chips.T.astype(problem.config.chip_dtype)
 
