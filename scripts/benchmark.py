@@ -1,4 +1,4 @@
-"""Time to quality, beside what a user would pick instead, and growth: `--help` says how."""
+"""Runs the benchmark of `studies/quality.py`; `--help` describes its options."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The graphs that come with jaxpart, as a table: `--help` says how."""
+"""Lists the graphs that come with jaxpart as a table; `--help` describes its options."""
 
 import sys
 

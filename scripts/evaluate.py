@@ -1,4 +1,4 @@
-"""Score and check any partition against a graph and a module: `--help` says how."""
+"""Scores and checks any partition of a graph on a module; `--help` describes its options."""
 
 import sys
 

@@ -1,10 +1,11 @@
-"""Fine-tunes a policy on one graph, and writes the weights and the partition that it found.
+"""Fine-tunes a policy on one graph and writes its weights.
 
   python scripts/finetune.py gnmt --mcm mcm36 --samples 20000 --out gnmt.policy
   python scripts/finetune.py model.onnx --policy gnmt.policy --mcm my-module.toml
-  python scripts/finetune.py gnmt --policy fresh         learns from scratch
+  python scripts/finetune.py gnmt --policy fresh         # learns from scratch
 
-The first 1,024 samples are zero-shot; after them every batch is learned from.
+The first 1,024 samples are zero-shot; after them the policy learns from every batch. With `--policy
+fresh` it learns from the first batch on.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from jaxpart.errors import InputError, JaxpartError
 
 
 def main() -> int:
-    """Exit code 1 where nothing valid was found, 2 for bad input."""
+    """Fine-tunes; returns exit code 1 if nothing valid was found, 2 on bad input."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""Find a partition of a graph over the chips of a module: `--help` says how."""
+"""Finds a partition of a graph over the chips of a module; `--help` describes its options."""
 
 import sys
 

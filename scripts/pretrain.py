@@ -1,18 +1,24 @@
-"""Pretrains the policy over the training graphs on modules of 4 to 64 chips.
+"""Pretrains the policy on the training graphs and modules of 4 to 64 chips.
 
   python scripts/pretrain.py runs/policy --minutes 45
-  python scripts/pretrain.py runs/policy --minutes 45          again: goes on where it was
+  python scripts/pretrain.py runs/policy --minutes 45          # again: resumes the run
   python scripts/pretrain.py runs/taught --teachers runs/results --minutes 45
   python scripts/pretrain.py runs/small --train a.json.gz b.json.gz --valid c.json.gz --steps 200
 
-With `--teachers` the first placement is fitted to partitions that a search has found (result files;
-`compare.py --split train --mcm mcm4 mcm8 mcm36 --results FOLDER` writes them), before PPO goes on.
+With `--teachers`, the first placement is fitted to partitions that a search has found, before PPO
+begins. They are result files; `compare.py --split train --mcm mcm4 mcm8 mcm36 --results FOLDER`
+writes them.
 
-The folder gets training.csv (a row per task of a step), validation.csv (geometric mean of
-T_baseline / T after 256 samples on chip labels and 256 on orders; step 0 is fresh weights, and once
-more what the teachers made of them), checkpoints, and pretrained.policy: the weights that were best
-on the validation graphs. Same seed, same device,
-same steps: same weights, interrupted or not.
+The folder of the run gets:
+
+  training.csv       one row per task of a step
+  validation.csv     geometric mean of T_baseline / T after 256 samples of chip labels and 256 of
+                     orders; step 0 is the fresh weights, and a second time, with teachers, the
+                     weights that were fitted to them
+  checkpoints        to resume from
+  pretrained.policy  the weights with the best validation score
+
+Same seed, same device, same steps: same weights, interrupted or not.
 """
 
 from __future__ import annotations
@@ -25,7 +31,7 @@ from jaxpart.errors import InputError, JaxpartError
 
 
 def main() -> int:
-    """Trains; exit code 1 where training broke down, 2 for bad input, 130 for Ctrl-C."""
+    """Trains; returns exit code 1 if training failed, 2 on bad input, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -66,7 +72,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from jaxpart.methods.policy.training import TrainingConfig
 
     keep_compiled()
-    plan = TrainingConfig(seed=arguments.seed)
+    config = TrainingConfig(seed=arguments.seed)
     train = pretraining.load_graphs(arguments.train, "train")
     valid = pretraining.load_graphs(arguments.valid, "valid")
     run = pretraining.PretrainingRun(
@@ -76,10 +82,10 @@ def _train(arguments: argparse.Namespace) -> int:
         modules=arguments.modules,
         command=" ".join(["python", *sys.argv]),
     )
-    train_pairs = pretraining.pairs(train, run.modules, plan.seed)
-    valid_pairs = pretraining.pairs(valid, run.modules, plan.seed + 1)
+    train_pairs = pretraining.pairs(train, run.modules, config.seed)
+    valid_pairs = pretraining.pairs(valid, run.modules, config.seed + 1)
     examples = read_examples(arguments.teachers, train) if arguments.teachers else {}
-    imitation = ImitationConfig(seed=plan.seed, epochs=arguments.epochs)
+    imitation = ImitationConfig(seed=config.seed, epochs=arguments.epochs)
     columns = (
         TextColumn("step {task.completed}/{task.total}"),
         BarColumn(),
@@ -99,7 +105,7 @@ def _train(arguments: argparse.Namespace) -> int:
             progress.update(bar, description=said)
 
         path = pretraining.pretrain(
-            train_pairs, valid_pairs, plan, run, report,
+            train_pairs, valid_pairs, config, run, report,
             examples=examples, imitation=imitation, taught=taught,
         )  # fmt: skip
     print(f"written: {path}")

@@ -92,7 +92,7 @@ def _triangle(problem: Problem, f: IntArray) -> str:
         return "undefined where data flows backward"
     for path in host.triangle_conflicts(problem, f):
         return f"chip {path[0]} sends to chip {path[-1]} directly and through chip {path[1]}"
-    return "no transfer has a longer path beside it"
+    return "no chip sends directly to a chip that it also reaches through others"
 
 
 def _memory(problem: Problem, costs: Costs) -> str:

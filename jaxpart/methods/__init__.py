@@ -2,11 +2,11 @@
 
 # A line on each method, for `--help`; `jaxpart/engine.py` maps the names to the code.
 METHODS: dict[str, str] = {
-    "auto": "the default: ideals, then searches in turn beside the solvers, until proven",
+    "auto": "the default: ideals, then searches in turn with solvers in the background, until proven",
     "greedy": "the compiler's heuristic that improvements are measured against",
     "slice": "optimal cuts of node orders, with evolution over the orders",
     "clusters": "groups grown from single nodes, side by side where the graph branches",
-    "ideals": "exact dynamic program over the graph's down-sets, where they are few",
+    "ideals": "exact dynamic program over the graph's ideals (down-sets), where they are few",
     "exact": "integer program, warm-started by cuts and clusters; for small graphs",
     "random": "the paper's random search: uniform samples made valid",
     "policy": "a graph-attention network proposes moves and learns on the graph",

@@ -180,7 +180,7 @@ class Problem:
             successors[a].append(b)
         order = topological_order(successors)
         if order is None:
-            raise AssertionError("contracting strongly connected blocks left a cycle")
+            raise AssertionError("contracting strongly connected components left a cycle")
         rank = np.empty(len(roots), np.int64)
         rank[order] = np.arange(len(roots))
         return rank[dense]

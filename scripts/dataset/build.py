@@ -1,12 +1,13 @@
-"""Builds the graphs under data/graphs from the source of their models, with their manifest.
+"""Builds the graphs under data/graphs and their manifest from the source of their models.
 
   pip install -e .[dataset]
-  python scripts/dataset/build.py                    what is missing or was built by other versions
-  python scripts/dataset/build.py --only vgg16 gnmt  these models again
-  python scripts/dataset/build.py --check            builds all beside and compares byte for byte
+  python scripts/dataset/build.py                    # graphs that are missing or out of date
+  python scripts/dataset/build.py --only vgg16 gnmt  # these models again
+  python scripts/dataset/build.py --check            # builds all elsewhere and compares the bytes
 
-Every model is traced in a process of its own; nothing is downloaded. A build that was stopped goes
-on where it was. Graphs are traced at batch 1 for inference, float tensors counted as int8.
+A graph is out of date if it was built by other versions or from another configuration. Every model
+is traced in a process of its own; nothing is downloaded. A build that was stopped resumes. Graphs
+are traced for inference at batch size 1; float tensors count as int8.
 """
 
 from __future__ import annotations
@@ -30,14 +31,21 @@ from jaxpart.datasets import manifest
 from jaxpart.errors import InputError
 
 FOLDER = Path(__file__).parents[2] / "data" / "graphs"
-IDEALS_LIMIT = 1_000_000
-REFERENCE_MODULE = "mcm36"
+IDEALS_LIMIT = 1_000_000  # where the count of ideals stops
+REFERENCE_MODULE = "mcm36"  # module of `largest_time_share`
 _RAW = "one node per primitive of the trace that depends on an input; 1 FLOP an element, 2 a MAC"
 _FUSED = f"{_RAW}; then elementwise operations, views and layout changes merged (jaxpart.ingest)"
 
 
 def main() -> int:
-    """Builds or checks; exit code 1 where a model failed or differs."""
+    """Builds or checks.
+
+    Returns:
+      Exit code 1 if a model failed or differs, else 0.
+
+    Raises:
+      InputError: there is no such model, or the manifest is missing or damaged.
+    """
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -64,7 +72,15 @@ def main() -> int:
 
 
 def build(model: catalog.Model, folder: Path) -> manifest.Entry:
-    """Traces one model, writes its graph and describes it."""
+    """Traces one model and writes its graph.
+
+    Args:
+      model: to trace.
+      folder: of the graph.
+
+    Returns:
+      The entry of the manifest.
+    """
     from jaxpart.bounds.ideals.pairs import count_ideals
     from jaxpart.ingest.rewrite.fuse import fuse
     from jaxpart.problem.mcm import load_mcm
@@ -107,7 +123,17 @@ def build(model: catalog.Model, folder: Path) -> manifest.Entry:
 
 
 def build_all(models: Sequence[catalog.Model], folder: Path, jobs: int, *, again: bool) -> int:
-    """Builds what is not up to date; the manifest is written after every model."""
+    """Builds the graphs that are out of date; the manifest is written after every model.
+
+    Args:
+      models: to build.
+      folder: of the graphs and the manifest; made if it does not exist.
+      jobs: models at a time.
+      again: whether graphs that are up to date are built too.
+
+    Returns:
+      Exit code 1 if a model failed, else 0.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / manifest.FILE
     entries = {e.name: e for e in manifest.read(path).graphs} if path.exists() else {}
@@ -130,11 +156,20 @@ def build_all(models: Sequence[catalog.Model], folder: Path, jobs: int, *, again
 
 
 def check(models: Sequence[catalog.Model], folder: Path, jobs: int) -> int:
-    """Builds beside and compares with the shipped files and their manifest."""
+    """Builds graphs in a temporary folder and compares them with a folder and its manifest.
+
+    Args:
+      models: to build.
+      folder: of the shipped graphs.
+      jobs: models at a time.
+
+    Returns:
+      Exit code 1 if a model failed or differs, else 0.
+    """
     shipped = {entry.name: entry for entry in manifest.read(folder / manifest.FILE).graphs}
     different = []
-    with tempfile.TemporaryDirectory() as beside:
-        for name, entry in _built(models, Path(beside), jobs):
+    with tempfile.TemporaryDirectory() as rebuilt:
+        for name, entry in _built(models, Path(rebuilt), jobs):
             if isinstance(entry, str):
                 different.append(f"{name}: {entry}")
             elif name not in shipped:
@@ -148,7 +183,7 @@ def check(models: Sequence[catalog.Model], folder: Path, jobs: int) -> int:
 
 
 def _difference(built: manifest.Entry, shipped: manifest.Entry, folder: Path) -> str | None:
-    """What tells a built graph from the shipped one; None where nothing does."""
+    """The first difference between a built graph and the shipped one; None if they are equal."""
     for field in manifest.Entry.__struct_fields__:
         was, now = getattr(shipped, field), getattr(built, field)
         if was != now:
@@ -161,7 +196,7 @@ def _difference(built: manifest.Entry, shipped: manifest.Entry, folder: Path) ->
 def _built(
     models: Sequence[catalog.Model], folder: Path, jobs: int
 ) -> Iterator[tuple[str, manifest.Entry | str]]:
-    """Name and entry (or what went wrong) of each, as they are done."""
+    """Builds graphs in parallel; yields the name and the entry or error of each, as they end."""
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
@@ -180,8 +215,9 @@ def _built(
 
 
 def _in_own_process(name: str, folder: Path) -> manifest.Entry | str:
+    """Builds one model in a fresh process; returns its entry, or the error."""
     command = [sys.executable, __file__, "--one", name, "--out", str(folder)]
-    # Traces do not depend on the device; keras chooses its backend when it is imported.
+    # Traces do not depend on the device. keras reads its backend when it is imported.
     settings = {"JAX_PLATFORMS": "cpu", "KERAS_BACKEND": "jax"}
     done = subprocess.run(
         command,
@@ -199,7 +235,7 @@ def _in_own_process(name: str, folder: Path) -> manifest.Entry | str:
 
 
 def _is_current(model: catalog.Model, entry: manifest.Entry | None, folder: Path) -> bool:
-    """Whether the graph of this model is there, from the same versions and configuration."""
+    """Whether the graph of a model exists and has the same versions, configuration and hash."""
     if entry is None:
         return False
     described = ("family", "kind", "split", "license", "config", "fused")
@@ -212,6 +248,7 @@ def _is_current(model: catalog.Model, entry: manifest.Entry | None, folder: Path
 
 
 def _versions(model: catalog.Model) -> dict[str, str]:
+    """The source and versions of a model, as in the manifest."""
     return {
         "source": model.source,
         "source_version": importlib.metadata.version(model.source),

@@ -1,12 +1,12 @@
-"""Lower bounds beside each other, as shares of the best partition known.
+"""Compares lower bounds, as shares of the best bottleneck known.
 
   python scripts/studies/bounds.py bert-large --mcm mcm36 mcm64
   python scripts/studies/bounds.py --split test valid --mcm mcm4 mcm8 mcm36 --json out.json
   python scripts/studies/bounds.py --split test valid --mcm mcm36 --results out-of-compare.json
 
-Each bound has its own time and starts from the combinatorial one. The bottleneck that they are
-compared with, and that they stop at, is that of a short search, or where it is better the one in
-the rows that `compare.py --json` kept.
+Each bound has its own time limit and starts from the combinatorial bound. It is compared with a
+bottleneck, and stops when it reaches it. This is the bottleneck of a short search, or, where that
+is lower, the one in the file that `compare.py --json` wrote.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _LAYOUT = "{:<22} {:<8} {:>10}" + " {:>16}" * len(_METHODS) + "  {}"
 
 
 def main() -> int:
-    """Runs every pair in turn; exit code 2 on bad input."""
+    """Measures every pair in turn; returns exit code 2 on bad input."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -70,6 +70,7 @@ def main() -> int:
 
 
 def _known(path: Path) -> dict[tuple[str, str], float]:
+    """Bottleneck in seconds by (graph, module), from a file of `compare.py --json`."""
     rows = json.loads(path.read_text())["rows"]
     return {
         (row["graph"], row["mcm"]): row["bottleneck_s"] for row in rows if row.get("bottleneck_s")
@@ -79,6 +80,18 @@ def _known(path: Path) -> dict[tuple[str, str], float]:
 def _row(
     name: str, mcm_name: str, best_s: float | None, search_s: float, limit_s: float
 ) -> dict[str, Any] | None:
+    """Measures all bounds of one pair.
+
+    Args:
+      name: graph.
+      mcm_name: module, for graphs without a machine of their own.
+      best_s: the best bottleneck known, in seconds; None: unknown.
+      search_s: time limit of the search for a better one.
+      limit_s: time limit of each bound.
+
+    Returns:
+      The row; None where no bottleneck is known.
+    """
     from jaxpart.engine import partition
     from jaxpart.problem.mcm import load_mcm
     from jaxpart.problem.problem import Problem
@@ -98,7 +111,7 @@ def _row(
 
 
 def _bounds(problem: Problem, best_s: float, limit_s: float) -> dict[str, dict[str, Any]]:
-    """Of each method: the bound in seconds, its name, and how long it took."""
+    """For each method: the bound and the time it took, in seconds, and the proof behind it."""
     from jaxpart.bounds.best import best_bound, ideals_bound
     from jaxpart.bounds.combinatorial import Bound, combinatorial_bound
     from jaxpart.bounds.reduction import destructive_bound

@@ -1,11 +1,11 @@
-"""How many answers come with a proof: partitions graphs on modules until proven or out of time.
+"""Measures how many pairs of a graph and a module are proven optimal within a time limit.
 
   python scripts/studies/certify.py --split valid test --mcm mcm4 mcm8 mcm36 --seconds 60
   python scripts/studies/certify.py bert-large --mcm mcm36 --method exact
 
-Outcomes are kept as they come, and a run that was stopped goes on where it was. A pair counts as
-proven at a gap of 0.01% and below; pairs that are proven to have no valid partition count as proven
-too. Max-load inputs bring their own machine.
+Each row is written when it is measured; a run that was stopped resumes. A pair is proven at a gap
+of at most 0.01%. A pair that is proven to have no valid partition counts as proven too. Max-load
+inputs bring their own machine.
 """
 
 from __future__ import annotations
@@ -35,7 +35,11 @@ _FIGURES = "{:<9} {:<6} {:>5} {:>11} {:>9} {:>7} {:>8} {:>8} {:>9}"
 
 
 def main() -> int:
-    """Runs every pair in turn; exit code 1 where for some nothing valid was found, 2: bad input."""
+    """Measures every pair in turn.
+
+    Returns:
+      Exit code 1 if nothing valid was found for some pair, 2 on bad input.
+    """
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -80,7 +84,15 @@ def _certify(names: Sequence[str], modules: Sequence[str], arguments: argparse.N
 
 
 def certify(graph: Graph, mcm: MCM, *, method: str, seconds: float, seed: int) -> Row:
-    """One pair: the bottleneck, the bound, and which proof gave it."""
+    """Measures one pair: the bottleneck, the bound, and the proof behind the bound.
+
+    Args:
+      graph: to partition.
+      mcm: the module.
+      method: of `partition`.
+      seconds: time limit.
+      seed: of the search.
+    """
     from jaxpart.bounds.combinatorial import combinatorial_bound
     from jaxpart.bounds.ideals.classes import class_of
     from jaxpart.engine import partition
@@ -103,7 +115,7 @@ def certify(graph: Graph, mcm: MCM, *, method: str, seconds: float, seed: int) -
         return {**row, "status": "infeasible", "proof": str(error), "seconds": took_s}
     except NothingFoundError as error:
         took_s = time.perf_counter() - start_s
-        bound_s = combinatorial_bound(problem).seconds  # of whatever the search may have missed
+        bound_s = combinatorial_bound(problem).seconds  # of partitions that the search missed
         row |= {"lower_bound_s": bound_s, "proof": str(error)}
         return {**row, "status": "nothing", "seconds": took_s}
     is_proven = result.gap is not None and result.gap <= _GAP
@@ -128,7 +140,7 @@ def _line(row: Row) -> str:
 
 
 def _summary(rows: Sequence[Row]) -> list[str]:
-    """Shares proven and gaps, by module and class."""
+    """A table of the share of proven pairs and the gaps, by module and class."""
     head = ("mcm", "class", "pairs", "infeasible", "nothing", "proven", "share %", "gap %")
     lines = ["", _FIGURES.format(*head, "worst %")]
     for module, kind, chosen in by_module_and_class(rows):

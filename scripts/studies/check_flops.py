@@ -1,8 +1,10 @@
-"""Compares FLOPs of `from_jax` with XLA's own analysis: python scripts/studies/check_flops.py.
+"""Compares the FLOPs of `from_jax` with XLA's own analysis.
 
-XLA analyses the program before optimisation (`jax.jit(f).lower(...).cost_analysis()`); its FLOPs
-and transcendentals are added. Ratios that differ from 1 differ by design: see the docstring of
-`jaxpart.ingest.jaxpr_costs`.
+  python scripts/studies/check_flops.py
+
+XLA analyses the program before optimisation (`jax.jit(f).lower(...).cost_analysis()`). Its FLOPs
+and transcendentals are added. A ratio other than 1 is intended: see
+`jaxpart/ingest/jaxpr/costs.py`.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ _TABLE, _INDICES = _array(1000, 64), _array(20, 1, dtype=jnp.int32)
 _ROWS = lax.GatherDimensionNumbers((1,), (0,), (0,))
 _ROW_UPDATES = lax.ScatterDimensionNumbers((1,), (0,), (0,))
 
-# Name -> function, its arguments, and how often XLA's figure is to be counted.
+# Function, its arguments, and the factor for XLA's figure (the steps of a loop).
 Case = tuple[Callable[..., Any], tuple[jax.ShapeDtypeStruct, ...], int]
 
 EXACT: Mapping[str, Case] = {
@@ -113,10 +115,10 @@ BY_DESIGN: Mapping[str, Case] = {
 
 
 def flops_of_both(case: Case) -> tuple[float, float]:
-    """FLOPs by `from_jax` and by XLA."""
+    """FLOPs of a case by `from_jax` and by XLA."""
     fn, arguments, repeats = case
     ours = from_jax(fn, *arguments, unroll_limit=0, name="case").total_flops
-    if repeats > 1:  # XLA counts a loop's body once, and the loop's own counter
+    if repeats > 1:  # XLA counts the body of a loop once, and also the loop's counter
         weights, carry, rows = arguments
         row = jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype)
         analysis = jax.jit(lambda w, h, x: _cell(w)(h, x)).lower(weights, carry, row)
@@ -127,7 +129,7 @@ def flops_of_both(case: Case) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Prints the table."""
+    """Prints a table of all cases."""
     print(f"{'operation':34} {'from_jax':>12} {'XLA':>12} {'ratio':>7}")
     for name, case in {**EXACT, **BY_DESIGN}.items():
         ours, xla = flops_of_both(case)

@@ -1,7 +1,7 @@
-"""One measurement in a process of its own: one that dies, hangs or leaks costs itself alone.
+"""Runs one measurement in a process of its own, so that a crash, hang or leak affects only it.
 
-A child is given so many cores and no more, by affinity, so that solvers, XLA and partitioners have
-the same; it has a session of its own, which is killed whole when the time is over.
+CPU affinity gives the child a fixed number of cores, the same for solvers, XLA and partitioners.
+The child has its own session; all processes of the session are killed at the time limit.
 """
 
 from __future__ import annotations
@@ -21,23 +21,24 @@ from typing import Any
 
 _HERE = Path(__file__).parent
 _MODELS = _HERE.parent / "dataset"
-_MOST_WORDS = 200  # of what a child that died has said last
+_MOST_CHARACTERS = 200  # of the last line of output of a child that died
 
 
 def measure(
     module: str, function: str, arguments: dict[str, Any], *, threads: int, limit_s: float
 ) -> dict[str, Any]:
-    """What the function gives in a fresh process; where it gives nothing, why.
+    """Calls a function in a fresh process.
 
     Args:
-      module: of this folder, or any that Python finds.
-      function: in it; it takes the arguments and gives what JSON can hold.
-      arguments: by name; what JSON can hold.
-      threads: cores that the process may use, where the system can say so.
-      limit_s: it is killed after so many seconds.
+      module: in this folder, or any other that Python finds.
+      function: name of a function in `module`; it returns a dict that JSON can hold.
+      arguments: keyword arguments of the function; JSON must be able to hold them.
+      threads: cores that the process may use, on systems with CPU affinity.
+      limit_s: seconds after which the process is killed.
 
     Returns:
-      The function's answer; or {"died": why}.
+      The function's answer, with the seconds since the process was started as "process_s"; or
+      {"died": reason}.
     """
     spec = {"module": module, "function": function, "arguments": arguments, "threads": threads}
     with tempfile.TemporaryDirectory() as folder:
@@ -59,15 +60,13 @@ def measure(
                 _end(child)
         if child.returncode == 0 and out.exists():
             return json.loads(out.read_bytes())
-        last = said.read_text(errors="replace").strip().rsplit("\n", 1)[-1][-_MOST_WORDS:]
+        last = said.read_text(errors="replace").strip().rsplit("\n", 1)[-1][-_MOST_CHARACTERS:]
         return {"died": f"{died}: {last}" if last else died}
 
 
 def peak_bytes() -> dict[str, int]:
-    """Most resident bytes that this process ever had, and that the largest of its ended children.
-
-    `ru_maxrss` is in KiB, on macOS in bytes.
-    """
+    """Peak resident memory in bytes of this process, and of the largest child that has ended."""
+    # `ru_maxrss` is in KiB, on macOS in bytes.
     unit = 1 if sys.platform == "darwin" else 1024
     return {
         name: unit * resource.getrusage(who).ru_maxrss
@@ -79,8 +78,8 @@ def peak_bytes() -> dict[str, int]:
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    """Kills what is left of the child's session: workers outlive a child that died."""
-    with contextlib.suppress(ProcessLookupError):  # all have ended
+    """Kills the rest of the child's session, because workers outlive a child that died."""
+    with contextlib.suppress(ProcessLookupError):  # the session has no process left
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
 

@@ -1,11 +1,11 @@
-"""Partitions several graphs on several modules: what each got, how sure, and what holds it back.
+"""Partitions graphs on modules; prints the bottleneck, bound, gap and binding resource of each.
 
   python scripts/studies/compare.py bert-large --mcm mcm36 mcm64
   python scripts/studies/compare.py --split test valid --mcm mcm4 mcm8 mcm36 --json out.json
   python scripts/studies/compare.py profiles/*.txt --mcm data/modules/host4.toml --time-limit 10
 
-Max-load inputs bring their own machine; the modules named are for the others. With `--json` the
-rows are kept as they come, and a run that was stopped goes on where it was.
+Max-load inputs bring their own machine; `--mcm` applies to the other graphs. With `--json`, each
+row is written when it is measured, and a run that was stopped resumes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,15 @@ _HEADER = (
 
 
 def main() -> int:
-    """Runs every pair in turn; exit code 1 where for some nothing valid was found, 2: bad input."""
+    """Measures every pair in turn.
+
+    Returns:
+      Exit code 1 if nothing valid was found for some pair, else 0.
+
+    Raises:
+      InputError: a graph, module or method does not exist or is damaged, or the file of `--json`
+        was made with other settings.
+    """
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -75,7 +83,16 @@ def main() -> int:
 
 
 def run(graph: Graph, mcm: MCM, settings: dict[str, Any]) -> tuple[Row, Result | None]:
-    """One pair: what `partition` gives, and what the program order cut optimally gives."""
+    """Measures one pair: `partition`, and the program order cut optimally.
+
+    Args:
+      graph: to partition.
+      mcm: the module.
+      settings: "method", "time_limit" (seconds) and "seed" of `partition`.
+
+    Returns:
+      The row, and the result; None where no valid partition exists or was found.
+    """
     from jaxpart.bounds.ideals.classes import class_of
     from jaxpart.bounds.ideals.pairs import program_order_s
     from jaxpart.engine import partition
@@ -143,7 +160,7 @@ def _line(row: Row) -> str:
 
 
 def _summary(rows: Sequence[Row]) -> list[str]:
-    """Figures by module and by class."""
+    """A table of all figures by module and class."""
     layout = "{:<9} {:<6} {:>6} {:>10} {:>7} {:>6} {:>8} {:>8} {:>6} {:>9}  {}"
     header = ("mcm", "class", "pairs", "infeasible", "nothing", "proven", "gap %", "worst %", "x")
     lines = ["", layout.format(*header, "headroom", "binds")]

@@ -1,14 +1,16 @@
-"""How `auto` grows: seconds and memory against the nodes of a deep decoder, and against chips.
+"""Measures time and memory of `auto` against the number of nodes and the number of chips.
 
-The decoder is that of `dataset/models/growth.py`. Its chips are those of the presets; where so many
-would not hold the weights twice over, their memory is larger.
+The graph is the decoder of `dataset/models/growth.py`. The chips are those of the presets; if
+together they cannot hold the weights twice, they get more memory.
 
-  trace s   making the graph
-  first s   from the call of `partition` until the first valid partition is evaluated
-  1% s      from there as well, until within 1% of what the run ends with, compilation included
-  all s     until `partition` returned
-  peak GiB  most resident memory of the process; of its largest worker beside it, which for Linux
-            includes what the process held when it started the worker
+  trace s     time to make the graph
+  first s     from the call of `partition` until the first valid partition is evaluated
+  1% s        from the call until a partition within 1% of the final one, compilation included
+  compile s   compilation that the clock of the time limit leaves out
+  all s       from the call until `partition` returns
+  peak GiB    peak resident memory of the process
+  worker GiB  peak resident memory of its largest worker; on Linux this includes the memory that the
+              process had when it started the worker
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ _HEAD = (
     *("nodes", "chips", "trace s", "first s", "1% s", "compile s", "all s"),
     *("peak GiB", "worker GiB", "x", "gap %"),
 )
-# Figures that have an exponent, with what makes a number of the table of them.
+# Figures whose exponent is fitted -> factor from the unit of the row to the unit of the table.
 FITTED = {
     "trace_s": 1.0,
     "first_s": 1.0,
@@ -40,7 +42,15 @@ FITTED = {
 def run(
     rows: Rows, nodes: Sequence[int], chips: Sequence[int], base: tuple[int, int], threads: int
 ) -> None:
-    """Measures what is not there yet: `nodes` on base[1] chips, base[0] nodes on `chips`."""
+    """Measures two sweeps: `nodes` on base[1] chips, and base[0] nodes on `chips`.
+
+    Args:
+      rows: sizes that have a row there are not measured again; new rows are added.
+      nodes: least numbers of nodes of the first sweep.
+      chips: numbers of chips of the second sweep.
+      base: nodes of the second sweep, chips of the first.
+      threads: cores of each run.
+    """
     seconds = rows.settings["growth_seconds"]
     print(_ROW.format(*_HEAD))
     sizes = [*((n, base[1]) for n in nodes), *((base[0], c) for c in chips)]
@@ -57,7 +67,15 @@ def run(
 
 
 def sweeps(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
-    """("nodes" or "chips", rows along it): the most that share the other one, two at least."""
+    """Finds the rows of each sweep.
+
+    Args:
+      rows: rows of all parts of the benchmark.
+
+    Returns:
+      ("nodes" or "chips", rows in ascending order of it). They share the value of the other one
+      that most rows have. A sweep of fewer than two sizes is left out.
+    """
     measured = [row for row in rows if row.get("part") == "growth" and row.get("first_s")]
     found = []
     for along, fixed in (("nodes", "chips"), ("chips", "nodes_asked")):
@@ -70,7 +88,7 @@ def sweeps(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
 
 
 def table(rows: Sequence[Row]) -> list[str]:
-    """Every size, and the exponents along each sweep."""
+    """A table of every size, and of the exponents along each sweep."""
     lines = [_ROW.format(*_HEAD)]
     lines += [_line(row) for row in rows if row.get("part") == "growth"]
     for along, chosen in sweeps(rows):
@@ -82,7 +100,16 @@ def table(rows: Sequence[Row]) -> list[str]:
 
 
 def power(rows: Sequence[Row], along: str, name: str) -> float | None:
-    """The exponent of a figure along a sweep, of those rows that have it."""
+    """The exponent of a figure along a sweep.
+
+    Args:
+      rows: a sweep; rows without the figure are ignored.
+      along: "nodes" or "chips".
+      name: the figure.
+
+    Returns:
+      The exponent; None for fewer than two sizes.
+    """
     points = [(row[along], row[name]) for row in rows if row.get(name)]
     return exponent([size for size, _ in points], [value for _, value in points])
 

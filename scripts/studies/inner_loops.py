@@ -1,35 +1,40 @@
-"""Candidates per second of each inner loop against batch size, beside its floor and a scalar loop.
+"""Measures candidates per second of each inner loop, with a floor and a scalar loop to compare.
 
   python scripts/studies/inner_loops.py --json data/benchmarks/inner.json
   python scripts/studies/inner_loops.py --quick
 
-The loops: full evaluation (`cost.evaluate`: every figure and verdict, links and peak memory
-included), projection, slicing (`slice_orders`) and probing (`probe`). Labels are uniformly random,
-or near-valid: the greedy baseline with 1% of its labels randomised, projected (for the projection
-itself: not yet). Orders are the program order with keys jittered, made topological.
+The loops are full evaluation (`evaluate`: every cost and verdict, links and peak memory included),
+projection (`project`), slicing (`slice_orders`) and probing (`probe`). Labels are uniformly random
+or near-valid. Near-valid labels are the greedy baseline with 1% of its labels randomised;
+`evaluate` gets them projected, `project` gets them as they are. Orders are the program order with
+random noise on its keys, made topological.
 
-Batches are shared by all local devices; on a CPU, `--devices` of them are made, one a core. The
-reference is `reference_evaluate.py`: one thread, float64, numba. It takes turns with `evaluate`, so
-that what disturbs the machine disturbs both; ratios are medians over the turns. Compilation, of
-either, is timed apart: a first call less a later one. Every call ends with `block_until_ready`.
+All local devices share a batch; on a CPU there are `--devices` of them, by default one per core.
+The reference is `reference_evaluate.py`: one thread, float64, numba. Its runs alternate with those
+of `evaluate`, so that a disturbance of the machine affects both; ratios are medians over the runs.
+Compilation is timed separately: the first call minus the median of later calls. Every call ends
+with `block_until_ready`.
 
-Floors, per candidate, for N nodes, E edges, K tensors, U uses of weights, C chips, L links,
-B contracted nodes with P pairs of neighbours, and pieces of at most M contracted nodes:
+The floor is the least work per candidate. For N nodes, E edges, K tensors, U uses of weights, C
+chips, L links, M contracted nodes with P pairs of neighbours, and segments of at most W contracted
+nodes:
 
-  evaluate  N + 2E + U + 4(6C + L) bytes: labels read once as int8, those at the ends of edges and
-            uses gathered, the figures written. E + U + N + E + K + K + 2N operations: is this chip
-            new, once an edge and use; compute, received, sent, link ends; live bytes and their
-            peak. An operation reads a total, changes it and writes it.
-  project   2N bytes. 14P operations: votes and drops once a pair; four columns closed along and
-            against the pairs, then two more that return, if the first sweep settled them all.
-  slice     5B bytes. 2BMC operations: an addition or maximum and a minimum for each start of each
-            piece on each chip.
-  probe     8B bytes. 5BM operations: the figures of each start, compared once.
+  evaluate  Bytes: N + 2E + U + 4(6C + L). Every label is read once as int8; the labels at the ends
+            of edges and at uses are gathered; all costs are written.
+            Operations: 3N + 2E + 2K + 2U. One test per edge and per use whether the chip is new
+            (E + U); sums of compute (N), of received bytes (E), of sent bytes and ends of links
+            (2K), of weights (U); live bytes and their peak (2N). An operation reads a sum, changes
+            it and writes it.
+  project   Bytes: 2N. Operations: 14P. Votes and drops, once per pair; four columns closed along
+            and against the pairs, then two more columns, if the first sweep settles all nodes.
+  slice     Bytes: 5M. Operations: 2MWC. One addition or maximum, and one minimum, for each start of
+            each segment on each chip.
+  probe     Bytes: 8M. Operations: 5MW. The costs of each start of a segment, compared once.
 
-What the device does of each is measured first: bytes/s of an array larger than the caches, changed
-in place, and float32 additions/s in the nearest cache, vectors included. The floor is the slower of
-the two. It asks more than can be had where totals per chip are gathered and scattered: vectors do
-not do that.
+The rates of the device are measured first: bytes/s of an array larger than the caches, updated in
+place, and float32 multiply-adds/s in the nearest cache, with vector instructions. The floor in
+seconds is the slower of the two. Sums per chip are gathered and scattered, and vector instructions
+do not do that; so these loops cannot reach the floor.
 """
 
 from __future__ import annotations
@@ -65,19 +70,23 @@ from jaxpart.methods.orders.slicing import slice_orders, window_for
 from jaxpart.problem.mcm import load_mcm
 from jaxpart.problem.problem import IntArray, Problem
 
-_NOISE = 0.01  # of the labels
-_REFERENCE = 1024  # candidates that the scalar loop is given at most
+_NOISE_SHARE = 0.01  # share of labels that are randomised
+_REFERENCE_CANDIDATES = 1024  # most candidates of a call of the scalar loop
 
 
 class Floor(NamedTuple):
-    """What one candidate cannot do without."""
+    """The least work for one candidate; the docstring of this module derives it."""
 
     num_bytes: int
     operations: int
 
 
 def main() -> int:
-    """Prints one row per loop, kind of input and batch size."""
+    """Prints one row per loop, kind of input and batch size; returns exit code 0.
+
+    Raises:
+      InputError: the graph or module does not exist, or there is no baseline.
+    """
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -132,12 +141,19 @@ def main() -> int:
 
 
 class Bench:
-    """The rows so far, and what the device can do."""
+    """Times loops and collects the rows.
+
+    Attributes:
+      calls: timed calls per row; the median counts.
+      rows: one per loop, kind of input and batch size.
+      bytes_per_s: rate of the device's memory.
+      operations_per_s: rate of its arithmetic.
+    """
 
     def __init__(self, calls: int) -> None:
         self.calls = calls
         self.rows: list[dict[str, object]] = []
-        # Larger than the caches, four bytes read and four written; and in the nearest one.
+        # An element of the large array takes four bytes read and four written.
         self.bytes_per_s = 8 * _additions_per_s(calls, 2**24, 8)
         self.operations_per_s = _additions_per_s(calls, 2**12, 20_000)
 
@@ -150,14 +166,23 @@ class Bench:
         floor: Floor,
         reference: tuple[int, Callable[[], Any]] | None = None,
     ) -> None:
-        """Times `run` of a batch, in turns with a reference and its candidates, if there is one."""
+        """Times `run`, alternating with the reference if there is one, and prints the row.
+
+        Args:
+          loop: name of the loop.
+          kind: of the input.
+          batch: candidates in a call of `run`.
+          run: treats one batch.
+          floor: of one candidate.
+          reference: the candidates in a call of the scalar loop, and this call.
+        """
         first_s = _seconds(run)
         reference_first_s = _seconds(reference[1]) if reference else None
-        sharing = []
+        timings = []
         for _ in range(self.calls):
             reference_s = _seconds(reference[1]) if reference else None
-            sharing.append((_seconds(run), reference_s))
-        run_s = statistics.median(turn[0] for turn in sharing)
+            timings.append((_seconds(run), reference_s))
+        run_s = statistics.median(seconds[0] for seconds in timings)
         floor_s = max(floor.num_bytes / self.bytes_per_s, floor.operations / self.operations_per_s)
         row: dict[str, Any] = {
             "loop": loop,
@@ -171,23 +196,23 @@ class Bench:
             "floor_operations": floor.operations,
             "floor_candidates_per_s": 1 / floor_s,
         }
-        beside = ""
+        comparison = ""
         if reference:
             count = reference[0]
-            each_s = [other / count for _, other in sharing]
+            each_s = [other / count for _, other in timings]
             reference_s = statistics.median(each_s)
             row |= {
                 "reference_candidates_per_s": 1 / reference_s,
                 "reference_compile_s": max(reference_first_s - reference_s * count, 0.0),
                 "times_reference": statistics.median(
-                    each * batch / mine for each, (mine, _) in zip(each_s, sharing, strict=True)
+                    each * batch / mine for each, (mine, _) in zip(each_s, timings, strict=True)
                 ),
             }
-            beside = f"{1 / reference_s:>12,.0f}{row['times_reference']:>7.2f}"
+            comparison = f"{1 / reference_s:>12,.0f}{row['times_reference']:>7.2f}"
         self.rows.append(row)
         print(
             f"{loop:<9}{kind:<12}{batch:>6}{row['compile_s']:>10.2f}{run_s * 1e3:>10.1f}"
-            f"{batch / run_s:>12,.0f}{1 / floor_s:>12,.0f}{beside}",
+            f"{batch / run_s:>12,.0f}{1 / floor_s:>12,.0f}{comparison}",
             flush=True,
         )
 
@@ -195,7 +220,7 @@ class Bench:
 def _labels(
     bench: Bench, problem: Problem, start: IntArray, batch: int, rng: np.random.Generator
 ) -> None:
-    """Full evaluation and projection."""
+    """Measures full evaluation and projection of a batch of labels."""
     device = replicated(lower(problem), batch)
     table = reference_evaluate.tables(problem)
     chips, nodes = problem.num_chips, problem.num_nodes
@@ -207,13 +232,13 @@ def _labels(
     )
     of_project = Floor(2 * nodes, 14 * len(problem.contracted_pairs))
     uniform = rng.integers(0, chips, (nodes, batch))
-    noisy = np.where(rng.random(uniform.shape) < _NOISE, uniform, start[:, None])
+    noisy = np.where(rng.random(uniform.shape) < _NOISE_SHARE, uniform, start[:, None])
     projected = np.asarray(project(device, pad_assignments(device, noisy))[0])
     run_evaluate = split(evaluate, batch, (None, 1))
     run_project = split(project, batch, (None, 1))
     for kind, labels in (("uniform", pad_assignments(device, uniform)), ("near-valid", projected)):
         labels = jax.device_put(labels)
-        few = np.ascontiguousarray(np.asarray(labels)[:nodes, :_REFERENCE].T, np.uint16)
+        few = np.ascontiguousarray(np.asarray(labels)[:nodes, :_REFERENCE_CANDIDATES].T, np.uint16)
         bench.add(
             "evaluate",
             kind,
@@ -229,7 +254,7 @@ def _labels(
 
 
 def _orders(bench: Bench, problem: Problem, start: IntArray, batch: int, seed: int) -> None:
-    """Slicing and probing, within the bottleneck of the baseline."""
+    """Measures slicing and probing of a batch of orders; the limit is the baseline's bottleneck."""
     contracted = problem.contracted
     device = replicated(lower(contracted), batch)
     size, limit_s = device.padded_nodes, float(verify(problem, start[:, None]).bottleneck_s[0])
@@ -245,7 +270,7 @@ def _orders(bench: Bench, problem: Problem, start: IntArray, batch: int, seed: i
     arrays = [jnp.asarray(x) for x in (orders, peaks, orders.T, peaks.T)]
     weights = replicated(weights_of(contracted, size), batch)
     limits_s = jnp.full(batch, limit_s, jnp.float32)
-    if batch <= 64:  # a table of chips by nodes for each order: more of them only wait
+    if batch <= 64:  # every order needs a table of chips by nodes; a larger batch gains no speed
         bench.add(
             "slice",
             f"window {window}",
@@ -263,7 +288,13 @@ def _orders(bench: Bench, problem: Problem, start: IntArray, batch: int, seed: i
 
 
 def _additions_per_s(calls: int, size: int, steps: int) -> float:
-    """Multiply-adds/s to `size` float32 in place, again and again, by each device."""
+    """Multiply-adds/s of all devices together.
+
+    Args:
+      calls: timed calls; the median counts.
+      size: float32 numbers that each device updates in place.
+      steps: updates of each number in a call.
+    """
     batch = 2 * jax.local_device_count()
 
     def add(values: jax.Array) -> jax.Array:
@@ -280,6 +311,7 @@ def _additions_per_s(calls: int, size: int, steps: int) -> float:
 
 
 def _seconds(run: Callable[[], Any]) -> float:
+    """Seconds of one call, until its result is ready."""
     start_s = time.perf_counter()
     jax.block_until_ready(run())
     return time.perf_counter() - start_s

@@ -1,15 +1,18 @@
-"""Annealing moves per second, beside re-evaluating everything for each, in the same run.
+"""Measures annealing moves per second, and full evaluations per second in the same run.
 
   python scripts/studies/moves.py --json data/benchmarks/moves.json
 
-Chains start from the greedy baseline and are tempered first, so that they differ. *Proposals* are
-looks at one contracted node in one chain; *priced* are those that kept the rules, so that their
-change of cost was computed; both are set beside the candidates/s of `evaluate` on the same labels.
-Runs of the two alternate, compilation is timed apart, figures are medians.
+All chains start from the greedy baseline. They are tempered before the measurement, so that they
+differ. A *proposal* looks at one contracted node in one chain. It is *priced*, that is, its change
+of cost is computed, if the move keeps the rules. Both rates are compared with the candidates/s of
+`evaluate` on the same labels. Runs of the two alternate, compilation is timed separately, and
+figures are medians. "share" is the number of chains per slot (`row_sweep` in
+`jaxpart/methods/annealing/row.py`).
 
-Floor of a proposal on a row of chips, for a block of degree d whose inputs have q consumers:
-1 + d labels of one byte to see whether it can move, q more and about 12 figures (48 bytes) of two
-chips to price it, and half of them written back: some 80 bytes and 100 operations.
+The least work of a proposal on a row of chips, for a contracted node of degree d whose inputs have
+q consumers: 1 + d labels of one byte to see whether it can move; q more labels and about 12 figures
+(48 bytes) of two chips to price it; half of these figures written back. This is about 80 bytes and
+100 operations.
 """
 
 from __future__ import annotations
@@ -39,8 +42,8 @@ from jaxpart.methods.annealing.state import Moves, chip_graph_of, moves_of, tabl
 from jaxpart.problem.mcm import load_mcm
 from jaxpart.problem.problem import Problem
 
-_SHARES = (1, 2, 4, 8)
-_WARM_SWEEPS = 20
+_CHAINS_PER_SLOT = (1, 2, 4, 8)  # chains per slot
+_WARM_SWEEPS = 20  # sweeps before the measurement
 _LAYOUT = "{:>6} {:>6} {:>10} {:>12} {:>11} {:>9} {:>11} {:>9} {:>10}"
 _HEADER = (
     *("chains", "share", "compile s", "proposals/s", "priced/s", "accepted"),
@@ -49,14 +52,18 @@ _HEADER = (
 
 
 def main() -> int:
-    """Prints one row per number of chains and share."""
+    """Prints one row per number of chains and share; returns exit code 0.
+
+    Raises:
+      InputError: the graph or module does not exist, or there is no baseline.
+    """
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--graph", default="bert-large")
     parser.add_argument("--mcm", default="mcm36")
     parser.add_argument("--chains", type=int, nargs="+", default=[256, 1024, 4096])
-    parser.add_argument("--share", type=int, nargs="+", default=list(_SHARES))
+    parser.add_argument("--share", type=int, nargs="+", default=list(_CHAINS_PER_SLOT))
     parser.add_argument("--calls", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", metavar="FILE")
@@ -94,7 +101,18 @@ def main() -> int:
 
 
 def _tempered(problem: Problem, moves: Moves, start, batch: int, seed: int):
-    """Labels of chains that have gone their own ways, their temperatures, and the energy's unit."""
+    """Tempers chains that start from one partition, so that they differ.
+
+    Args:
+      problem: of N nodes.
+      moves: of the same problem.
+      start: [N] the partition.
+      batch: B, chains.
+      seed: of the moves.
+
+    Returns:
+      Labels [padded M, B], temperatures [B], and the unit of the energy in seconds.
+    """
     contracted = np.zeros(problem.num_contracted, np.int64)
     contracted[problem.contraction] = start
     columns = pad_assignments(moves.contracted, np.repeat(contracted[:, None], batch, axis=1))
@@ -107,8 +125,18 @@ def _tempered(problem: Problem, moves: Moves, start, batch: int, seed: int):
 
 
 def _measured(moves: Moves, labels, temperature, unit_s, share: int, arguments) -> dict[str, float]:
-    """Medians of alternating runs: a sweep over all contracted nodes, and `evaluate` on the same
-    labels.
+    """Measures sweeps over all contracted nodes, alternating with `evaluate` on the same labels.
+
+    Args:
+      moves: the problem.
+      labels: [padded M, B] of the chains.
+      temperature: [B].
+      unit_s: unit of the energy, seconds.
+      share: chains per slot.
+      arguments: of the command.
+
+    Returns:
+      Medians: seconds, rates per second, and the share of priced moves that were accepted.
     """
     count, batch = int(moves.contracted.num_nodes), labels.shape[1]
     order = np.arange(moves.contracted.padded_nodes)
@@ -139,6 +167,7 @@ def _measured(moves: Moves, labels, temperature, unit_s, share: int, arguments) 
 
 
 def _timed(function, *rest):
+    """Seconds of one call, and its result."""
     start_s = time.perf_counter()
     result = jax.block_until_ready(function(*rest))
     return time.perf_counter() - start_s, result

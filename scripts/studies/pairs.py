@@ -1,4 +1,4 @@
-"""What scripts share that partition many graphs on many modules: the pairs, and rows of JSON."""
+"""Pairs of graphs and modules, and a JSON file of one row per pair, for `compare` and `certify`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,18 @@ Row = dict[str, Any]
 
 
 def pairs(names: Sequence[str], modules: Sequence[str]) -> Iterator[tuple[Graph, MCM]]:
-    """Graphs in turn on each module; those that bring their own machine on that."""
+    """Pairs every graph with every module.
+
+    Args:
+      names: of shipped graphs, or files.
+      modules: presets or files. A graph that brings its own machine is paired with that one alone.
+
+    Yields:
+      The pairs, graph by graph.
+
+    Raises:
+      InputError: there is no such graph or module, or it is damaged.
+    """
     from jaxpart.problem.mcm import load_mcm
 
     loaded = [load_mcm(name) for name in modules]
@@ -31,14 +42,14 @@ def pairs(names: Sequence[str], modules: Sequence[str]) -> Iterator[tuple[Graph,
 
 
 class Rows:
-    """Rows of a JSON file, one a pair: a run that was stopped goes on where it was."""
+    """Rows of a JSON file, one per pair, so that a run that was stopped resumes."""
 
     def __init__(self, path: Path | None, settings: dict[str, Any]) -> None:
-        """Reads what is there.
+        """Reads the rows of an earlier run.
 
         Args:
-          path: None: nothing is kept.
-          settings: what made the rows, all of it.
+          path: of the file, which need not exist; None: rows are not written.
+          settings: all settings that rows depend on.
 
         Raises:
           InputError: the file was made with other settings.
@@ -55,11 +66,11 @@ class Rows:
         self._done = {(row["graph"], row["mcm"]): row for row in self._rows}
 
     def get(self, graph: Graph, mcm: MCM) -> Row | None:
-        """The row of a pair, where there is one."""
+        """The row of a pair; None if there is none."""
         return self._done.get((graph.name, mcm.name))
 
     def add(self, row: Row) -> None:
-        """Keeps a row."""
+        """Adds a row and writes the file."""
         from jaxpart.environment import environment
 
         self._rows.append(row)
@@ -75,7 +86,15 @@ class Rows:
 
 
 def by_module_and_class(rows: Sequence[Row]) -> Iterator[tuple[str, str, list[Row]]]:
-    """(module, class, rows) for each that has some, "all" last."""
+    """Groups rows by module and by class of the graph.
+
+    Args:
+      rows: with "mcm" and "class".
+
+    Yields:
+      (module, class, rows) for each group that is not empty; "all" comes last in both. With one
+      module there is no group of all modules.
+    """
     modules = list(dict.fromkeys(row["mcm"] for row in rows))
     for module in (*modules, "all") if len(modules) > 1 else modules:
         for kind in (*CLASSES, "all"):

@@ -1,12 +1,13 @@
-"""What makes label vectors valid, at what price: projection, the minimum cut and SCIP on one graph.
+"""Compares projection, the minimum cut and SCIP at making labels valid: success, distance, time.
 
   python scripts/studies/projection.py --out data/benchmarks/projection.json
 
-Uniformly random labels, and the greedy baseline with some of its labels randomised. Projection
-takes all candidates in batches, the cut and SCIP the first few of them, one by one on one thread.
-"x cut" compares the sum of |f(v) - y(v)| over the nodes with the least possible under the dataflow
-and span rules alone, on the candidates that the cut was given. T is the median over the candidates
-that keep all rules but memory; "valid us" over those that keep all. Compilation is timed apart.
+Candidates are uniformly random labels, and the greedy baseline with a share of its labels
+randomised. Projection treats all candidates in batches. The cut and SCIP treat the first few of
+them, one by one on one thread. Distance is the sum of |f(v) - y(v)| over the nodes; "x cut" divides
+it by the least distance under the dataflow and span rules alone, for the candidates that the cut
+was given. "T us" is the median over candidates that keep all rules except memory, "valid us" over
+candidates that keep all rules. Compilation is timed separately.
 """
 
 from __future__ import annotations
@@ -34,13 +35,28 @@ from jaxpart.problem.problem import Problem
 from jaxpart.solvers.minimum_cut import nearest_span, squeeze
 from jaxpart.solvers.repair import repair
 
-BATCH = 512
-SHARES = (None, 0.001, 0.01, 0.1)  # of labels randomised; None: all, without a partition to begin
+BATCH = 512  # candidates per call of the projection, and of `verify`
+SHARES = (None, 0.001, 0.01, 0.1)  # share of labels that are randomised; None: all labels
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One step on one kind of candidates; means over those that the step answered."""
+    """One step on one kind of candidates.
+
+    Attributes:
+      labels: kind of the candidates.
+      step: what made them valid.
+      candidates: that the step was given.
+      answered: candidates for which the step found an answer.
+      valid: share of the candidates with a valid answer.
+      valid_but_for_memory: share with an answer that keeps all rules except memory.
+      distance: mean over the answers of the sum over nodes of |f(v) - y(v)|.
+      distance_to_cut: that sum over the cut's, on the candidates that the cut was given.
+      moved_nodes: mean share of nodes with another chip than the candidate's.
+      bottleneck_s: median over answers that keep all rules except memory.
+      valid_bottleneck_s: median over valid answers.
+      seconds_per_candidate: without compilation.
+    """
 
     labels: str
     step: str
@@ -49,15 +65,19 @@ class Row:
     valid: float
     valid_but_for_memory: float
     distance: float
-    distance_to_cut: float | None  # as a multiple of the cut's, on the cut's candidates
+    distance_to_cut: float | None
     moved_nodes: float
-    bottleneck_s: float | None  # median over those valid but for memory
+    bottleneck_s: float | None
     valid_bottleneck_s: float | None
     seconds_per_candidate: float
 
 
 def main() -> None:
-    """Runs the study, prints its table and writes it."""
+    """Runs the study, prints its table and writes the rows.
+
+    Raises:
+      InputError: the graph or module does not exist, or there is no baseline.
+    """
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -134,7 +154,15 @@ def main() -> None:
 def _labels(
     rng: np.random.Generator, problem: Problem, good: np.ndarray, share: float | None, count: int
 ) -> np.ndarray:
-    """[N, count] candidates."""
+    """[N, count] candidates.
+
+    Args:
+      rng: of the random labels.
+      problem: of N nodes.
+      good: [N] the partition whose labels are randomised.
+      share: of labels randomised; None: all.
+      count: candidates.
+    """
     uniform = rng.integers(0, problem.num_chips, (problem.num_nodes, count))
     if share is None:
         return uniform
@@ -144,7 +172,15 @@ def _labels(
 def _in_batches(
     step: Callable[[np.ndarray], np.ndarray], y: np.ndarray
 ) -> tuple[np.ndarray, float]:
-    """[N, B] what became of each candidate, and seconds per candidate."""
+    """Applies a step to batches of candidates.
+
+    Args:
+      step: [N, `BATCH`] to the same shape.
+      y: [N, B] candidates.
+
+    Returns:
+      [N, B] answers, and seconds per candidate.
+    """
     size = y.shape[1]
     padded = np.concatenate([y, np.repeat(y[:, -1:], -size % BATCH, axis=1)], axis=1)
     parts = np.split(padded, padded.shape[1] // BATCH, axis=1)
@@ -157,7 +193,7 @@ def _in_batches(
 def _one_by_one(
     step: Callable[[np.ndarray], np.ndarray | None], y: np.ndarray
 ) -> tuple[np.ndarray, float]:
-    """As `_in_batches`; columns of -1 where there was no answer."""
+    """Like `_in_batches` for a step on one candidate [N]; a column of -1 where it has no answer."""
     start = time.perf_counter()
     done = [step(column) for column in y.T]
     seconds = (time.perf_counter() - start) / y.shape[1]
@@ -174,6 +210,17 @@ def _row(
     least: np.ndarray | None,
     seconds: float,
 ) -> Row:
+    """Computes the row of one step.
+
+    Args:
+      problem: of N nodes.
+      labels: kind of the candidates.
+      step: name of the step.
+      y: [N, B] candidates.
+      f: [N, B] answers; -1: none.
+      least: [B'] distance of the cut on the first candidates; None: not known.
+      seconds: per candidate.
+    """
     answered = f[0] >= 0
     f, given = f[:, answered], y[:, answered]
     moved = np.abs(f - given).sum(axis=0)
@@ -200,7 +247,7 @@ def _row(
 
 
 def _verdicts(problem: Problem, f: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """[B], [B], [B] valid but for memory; valid; bottleneck in seconds."""
+    """[B], [B], [B] whether f [N, B] keeps all rules except memory; is valid; bottleneck in s."""
     rules = problem.mcm.constraints
     parts = []
     for start in range(0, f.shape[1], BATCH):

@@ -1,9 +1,9 @@
-"""Who proves sooner: SCIP or CP-SAT, on the same program from the same incumbent, one thread each.
+"""Compares the time that SCIP and CP-SAT take to prove optimality, with one thread each.
 
   python scripts/studies/provers.py --split train --mcm mcm4 --json data/benchmarks/provers.json
 
-The incumbent comes from a short search without solvers; reduction and bounds are the same for both.
-Pairs that the search or the reduction proves already are left out.
+Both get the same program, the same incumbent from a short search without solvers, and the same
+bounds and reduction. Pairs whose incumbent is already proven optimal are left out.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from jaxpart.solvers.prove import prove
 from jaxpart.solvers.scip import Status
 
 _PROVERS: tuple[Literal["scip", "cpsat"], ...] = ("scip", "cpsat")
-_GAP = 1e-4
+_GAP = 1e-4  # relative gap at which a pair is proven
 _ROW = "{:<24} {:<8} {:>6} {:>10}  {:>14} {:>14}"
 
 
 def main() -> int:
-    """Runs pair after pair; exit code 2 on bad input."""
+    """Measures every pair in turn; returns exit code 2 on bad input."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -70,7 +70,16 @@ def main() -> int:
 
 
 def _pair(name: str, mcm: str, arguments: argparse.Namespace) -> dict[str, Any] | None:
-    """Both provers on one pair; None where there is nothing to prove."""
+    """Runs both provers on one pair and prints a line.
+
+    Args:
+      name: graph.
+      mcm: module, for graphs without a machine of their own.
+      arguments: of the command.
+
+    Returns:
+      The row; None where nothing was found, or the incumbent is proven optimal.
+    """
     graph, machine = datasets.resolve(name)
     problem = Problem.build(graph, machine or load_mcm(mcm))
     try:
@@ -103,6 +112,7 @@ def _outcome(
     prover: Literal["scip", "cpsat"],
     arguments: argparse.Namespace,
 ) -> dict[str, Any]:
+    """Runs one prover: whether it proved the optimum, its time and best bottleneck, and the gap."""
     start_s = time.perf_counter()
     outcome = prove(
         problem,
@@ -127,7 +137,10 @@ def _text(outcome: dict[str, Any]) -> str:
 
 
 def _summary(rows: list[dict[str, Any]], limit_s: float) -> list[str]:
-    """How many each proved, and the ratio of their times, runs that did not end at the limit."""
+    """Lines with the pairs that each prover proved, and the ratio of their times.
+
+    A run without a proof counts as the time limit.
+    """
     if not rows:
         return ["nothing was left to prove"]
     proven = {prover: sum(row[prover]["proven"] for row in rows) for prover in _PROVERS}

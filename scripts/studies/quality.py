@@ -1,27 +1,28 @@
-"""Time to quality, beside what a user would pick instead, and growth: JSON, tables and pictures.
+"""Benchmark: time to quality against rivals, and growth of `auto`; JSON, tables and pictures.
 
   python scripts/benchmark.py                        # everything, into data/benchmarks/
-  python scripts/benchmark.py --quick                # about a minute: does it all work?
+  python scripts/benchmark.py --quick                # a test of all parts, about a minute
   python scripts/benchmark.py --parts quality --graphs hrnet-w18-small las --mcm mcm8 --json a.json
   python scripts/benchmark.py --merge a.json b.json --json all.json --pictures data/benchmarks
 
-*quality*: every method on every pair of graph and module, each run in a process of its own with the
-same seconds and cores. The clock of a method leaves out start-up and what it compiles before it
-searches (of a rival: stating its program); "cold s" has both. What `auto` compiles beside its
-searches is on its clock; `--warm 10` has it compiled, as in a process that partitions more than
-once. Compiled programs are kept between runs, as the command keeps them; numba's too, so run
-`--quick` once after an installation. "1%" is of the best that anybody found for the pair, "final x"
-is over that best; who never gets there counts as the limit. "no-policy" is `auto` without the
-policy.
+*quality* runs every method on every pair of a graph and a module. Each run has a process of its
+own, and all runs have the same time limit and the same cores. The clock of a method leaves out
+start-up and the compilation before the search (for a rival: the time to state its program). Both
+count in "cold s". What `auto` compiles during its searches is on its clock. With `--warm 10` it is
+compiled before, as in a process that partitions more than once. Compiled programs are stored for
+later runs, as the command stores them. So are those of numba; therefore run `--quick` once after an
+installation. "s to 1%" is the time to within 1% of the best partition that any method found for the
+pair; a run that never gets there counts as the time limit. "final x" is the final bottleneck over
+the best. "no-policy" is `auto` without the policy.
 
-*growth*: `auto` on a decoder of more and more nodes and chips; see `growth.py`.
+*growth* runs `auto` on a decoder with more and more nodes and chips; see `growth.py`.
 
 Inner loops have scripts of their own: `inner_loops.py` (candidates per second of evaluation,
 projection, slicing and probing) and `moves.py` (annealing moves).
 
-Rows are kept as they come: stopped by Ctrl-C, the same command goes on where it was. A run that
-dies or hangs is a row that says why. Cores are the first of those that this process may use; so
-halves of the graphs can run side by side, each with a `--json` of its own:
+Each row is written when it is measured; after Ctrl-C, the same command resumes. A run that dies or
+hangs gets a row with the reason. Runs use the first of the cores that this process may use, so two
+halves of the graphs can run at the same time, each with its own `--json`:
 
   taskset -c 0 python scripts/benchmark.py --parts quality --graphs ... --json a.json &
   taskset -c 1 python scripts/benchmark.py --parts quality --graphs ... --json b.json
@@ -48,7 +49,7 @@ from jaxpart.files import write_whole
 from jaxpart.methods import METHODS
 
 _FOLDER = Path(__file__).parents[2] / "data" / "benchmarks"
-# `auto` compiles on its clock what no run before it has: it comes last.
+# `auto` comes last: what earlier runs have compiled does not count on its clock.
 _OURS = ("clusters", "tempering", "slice", "policy", WITHOUT_POLICY, "auto")
 _QUICK: dict[str, Any] = {
     "graphs": ["mobilenet-v2", "mobilenet-v3-large", "inception-v3"],
@@ -68,7 +69,17 @@ _INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measures and shows; exit code 2 on bad input, 130 interrupted."""
+    """Measures what is missing; prints tables and draws pictures.
+
+    Args:
+      argv: arguments of the command; None: those of the process.
+
+    Returns:
+      Exit code: 0, or 130 after Ctrl-C.
+
+    Raises:
+      InputError: a graph or module does not exist, or a file was made with other settings.
+    """
     arguments = _arguments(argv)
     if arguments.merge:
         rows = Rows.merged(arguments.merge, arguments.json)
@@ -96,6 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parses and checks the command line; sets the defaults that depend on other arguments."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -120,7 +132,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--pictures", type=Path, metavar="FOLDER", help="(data/benchmarks, without --json)")
     add("--merge", type=Path, nargs="+", metavar="FILE", help="measure nothing; show these as one")
     add("--quick", action="store_true", help="few, small and short, anew; no pictures")
-    # What is given on the command line comes before what --quick sets.
+    # --quick changes the defaults, so arguments on the command line override it.
     if parser.parse_args(argv).quick:
         parser.set_defaults(**_QUICK)
     arguments = parser.parse_args(argv)
@@ -139,7 +151,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _quality(rows: Rows, arguments: argparse.Namespace) -> None:
-    """Measures every pair, method and seed that is not there yet."""
+    """Measures every pair, method and seed that has no row yet."""
     methods = list(arguments.methods)
     for rival in [method for method in methods if method in RIVALS]:
         package = missing(rival)
@@ -161,7 +173,7 @@ def _quality(rows: Rows, arguments: argparse.Namespace) -> None:
 
 
 def _pair(rows: Rows, name: str, module: str) -> Row:
-    """What is known of a pair before anybody runs."""
+    """The row of a pair without a method: baseline and program order, or why it is infeasible."""
     from jaxpart.bounds.ideals.pairs import program_order_s
     from jaxpart.bounds.infeasible import why_infeasible
     from jaxpart.cost.greedy import baseline_s_of
@@ -186,6 +198,7 @@ def _pair(rows: Rows, name: str, module: str) -> Row:
 
 
 def _run(rows: Rows, pair: Row, names: tuple[str, str], method: str, seed: int) -> Row:
+    """The row of one run, measured if it is not there yet."""
     key = {"part": "quality", "graph": pair["graph"], "mcm": pair["mcm"]}
     key |= {"method": method, "seed": seed}
     row = rows.get(**key)
@@ -197,7 +210,7 @@ def _run(rows: Rows, pair: Row, names: tuple[str, str], method: str, seed: int) 
             "warm_s": rows.settings.get("warm_s", 0.0),
         }
         answer = measure(
-            # Stating the largest program takes minutes on a busy core.
+            # The time limit is long: stating the largest program takes minutes on a busy core.
             *("runs", "by_method", arguments),
             threads=threads,
             limit_s=10 * seconds + 300,
@@ -208,7 +221,12 @@ def _run(rows: Rows, pair: Row, names: tuple[str, str], method: str, seed: int) 
 
 
 def _show(rows: Rows, pictures: Path | None) -> None:
-    """Tables, to the console and beside the JSON; pictures, where there is a folder for them."""
+    """Prints the tables and writes them next to the JSON; draws the pictures.
+
+    Args:
+      rows: of all parts.
+      pictures: folder; None: no pictures.
+    """
     limit_s = rows.settings["seconds"]
     quality = [row for row in rows.rows if row["part"] in ("pair", "quality")]
     judged = judge(quality, limit_s)
@@ -241,6 +259,7 @@ def _show(rows: Rows, pictures: Path | None) -> None:
 
 
 def _line(row: Row) -> str:
+    """A row as a line of the console."""
     start = (row["graph"][:22], row["mcm"], row["nodes"], row.get("method", ""))
     why = next((f"{key}: {row[key]}" for key in ("died", "infeasible") if key in row), None)
     if why is not None:

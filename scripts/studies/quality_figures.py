@@ -1,4 +1,4 @@
-"""What the benchmark makes of its rows: seconds to quality, shares of headroom, exponents."""
+"""Figures of the benchmark from its rows: seconds to quality, shares of headroom, exponents."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ import numpy as np
 Row = dict[str, Any]
 History = Sequence[Sequence[float]]  # (seconds, bottleneck in seconds), falling
 
-NEAR = 1.01  # of the best known: what counts as there
-# Searches may end when proven this close to the optimum: equal, as far as they were asked.
+NEAR = 1.01  # largest ratio to the best known bottleneck that counts as reaching it
+# Bottlenecks up to this ratio are equal: searches stop when proven this close to the optimum.
 EQUAL = 1 + 1e-4
-LEARNABLE = 1.02  # headroom up to which there is nothing to gain
-LARGE = 300  # nodes
-_SHORTEST_S = 1e-3  # what clocks tell apart, for means
+LEARNABLE = 1.02  # largest headroom that counts as none
+LARGE = 300  # nodes of the smallest large graph
+_SHORTEST_S = 1e-3  # times below the resolution of clocks count as this in means
 
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """One run beside all others of its pair.
+    """One run, judged by the best of all runs of its pair.
 
     Attributes:
       pair: graph and module.
-      nodes: N.
-      method: who ran.
+      nodes: number of nodes.
+      method: the method that ran.
       seed: of the run.
-      limit_s: the seconds it had.
-      history: of it, within the limit.
-      near_s: seconds until within 1% of the best known; inf: never.
-      cold_s: the same from the start of the process; where never, start-up, compilation and limit.
-      ratio: final bottleneck over the best known; inf: nothing valid.
-      share: of the headroom, taken; None where there is none to speak of.
-      is_best: whether nobody's final is better.
+      limit_s: its time limit in seconds.
+      history: of the run, within the limit.
+      near_s: seconds until the bottleneck was within 1% of the best known; inf: never.
+      cold_s: the same, from the start of the process. If never: start-up, compilation and limit.
+      ratio: final bottleneck over the best known; inf: nothing valid was found.
+      share: share of the headroom that was taken (`headroom_share`); None: no headroom.
+      is_best: whether no other run of the pair ended better, beyond 0.01%.
     """
 
     pair: tuple[str, str]
@@ -53,27 +53,33 @@ class Judged:
 
 
 def within(history: History, limit_s: float) -> History:
-    """What was found in time."""
+    """The part of a history up to a time limit in seconds."""
     return [point for point in history if point[0] <= limit_s]
 
 
 def final_s(history: History) -> float:
-    """The last bottleneck; inf where nothing was found."""
+    """The last bottleneck of a history, in seconds; inf if nothing was found."""
     return history[-1][1] if history else math.inf
 
 
 def seconds_to(history: History, target_s: float) -> float:
-    """Seconds until the bottleneck was at most the target; inf: never."""
+    """Seconds until the bottleneck was at most the target, also in seconds; inf: never."""
     return next((at_s for at_s, value_s in history if value_s <= target_s), math.inf)
 
 
 def headroom_share(
     order_s: float | None, bottleneck_s: float, bound_s: float | None
 ) -> float | None:
-    """log(order / T) / log(order / bound): 0 is the program order cut optimally, 1 the bound.
+    """The share of the headroom that a run took: log(order / T) / log(order / bound).
 
-    Below 0 where that cut was missed, 0 where nothing was found; None where the headroom, order /
-    bound, is at most 1.02 or not known.
+    Args:
+      order_s: bottleneck of the program order cut optimally, in seconds; None: unknown.
+      bottleneck_s: T, the final bottleneck; inf: nothing was found.
+      bound_s: the lower bound; None: unknown.
+
+    Returns:
+      1 at the bound, 0 at the program order cut optimally or if nothing was found, negative for a
+      worse T. None if the headroom (order / bound) is at most 1.02 or unknown.
     """
     if not order_s or not bound_s or order_s / bound_s <= LEARNABLE:
         return None
@@ -83,23 +89,31 @@ def headroom_share(
 
 
 def exponent(sizes: Sequence[float], values: Sequence[float]) -> float | None:
-    """The k of values ~ sizes^k by least squares of the logarithms; None for fewer than two."""
+    """Fits k in values ~ sizes^k, by least squares of the logarithms.
+
+    Args:
+      sizes: positive numbers.
+      values: a positive number for each size.
+
+    Returns:
+      k; None for fewer than two different sizes.
+    """
     if len(set(sizes)) < 2:
         return None
     return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
 
 
 def judge(rows: Sequence[Row], limit_s: float) -> list[Judged]:
-    """All runs of all pairs, each beside the others of its pair.
+    """Judges all runs of all pairs.
 
-    Pairs that anybody has proven to have no valid partition, or for which nobody found one, are
-    left out; of those that died, as though they had found nothing.
+    A pair is left out if some run proved that it has no valid partition, or if no run found one. A
+    run that died counts as one that found nothing.
 
     Args:
-      rows: runs with graph, mcm, nodes, method, seed, history and cold_history, start_s, compile_s
-        and lower_bound_s where these are known; and rows without a history, with what is known of a
-        pair: program_order_s, infeasible.
-      limit_s: the seconds that each had.
+      rows: runs with graph, mcm, nodes, method, seed, history and cold_history, and with start_s,
+        compile_s and lower_bound_s where these are known. Rows without a history have what is known
+        of a pair: program_order_s, infeasible.
+      limit_s: time limit of each run in seconds.
     """
     judged = []
     for pair in dict.fromkeys((row["graph"], row["mcm"]) for row in rows):
@@ -139,7 +153,15 @@ def _judged(
 
 
 def by_size(judged: Sequence[Judged]) -> Iterator[tuple[str, list[Judged]]]:
-    """(name, runs) of small graphs, large ones and all; of those that there are."""
+    """Groups runs by the size of the graph.
+
+    Args:
+      judged: the runs.
+
+    Yields:
+      (name, runs) of small graphs, large graphs and all, without empty groups. With one size there
+      is only "all".
+    """
     classes: tuple[tuple[str, Callable[[int], bool]], ...] = (
         (f"< {LARGE} nodes", lambda nodes: nodes < LARGE),
         (f">= {LARGE} nodes", lambda nodes: nodes >= LARGE),
@@ -152,7 +174,15 @@ def by_size(judged: Sequence[Judged]) -> Iterator[tuple[str, list[Judged]]]:
 
 
 def mean_seconds(seconds: Sequence[float], limit_s: float = math.inf) -> float | None:
-    """The geometric mean; what never came counts as the limit. None of none."""
+    """The geometric mean of times in seconds.
+
+    Args:
+      seconds: the times; each counts as at least a millisecond.
+      limit_s: longer times, inf included, count as this.
+
+    Returns:
+      The mean; None without times.
+    """
     capped = [min(max(value, _SHORTEST_S), limit_s) for value in seconds]
     return statistics.geometric_mean(capped) if capped else None
 
@@ -163,7 +193,7 @@ _AGAINST = "{:<12} {:<12} {:>5} {:>13} {:>13} {:>6} {:>6}"
 
 
 def method_table(judged: Sequence[Judged]) -> list[str]:
-    """By class of size and method: seconds to 1%, finals, headroom."""
+    """A table by size and method: seconds to 1%, final bottlenecks, share of the headroom."""
     head = ("runs", "s to 1%", "never", "cold s", "final x", "worst x", "nothing", "headroom %")
     lines = [_METHODS.format("nodes", "method", *head, "best")]
     for size, chosen in by_size(judged):
@@ -192,14 +222,15 @@ def _figures(runs: Sequence[Judged]) -> tuple[object, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Race:
-    """How soon one method has another's final quality.
+    """How soon one method reaches the final bottleneck of another method.
 
     Attributes:
-      runs: of the other that found something, or that are beaten for having found nothing.
-      of_limit: seconds over the limit, geometric mean.
-      of_theirs: seconds over those that the other took to get there, geometric mean.
-      never: runs that never get there; they count as the limit.
-      worse: runs that end worse than the other, beyond 0.01%; the same as `never` but for ties.
+      runs: compared pairs of runs. Pairs where both methods found nothing are left out.
+      of_limit: the method's seconds over the time limit, geometric mean.
+      of_theirs: its seconds over those of the other method, geometric mean.
+      never: runs that never reach it; they count as the time limit.
+      worse: runs that end worse than the other method's, beyond 0.01%. This differs from `never`
+        only in ties.
     """
 
     runs: int
@@ -210,7 +241,16 @@ class Race:
 
 
 def race(judged: Sequence[Judged], method: str, other: str) -> Race | None:
-    """`method` against `other`, pair by pair and seed by seed; None without a pair of both."""
+    """Compares two methods, run by run of the same pair and seed.
+
+    Args:
+      judged: the runs.
+      method: whose time is measured.
+      other: whose final bottleneck is to be reached.
+
+    Returns:
+      The comparison; None without a pair and seed that both have.
+    """
     found = {(run.pair, run.seed): run for run in judged if run.method == method}
     of_limit, of_theirs, never, worse = [], [], 0, 0
     for run in judged:
@@ -234,7 +274,7 @@ def race(judged: Sequence[Judged], method: str, other: str) -> Race | None:
 
 
 def race_table(judged: Sequence[Judged], method: str, others: Sequence[str]) -> list[str]:
-    """By class of size: how soon `method` has what each of the others has in the end."""
+    """A table by size: how soon `method` reaches the final bottleneck of each other method."""
     head = ("runs", "x of limit", "x of theirs", "never", "worse")
     lines = [_AGAINST.format("nodes", f"{method} to", *head)]
     for size, chosen in by_size(judged):
@@ -253,10 +293,11 @@ class Behind:
 
     Attributes:
       pair: graph and module.
-      nodes: N.
-      seeds: runs of each that were compared.
-      ratio: its final over the other's, means over seeds; inf where it found nothing in one.
-      best: the other, whose mean is the best.
+      nodes: number of nodes.
+      seeds: runs of each method that were compared.
+      ratio: its final bottleneck over the other's, means over seeds; inf if it found nothing with
+        some seed.
+      best: the other method, the one with the best mean.
     """
 
     pair: tuple[str, str]
@@ -267,9 +308,17 @@ class Behind:
 
 
 def behind(judged: Sequence[Judged], method: str) -> list[Behind]:
-    """Where the method ends worse than the best on that pair, beyond 0.01%, the worst first.
+    """Finds the pairs on which a method ends worse than the best method, beyond 0.01%.
 
-    By geometric means over the seeds that all have: of one run, who is ahead is luck.
+    Geometric means over the seeds that all methods have are compared, because a single run depends
+    on luck.
+
+    Args:
+      judged: the runs.
+      method: the method.
+
+    Returns:
+      The pairs, the worst first.
     """
     found = []
     for pair in dict.fromkeys(run.pair for run in judged):
@@ -292,12 +341,12 @@ def behind(judged: Sequence[Judged], method: str) -> list[Behind]:
 
 
 def _mean_ratio(runs: Iterable[Judged]) -> float:
-    """The geometric mean of finals over the best known; inf where a run found nothing."""
+    """The geometric mean of final bottlenecks over the best known; inf if a run found nothing."""
     return math.exp(statistics.fmean(math.log(run.ratio) for run in runs))
 
 
 def behind_table(judged: Sequence[Judged], method: str) -> list[str]:
-    """Pair by pair, the worst first: by how much the method ends worse than the best."""
+    """A table of `behind`, or one line if the method is never behind."""
     lines = [_BEHIND.format("graph", "mcm", "nodes", "seeds", f"{method} x", "best by")]
     for entry in behind(judged, method):
         more = f"{entry.ratio:.4f}" if math.isfinite(entry.ratio) else "nothing"

@@ -1,4 +1,4 @@
-"""The benchmark's pictures. Matplotlib without pyplot, as `jaxpart.picture`."""
+"""The pictures of the benchmark, drawn as in `jaxpart/results/picture.py`, without pyplot."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rivals import RIVALS
 
 from jaxpart.files import write_whole
 
-_SHORTEST_S = 0.01  # where the axis of time begins
+_SHORTEST_S = 0.01  # start of the time axis, seconds
 _LINES = {
     "first_s": "s to the first partition",
     "near_s": "s to 1% of its end",
@@ -25,7 +25,12 @@ _LINES = {
 
 
 def draw_quality(judged: Sequence[Judged], path: Path) -> None:
-    """The share of runs that are within 1% of the best known, against seconds."""
+    """Draws the share of runs that are within 1% of the best known, against seconds of search.
+
+    Args:
+      judged: the runs, at least one.
+      path: of the PNG.
+    """
     limit_s = judged[0].limit_s
     figure = Figure(figsize=(8, 4.6), layout="constrained")
     axes = figure.subplots()
@@ -54,7 +59,12 @@ def draw_quality(judged: Sequence[Judged], path: Path) -> None:
 
 
 def draw_growth(rows: Sequence[Row], path: Path) -> None:
-    """Seconds and memory against nodes and against chips, with their exponents."""
+    """Draws seconds and memory against nodes and against chips, with their exponents.
+
+    Args:
+      rows: of all parts of the benchmark; without a sweep nothing is drawn.
+      path: of the PNG.
+    """
     sweeps = growth.sweeps(rows)
     if not sweeps:
         return

@@ -1,9 +1,9 @@
-"""Full evaluation as a plain compiled scalar loop: what the batched cost model is measured against.
+"""The cost model as a compiled scalar loop, the reference for the speed of the batched one.
 
-One thread, one candidate after the other, float64, every figure and verdict of `cost.evaluate`.
-Nothing here is clever about hardware; a candidate takes one walk over its nodes, their tensors and
-the consumers of these, on per-chip totals that stay in the nearest cache. Used by
-`inner_loops.py` and nothing else.
+One thread computes one candidate after the other in float64, with every cost and verdict of
+`evaluate` in `jaxpart/cost/evaluate.py`. The code has no optimisation for special hardware. For
+each candidate it walks once over the nodes, their tensors and the consumers of these; its sums per
+chip stay in the nearest cache. Only `inner_loops.py` uses it.
 """
 
 from __future__ import annotations
@@ -18,25 +18,27 @@ from jaxpart.problem.problem import Problem
 
 
 class Tables(NamedTuple):
-    """A problem as flat arrays for the loop; tensors sorted by producer, edges by tensor.
+    """A problem as flat arrays for the loop.
 
-    Of N nodes, C chips of S kinds, K tensors, E edges, W weights, U uses and L links.
+    It has N nodes, C chips of S kinds, K tensors, E edges, W weights, U uses of weights and L
+    links. Tensors are sorted by producer, edges by tensor and then by consumer, uses by weight. An
+    array of offsets has the range [offsets[i], offsets[i + 1]) of i.
     """
 
-    node_s: NDArray[np.float64]  # [N, S]
+    node_s: NDArray[np.float64]  # [N, S] seconds
     chip_kind: NDArray[np.uint16]  # [C]
-    group_head: NDArray[np.uint32]  # [N] first node of the colocation group; itself without one
-    pin: NDArray[np.int32]  # [N]
-    node_tensors: NDArray[np.uint32]  # [N + 1] tensors that a node makes
+    group_head: NDArray[np.uint32]  # [N] first node of its colocation group, or itself
+    fixed_chip: NDArray[np.int32]  # [N] fixed chip; -1: none
+    node_tensors: NDArray[np.uint32]  # [N + 1] offsets of the tensors of each node
     tensor_bytes: NDArray[np.float64]  # [K]
-    tensor_edges: NDArray[np.uint32]  # [K + 1]
+    tensor_edges: NDArray[np.uint32]  # [K + 1] offsets
     consumer: NDArray[np.uint32]  # [E]
     weight_bytes: NDArray[np.float64]  # [W]
-    weight_uses: NDArray[np.uint32]  # [W + 1]
+    weight_uses: NDArray[np.uint32]  # [W + 1] offsets
     use_node: NDArray[np.uint32]  # [U]
     capacity_bytes: NDArray[np.float64]  # [C]
-    route_start: NDArray[np.uint32]  # [C * C + 1] of the route from chip a to b, at a * C + b
-    route_link: NDArray[np.uint32]  # links of all routes of a mesh; none on other topologies
+    route_start: NDArray[np.uint32]  # [C * C + 1] offsets; a * C + b: from chip a to b
+    route_link: NDArray[np.uint32]  # links of all routes of a mesh; else empty
     num_links: int
     bandwidth: float  # bytes/s
     is_chain: bool
@@ -46,7 +48,7 @@ class Tables(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """What `cost.Costs` holds, candidates first."""
+    """The content of `Costs` in `jaxpart/cost/evaluate.py`, with the batch axis first."""
 
     bottleneck_s: NDArray[np.float64]  # [B]
     compute_s: NDArray[np.float64]  # [B, C]
@@ -67,7 +69,7 @@ class Figures(NamedTuple):
 
 
 def tables(problem: Problem) -> Tables:
-    """Flattens a problem for `evaluate`."""
+    """Makes the flat arrays of a problem for `evaluate`."""
     mcm, chips = problem.mcm, problem.num_chips
     by_producer = np.argsort(problem.tensor_producer, kind="stable")
     rank = np.argsort(by_producer, kind="stable")
@@ -88,7 +90,7 @@ def tables(problem: Problem) -> Tables:
         node_s=problem.node_s,
         chip_kind=problem.chip_kind.astype(np.uint16),
         group_head=head.astype(np.uint32),
-        pin=problem.fixed_chip.astype(np.int32),
+        fixed_chip=problem.fixed_chip.astype(np.int32),
         node_tensors=_offsets(problem.tensor_producer, problem.num_nodes),
         tensor_bytes=problem.tensor_bytes[by_producer],
         tensor_edges=_offsets(tensor, problem.num_tensors),
@@ -109,7 +111,12 @@ def tables(problem: Problem) -> Tables:
 
 
 def evaluate(table: Tables, assignments: NDArray[np.integer]) -> Figures:
-    """Figures and verdicts of `assignments` [B, N], candidates first."""
+    """Computes all costs and verdicts.
+
+    Args:
+      table: the problem.
+      assignments: [B, N] chips.
+    """
     batch, chips = len(assignments), len(table.capacity_bytes)
 
     per_chip = np.zeros((5, batch, chips))
@@ -138,9 +145,10 @@ def evaluate(table: Tables, assignments: NDArray[np.integer]) -> Figures:
 
 @njit
 def _evaluate(t, assignments, out):  # pragma: no cover - compiled
+    """Fills the arrays of `out`, one candidate after the other."""
     chips = len(t.capacity_bytes)
-    nodes = len(t.pin)
-    stamp = np.zeros(chips, np.int64)  # the last tensor or weight seen on each chip
+    nodes = len(t.fixed_chip)
+    stamp = np.zeros(chips, np.int64)  # tick of the last tensor or weight seen on each chip
     link_stamp = np.zeros(t.num_links, np.int64)
     tick = 0
     is_mesh = len(t.route_link) > 0
@@ -148,20 +156,20 @@ def _evaluate(t, assignments, out):  # pragma: no cover - compiled
     words = (chips + 63) // 64
     adjacent = np.zeros((chips, words), np.uint64)
     reachable = np.zeros((chips, words), np.uint64)
-    steps = np.zeros(chips + 1)  # a chain's loads as differences
+    steps = np.zeros(chips + 1)  # differences of the loads of a chain's links
     used = np.zeros(chips, np.bool_)
     for b in range(len(assignments)):
         f = assignments[b]
         compute, received, sent = out.compute_s[b], out.in_s[b], out.out_s[b]
         link, memory, stage = out.link_s[b], out.memory_bytes[b], out.stage_s[b]
         live[:], peak[:], used[:], steps[:] = 0.0, 0.0, False, 0.0
-        acyclic = span = colocation = pins = True
+        acyclic = span = colocation = keeps_fixed = True
         for v in range(nodes):
             a = f[v]
             compute[a] += t.node_s[v, t.chip_kind[a]]
             used[a] = True
             colocation &= f[t.group_head[v]] == a
-            pins &= (t.pin[v] < 0) | (t.pin[v] == a)
+            keeps_fixed &= (t.fixed_chip[v] < 0) | (t.fixed_chip[v] == a)
             for k in range(t.node_tensors[v], t.node_tensors[v + 1]):
                 size = t.tensor_bytes[k]
                 tick += 1
@@ -170,7 +178,7 @@ def _evaluate(t, assignments, out):  # pragma: no cover - compiled
                     q = t.consumer[e]
                     c = f[q]
                     if c == a:
-                        last = q  # consumers come in rising order
+                        last = q  # consumers are in ascending order
                     elif stamp[c] != tick:
                         stamp[c] = tick
                         is_sent = True
@@ -231,10 +239,10 @@ def _evaluate(t, assignments, out):  # pragma: no cover - compiled
         no_skip = count == highest + 1
         out.bottleneck_s[b], out.chips_used[b], out.sent_bytes[b] = worst, count, total
         out.acyclic[b], out.no_skip[b], out.triangle[b] = acyclic, no_skip, triangle
-        out.memory[b], out.colocation[b], out.fixed_chips[b] = fits, colocation, pins
+        out.memory[b], out.colocation[b], out.fixed_chips[b] = fits, colocation, keeps_fixed
         out.valid[b] = (
             colocation
-            and pins
+            and keeps_fixed
             and (acyclic or not t.rules[0])
             and (no_skip or not t.rules[1])
             and (triangle or not t.rules[2])
@@ -244,11 +252,14 @@ def _evaluate(t, assignments, out):  # pragma: no cover - compiled
 
 @njit
 def _is_reduced(t, f, adjacent, reachable):  # pragma: no cover - compiled
-    """Whether the acyclic chip graph is its own transitive reduction, by sets of 64-bit words."""
+    """Whether the acyclic chip graph is its own transitive reduction.
+
+    Sets of chips are bits of 64-bit words. `adjacent` and `reachable` [C, words] are overwritten.
+    """
     chips, words = adjacent.shape
     one = np.uint64(1)
     adjacent[:] = 0
-    for v in range(len(t.pin)):
+    for v in range(len(t.fixed_chip)):
         a = f[v]
         for e in range(t.tensor_edges[t.node_tensors[v]], t.tensor_edges[t.node_tensors[v + 1]]):
             c = f[t.consumer[e]]
@@ -269,4 +280,5 @@ def _is_reduced(t, f, adjacent, reachable):  # pragma: no cover - compiled
 
 
 def _offsets(owner: NDArray[np.integer], count: int) -> NDArray[np.uint32]:
+    """[count + 1] offsets of the entries of each owner, in an array sorted by owner."""
     return np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=count))]).astype(np.uint32)

@@ -1,19 +1,24 @@
-"""Repair of noisy candidates: speed, success and distance, beside OR-Tools CP-SAT at the same task.
+"""Measures speed, success and distance of repair, against OR-Tools CP-SAT on the same candidates.
 
   python scripts/studies/repair.py --out data/benchmarks/repair.json
   python scripts/studies/repair.py --kill --out data/benchmarks/repair-kill.json
 
-Candidates are one valid partition with a share of its labels drawn anew from all chips. The
-partition is the greedy baseline, or where that overfills a chip of the tighter module the repair of
-it. Modules: `mcm36` without the memory rule, and with capacities a given part above the mean memory
-of the baseline's chips. The largest weight (BERT's word embedding, 29.8 MiB) is no smaller than it
-is: the chip on which the baseline has it keeps its capacity, and is left out of the mean.
+A candidate is a valid partition in which a share of the labels is replaced by uniformly random
+chips. The partition is the greedy baseline. If the baseline overfills a chip of the tighter module,
+its repair is used instead.
 
-"x least" compares the weighted distance with a proven lower bound on every valid partition's: the
-nearest under dataflow alone, by a minimum cut, and where SCIP was asked (`--exact`), its bound.
-Repair runs in two worker processes, CP-SAT with two threads after them, on the same candidates:
-all of them with both unless `--rival` says fewer. `--kill` repairs 10,000 candidates while workers
-are killed or stopped at random.
+The modules are `mcm36` without the memory rule, and `mcm36` with less memory: the capacity is the
+mean memory of the baseline's chips plus a given share of it ("room"). The largest weight (the word
+embedding of BERT, 29.8 MiB) would not fit; so the chip on which the baseline has it keeps its
+capacity, and is left out of the mean.
+
+"x least" is the distance over a proven lower bound on the distance of every valid partition: that
+of the nearest partition under dataflow alone, by a minimum cut. "x exact" takes the bound of SCIP
+instead, for the first `--exact` candidates, if it is higher.
+
+Repair runs in two worker processes, and after it CP-SAT with two threads. Both get all candidates,
+unless `--rival` gives CP-SAT fewer. `--kill` repairs 10,000 candidates while workers are killed or
+stopped at random.
 """
 
 from __future__ import annotations
@@ -47,31 +52,51 @@ from jaxpart.solvers.minimum_cut import nearest
 from jaxpart.solvers.repair import repair
 
 WORKERS = 2
-ROOMS = (None, 0.5, 0.2, 0.1)  # capacity above the mean; None: no memory rule
-SHARES = (0.01, 0.1, 0.5, 1.0)  # of labels drawn anew
+ROOMS = (None, 0.5, 0.2, 0.1)  # capacity above the mean, as a share of it; None: no memory rule
+SHARES = (0.01, 0.1, 0.5, 1.0)  # shares of labels that are randomised
 QUICK_ROOMS, QUICK_SHARES = (None, 0.2), (0.01, 0.5)
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One solver on one kind of candidates."""
+    """One solver on one kind of candidates.
+
+    Attributes:
+      room: capacity above the mean, as a share of it; None: no memory rule.
+      share: of labels randomised.
+      solver: name.
+      candidates: number of candidates.
+      valid: share of the candidates with a valid answer, by `verify`.
+      statuses: number of answers of each status.
+      per_second: repairs per second of wall time.
+      median_s: median time of one repair, in a worker.
+      slowest_s: longest time of one repair.
+      to_least: mean over valid answers of distance / lower bound (a minimum cut).
+      to_least_worst: the largest of these ratios.
+      to_exact: mean of distance / the higher of that bound and SCIP's, over the first `--exact`
+        candidates.
+    """
 
     room: float | None
     share: float
     solver: str
     candidates: int
-    valid: float  # share of the candidates, by `cost.verify`
+    valid: float
     statuses: dict[str, int]
     per_second: float
-    median_s: float  # in a worker, of one repair
+    median_s: float
     slowest_s: float
-    to_least: float | None  # mean over the valid ones of distance / proven lower bound
+    to_least: float | None
     to_least_worst: float | None
-    to_exact: float | None  # the same against SCIP's bound, over the first `--exact` candidates
+    to_exact: float | None
 
 
 def main() -> None:
-    """Runs the study, prints its table and writes it."""
+    """Runs the study, prints its table and writes the rows.
+
+    Raises:
+      InputError: the graph or module does not exist, or there is no partition to randomise.
+    """
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -108,7 +133,17 @@ def main() -> None:
 
 
 def module(graph: Graph, mcm: MCM, room: float | None) -> MCM:
-    """`mcm` with capacities `room` above the mean, as the head of this file says."""
+    """The module with tighter memory.
+
+    Args:
+      graph: to partition.
+      mcm: the module.
+      room: capacity above the mean memory of the baseline's chips, as a share of it; None: no
+        memory rule.
+
+    Raises:
+      InputError: there is no baseline.
+    """
     if room is None:
         rules = dataclasses.replace(mcm.constraints, memory=False)
         return dataclasses.replace(mcm, name=f"{mcm.name} without memory", constraints=rules)
@@ -128,7 +163,19 @@ def module(graph: Graph, mcm: MCM, room: float | None) -> MCM:
 
 
 def start_of(graph: Graph, mcm: MCM, problem: Problem) -> np.ndarray:
-    """[N] the valid partition that noise is added to."""
+    """The valid partition that is randomised.
+
+    Args:
+      graph: to partition.
+      mcm: the module of the baseline.
+      problem: of the same graph on the tighter module.
+
+    Returns:
+      [N] chips.
+
+    Raises:
+      InputError: there is no baseline, or its repair failed.
+    """
     f = _baseline(Problem.build(graph, mcm))
     repaired = repair(problem, f, time_limit_s=60.0).assignment
     if repaired is None:
@@ -137,6 +184,7 @@ def start_of(graph: Graph, mcm: MCM, problem: Problem) -> np.ndarray:
 
 
 def _baseline(problem: Problem) -> np.ndarray:
+    """[N] the baseline; raises InputError if there is none."""
     f = baseline(problem)
     if f is None:
         raise InputError(f"{problem.graph.name} has no baseline on {problem.mcm.name}")
@@ -146,12 +194,13 @@ def _baseline(problem: Problem) -> np.ndarray:
 def _candidates(
     problem: Problem, start: np.ndarray, share: float, rng: np.random.Generator, count: int
 ) -> np.ndarray:
-    """[count, N]."""
+    """[count, N] copies of `start` [N], with a share of their labels randomised."""
     anew = rng.integers(0, problem.num_chips, (count, problem.num_nodes))
     return np.where(rng.random(anew.shape) < share, anew, start)
 
 
 def _rows(arguments: argparse.Namespace, graph: Graph, mcm: MCM) -> list[Row]:
+    """Measures both solvers on every kind of candidates, and prints a line for each."""
     layout = "{:>7} {:>6} {:<7} {:>5} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8}  {}"
     print(
         layout.format(
@@ -182,6 +231,7 @@ def _rows(arguments: argparse.Namespace, graph: Graph, mcm: MCM) -> list[Row]:
 
 
 def _least(problem: Problem, y: np.ndarray) -> float:
+    """A lower bound on the distance of every valid partition from y [N]."""
     rule = "acyclic" if problem.mcm.constraints.acyclic else "none"
     f = nearest(problem, y, rule=rule)
     return 0.0 if f is None else float(np.abs(f - y).sum())
@@ -195,8 +245,18 @@ def _ours(
     y: np.ndarray,
     least: np.ndarray,
 ) -> Row:
+    """Measures repair in worker processes.
+
+    Args:
+      arguments: of the command.
+      problem: of N nodes.
+      room: of the module.
+      share: of labels randomised.
+      y: [B, N] candidates.
+      least: [B] lower bounds on their distances.
+    """
     with SolverPool(problem, WORKERS) as pool:
-        pool.repair_batch(y[: 4 * WORKERS], time_limit_s=arguments.limit).result()  # warm
+        pool.repair_batch(y[: 4 * WORKERS], time_limit_s=arguments.limit).result()  # warm up
         began = time.perf_counter()
         repairs = pool.repair_batch(y, time_limit_s=arguments.limit, seed=arguments.seed).result()
         wall_s = time.perf_counter() - began
@@ -226,6 +286,7 @@ def _theirs(
     y: np.ndarray,
     least: np.ndarray,
 ) -> Row:
+    """Measures CP-SAT. The arguments are those of `_ours`, with the first candidates only."""
     began = time.perf_counter()
     answers = [rival.repair(candidate) for candidate in y]
     wall_s = time.perf_counter() - began
@@ -258,6 +319,19 @@ def _row(
     wall_s: float,
     to_exact: float | None,
 ) -> Row:
+    """Computes the row of one solver.
+
+    Args:
+      problem: of N nodes.
+      kind: room, share and solver.
+      f: [N] answers; -1: none.
+      y: [B, N] candidates.
+      least: [B] lower bounds on their distances; there may be more of them than answers.
+      statuses: number of answers of each status.
+      seconds: of each repair.
+      wall_s: of all repairs.
+      to_exact: see `Row`.
+    """
     valid = verified(problem, np.stack(f))
     moved = np.abs(np.stack(f) - y).sum(axis=1)
     ratio = (moved / np.maximum(least[: len(f)], 1.0))[valid]
@@ -276,7 +350,15 @@ def _row(
 
 
 def verified(problem: Problem, f: np.ndarray) -> np.ndarray:
-    """[B] whether `cost.verify` finds each of f [B, N] valid; rows of -1 are not."""
+    """Checks answers.
+
+    Args:
+      problem: of N nodes.
+      f: [B, N] chips; rows of -1 are no answer.
+
+    Returns:
+      [B] whether `verify` finds each valid.
+    """
     valid = f[:, 0] >= 0
     if valid.any():
         costs = jax.tree.map(np.asarray, verify(problem, f[valid].T))

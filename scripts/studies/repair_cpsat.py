@@ -1,10 +1,10 @@
-"""OR-Tools CP-SAT does a repair, under the same rules and for the same objective.
+"""Repair by OR-Tools CP-SAT under the same rules and for the same objective, for `repair.py`.
 
-The rival in `repair.py`. Without memory each contracted node's chip is one integer variable,
-CP-SAT's own way to say it, with the differences along edges and the weighted distance; with memory
-the program of `jaxpart.solver.model` with every contracted node free, rows that it states on demand
-included. Each model is stated once per problem; a candidate changes the objective and the hint,
-which is the candidate itself.
+Without the memory rule, the chip of each contracted node is an integer variable, as is usual with
+CP-SAT; rows bound the differences along edges and give the distance. With the memory rule, the
+program is that of `jaxpart/solvers/model.py` with every contracted node free, lazy constraints
+included. A model is stated once per problem. A candidate changes the objective, and is itself the
+hint.
 """
 
 from __future__ import annotations
@@ -20,24 +20,35 @@ from jaxpart.solvers.minimum_cut import squeeze
 from jaxpart.solvers.model import Model
 from jaxpart.solvers.program import ONE
 
-# A row with real coefficients is scaled so that its terms add up to about this, and rounded.
+# A row with real coefficients is scaled so that its terms sum to about this, and rounded.
 _LARGEST = 2.0**40
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What CP-SAT made of one candidate."""
+    """The answer of CP-SAT for one candidate."""
 
-    assignment: np.ndarray | None  # [N]
-    is_optimal: bool
+    assignment: np.ndarray | None  # [N]; None: none was found in time
+    is_optimal: bool  # whether it is proven to be nearest
     seconds: float
 
 
 class Rival:
-    """CP-SAT on one problem whose rules are dataflow, span and perhaps memory."""
+    """CP-SAT on one problem, under dataflow, the span rule and memory where it is a rule.
+
+    Attributes:
+      seconds: that it took to state the model.
+    """
 
     def __init__(self, problem: Problem, workers: int, time_limit_s: float, seed: int) -> None:
-        """States the model; `seconds` says how long that took."""
+        """States the model.
+
+        Args:
+          problem: of N nodes.
+          workers: threads of CP-SAT.
+          time_limit_s: of one repair.
+          seed: of CP-SAT.
+        """
         began = time.perf_counter()
         self._problem, self._limit_s = problem, time_limit_s
         self._workers, self._seed = workers, seed
@@ -52,8 +63,8 @@ class Rival:
         else:
             last = problem.num_chips - 1
             self._chips = [
-                self._model.new_int_var(0 if pin < 0 else pin, last if pin < 0 else pin, "")
-                for pin in problem.contracted_fixed_chip.tolist()
+                self._model.new_int_var(0 if fixed < 0 else fixed, last if fixed < 0 else fixed, "")
+                for fixed in problem.contracted_fixed_chip.tolist()
             ]
             for u, v in problem.contracted_pairs.tolist():
                 self._model.add_linear_constraint(self._chips[v] - self._chips[u], 0, 1)
@@ -61,7 +72,7 @@ class Rival:
         self.seconds = time.perf_counter() - began
 
     def repair(self, y: np.ndarray) -> Answer:
-        """The nearest partition to y [N], every weight one, within the time limit."""
+        """Finds the partition nearest to y [N], with weights of one, within the time limit."""
         began = time.perf_counter()
         deadline = began + self._limit_s
         if self._program is None:
@@ -71,6 +82,15 @@ class Rival:
         return Answer(f, is_optimal, time.perf_counter() - began)
 
     def _differences(self, y: np.ndarray, deadline: float) -> tuple[np.ndarray | None, bool]:
+        """Solves the model with integer variables, without memory.
+
+        Args:
+          y: [N] the candidate.
+          deadline: on the clock of `time.perf_counter`.
+
+        Returns:
+          [N] chips or None, and whether they are proven to be nearest.
+        """
         problem, model = self._problem, self._model.clone()
         for v, (b, chip) in enumerate(zip(problem.contraction.tolist(), y.tolist(), strict=True)):
             model.add(self._far[v] >= self._chips[b] - chip)
@@ -92,6 +112,7 @@ class Rival:
     def _bits(
         self, program: Model, y: np.ndarray, deadline: float
     ) -> tuple[np.ndarray | None, bool]:
+        """Like `_differences`, for the program with memory."""
         problem = self._problem
         program.seek_nearest(problem.contraction, y, np.ones(problem.num_nodes))
         chips = np.zeros(problem.num_contracted, np.int64)
@@ -112,7 +133,7 @@ class Rival:
             self._follow(program)
 
     def _follow(self, program: Model) -> None:
-        """States the columns and rows that the program has by now."""
+        """States the columns and rows that were added to the program since the last call."""
         model = self._model
         for j in range(len(self._columns), len(program.lower)):
             self._columns.append(model.new_constant(1) if j == ONE else model.new_bool_var(""))

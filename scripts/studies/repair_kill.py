@@ -1,6 +1,6 @@
-"""Repairs while their workers are killed and stopped at random: is anything lost, does memory grow?
+"""Repairs while workers are killed or stopped at random, to see lost answers and memory growth.
 
-Part of `repair.py`.
+A part of `repair.py`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from jaxpart.problem.problem import Problem
 from jaxpart.runtime.pool import SolverPool
 from jaxpart.runtime.repair_batch import Repairs, RepairStatus
 
-BATCH = 500
-GRACE_S = 2.0  # beyond a repair's limit of a second, until a worker counts as hung
-EVERY_S = (0.5, 2.0)  # between two victims
-HANG = 0.2  # of the victims are stopped, not killed
-_PAGE = os.sysconf("SC_PAGE_SIZE")
+BATCH = 500  # candidates
+GRACE_S = 2.0  # seconds beyond the time limit of a repair after which its worker counts as hung
+EVERY_S = (0.5, 2.0)  # least and greatest time between two victims, seconds
+HANG = 0.2  # share of victims that are stopped instead of killed
+_PAGE = os.sysconf("SC_PAGE_SIZE")  # bytes
 
 
 def run(
@@ -37,10 +37,17 @@ def run(
     workers: int,
     seed: int,
 ) -> dict[str, object]:
-    """Repairs `count` candidates, two batches under way at a time; what became of them.
+    """Repairs candidates, with two batches in the pool at a time, and counts the answers.
 
     Args:
-      candidates: a generator and a number B -> [B, N].
+      problem: of N nodes.
+      candidates: makes candidates [B, N] from a random generator and B.
+      count: candidates in all.
+      workers: processes of the pool.
+      seed: of the candidates and the victims.
+
+    Returns:
+      Counts, wall time, memory after each batch, and child processes left at the end.
     """
     rng = np.random.default_rng(seed)
     sizes = [min(BATCH, count - k) for k in range(0, count, BATCH)]
@@ -84,7 +91,7 @@ def run(
 
 
 class _Killer:
-    """Kills or stops a worker every now and then, until it is closed."""
+    """Kills or stops a random worker again and again, until it is closed."""
 
     def __init__(self, pool: SolverPool, seed: int) -> None:
         self.killed = self.stopped = 0
@@ -105,7 +112,7 @@ class _Killer:
                     os.kill(victim, signal.SIGKILL)
                     self.killed += 1
             except ProcessLookupError:
-                continue  # dead already, and not replaced yet
+                continue  # it is dead already and not replaced yet
 
     def __enter__(self) -> _Killer:
         self._thread.start()
@@ -117,15 +124,16 @@ class _Killer:
 
 
 def _invalid(problem: Problem, repairs: Repairs) -> int:
-    """Answers that count as valid and are not."""
+    """The number of answers that count as valid but are invalid."""
     found = repairs.assignments[repairs.valid]
-    # Always as many as a batch has, so that one program is compiled.
+    # Padding to a fixed size lets all calls share one compiled program.
     padded = np.concatenate([found, np.repeat(found[:1], max(0, BATCH - len(found)), axis=0)])
     costs = jax.tree.map(np.asarray, verify(problem, padded.T))
     return int((~costs.valid[: len(found)]).sum())
 
 
 def _memory(answered: int, workers: list[int]) -> dict[str, float]:
+    """A row: the number of answers so far, resident memory in MiB, and the number of processes."""
     return {
         "answered": answered,
         "parent_mib": _resident_mib(os.getpid()),
@@ -138,13 +146,14 @@ def _resident_mib(process: int) -> float:
     try:
         pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
     except (FileNotFoundError, ProcessLookupError):
-        return 0.0  # killed in the meantime
+        return 0.0  # the process has ended
     return pages * _PAGE / 2**20
 
 
 def _children() -> list[str]:
+    """Ids of the child processes of all threads."""
     found = []
     for task in Path(f"/proc/{os.getpid()}/task").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # a thread that has ended has none
+        with contextlib.suppress(FileNotFoundError):  # the thread has ended
             found += (task / "children").read_text().split()
     return found

@@ -1,17 +1,17 @@
-"""What a user would pick instead: CP-SAT and SCIP on the full program, and graph partitioners.
+"""The rivals of the benchmark: CP-SAT and SCIP on the full program, and graph partitioners.
 
-The solvers take the package's own statement of the problem (`jaxpart.solver.model.Model`) for all
-nodes and chips: no reduction, no cut-off, no bound and no incumbent of ours, but the greedy
-baseline to begin with. Rows that would number in the millions come as a solution breaks them, with
-the time that this takes; where the chip triangle would be among those, the program asks instead
-that no edge skip a chip (`span`), which finds far more than a rule met by trial and error.
+The solvers get the program of `jaxpart/solvers/model.py` for all nodes and chips. They start from
+the greedy baseline, and get no reduction, cut-off, bound or incumbent of jaxpart. Constraints with
+millions of rows are lazy: a row is added when a solution breaks it, and this takes time of the
+rival. If the triangle rule has too many rows, the program requires the span rule instead (no edge
+skips a chip). With it the solvers find far more than with a lazy triangle rule.
 
-The partitioners (METIS, Mt-KaHyPar) minimise what is cut at balanced compute, again and again with
-other seeds, tolerances and numbers of parts; parts become chips in the order of their nodes' mean
-position, and jaxpart's repair makes that valid.
+The partitioners (METIS, Mt-KaHyPar) minimise the cut at balanced compute, repeatedly with other
+seeds, tolerances and numbers of parts. The parts become chips in the order of the mean position of
+their nodes, and jaxpart's repair makes the result valid.
 
-Clocks start when a model is stated: that is beside the time, as compilation is for jaxpart. What is
-found is verified by `jaxpart.cost.verify` when the clock has stopped.
+The clock of a rival starts after its model is stated, as jaxpart's clock starts after compilation.
+Partitions are verified (`verify` in `jaxpart/cost/evaluate.py`) after the clock has stopped.
 """
 
 from __future__ import annotations
@@ -39,40 +39,40 @@ from jaxpart.solvers.program import ONE, Terms
 from jaxpart.solvers.repair import repair
 from jaxpart.solvers.triangle import state_triangles
 
-# CP-SAT counts whole steps: a unit of time is so many in rows, and the bottleneck counts coarser
-# ones (7.6e-6 of the unit), lest it creep.
+# CP-SAT needs integers. Rows with time count steps of 1 / _STEPS of the unit of time.
 _STEPS = 2**28
-_FINE = 2**11
-# A row without time is scaled so that its terms add up to at most this.
-_LARGEST = 2.0**46
-_TOLERANCES = (0.03, 0.1, 0.3)  # of the balance of parts
-_SHARES = (1.0, 0.75, 0.5)  # of the chips, as the number of parts
-_WEIGHTS = 10_000  # whole numbers that the largest weight is rounded to
-_REPAIR_S = 5.0
+# The bottleneck counts coarse steps of _COARSE steps each. Else it would fall in tiny steps.
+_COARSE = 2**11
+# A row without time is scaled so that its terms sum to at most this.
+_LARGEST_ROW = 2.0**46
+_IMBALANCES = (0.03, 0.1, 0.3)  # imbalance of the parts that is allowed
+_PARTS_PER_CHIP = (1.0, 0.75, 0.5)  # number of parts per chip
+_LARGEST_WEIGHT = 10_000  # integer that the largest weight becomes
+_REPAIR_S = 5.0  # time limit of a repair, seconds
 _FULL, _SPAN = "full", "span"  # how the triangle rule is stated
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What every competitor gets."""
+    """The limits that every rival gets."""
 
     seconds: float
     threads: int
     seed: int
-    gap: float  # relative, at which a solver may stop
+    gap: float  # relative gap at which a solver may stop
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a rival found; all of it verified.
+    """The verified result of a rival.
 
     Attributes:
-      history: (seconds, bottleneck in seconds), falling; it begins with the greedy baseline.
-      assignment: [N] the best; None where nothing was found.
-      setup_s: stating the model, beside the time.
-      seconds: until it ended.
-      is_proven: whether it says that nothing is better, of the program with every rule in full.
-      refused: candidates that turned out not to be valid.
+      history: (seconds, bottleneck in seconds), both monotone; it begins with the greedy baseline.
+      assignment: [N] the best partition; None: nothing was found.
+      setup_s: time to state the model, not on the clock.
+      seconds: on the clock, until the rival ended.
+      is_proven: whether the rival proved, with every rule in full, that no partition is better.
+      refused: number of candidates that proved invalid.
       note: how the problem was stated.
     """
 
@@ -86,7 +86,15 @@ class Run:
 
 
 class _Track:
-    """The clock, and what was found when."""
+    """The clock of a rival, and the partitions that it found.
+
+    Attributes:
+      problem: of N nodes.
+      setup_s: time to state the model.
+      is_proven: see `Run`.
+      best: [N] the best partition by the host's costs, not yet verified; None: none yet.
+      best_s: its bottleneck in seconds.
+    """
 
     def __init__(self, problem: Problem, setup_s: float) -> None:
         self.problem, self.setup_s = problem, setup_s
@@ -101,17 +109,18 @@ class _Track:
 
     @property
     def elapsed_s(self) -> float:
+        """Seconds on the clock."""
         return time.perf_counter() - self._began_s
 
     def offer(self, f: IntArray) -> None:
-        """Notes f [N] if it is better by the host's reckoning."""
+        """Records f [N] if its bottleneck, computed on the host, is the lowest so far."""
         seconds = bottleneck_s(self.problem, f)
         if seconds < self.best_s:
             self.best, self.best_s = f, seconds
             self._found.append((self.elapsed_s, f))
 
     def run(self, note: str = "") -> Run:
-        """Stops the clock and verifies."""
+        """Stops the clock and verifies all partitions."""
         seconds = self.elapsed_s
         history: list[tuple[float, float]] = []
         best, refused = None, 0
@@ -126,12 +135,15 @@ class _Track:
 
 
 def by_cpsat(problem: Problem, limits: Limits) -> Run:
-    """OR-Tools CP-SAT on the full program."""
+    """Runs OR-Tools CP-SAT on the full program.
+
+    When a solution breaks a lazy constraint, the search stops and begins again with the new rows.
+    """
     from ortools.sat.python import cp_model
 
     began_s = time.perf_counter()
     program, note = full_program(problem)
-    stated = _Stated(program)
+    stated = _CpsatModel(program)
     track = _Track(problem, time.perf_counter() - began_s)
     track.is_proven = program.is_infeasible and note == _FULL
 
@@ -164,8 +176,15 @@ def by_cpsat(problem: Problem, limits: Limits) -> Run:
     return track.run(note)
 
 
-class _Stated:
-    """A CP-SAT model that follows a growing program."""
+class _CpsatModel:
+    """A CP-SAT model of a program that grows by lazy constraints.
+
+    Attributes:
+      model: the CP-SAT model.
+      columns: its variables, one per column of the program.
+      rows: number of rows stated so far.
+      ends: columns before this one determine the partition.
+    """
 
     def __init__(self, program: Model) -> None:
         from ortools.sat.python import cp_model
@@ -173,21 +192,21 @@ class _Stated:
         self.model = cp_model.CpModel()
         self.columns: list[Any] = []
         self.rows = 0
-        self.ends = 1 + int(np.maximum(program.high - program.low, 0).sum())  # of the bits
+        self.ends = 1 + int(np.maximum(program.high - program.low, 0).sum())
         self._program = program
         if not program.is_infeasible:
             self.follow()
             self.model.minimize(self.columns[program.bottleneck or 0])
 
     def follow(self) -> None:
-        """States the columns and rows that the program has by now."""
+        """States the columns and rows that were added to the program since the last call."""
         program, model = self._program, self.model
         for j in range(len(self.columns), len(program.lower)):
             if j == ONE:
                 self.columns.append(model.new_constant(1))
             elif j == program.bottleneck:
-                # Far more than any partition that is worth having.
-                self.columns.append(model.new_int_var(0, 2**20 * _STEPS // _FINE, ""))
+                # 2**20 units are far above every bottleneck of interest.
+                self.columns.append(model.new_int_var(0, 2**20 * _STEPS // _COARSE, ""))
             else:
                 self.columns.append(model.new_bool_var(""))
         for i in range(self.rows, len(program.rows)):
@@ -195,15 +214,16 @@ class _Stated:
         self.rows = len(program.rows)
 
     def hint(self, chips: IntArray) -> None:
-        """Begins with the partition chips [M]."""
+        """Makes the partition chips [M] the hint."""
         self.model.clear_hints()
         for j, value in enumerate(self._program.point(chips).tolist()):
             if j == self._program.bottleneck:
-                self.model.add_hint(self.columns[j], math.ceil(value * _STEPS / _FINE))
+                self.model.add_hint(self.columns[j], math.ceil(value * _STEPS / _COARSE))
             elif j != ONE:
                 self.model.add_hint(self.columns[j], round(value))
 
     def _add(self, terms: Terms, upper: float) -> None:
+        """States one row with integer coefficients."""
         from ortools.sat.python import cp_model
 
         time_column = self._program.bottleneck
@@ -213,15 +233,20 @@ class _Stated:
             scale = 1.0
         else:
             total = sum(abs(a) for _, a in terms) + abs(upper)
-            scale = 2.0 ** math.floor(math.log2(_LARGEST / total))
-        whole = [round(a * scale / (_FINE if j == time_column else 1)) for j, a in terms]
-        whole = [-_FINE if j == time_column else a for (j, _), a in zip(terms, whole, strict=True)]
+            scale = 2.0 ** math.floor(math.log2(_LARGEST_ROW / total))
+        whole = [round(a * scale / (_COARSE if j == time_column else 1)) for j, a in terms]
+        whole = [
+            -_COARSE if j == time_column else a for (j, _), a in zip(terms, whole, strict=True)
+        ]
         columns = [self.columns[j] for j, _ in terms]
         self.model.add(cp_model.LinearExpr.weighted_sum(columns, whole) <= round(upper * scale))
 
 
 def by_scip(problem: Problem, limits: Limits) -> Run:
-    """SCIP on the full program, as SCIP comes: one thread, every setting at its default."""
+    """Runs SCIP on the full program with one thread and default settings.
+
+    When a solution breaks a lazy constraint, the search stops and begins again with the new rows.
+    """
     from pyscipopt import Eventhdlr, quicksum
     from pyscipopt import Model as ScipModel
     from pyscipopt.scip import PY_SCIP_EVENTTYPE as SCIP_EVENTTYPE
@@ -293,9 +318,11 @@ def by_scip(problem: Problem, limits: Limits) -> Run:
 
 
 def full_program(problem: Problem) -> tuple[Model, str]:
-    """The program of all contracted nodes and chips, minimising T; and which one it is.
+    """States the program of all contracted nodes and chips that minimises T.
 
-    `_SPAN` is a part of what is valid: its optimum proves nothing.
+    Returns:
+      The program, and how it states the triangle rule. `_SPAN` covers only some of the valid
+      partitions, so its optimum proves nothing.
     """
     low = np.zeros(problem.num_contracted, np.int64)
     high = low + problem.num_chips - 1
@@ -315,22 +342,23 @@ def full_program(problem: Problem) -> tuple[Model, str]:
 
 
 def _squeezed(program: Model, f: IntArray) -> IntArray:
-    """Without unused chips where that is a rule; the program keeps it already but for rounding."""
+    """f [N] without unused chips, if that is a rule: rounding may leave some."""
     if not program.problem.mcm.constraints.no_skip:
         return f
     squeezed = squeeze(program.problem, f)
     return f if squeezed is None else squeezed
 
 
+# (contracted problem, parts, tolerance, seed, threads) -> [M] part of each contracted node.
 PartsOf = Callable[[Problem, int, float, int, int], IntArray]
 
 
 def _by_parts(parts_of: PartsOf, problem: Problem, limits: Limits) -> Run:
-    """Partitions, orders the parts and repairs, until the time is over."""
+    """Runs a partitioner, orders its parts and repairs, again and again until the time limit."""
     contracted = problem.contracted
     positions = np.arange(problem.num_nodes)
     track = _Track(problem, 0.0)
-    settings = itertools.cycle(itertools.product(_TOLERANCES, _SHARES))
+    settings = itertools.cycle(itertools.product(_IMBALANCES, _PARTS_PER_CHIP))
     for attempt, (tolerance, share) in enumerate(settings):
         left_s = limits.seconds - track.elapsed_s
         count = min(math.ceil(share * problem.num_chips), contracted.num_nodes)
@@ -350,9 +378,20 @@ def _by_parts(parts_of: PartsOf, problem: Problem, limits: Limits) -> Run:
 def metis_parts(
     contracted: Problem, count: int, tolerance: float, seed: int, threads: int
 ) -> IntArray:
-    """[M] parts by METIS: its edges are producer and consumer; it has one thread."""
+    """Partitions by METIS with one thread; its edges connect producers and consumers.
+
+    Args:
+      contracted: the problem of M contracted nodes.
+      count: number of parts.
+      tolerance: imbalance of compute that is allowed.
+      seed: of METIS.
+      threads: not used.
+
+    Returns:
+      [M] part of each contracted node.
+    """
     del threads
-    pymetis = importlib.import_module("pymetis")  # of the extra `benchmark`
+    pymetis = importlib.import_module("pymetis")  # a package of the extra `benchmark`
     shares = 1 / np.bincount(contracted.edge_tensor, minlength=contracted.num_tensors).clip(1)
     size = (contracted.tensor_bytes * shares)[contracted.edge_tensor]
     u, v = contracted.edge_producer, contracted.edge_consumer
@@ -377,7 +416,10 @@ def metis_parts(
 def kahypar_parts(
     contracted: Problem, count: int, tolerance: float, seed: int, threads: int
 ) -> IntArray:
-    """[M] parts by Mt-KaHyPar: a tensor and all its consumers are one hyperedge."""
+    """Partitions by Mt-KaHyPar; a hyperedge is the producer and all consumers of a tensor.
+
+    The arguments and the result are those of `metis_parts`; `threads` is used.
+    """
     mtkahypar = importlib.import_module("mtkahypar")
     initializer = _kahypar(threads)
     mtkahypar.set_seed(seed % 2**31)
@@ -409,9 +451,9 @@ def _kahypar(threads: int) -> Any:
 
 
 def _whole(weights: np.ndarray) -> IntArray:
-    """Whole numbers from 1 in proportion to the weights, as the partitioners ask for."""
+    """Positive integers in proportion to the weights, which the partitioners need."""
     most = float(weights.max(initial=0.0)) or 1.0
-    return np.maximum(1, np.round(weights / most * _WEIGHTS)).astype(np.int64)
+    return np.maximum(1, np.round(weights / most * _LARGEST_WEIGHT)).astype(np.int64)
 
 
 RIVALS: dict[str, Callable[[Problem, Limits], Run]] = {
@@ -424,6 +466,6 @@ _PACKAGES = {"cpsat": "ortools", "scip": "pyscipopt", "metis": "pymetis", "mt-ka
 
 
 def missing(rival: str) -> str | None:
-    """The package that a rival lacks here."""
+    """The Python package that a rival needs, if it is not installed; else None."""
     package = _PACKAGES[rival]
     return None if importlib.util.find_spec(package) else package

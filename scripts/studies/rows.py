@@ -1,4 +1,4 @@
-"""The benchmark's rows on disk: kept as they come, gone on from, and merged."""
+"""The rows of the benchmark in a JSON file: written as they are measured, read again, merged."""
 
 from __future__ import annotations
 
@@ -12,36 +12,48 @@ from jaxpart.errors import InputError
 from jaxpart.files import read_bytes, write_whole
 
 Row = dict[str, Any]
-# What tells one row from another; a row has those that it needs.
+# Keys that identify a row. A row lacks the keys that do not apply to it.
 _KEY = ("part", "graph", "mcm", "method", "seed", "nodes_asked", "chips")
 
 
 class Rows:
-    """Rows of a JSON file. Whoever measures with the same settings goes on where it was."""
+    """Rows of a JSON file, so that a benchmark that was stopped resumes.
+
+    Attributes:
+      path: of the file; None: rows are not written.
+      settings: all settings that rows depend on and do not contain.
+      environments: machines and versions that measured the rows.
+      missing: rival -> package that was not installed.
+      rows: all rows.
+    """
 
     def __init__(self, path: Path | None, settings: dict[str, Any]) -> None:
-        """Reads what is there.
+        """Reads the rows of an earlier benchmark.
 
         Args:
-          path: None: nothing is kept.
-          settings: what decides a row beside what is in it.
+          path: of the file, which need not exist; None: rows are not written.
+          settings: all settings that rows depend on and do not contain.
 
         Raises:
-          InputError: the file was made with other settings, or is none of ours.
+          InputError: the file was made with other settings, or is no file of this benchmark.
         """
         self.path, self.settings = path, settings
         self.environments: list[dict[str, Any]] = []
-        self.missing: dict[str, str] = {}  # rival -> package
+        self.missing: dict[str, str] = {}
         self.rows: list[Row] = []
         if path is not None and path.exists():
             self._take(path)
 
     @classmethod
     def merged(cls, paths: Sequence[Path], into: Path | None) -> Rows:
-        """The rows of several files, of equal settings; of two for the same, the first.
+        """Merges files with equal settings; of two rows with the same key, the first is taken.
+
+        Args:
+          paths: of the files.
+          into: file of the merged rows, which is not written yet.
 
         Raises:
-          InputError: their settings differ, or one of them cannot be read.
+          InputError: the settings differ, or a file cannot be read.
         """
         rows = cls(None, _document(paths[0])["settings"])
         for path in paths:
@@ -50,11 +62,11 @@ class Rows:
         return rows
 
     def get(self, **key: Any) -> Row | None:
-        """The row of this key, where there is one."""
+        """The row with exactly these keys; None if there is none."""
         return next((row for row in self.rows if _key(row) == _key(key)), None)
 
     def add(self, row: Row) -> None:
-        """Keeps a row."""
+        """Adds a row and writes the file."""
         here = environment()
         if here not in self.environments:
             self.environments.append(here)
@@ -62,7 +74,7 @@ class Rows:
         self.write()
 
     def write(self) -> None:
-        """Writes everything, a line a row."""
+        """Writes the file, with one line per row."""
         if self.path is None:
             return
         head = {
@@ -76,6 +88,7 @@ class Rows:
         write_whole(self.path, text.encode())
 
     def _take(self, path: Path) -> None:
+        """Adds the rows of a file, except those whose key is already there."""
         document = _document(path)
         if document["settings"] != self.settings:
             raise InputError(f"{path}: made with {document['settings']}, expected {self.settings}")
@@ -86,6 +99,7 @@ class Rows:
 
 
 def _document(path: Path) -> dict[str, Any]:
+    """Reads a file of rows; raises InputError for any other file."""
     try:
         document = json.loads(read_bytes(path))
         if {"environments", "settings", "missing", "rows"} <= document.keys():

@@ -1,9 +1,10 @@
-"""What the benchmark runs in processes of their own: one method on one pair, one size of a model.
+"""The runs of the benchmark: one method on one pair, or `auto` on one size of a model.
 
-Every history is there on two clocks. `history` is on the clock that a time limit counts: without
-start-up, and without what jaxpart compiles, or a rival states, before it searches. `cold_history`
-has the same partitions in seconds since the process was started, all of that included. Compiled
-programs are kept from one process to the next, as the command keeps them.
+`quality.py` starts each run in a process of its own. A history has two clocks. `history` uses the
+clock of the time limit, without start-up, and without the compilation before the search (for a
+rival, the time to state its program). `cold_history` has the same partitions in seconds since the
+process was started, all of this included. Compiled programs are stored for later processes, as the
+command stores them.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
     from jaxpart.results.result import Result
     from jaxpart.runtime.state import Method, Progress, Search
 
-GAP = 1e-4  # relative, at which everybody may stop
-WITHOUT_POLICY = "no-policy"  # `auto` without one, as though it were a method
-_SLACK = 2.0  # of memory, for growing models
+GAP = 1e-4  # relative gap at which every method may stop
+WITHOUT_POLICY = "no-policy"  # the name of `auto` without a policy
+_MEMORY_PER_WEIGHTS = 2.0  # least memory of all chips of a growing model / bytes of its weights
 
 
 def by_method(
@@ -34,18 +35,21 @@ def by_method(
     began: float,
     warm_s: float = 0.0,
 ) -> dict[str, Any]:
-    """One run of a method of jaxpart, or of a rival.
+    """Runs a method of jaxpart or a rival on one pair.
 
     Args:
       graph: a shipped graph's name, or a file.
-      mcm: a preset, or a file; the machine that a graph brings comes before it.
+      mcm: a preset, or a file. A graph that brings its own machine is run on that one.
       method: in `METHODS` or `RIVALS`, or `WITHOUT_POLICY`.
-      seconds: on the clock of the search.
-      threads: that a rival may use; jaxpart takes the cores it is given.
+      seconds: time limit, on the clock of the search.
+      threads: threads of a rival; jaxpart uses all cores of the process.
       seed: of the run.
-      began: when the process was started, `time.time()`.
-      warm_s: seconds of `auto` on the pair before it, in the same process: the other methods have
-        all that they compile beside their clocks.
+      began: when the process was started, by `time.time()`.
+      warm_s: before a run of `auto`, `auto` runs on the pair for this many seconds in the same
+        process, to compile. The compilation of other methods is not on their clock.
+
+    Returns:
+      The figures of the row.
     """
     from rivals import RIVALS, Limits
 
@@ -66,6 +70,7 @@ def by_method(
 
 
 def _by_rival(graph: Graph, mcm: MCM, rival: str, limits: Any, began: float) -> dict[str, Any]:
+    """Runs a rival; the figures of the row."""
     from rivals import RIVALS
 
     from jaxpart.problem.problem import Problem
@@ -75,10 +80,10 @@ def _by_rival(graph: Graph, mcm: MCM, rival: str, limits: Any, began: float) -> 
     run = RIVALS[rival](problem, limits)
     if run.assignment is None and run.is_proven:
         return {"history": [], "cold_history": [], "infeasible": f"proven by {rival}"}
-    beside_s = start_s + run.setup_s
+    off_clock_s = start_s + run.setup_s
     return {
         "history": run.history,
-        "cold_history": [(beside_s + at_s, value_s) for at_s, value_s in run.history],
+        "cold_history": [(off_clock_s + at_s, value_s) for at_s, value_s in run.history],
         "bottleneck_s": run.history[-1][1] if run.history else None,
         "lower_bound_s": None,
         "is_proven": run.is_proven,
@@ -98,7 +103,20 @@ def by_jaxpart(
     began: float,
     policy: str | None = None,
 ) -> tuple[dict[str, Any], Result | None]:
-    """One run of `partition`: a row's figures, and the result where there is one."""
+    """Runs `partition`.
+
+    Args:
+      graph: to partition.
+      mcm: the module.
+      method: in `METHODS`.
+      seconds: time limit.
+      seed: of the search.
+      began: when the process was started, by `time.time()`.
+      policy: of `method_of`.
+
+    Returns:
+      The figures of the row, and the result; None where no valid partition exists or was found.
+    """
     from jaxpart.engine import method_of, partition
     from jaxpart.environment import keep_compiled
     from jaxpart.errors import InfeasibleError, NothingFoundError
@@ -133,14 +151,20 @@ def by_jaxpart(
 
 @dataclasses.dataclass
 class _Watch:
-    """Notes what a search finds, on both clocks. The engine shows it the state at every gain."""
+    """Records the improvements of a search on both clocks; a callback of the engine.
+
+    Attributes:
+      began: when the process was started.
+      search: the search, once its method has begun.
+      points: (seconds on the search clock, seconds since `began`, bottleneck in seconds).
+    """
 
     began: float
     search: Search | None = None
     points: list[tuple[float, float, float]] = dataclasses.field(default_factory=list)
 
     def watched(self, method: Method) -> Method:
-        """The method, with a look into the search that it works on."""
+        """The same method, but `search` is set when it begins."""
 
         def watched(search: Search) -> Generator[None]:
             self.search = search
@@ -149,19 +173,20 @@ class _Watch:
         return watched
 
     def __call__(self, state: Progress) -> None:
+        """Records an improvement, if there is one."""
         if state.best_s is None or (self.points and state.best_s >= self.points[-1][2]):
             return
-        # What is found before the method begins, the baseline, is found at 0.
+        # The baseline is found before the method begins, at 0 s.
         searched_s = 0.0 if self.search is None else self.search.searched_s
         self.points.append((searched_s, time.time() - self.began, state.best_s))
 
     def figures(self) -> dict[str, Any]:
-        """Both histories; start-up up to the search, what is beside its clock, and the clock."""
+        """Both histories, and seconds: of start-up, of compilation off the clock, on the clock."""
         found: dict[str, Any] = {
             "history": [(at_s, value_s) for at_s, _, value_s in self.points],
             "cold_history": [(cold_s, value_s) for _, cold_s, value_s in self.points],
         }
-        if self.search is None:  # nothing to search: infeasible, or over with the baseline
+        if self.search is None:  # no search: infeasible, or the baseline is optimal
             return found | {"start_s": time.time() - self.began, "compile_s": 0.0, "search_s": 0.0}
         elapsed_s, searched_s = self.search.elapsed_s, self.search.searched_s
         return found | {
@@ -172,9 +197,19 @@ class _Watch:
 
 
 def by_size(nodes: int, chips: int, seconds: float, began: float) -> dict[str, Any]:
-    """`auto` on a decoder of at least so many nodes, on a chain of so many chips that hold it."""
+    """Runs `auto` on a deep decoder.
+
+    Args:
+      nodes: least number of nodes.
+      chips: number of chips, in a chain that holds the weights.
+      seconds: time limit.
+      began: when the process was started, by `time.time()`.
+
+    Returns:
+      The figures of the row; `growth.py` describes them.
+    """
     from child import peak_bytes
-    from models.growth import grown  # the decoder stands with the data set's models
+    from models.growth import grown  # in scripts/dataset
     from quality_figures import NEAR, seconds_to
 
     start = time.time()
@@ -202,11 +237,11 @@ def by_size(nodes: int, chips: int, seconds: float, began: float) -> dict[str, A
 
 
 def _chain(graph: Graph, chips: int) -> MCM:
-    """The presets' chain, longer; where it would not hold the weights twice, with larger chips."""
+    """A chain of the presets' chips, with more memory if it cannot hold the weights twice."""
     from jaxpart.problem.mcm import load_mcm
 
     mcm = load_mcm("mcm64")
     held_bytes = sum(weight.bytes for weight in graph.weights)
-    sram_bytes = max(mcm.chips[0].sram_bytes, _SLACK * held_bytes / chips)
+    sram_bytes = max(mcm.chips[0].sram_bytes, _MEMORY_PER_WEIGHTS * held_bytes / chips)
     chip = dataclasses.replace(mcm.chips[0], sram_bytes=sram_bytes)
     return dataclasses.replace(mcm, name=f"mcm{chips}", chips=(chip,) * chips)

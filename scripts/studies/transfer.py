@@ -1,23 +1,31 @@
-"""Does the policy transfer? Every method on the test graphs, with equal samples and one decoder.
+"""Compares the policy with other methods on the test graphs, with equal samples and decoders.
 
-  python scripts/studies/transfer.py                       16 test graphs and bert-large; hours
-  python scripts/studies/transfer.py --quick               4 graphs, one seed; minutes
+  python scripts/studies/transfer.py                       # 16 test graphs and bert-large; hours
+  python scripts/studies/transfer.py --quick               # 4 graphs, one seed; minutes
   python scripts/studies/transfer.py --graphs gnmt --mcm mcm36 mesh6x6 --samples 8192
-  python scripts/studies/transfer.py --graphs lstm-autoencoder wavernn --out valid.json   to tune on
+  python scripts/studies/transfer.py --graphs lstm-autoencoder wavernn --out valid.json   # tuning
 
-Methods: random; annealing (of orders: evolution); fresh (the network with fresh weights, which is
-its prior); scratch (fresh, learning from the first batch); zero-shot; fine-tuned. All start from
-the greedy baseline. On labels every sample is made valid by the same procedures and SCIP repairs
-what memory forbids; on orders every sample is an order cut optimally. A study that was stopped goes
-on. Pairs without a baseline have no improvement and are left out, and named as such in the file.
+The methods are:
 
-Tables (on the console, and beside the JSON) are geometric means of T_baseline / T after so many
-samples: over all pairs, and over those with headroom (program order cut optimally / the best lower
-bound of five seconds) above 1.02.
+  random
+  annealing   for orders: evolution
+  fresh       the policy with fresh weights, so its samples come from its prior
+  scratch     fresh weights, learning from the first batch on
+  zero-shot   the trained policy, not changed
+  fine-tuned  the trained policy, learning after some samples
 
-`--methods` also takes what is left of zero-shot without one part: one-round (no refinement),
-sample-mode, no-solver (labels made valid, but for memory), as-drawn (labels as they are: how often
-is anything valid?); and no-attention, scratch without the layers that look at neighbours.
+All methods start from the greedy baseline. With labels, the same procedures make every sample
+valid, and SCIP repairs samples that do not fit in memory. With orders, every sample is an order cut
+optimally. A study that was stopped resumes. A pair without a baseline has no improvement; it has no
+runs, and its baseline is null in the file.
+
+The tables, on the console and next to the JSON, are geometric means of T_baseline / T after numbers
+of samples: over all pairs, and over the pairs with headroom above 1.02. Headroom is T of the
+program order cut optimally over the best lower bound that five seconds give.
+
+`--methods` also takes ablations. These change one part of zero-shot: one-round (no refinement),
+sample-mode, no-solver (no repair of memory), and as-drawn (labels are not made valid; this shows
+how often samples are valid). no-attention is scratch without the layers that read the neighbours.
 """
 
 from __future__ import annotations
@@ -41,16 +49,16 @@ from jaxpart.errors import InputError, JaxpartError
 if TYPE_CHECKING:
     from jaxpart.problem.problem import Problem
 
-# What parts are worth: the policy as it is used, and without one of them. Labels only.
+# Variants of the policy without one part. Labels only.
 ABLATIONS = ("one-round", "sample-mode", "no-solver", "as-drawn", "no-attention")
-# Of annealing: with 10,240 samples the best of 4, 16, 64 and 512 on the validation split.
+# Chains of annealing: the best of 4, 16, 64 and 512 with 10,240 samples on the validation split.
 _CHAINS = 4
-_BOUND_S = 5.0  # of wall time, for the lower bound of a pair
+_BOUND_S = 5.0  # time limit of the lower bound of a pair, seconds
 QUICK = ("rnnsearch", "tree-lstm", "gnmt", "inception-v3")
 
 
 def main() -> int:
-    """Runs what is missing and prints the tables."""
+    """Runs what is missing and prints the tables; returns exit code 2 on bad input."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -128,7 +136,16 @@ def _study(arguments: argparse.Namespace) -> int:
 
 
 def _begin(out: Path, settings: dict[str, Any], environment: dict[str, Any]) -> dict[str, Any]:
-    """What is there already under the same settings, or an empty document."""
+    """Reads the file of an earlier study, or makes an empty document.
+
+    Args:
+      out: the file, which need not exist.
+      settings: of this study.
+      environment: of this study.
+
+    Raises:
+      InputError: the file holds a study with other settings.
+    """
     if out.exists():
         document = json.loads(out.read_text())
         if document["settings"] != json.loads(json.dumps(settings)):
@@ -138,7 +155,7 @@ def _begin(out: Path, settings: dict[str, Any], environment: dict[str, Any]) -> 
 
 
 def _about(problem: Problem) -> dict[str, Any]:
-    """Baseline, headroom and the bound that it is measured against."""
+    """The entry of a pair without runs: baseline, headroom and lower bound, in seconds."""
     from jaxpart.bounds.best import best_bound
     from jaxpart.bounds.infeasible import why_infeasible
     from jaxpart.cost.greedy import baseline_s_of
@@ -155,19 +172,26 @@ def _about(problem: Problem) -> dict[str, Any]:
 
 
 def _method(decoder: str, method: str, trained: Any) -> Callable[[Any], Iterable[None]]:
+    """The search method of a name in `METHODS` or `ABLATIONS`, with a decoder.
+
+    Args:
+      decoder: "labels" or "orders".
+      method: its name.
+      trained: the policy of zero-shot and of fine-tuning.
+    """
     from jaxpart.methods.labels.search import paper_annealing, random
     from jaxpart.methods.orders.search import slice_search
     from jaxpart.methods.policy.network import NetworkConfig
     from jaxpart.methods.policy.search import BATCH, PolicySearchConfig, with_policy
 
     if method == "random":
-        as_often = functools.partial(random, batch=BATCH)  # no fewer repairs than the policy
-        return as_often if decoder == "labels" else _random_orders
+        small_batches = functools.partial(random, batch=BATCH)  # as many repairs as the policy
+        return small_batches if decoder == "labels" else _random_orders
     if method == "annealing":
         few_chains = functools.partial(paper_annealing, chains=_CHAINS)
         return few_chains if decoder == "labels" else slice_search
     learn_after = {"scratch": 0, "fine-tuned": 1024 if decoder == "labels" else 256}.get(method)
-    use = PolicySearchConfig(decoder, learn_after=learn_after, solver=decoder == "labels")  # pyright: ignore
+    config = PolicySearchConfig(decoder, learn_after=learn_after, solver=decoder == "labels")  # pyright: ignore
     changes: dict[str, dict[str, Any]] = {
         "one-round": {"refines": False},
         "sample-mode": {"mode": "sample"},
@@ -175,13 +199,20 @@ def _method(decoder: str, method: str, trained: Any) -> Callable[[Any], Iterable
         "as-drawn": {"solver": False, "mode": "none"},
         "no-attention": {"learn_after": 0, "sizes": NetworkConfig(layers=0)},
     }
-    use = dataclasses.replace(use, **changes.get(method, {}))
+    config = dataclasses.replace(config, **changes.get(method, {}))
     is_fresh = method in ("fresh", "scratch", "no-attention")
-    return with_policy(None if is_fresh else trained, use)
+    return with_policy(None if is_fresh else trained, config)
 
 
 def _random_orders(search: Any) -> Generator[None]:
-    """Program order with random changes of random strength, each cut optimally: no memory."""
+    """Offers random changes of the program order, cut optimally, without learning.
+
+    Args:
+      search: the state of the search.
+
+    Yields:
+      None after every batch.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -206,7 +237,18 @@ def _random_orders(search: Any) -> Generator[None]:
 
 
 def _run(problem: Any, method: Any, samples: int, seed: int) -> dict[str, Any]:
-    """One search from the baseline; improvement after so many samples, and what it took."""
+    """Runs one search from the baseline.
+
+    Args:
+      problem: with a baseline.
+      method: of `_method`.
+      samples: budget.
+      seed: of the search.
+
+    Returns:
+      The final improvement, samples, times in seconds, and the history: (samples, seconds,
+      improvement).
+    """
     from jaxpart.cost.greedy import baseline
     from jaxpart.engine import run
     from jaxpart.runtime.state import Budget, Search
@@ -214,7 +256,7 @@ def _run(problem: Any, method: Any, samples: int, seed: int) -> dict[str, Any]:
     start_s = time.perf_counter()
     search = Search(problem, Budget(None, samples, 0.0), seed)
     greedy = baseline(problem)
-    assert greedy is not None  # pairs without one have no runs
+    assert greedy is not None  # pairs without a baseline have no runs
     search.offer(greedy[:, None])
     baseline_s = search.best_s
     try:

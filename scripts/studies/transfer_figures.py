@@ -1,7 +1,7 @@
-"""What the study of transfer makes of its runs: tables, samples needed, and curves.
+"""Tables and curves of the study of transfer (`transfer.py`).
 
-A run's history is a list of (samples, seconds, improvement), rising; improvement is
-T_baseline / T, 1 before the first entry. Means over runs are geometric.
+The history of a run is a list of (samples, seconds, improvement) in ascending order. Improvement is
+T_baseline / T; it is 1 before the first entry. Means over runs are geometric.
 """
 
 from __future__ import annotations
@@ -23,32 +23,38 @@ Pair = dict[str, Any]
 
 METHODS = ("random", "annealing", "fresh", "scratch", "zero-shot", "fine-tuned")
 CHECKPOINTS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
-LEARNABLE = 1.02  # headroom up to which there is nothing to learn
-PAPER = "bert-large/mcm36"
-_FIRST = 16  # samples, where curves begin
+LEARNABLE = 1.02  # largest headroom that counts as none
+PAPER = "bert-large/mcm36"  # the pair that the paper reports
+_FIRST = 16  # samples at which curves begin
 
 
 def reached(run: Run, samples: float) -> float:
-    """The improvement that a run had after so many samples."""
+    """The improvement of a run after a number of samples."""
     return next((gain for n, _, gain in reversed(run["history"]) if n <= samples), 1.0)
 
 
 def samples_to(runs: Sequence[Run], improvement: float, most: int) -> float:
-    """Samples after which the mean over the runs is at least this; inf: not after `most`.
+    """The samples that each run needs until the mean over the runs reaches an improvement.
 
-    Every run of the mean has had as many samples.
+    Args:
+      runs: at least one.
+      improvement: that the mean shall reach.
+      most: samples of each run.
+
+    Returns:
+      Samples per run; inf if `most` samples are too few.
     """
     steps = sorted({n for run in runs for n, _, _ in run["history"] if n <= most})
     return next((n for n in steps if mean(runs, n) >= improvement), math.inf)
 
 
 def mean(runs: Sequence[Run], samples: float) -> float:
-    """The mean improvement after so many samples."""
+    """The mean improvement of runs after a number of samples each."""
     return statistics.geometric_mean(reached(run, samples) for run in runs)
 
 
 def runs_of(pairs: Mapping[str, Pair], decoder: str, method: str) -> list[Run]:
-    """All runs of a method with a decoder."""
+    """All runs of a method with a decoder, over all pairs."""
     start = f"{decoder}/{method}/"
     return [
         run
@@ -59,14 +65,22 @@ def runs_of(pairs: Mapping[str, Pair], decoder: str, method: str) -> list[Run]:
 
 
 def classes(pairs: Mapping[str, Pair]) -> list[tuple[str, dict[str, Pair]]]:
-    """All pairs that have runs, and those of them with headroom."""
+    """(title, pairs): all pairs that have runs, and those of them with headroom."""
     every = {name: pair for name, pair in pairs.items() if pair["runs"]}
     wide = {k: v for k, v in every.items() if (v["headroom"] or math.inf) > LEARNABLE}
     return [("all pairs", every), (f"headroom > {LEARNABLE}", wide)]
 
 
 def tables(document: dict[str, Any], decoder: str) -> list[str]:
-    """Improvement against samples, over all pairs and those with headroom, then what follows."""
+    """The tables of one decoder: improvement after samples, samples needed, the paper's pair.
+
+    Args:
+      document: the study.
+      decoder: "labels" or "orders".
+
+    Returns:
+      Lines: the first two tables for all pairs and for those with headroom, then the third.
+    """
     most = document["settings"]["samples"][decoder]
     lines: list[str] = []
     for title, chosen in classes(document["pairs"]):
@@ -80,7 +94,7 @@ def tables(document: dict[str, Any], decoder: str) -> list[str]:
 
 
 def _by_method(pairs: Mapping[str, Pair], decoder: str) -> dict[str, list[Run]]:
-    """The runs of each method that has some; those of `METHODS` come first."""
+    """The runs of each method that has any; the methods of `METHODS` come first."""
     keys = [key.split("/") for pair in pairs.values() for key in pair["runs"]]
     others = dict.fromkeys(method for of, method, _ in keys if of == decoder)
     by_method = {m: runs_of(pairs, decoder, m) for m in dict.fromkeys((*METHODS, *others))}
@@ -98,7 +112,7 @@ def _improvements(title: str, pairs: int, by_method: dict[str, list[Run]], most:
         cells = "".join(f"{mean(runs, count):>9.4f}" for count in counts)
         seconds = statistics.geometric_mean(run["seconds"] for run in runs)
         valid = f"{100 * statistics.fmean(run['valid'] / run['samples'] for run in runs):.1f}"
-        # Who offers candidate by candidate, as evolution of orders does, is not counted.
+        # Methods that offer single candidates, as evolution of orders does, count no valid samples.
         valid = valid if any(run["valid"] for run in runs) else "-"
         lines.append(
             f"{method:<12}{cells}{mean(runs, most):>9.4f}{spread(runs, most):>8.4f}"
@@ -108,7 +122,7 @@ def _improvements(title: str, pairs: int, by_method: dict[str, list[Run]], most:
 
 
 def spread(runs: Sequence[Run], most: int) -> float:
-    """Standard deviation over seeds of the mean over pairs."""
+    """The standard deviation over seeds of the mean over pairs, after `most` samples."""
     by_seed: dict[int, list[Run]] = {}
     for run in runs:
         by_seed.setdefault(run["seed"], []).append(run)
@@ -116,7 +130,7 @@ def spread(runs: Sequence[Run], most: int) -> float:
 
 
 def _needed(by_method: dict[str, list[Run]], most: int) -> list[str]:
-    """Samples that each method needs for what each of the others ends with."""
+    """A table of the samples that each method needs to reach the final mean of each other one."""
     targets = list(by_method)
     lines = [
         f"samples until as good as the others in the end ({most})",
@@ -129,7 +143,11 @@ def _needed(by_method: dict[str, list[Run]], most: int) -> list[str]:
 
 
 def _paper(pair: Pair, decoder: str, most: int) -> list[str]:
-    """The paper's own pair: finals beside random and annealing, and what they took."""
+    """A table of the paper's pair.
+
+    Its columns are the final improvement, that relative to random and annealing, and the samples
+    and seconds to reach the final mean of scratch.
+    """
     by_method = _by_method({PAPER: pair}, decoder)
     if not {"random", "annealing", "scratch"} <= by_method.keys():
         return []
@@ -153,7 +171,7 @@ def _paper(pair: Pair, decoder: str, most: int) -> list[str]:
 
 
 def _seconds_after(runs: Sequence[Run], samples: float) -> float:
-    """Mean seconds of the last gain within so many samples, compilation included."""
+    """Mean seconds of the last improvement within a number of samples, compilation included."""
     if math.isinf(samples):
         return math.inf
     last = [max((s for n, s, _ in run["history"] if n <= samples), default=0.0) for run in runs]
@@ -165,7 +183,12 @@ def _whole(value: float) -> str:
 
 
 def draw(document: dict[str, Any], path: Path) -> None:
-    """Mean improvement against samples, one panel a decoder, over the pairs with headroom."""
+    """Draws the mean improvement against samples over the pairs with headroom.
+
+    Args:
+      document: the study; each decoder with runs of random gets a panel.
+      path: of the PNG.
+    """
     wide = classes(document["pairs"])[1][1]
     decoders = [d for d in document["settings"]["samples"] if runs_of(wide, d, "random")]
     if not decoders:

@@ -8,7 +8,7 @@ from jaxpart.problem.problem import Problem
 
 
 def diamonds(length: int, far: bool = False) -> Problem:
-    """a -> b, c -> d, again and again; `far`: the first also feeds the last."""
+    """`length` diamonds a -> b, c -> d in a row; with `far`, the first node also feeds the last."""
     tensors = []
     for i in range(length):
         a = 4 * i
@@ -29,6 +29,7 @@ def diamonds(length: int, far: bool = False) -> Problem:
 
 
 def line(flops: list[float], sizes: list[int], weights: list[int] | None = None) -> Graph:
+    """A path: FLOPs of each node, bytes of each tensor, bytes of each node's weight."""
     return Graph(
         tuple(Node(f"v{i}", "op", x, 0) for i, x in enumerate(flops)),
         tuple(Tensor(i, x, (i + 1,)) for i, x in enumerate(sizes)),
@@ -38,7 +39,7 @@ def line(flops: list[float], sizes: list[int], weights: list[int] | None = None)
 
 
 def grid(rows: int, steps: int) -> Graph:
-    """A recurrent network: `rows` layers over `steps` time steps, equal cells."""
+    """A recurrent network of equal cells: `rows` layers over `steps` time steps."""
     nodes = tuple(
         Node(f"{r}.{t}", "cell", flops=100.0, bytes_accessed=0.0)
         for t in range(steps)
@@ -54,7 +55,7 @@ def grid(rows: int, steps: int) -> Graph:
 
 
 def ladder(count=9):
-    """Two chains side by side, joined at the end; costs that tell the nodes apart."""
+    """Two parallel chains that join at the end; every node has another cost."""
     nodes = tuple(
         Node(f"n{v}", "dot" if v % 2 else "add", 1e9 * (v + 1), 1e6) for v in range(count)
     )
@@ -63,7 +64,7 @@ def ladder(count=9):
 
 
 def parallel_chains(width: int, depth: int, seed: int = 0) -> Graph:
-    """`width` parallel chains of `depth` nodes that start and end together: many orders."""
+    """`width` parallel chains of `depth` nodes with a common start and end; it has many orders."""
     rng = np.random.default_rng(seed)
     nodes = [Node("start", "op", 1.0, 1.0)]
     tensors = []

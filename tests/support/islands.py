@@ -1,4 +1,4 @@
-"""A chain of nine nodes on three chips, and two partitions of it, for tests of islands."""
+"""A path of nine nodes and two partitions of it over three chips, for tests of islands."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from tests.support.graphs import parallel_chains
 GRAPH = parallel_chains(1, 7)
 
 
-# Partitions of a chain of 9 nodes on 3 chips; the first is better.
+# GOOD has a lower bottleneck than POOR.
 GOOD = np.array([0, 0, 0, 0, 1, 1, 2, 2, 2])
 
 

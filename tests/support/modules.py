@@ -1,4 +1,4 @@
-"""Small modules of every kind, for tests."""
+"""Small modules of all kinds, for tests."""
 
 import dataclasses
 
@@ -31,10 +31,12 @@ MODULES = {
 
 
 def chain_module(chips: int) -> MCM:
+    """A chain of chips of 1 FLOP/s with large memory."""
     return MCM("m", "chain", (Chip(1.0, 1.0, 1e9),) * chips, 1e3)
 
 
 def unit_module(chips: int, **options) -> MCM:
+    """A module of chips of 1 FLOP/s; options: bandwidth, capacity, topology, overlap."""
     settings = {"bandwidth": 1.0, "capacity": 10**9, "topology": "chain", "overlap": True}
     settings |= options
     chip = Chip(peak_flops=1.0, sram_bandwidth=1e9, sram_bytes=int(settings["capacity"]))

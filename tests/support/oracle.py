@@ -1,9 +1,9 @@
-"""The oracle: every figure and verdict of a partition, worked out slowly and plainly.
+"""The oracle: computes every cost and verdict of a partition slowly and simply.
 
-Written from the definitions alone (README, "What every figure means"), apart from the code that it
-judges: loops, sets and `math.fsum`, one function to a formula. It reads the fields of `Graph` and
-`MCM` and calls none of their methods. Where the definitions leave something open, a docstring says
-what is done here.
+It follows the definitions alone ("What every figure means" in `jaxpart/README.md`) and shares no
+code with what it judges. It uses loops, sets and `math.fsum`, with one function per formula. It
+reads the fields of `Graph` and `MCM` and calls none of their methods. Where the definitions leave a
+choice, a docstring states the choice.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ RULES = ("acyclic", "no_skip", "triangle", "memory", "colocation", "fixed_chips"
 
 @dataclasses.dataclass(frozen=True)
 class OracleCosts:
-    """What one partition costs, and which rules it keeps, whether they are switched on or not."""
+    """The costs of one partition, and whether it keeps each rule, even one that is switched off."""
 
-    compute_s: tuple[float, ...]  # per chip, and so the next four
+    compute_s: tuple[float, ...]  # per chip, like the next four
     in_s: tuple[float, ...]
     out_s: tuple[float, ...]
     stage_s: tuple[float, ...]
     memory_bytes: tuple[float, ...]
-    busy_s: dict[Link, float]  # every link of the topology
+    busy_s: dict[Link, float]  # of every link of the topology
     bottleneck_s: float
     acyclic: bool
     no_skip: bool
@@ -39,17 +39,17 @@ class OracleCosts:
     memory: bool
     colocation: bool
     fixed_chips: bool
-    valid: bool  # colocation, pins and every rule that is switched on hold
+    valid: bool  # keeps colocation, fixed chips and all rules that are switched on
 
 
 def evaluate(graph: Graph, mcm: MCM, assignment: Iterable[int]) -> OracleCosts:
-    """All figures of one partition.
+    """Computes all costs and verdicts of one partition.
 
-    An edge that goes to a lower chip on a chain (never valid there) uses no link, but its tensor
-    counts in `out_s` and `in_s` as any other.
+    On a chain, an edge to a lower chip is invalid and uses no link. Its tensor still counts in
+    `out_s` and `in_s`.
 
     Raises:
-      ValueError: not one chip of the module for each node.
+      ValueError: the assignment does not have one chip of the module for each node.
     """
     graph, f = rescaled(graph, mcm), _checked(graph, mcm, assignment)
     chips = range(len(mcm.chips))
@@ -81,16 +81,19 @@ def evaluate(graph: Graph, mcm: MCM, assignment: Iterable[int]) -> OracleCosts:
 
 
 def all_valid(graph: Graph, mcm: MCM) -> list[Assignment]:
-    """Every valid partition, ascending, out of all C^N (so: tiny cases)."""
+    """All valid partitions in ascending order; tries all C^N, so only for tiny cases."""
     scaled = rescaled(graph, mcm)
     every = itertools.product(range(len(mcm.chips)), repeat=len(graph.nodes))
     return [f for f in every if all(keeps(rule, scaled, mcm, f) for rule in rules_on(mcm))]
 
 
 def best(graph: Graph, mcm: MCM) -> tuple[float, list[Assignment]] | None:
-    """The least bottleneck (s) of any valid partition and all that reach it; None: none is valid.
+    """The least bottleneck in seconds of all valid partitions, and all partitions that have it.
 
-    Bottlenecks within a relative 1e-12 are the same: the terms were only added in another order.
+    Bottlenecks within a relative 1e-12 are equal: their terms may be added in another order.
+
+    Returns:
+      None if no partition is valid.
     """
     times = {f: evaluate(graph, mcm, f).bottleneck_s for f in all_valid(graph, mcm)}
     if not times:
@@ -109,19 +112,22 @@ def nearest_span(
     *,
     no_skip: bool = False,
 ) -> tuple[float, list[Assignment]] | None:
-    """The least weighted L1 distance from y to a partition of span one, and all that reach it.
+    """The least weighted L1 distance from y to a partition under the span rule.
 
-    Span one: 0 <= f(v) - f(u) <= 1 on every edge (u, v). Tries all C^N (so: tiny cases).
+    The span rule is 0 <= f(v) - f(u) <= 1 on every edge (u, v). The function tries all C^N
+    partitions, so it is only for tiny cases.
 
     Args:
-      y: what to stay near, one number a node, in or out of the range of the chips.
-      weights: what it costs to move each node by one chip, 0 or more.
-      pins: node -> chip that it must have.
-      groups: nodes of one group share a chip.
+      graph_edges: (producer, consumer) pairs of nodes.
+      y: the target, one number per node; it need not be a chip.
+      weights: cost of moving each node by one chip, 0 or more.
+      num_chips: C.
+      pins: node -> its fixed chip.
+      groups: the nodes of a group share a chip.
       no_skip: whether the chips in use must be 0 to the highest.
 
     Returns:
-      None where no partition keeps the rules.
+      The distance and all partitions that have it; None if no partition keeps the rules.
     """
     edges, groups = list(graph_edges), [list(group) for group in groups]
     found = []
@@ -141,7 +147,7 @@ def nearest_span(
     return least, [f for distance, f in found if distance <= least + 1e-12 * abs(least)]
 
 
-# --- the pieces -----------------------------------------------------------------------------------
+# --- the costs ------------------------------------------------------------------------------------
 
 
 def _checked(graph: Graph, mcm: MCM, assignment: Iterable[int]) -> Assignment:
@@ -152,7 +158,7 @@ def _checked(graph: Graph, mcm: MCM, assignment: Iterable[int]) -> Assignment:
 
 
 def rescaled(graph: Graph, mcm: MCM) -> Graph:
-    """The graph with its byte counts in elements of the module's size, where both state one."""
+    """The graph with bytes rescaled to the module's element size, if both state an element size."""
     if mcm.element_bytes is None or graph.element_bytes is None:
         return graph
     ratio = mcm.element_bytes / graph.element_bytes
@@ -176,7 +182,7 @@ def nodes_on(f: Sequence[int], c: int) -> list[int]:
 
 
 def node_seconds(graph: Graph, mcm: MCM, v: int, c: int) -> float:
-    """tau(v, c)."""
+    """tau(v, c): seconds of node v on chip c."""
     node, chip = graph.nodes[v], mcm.chips[c]
     if node.seconds is not None:
         return node.seconds / chip.speed
@@ -206,7 +212,7 @@ def received_bytes(graph: Graph, f: Sequence[int], c: int) -> list[float]:
 
 
 def carried_bytes(graph: Graph, mcm: MCM, f: Sequence[int], link: Link) -> list[float]:
-    """The bytes of each tensor that uses a link, once each."""
+    """The bytes of each tensor whose routes use the link, once each."""
     carried = []
     for k, tensor in enumerate(graph.tensors):
         source = f[tensor.producer]
@@ -253,7 +259,7 @@ def _place(mcm: MCM, chip: int) -> tuple[int, int]:
 
 
 def memory_bytes(graph: Graph, mcm: MCM, f: Sequence[int], c: int) -> float:
-    """M_c."""
+    """M_c: bytes of memory that chip c needs."""
     weights = [w.bytes for w in graph.weights if any(f[q] == c for q in w.consumers)]
     if mcm.memory_model == "weights":
         return math.fsum(weights)
@@ -262,7 +268,7 @@ def memory_bytes(graph: Graph, mcm: MCM, f: Sequence[int], c: int) -> float:
 
 
 def peak_bytes(graph: Graph, f: Sequence[int], c: int) -> float:
-    """The most bytes of tensors made on chip c that are alive while one of its nodes runs."""
+    """The peak of live activations: bytes of tensors made on chip c while a node runs on it."""
     spans = []  # (first node, last node, bytes) of each tensor made on c
     for k in graph.tensors:
         if f[k.producer] == c:
@@ -280,7 +286,7 @@ def peak_bytes(graph: Graph, f: Sequence[int], c: int) -> float:
 
 
 def rules_on(mcm: MCM) -> list[str]:
-    """The rules that a partition must keep on this module, cheap ones first."""
+    """The rules that a partition must keep on this module; the fastest to check come first."""
     rules = mcm.constraints
     switched = {
         "acyclic": rules.acyclic,
@@ -292,7 +298,7 @@ def rules_on(mcm: MCM) -> list[str]:
 
 
 def keeps(rule: str, graph: Graph, mcm: MCM, f: Sequence[int]) -> bool:
-    """Whether f keeps one of `RULES` on a graph in the module's element size."""
+    """Whether f keeps one of `RULES`; the graph is rescaled to the module's element size."""
     if rule == "acyclic":
         return all(f[u] <= f[v] for u, v in edges_of(graph))
     if rule == "no_skip":
@@ -318,10 +324,10 @@ def skips_no_chip(f: Iterable[int]) -> bool:
 
 
 def has_no_triangle(chip_edges: set[Link]) -> bool:
-    """Whether no edge a -> b of the chip graph has another, longer path from a to b beside it.
+    """Whether no edge a -> b of the chip graph has a longer path from a to b.
 
-    Such a path leaves a for a chip other than b and never comes back to a: that is how it differs
-    from the edge itself where the chip graph has cycles.
+    The chip graph may have cycles. Such a path first goes from a to a chip other than b, and never
+    returns to a. So it does not use the edge a -> b itself.
     """
     for a, b in chip_edges:
         reached = {x for source, x in chip_edges if source == a and x != b}
@@ -341,14 +347,17 @@ def has_no_triangle(chip_edges: set[Link]) -> bool:
 
 
 def baseline(graph: Graph, mcm: MCM) -> Assignment | None:
-    """The compiler's greedy heuristic; None where none of its walks is valid.
+    """The compiler's greedy heuristic; None if none of its walks gives a valid partition.
 
-    Where the definition is open: the contracted nodes that contraction leaves are walked by Kahn's
-    algorithm, smallest first node first (number order where there are no groups), and "before"
-    means before in this walk. M_c is that of chip c closed right there: what is not placed yet is
-    elsewhere. The procedure is fixed: cycles are contracted, capacities close chips and traffic
-    keeps them open whatever rules are switched off; these decide only which outcome is valid.
-    Targets grow and shrink by repeated multiplication and division.
+    The definition leaves these choices:
+
+    1. Contracted nodes are walked by Kahn's algorithm, the one with the smallest first node first.
+       Without groups this is number order. "Before" means earlier in this walk.
+    2. M_c is the memory of chip c if it is closed now: nodes without a chip are on other chips.
+    3. The procedure does not depend on the rules that are switched off: cycles are contracted,
+       capacities close chips, and traffic keeps them open. The rules only decide which outcome is
+       valid.
+    4. Targets grow and shrink by repeated multiplication and division.
     """
     graph = rescaled(graph, mcm)
     walk = walking_order(graph)
@@ -366,8 +375,9 @@ def baseline(graph: Graph, mcm: MCM) -> Assignment | None:
 
 
 def walking_order(graph: Graph) -> list[list[int]]:
-    """The contracted nodes of nodes that colocation, and the cycles that it makes, tie; in walking
-    order.
+    """The nodes of each contracted node, in the order of the greedy walk.
+
+    Nodes are contracted if colocation, or a cycle that it makes, ties them together.
     """
     groups: dict[object, set[int]] = {}
     for v, node in enumerate(graph.nodes):
@@ -390,8 +400,8 @@ def walking_order(graph: Graph) -> list[list[int]]:
             waiting.remove(first)
         if not waiting:
             return [sorted(blocks[i]) for i in order]
-        # Each contracted node that waits has one before it that waits too: going back closes a
-        # cycle.
+        # Every waiting contracted node has a predecessor that waits too, so walking backward closes
+        # a cycle.
         trail = [min(waiting)]
         while len(set(trail)) == len(trail):
             trail.append(min(before[trail[-1]] & waiting))
@@ -402,7 +412,7 @@ def walking_order(graph: Graph) -> list[list[int]]:
 
 def _greedy_walk(graph: Graph, mcm: MCM, walk: list[list[int]], target: float) -> Assignment:
     position = {v: i for i, block in enumerate(walk) for v in block}
-    f = [-1] * len(graph.nodes)  # -1: not placed yet, so on no chip
+    f = [-1] * len(graph.nodes)  # -1: not placed yet
     c, opened_at = 0, 0
 
     def traffic_is_over(i: int) -> bool:

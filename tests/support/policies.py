@@ -1,4 +1,4 @@
-"""A small network and a short training plan, for tests."""
+"""A small network and a training configuration for few short steps, for tests."""
 
 from jaxpart.methods.policy.network import NetworkConfig
 from jaxpart.methods.policy.training import TrainingConfig

@@ -1,4 +1,4 @@
-"""Small problems, and their optimum by brute force, for tests."""
+"""Small problems and their optimum by brute force, for tests."""
 
 import dataclasses
 import itertools
@@ -17,7 +17,7 @@ from tests.support.strategies import random_graph, random_mcm
 
 
 def instance(topology, overlap, no_skip, triangle, memory, memory_model, seed) -> Problem:
-    """A tiny problem with these switches; dataflow is acyclic."""
+    """A tiny random problem with these rules and cost model; dataflow is acyclic."""
     rng = np.random.default_rng(seed)
     mcm = random_mcm(rng, 3, topology=topology)
     rules = Constraints(acyclic=True, no_skip=no_skip, triangle=triangle, memory=memory)
@@ -26,7 +26,7 @@ def instance(topology, overlap, no_skip, triangle, memory, memory_model, seed) -
 
 
 def rising(problem: Problem):
-    """Every partition that keeps dataflow, pins and colocation."""
+    """All partitions that keep dataflow, fixed chips and colocation."""
     nodes, chips = problem.graph.nodes, problem.num_chips
     before = [[u for u, q in problem.node_pairs.tolist() if q == v] for v in range(len(nodes))]
 
@@ -44,7 +44,7 @@ def rising(problem: Problem):
 
 
 def optimum_s(problem: Problem) -> float:
-    """The least bottleneck of any valid partition; inf where there is none."""
+    """The least bottleneck in seconds of all valid partitions; inf if there is none."""
     graph, mcm = problem.graph, problem.mcm
     rules = [rule for rule in oracle.rules_on(mcm) if rule not in ("acyclic", "fixed_chips")]
     return min(
@@ -57,27 +57,27 @@ def optimum_s(problem: Problem) -> float:
     )
 
 
-_WAYS = 256  # at least the ways to cut 7 contracted nodes onto 4 chips
+_WAYS = 256  # at least the number of ways to cut 7 contracted nodes into 4 chips
 
 
 def every_slicing(problem: Problem) -> np.ndarray:
-    """[N, P] the program order of the contracted nodes cut in every way, skipped chips included."""
+    """[N, P] all ways to cut the program order of the contracted nodes; chips may be skipped."""
     contracted, chips = problem.num_contracted, problem.num_chips
     ways = itertools.combinations_with_replacement(range(chips), contracted)
-    columns = np.array(list(ways)).T  # ascending chips, contracted node by contracted node
-    # Always the same number of candidates, some twice: one program for all graphs.
+    columns = np.array(list(ways)).T  # one row per contracted node; chips ascend along a column
+    # Columns are repeated up to a fixed number, so that all graphs share one compiled program.
     columns = np.resize(columns.T, (_WAYS, contracted)).T
     return columns[problem.contraction]
 
 
 def keeps_span(problem: Problem, assignments: np.ndarray) -> np.ndarray:
-    """[P] whether every edge stays or goes to the next chip."""
+    """[P] whether no edge goes further than to the next chip."""
     step = assignments[problem.edge_consumer] - assignments[problem.edge_producer]
     return np.all(step <= 1, axis=0, keepdims=False) & np.ones(assignments.shape[1], bool)
 
 
 def layered(num_nodes=400, num_chips=36, seed=0):
-    """A deep graph with side branches, and a partition of it of even steps."""
+    """A deep graph with side branches, and a valid partition that is even in node numbers."""
     rng = np.random.default_rng(seed)
     consumers = [set() for _ in range(num_nodes)]
     for v in range(1, num_nodes):
@@ -92,7 +92,7 @@ def layered(num_nodes=400, num_chips=36, seed=0):
 
 
 def parallel_branches(capacity):
-    """Two heavy branches between a source and a sink, on four chips of the chain."""
+    """Two branches between a source and a sink, on a chain of four chips of this capacity."""
     nodes = tuple(Node(name, "op", 0.0, 0.0, seconds=1.0) for name in ("a", "b", "c", "d"))
     tensors = (Tensor(0, 1.0, (1, 2)), Tensor(1, 1.0, (3,)), Tensor(2, 1.0, (3,)))
     weights = tuple(Weight(10.0, (v,)) for v in range(4))
@@ -101,7 +101,7 @@ def parallel_branches(capacity):
 
 
 def deep_graph_with_little_memory():
-    """60 nodes whose weights fill four chips to about 85%."""
+    """A path of 60 nodes whose weights fill four chips to 85%."""
     rng = np.random.default_rng(3)
     nodes = tuple(Node(f"n{v}", "op", 0.0, 0.0, seconds=1.0) for v in range(60))
     tensors = tuple(Tensor(v, 1.0, (v + 1,)) for v in range(59))
@@ -113,6 +113,6 @@ def deep_graph_with_little_memory():
 
 
 def list_ideals(problem: Problem, limit: int) -> Ideals | None:
-    """All ideals of the contracted nodes, with figures; None where there are more than `limit`."""
+    """All ideals of the contracted nodes, with figures; None if there are more than `limit`."""
     found = enumerate_ideals(problem, limit)
     return None if found is None else with_figures(problem, found)

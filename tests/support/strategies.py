@@ -1,8 +1,9 @@
-"""Random graphs, modules and partitions, for hypothesis and for plain loops over a numpy generator.
+"""Random graphs, modules and partitions, by hypothesis or by a numpy generator.
 
-Each thing is built once, from a function that picks a whole number between two bounds; hypothesis
-and numpy only bring that function. Byte counts and FLOPs are multiples of 125 and rates are 1000
-times a power of two, so that bytes and seconds add up exactly in float64: equal figures are equal.
+The code is the same for both. It needs only a function that picks an integer between two bounds,
+which hypothesis or numpy provides. Byte counts and FLOPs are multiples of 125, and rates are 1000
+times a power of two. So sums of bytes and seconds are exact in float64, and tests can compare them
+exactly.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from hypothesis import strategies as st
 from jaxpart.problem.graph import Graph, Node, Tensor, Weight
 from jaxpart.problem.mcm import MCM, Chip, Constraints
 
-Pick = Callable[[int, int], int]  # a whole number from low to high, both included
+Pick = Callable[[int, int], int]  # an integer from low to high, both included
 T = TypeVar("T")
 
 TOPOLOGIES = ("chain", "host", "mesh")
 _RATES = (1000.0, 500.0, 2000.0)  # FLOP/s and bytes/s
-_CAPACITIES = (1e6, 8000.0, 4000.0, 2000.0, 1000.0)  # from roomy to binding
+_CAPACITIES = (1e6, 8000.0, 4000.0, 2000.0, 1000.0)  # bytes, from large to binding
 
 
 def random_graph(
@@ -36,15 +37,16 @@ def random_graph(
     colocation: bool = True,
     pins: bool = True,
 ) -> Graph:
-    """One graph.
+    """Makes a random graph.
 
     Args:
-      max_nodes: 1 to so many nodes, where `num_nodes` does not fix them.
-      max_chips: pins name chips below it.
-      num_nodes, num_tensors, num_weights: exact counts, so that arrays keep their shapes in a loop
-        (the number of edges varies all the same).
+      rng: the generator.
+      max_nodes: most nodes, if `num_nodes` is None.
+      max_chips: fixed chips are below it.
+      num_nodes, num_tensors, num_weights: exact counts, so that arrays keep their shapes in a loop;
+        the number of edges still varies. None: random.
       shared_weights: whether a weight may have several consumers.
-      colocation, pins: whether there may be groups, and nodes with pins.
+      colocation, pins: whether there may be groups, and fixed chips.
     """
     return _graph(
         _of_numpy(rng),
@@ -67,7 +69,7 @@ def graphs(
     colocation: bool = True,
     pins: bool = True,
 ) -> Graph:
-    """Graphs; the arguments of `random_graph`."""
+    """Graphs; the arguments are those of `random_graph`."""
     return _graph(
         _of_hypothesis(draw),
         max_nodes,
@@ -86,7 +88,7 @@ def random_mcm(
     num_chips: int | None = None,
     topology: str | None = None,
 ) -> MCM:
-    """One module of 1 to `max_chips` chips; any topology and legal switches, where not given."""
+    """Makes a random module with 1 to `max_chips` chips, unless the number is given."""
     return _mcm(_of_numpy(rng), max_chips, num_chips, topology)
 
 
@@ -98,18 +100,21 @@ def mcms(
     num_chips: int | None = None,
     topology: str | None = None,
 ) -> MCM:
-    """Modules; the arguments of `random_mcm`."""
+    """Modules; the arguments are those of `random_mcm`."""
     return _mcm(_of_hypothesis(draw), max_chips, num_chips, topology)
 
 
 def random_assignment(rng: np.random.Generator, graph: Graph, mcm: MCM) -> tuple[int, ...]:
-    """One partition, valid or not: rising along the order, one step an edge, or uniform."""
+    """Makes a random partition, valid or not.
+
+    Its chips ascend in number order, rise by at most one per edge, or are uniform.
+    """
     return _assignment(_of_numpy(rng), graph, mcm)
 
 
 @st.composite
 def assignments(draw: st.DrawFn, graph: Graph, mcm: MCM) -> tuple[int, ...]:
-    """Partitions of `graph`; see `random_assignment`."""
+    """Partitions of `graph`, as `random_assignment` makes them."""
     return _assignment(_of_hypothesis(draw), graph, mcm)
 
 
@@ -122,7 +127,7 @@ def _of_hypothesis(draw: st.DrawFn) -> Pick:
 
 
 def _chance(pick: Pick, percent: int) -> bool:
-    return pick(0, 99) >= 100 - percent  # the simplest case, zero, is False
+    return pick(0, 99) >= 100 - percent  # hypothesis shrinks to 0, so to False
 
 
 def _one_of(pick: Pick, options: Sequence[T]) -> T:
@@ -130,7 +135,7 @@ def _one_of(pick: Pick, options: Sequence[T]) -> T:
 
 
 def _amount(pick: Pick, most: int) -> int:
-    """Zero (in one of six) or a multiple of 125 up to `most`."""
+    """Zero (in one case of six) or a positive multiple of 125 up to `most`."""
     return 0 if pick(0, 5) == 0 else 125 * pick(1, most // 125)
 
 
@@ -149,7 +154,7 @@ def _graph(
     num_tensors = num_tensors if num_tensors is not None else pick(0, 2 * n)
     num_weights = num_weights if num_weights is not None else pick(0, n)
     profiled = _chance(pick, 30)
-    reach = pick(1, n)  # small: a long chain; large: edges that skip far ahead
+    reach = pick(1, n)  # small: like a path; large: edges may skip many nodes
     chip_of = _pins(pick, n, max_chips) if pins and _chance(pick, 25) else [None] * n
     group_of = _groups(pick, n) if colocation and _chance(pick, 35) else [None] * n
     pin_of_group = {
@@ -182,7 +187,7 @@ def _pins(pick: Pick, n: int, max_chips: int) -> list[int | None]:
 
 
 def _groups(pick: Pick, n: int) -> list[int | None]:
-    # Numbers need not be dense.
+    # Group numbers need not be consecutive.
     return [_one_of(pick, (3, 7)) if _chance(pick, 40) else None for _ in range(n)]
 
 
@@ -231,7 +236,7 @@ def _assignment(pick: Pick, graph: Graph, mcm: MCM) -> tuple[int, ...]:
     kind = pick(0, 2)
     if kind == 2:
         f = [pick(0, last) for _ in range(n)]
-    elif kind == 1:  # at most one step on from the furthest producer: parallel branches
+    elif kind == 1:  # at most one chip after the last producer: parallel branches
         f = []
         for v in range(n):
             producers = [k.producer for k in graph.tensors if v in k.consumers]
@@ -241,7 +246,7 @@ def _assignment(pick: Pick, graph: Graph, mcm: MCM) -> tuple[int, ...]:
         for _ in range(n):
             chip = min(last, chip + pick(0, 1))
             f.append(chip)
-    if _chance(pick, 70):  # mend what the graph itself asks for, most of the time
+    if _chance(pick, 70):  # usually, keep the fixed chips and groups
         f = [
             f[v] if node.pin is None else min(last, node.pin) for v, node in enumerate(graph.nodes)
         ]

@@ -1,4 +1,4 @@
-"""The oracle against figures worked by hand, and the random instances that feed it."""
+"""Tests of the oracle against costs computed by hand, and of the random instances."""
 
 import dataclasses
 import itertools
@@ -21,7 +21,7 @@ NO_RULES = Constraints(acyclic=False, no_skip=False, triangle=False, memory=Fals
 
 
 def graph_of(seconds, tensors=(), weights=(), colocate=None, pin=None, element_bytes=None):
-    """Nodes by seconds; tensors as (producer, bytes, consumers), weights as (bytes, consumers)."""
+    """A graph from seconds, tensors (producer, bytes, consumers) and weights (bytes, consumers)."""
     colocate, pin = colocate or {}, pin or {}
     nodes = [
         Node(f"n{v}", "op", 0, 0, s, colocate.get(v), pin.get(v)) for v, s in enumerate(seconds)
@@ -84,7 +84,7 @@ def test_host_charges_a_tensor_once_out_and_once_into_each_chip_and_has_no_links
 
 
 def test_mesh_carries_a_tensor_once_over_the_union_of_its_routes():
-    #   0 <- 1 <- 2     chip 2 sends to chips 3 and 4, along the columns first:
+    #   0 <- 1 <- 2     chip 2 sends to chips 3 and 4; a route changes the column first:
     #   |    |          2 -> 1 -> 0 -> 3 and 2 -> 1 -> 4 share the link 2 -> 1.
     #   v    v
     #   3    4    5
@@ -155,9 +155,10 @@ def test_a_partition_names_one_chip_of_the_module_for_each_node(wrong):
 
 # --- memory ---------------------------------------------------------------------------------------
 
-# On chip 0, nodes 0 to 3. Tensor 0 (100) dies after its local consumer 1 although chip 1 needs it
-# later; tensor 1 (10) lives to node 3; the output (7) and the tensor for chip 1 (1000) live while
-# they are made.         node 0: 100   node 1: 100 + 10   node 2: 10 + 7   node 3: 10 + 1000
+# Nodes 0 to 3 are on chip 0. Tensor 0 (100) is live until its local consumer 1, although chip 1
+# needs it later. Tensor 1 (10) is live until node 3. The output (7) and the tensor for chip 1
+# (1000) are live while they are made. Live bytes: node 0: 100   node 1: 100 + 10   node 2: 10 + 7
+# node 3: 10 + 1000
 MEMORY = graph_of(
     [0] * 5,
     [(0, 100, (1, 4)), (1, 10, (3,)), (2, 7, ()), (3, 1000, (4,))],
@@ -168,12 +169,12 @@ MEMORY = graph_of(
 def test_memory_is_weights_and_both_boundary_buffers_and_the_peak_of_live_activations():
     costs = oracle.evaluate(MEMORY, CHAIN, (0, 0, 0, 0, 1))
 
-    # A weight with consumers on both chips has a copy on each, however many nodes use it.
+    # A weight with consumers on both chips has one copy on each.
     assert costs.memory_bytes == (5 + 3 + 2 * 1100 + 1010, 5 + 2 * 1100, 0, 0)
 
 
 def test_peak_can_lie_before_the_last_node():
-    # The same nodes without chip 1: tensor 0 lives up to node 4.
+    # All nodes are on chip 0, so tensor 0 is live until node 4.
     costs = oracle.evaluate(MEMORY, CHAIN, (0, 0, 0, 0, 0))
     assert costs.memory_bytes[0] == 5 + 3 + (100 + 10 + 1000)
 
@@ -216,17 +217,17 @@ def test_a_chip_may_be_full_to_the_last_byte(capacity, fits):
 @pytest.mark.parametrize(
     ("edges", "at", "holds"),
     [
-        ([(0, 1), (1, 2), (0, 2)], (0, 1, 2), False),  # a skip edge with a path beside it
+        ([(0, 1), (1, 2), (0, 2)], (0, 1, 2), False),  # an edge 0 -> 2 and a path 0 -> 1 -> 2
         ([(0, 1), (1, 2), (2, 3), (0, 3)], (0, 1, 2, 3), False),  # the path is longer
         ([(0, 1), (0, 2), (1, 3), (2, 3)], (0, 1, 2, 3), True),  # a diamond
-        ([(0, 1), (0, 2)], (0, 1, 2), True),  # a skip edge, but no path from chip 1 to chip 2
-        ([(0, 1), (2, 3), (0, 3)], (0, 1, 1, 2), False),  # a path of chips, not of nodes
-        ([(0, 1), (1, 2), (0, 2)], (0, 0, 1), True),  # edges inside a chip are no edges
+        ([(0, 1), (0, 2)], (0, 1, 2), True),  # an edge 0 -> 2, but no path over chip 1
+        ([(0, 1), (2, 3), (0, 3)], (0, 1, 1, 2), False),  # a path of chips that is no path of nodes
+        ([(0, 1), (1, 2), (0, 2)], (0, 0, 1), True),  # edges within a chip do not count
         ([(0, 2), (1, 3), (2, 4)], (0, 0, 1, 1, 2), True),  # two edges between the same chips
         ([(0, 1), (1, 2)], (0, 1, 0), True),  # a cycle of two chips has no other path
-        ([(0, 1), (1, 2), (2, 3)], (0, 1, 2, 0), True),  # nor has a cycle of three
-        ([(0, 1), (1, 2), (2, 3)], (0, 1, 0, 2), True),  # leaving and coming back is no path
-        ([(0, 1), (1, 2), (2, 3), (0, 2)], (0, 1, 2, 0), False),  # unless an edge cuts across
+        ([(0, 1), (1, 2), (2, 3)], (0, 1, 2, 0), True),  # a cycle of three has no other path
+        ([(0, 1), (1, 2), (2, 3)], (0, 1, 0, 2), True),  # a path must not return to its start
+        ([(0, 1), (1, 2), (2, 3), (0, 2)], (0, 1, 2, 0), False),  # an edge across the cycle
     ],
 )
 def test_triangle_forbids_another_path_beside_an_edge_of_the_chip_graph(edges, at, holds):
@@ -295,7 +296,8 @@ def test_greedy_closes_a_chip_at_the_mean_load():
 
 
 def test_greedy_target_is_the_mean_over_unlike_chips():
-    # Loads 6 and 3, so the target is 4.5 / 2: chip 0 (1 s a node) is full after three nodes.
+    # All nodes take 6 s on chip 0 or 3 s on chip 1, so the target is 4.5 / 2. A node takes 1 s on
+    # chip 0, which is full after three nodes.
     mcm = dataclasses.replace(CHAIN, chips=(CHIP, dataclasses.replace(CHIP, speed=2)))
 
     assert oracle.baseline(of_edges(6, []), mcm) == (0, 0, 0, 1, 1, 1)
@@ -313,13 +315,13 @@ def test_greedy_closes_a_chip_that_the_next_node_would_overfill():
 
     assert oracle.baseline(graph, on_chips(3, sram_bytes=10)) == (0, 1, 2)
     assert oracle.baseline(graph, on_chips(3, sram_bytes=12)) == (0, 0, 1)
-    # Roomy chips are never closed: their load before each node is under the target.
+    # With enough memory no chip is closed: the load before each node is below the target.
     assert oracle.baseline(graph, on_chips(3, sram_bytes=18)) == (0, 0, 0)
 
 
 def test_greedy_counts_what_is_not_placed_yet_as_elsewhere():
-    # With node 1 on chip 0 its tensor would be sent: 2 * 100 + 100 live. With node 2 there too:
-    # 100.
+    # With node 1 on chip 0, its tensor would be sent: 2 * 100 for the buffers and 100 live. With
+    # node 2 on chip 0 too, only 100 are live.
     graph = graph_of([1, 1, 1, 9], [(1, 100, (2,))])
 
     assert oracle.baseline(graph, on_chips(2, "full", sram_bytes=300)) == (0, 0, 0, 0)
@@ -331,23 +333,24 @@ def test_greedy_closes_chips_before_a_node_that_is_pinned_further_on():
 
 
 def test_greedy_raises_its_target_where_the_first_walk_is_invalid():
-    # Target 2 leaves both heavy weights to chip 1 (16 > 10 bytes); 2.2 takes node 2 to chip 0.
+    # With target 2, both large weights are on chip 1 (16 > 10 bytes); with 2.2, node 2 is on chip
+    # 0.
     graph = graph_of([1] * 4, weights=[(1, (0,)), (1, (1,)), (8, (2,)), (8, (3,))])
 
     assert oracle.baseline(graph, on_chips(2, sram_bytes=10)) == (0, 0, 0, 1)
 
 
 def test_greedy_raises_its_target_by_a_tenth():
-    # Target 5 leaves 12 bytes to chip 1; 5.5 takes node 5 to chip 0 and closes it there.
+    # With target 5, chip 1 needs 12 > 10 bytes; with 5.5, node 5 is the last one on chip 0.
     graph = graph_of([1] * 10, weights=[(8 if v == 5 else 1, (v,)) for v in range(5, 10)])
 
     assert oracle.baseline(graph, on_chips(2, sram_bytes=10)) == (0,) * 6 + (1,) * 4
 
 
 def test_greedy_lowers_its_target_where_raising_does_not_help():
-    # Node 2 is reached on chip 1 at best, until the target is under 1 (2 / 1.1^8).
+    # Node 2 is on chip 0 or 1 until the target is below 1 (2 / 1.1^8).
     assert oracle.baseline(of_edges(6, [], pin={2: 2}), on_chips(3)) == (0, 1, 2, 2, 2, 2)
-    # Node 7 needs chip 0 closed after 6 nodes: 1.25 < 2 / 1.1^4 <= 1.5.
+    # Node 7 gets chip 2 if chip 0 is closed after 6 nodes: 1.25 < 2 / 1.1^4 <= 1.5.
     fine = graph_of([0.25] * 24, pin={7: 2})
     assert oracle.baseline(fine, on_chips(3)) == (0,) * 6 + (1,) + (2,) * 17
 
@@ -357,7 +360,7 @@ def test_greedy_lowers_its_target_where_raising_does_not_help():
     [
         (of_edges(2, [(0, 1)], pin={0: 1, 1: 0}), on_chips(2)),
         (graph_of([1], weights=[(11, (0,))]), on_chips(2, sram_bytes=10)),
-        # An empty chip is never closed, not even where chips may be skipped.
+        # An empty chip is never closed, even if chips may be skipped.
         (
             of_edges(1, [], pin={0: 1}),
             dataclasses.replace(on_chips(2), constraints=Constraints(no_skip=False)),
@@ -374,7 +377,7 @@ def test_baseline_is_null_where_no_walk_is_valid(graph, mcm):
         ([(0, 2), (1, 2)], {}, [[0], [1], [2], [3]]),
         ([], {1: 0, 3: 0}, [[0], [1, 3], [2]]),
         ([(1, 3)], {0: 0, 3: 0}, [[1], [0, 3], [2]]),  # the group waits for node 1
-        ([(0, 1), (1, 2), (2, 3)], {0: 0, 2: 0}, [[0, 1, 2], [3]]),  # node 1 lies in between
+        ([(0, 1), (1, 2), (2, 3)], {0: 0, 2: 0}, [[0, 1, 2], [3]]),  # node 1 is between them
         ([(0, 1), (2, 3)], {0: 0, 3: 0, 1: 1, 2: 1}, [[0, 1, 2, 3]]),  # each group feeds the other
     ],
 )
@@ -438,9 +441,9 @@ def test_what_is_sent_crosses_each_link_of_a_route_and_arrives(data):
     graph = data.draw(graphs(max_chips=len(mcm.chips)))
     costs = oracle.evaluate(graph, mcm, data.draw(assignments(graph, mcm)))
 
-    assert sum(costs.in_s) >= sum(costs.out_s)  # multicast: once out, once into each chip
+    assert sum(costs.in_s) >= sum(costs.out_s)  # sent once, received once per chip
     if mcm.topology == "mesh":
-        for c in range(len(mcm.chips)):  # what leaves a chip leaves it over one of its links
+        for c in range(len(mcm.chips)):  # bytes sent leave over links of the chip
             assert sum(s for (a, _), s in costs.busy_s.items() if a == c) >= costs.out_s[c]
             assert sum(s for (_, b), s in costs.busy_s.items() if b == c) >= costs.in_s[c]
 

@@ -1,4 +1,4 @@
-"""What tests of worker processes share."""
+"""Helpers for tests of worker processes."""
 
 import os
 import threading
@@ -12,12 +12,13 @@ TIMEOUT_S = 60.0
 
 
 def noisy(f, seed):
+    """f [N] with 2% of its labels replaced by random chips."""
     rng = np.random.default_rng(seed)
     return np.where(rng.random(len(f)) < 0.02, rng.integers(0, f.max() + 1, len(f)), f)
 
 
 def ends(process_id):
-    """Whether a process ends: it answers no signal any more, or is a zombie."""
+    """Whether a process ends within 30 s: it no longer exists, or is a zombie."""
     stat = Path(f"/proc/{process_id}/stat")
     for _ in range(600):
         try:
@@ -31,7 +32,7 @@ def ends(process_id):
 
 
 def answer(outcome: Outcome) -> tuple[np.ndarray, float]:
-    """Its assignment and objective, which must be there."""
+    """The assignment and the objective of an outcome, which must have both."""
     assert outcome.status.has_assignment
     assert outcome.assignment is not None
     assert outcome.objective is not None

@@ -43,10 +43,6 @@ class Groups:
         """[N] the group of each node."""
         return [self.find(v) for v in range(len(self._root))]
 
-    def can_join(self, u: int, v: int) -> bool:
-        """Whether u is the only producer of v, or v the only consumer of u (see the class)."""
-        return self.producers[v] == {u} or self.consumers[u] == {v}
-
     def join(self, b: int, into: int) -> None:
         """Merges group `b` into group `into`."""
         self._root[b] = into

@@ -77,7 +77,7 @@ def features(problem: Problem, rows: int, pairs: int) -> Features:
     count = contracted.num_nodes
     if count > MAX_CONTRACTED:
         raise InputError(
-            f"the graph has {count} blocks of nodes, more than the policy's largest bucket "
+            f"the graph has {count} contracted nodes, more than the policy's largest bucket "
             f"({MAX_CONTRACTED}); search without the policy"
         )
     load_s = contracted.node_s.mean(axis=1)

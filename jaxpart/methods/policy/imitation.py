@@ -77,7 +77,7 @@ def read_examples(folder: Path, graphs: Sequence[Graph]) -> dict[str, Example]:
     if not found:
         raise InputError(
             f"{folder}: no *.result.json of a graph to train on, expected what "
-            "scripts/compare.py --results writes"
+            "scripts/studies/compare.py --results writes"
         )
     return found
 

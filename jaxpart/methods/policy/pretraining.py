@@ -298,10 +298,10 @@ def _check_same(folder: Path, description: str) -> None:
     Raises:
       InputError: the folder holds another run.
     """
-    path = folder / "plan.txt"
+    path = folder / "config.txt"
     if path.exists() and path.read_text() != description:
         raise InputError(
-            f"{folder}: holds a run of another plan or other pairs ({path.name}); name a new folder"
+            f"{folder}: holds a run of another configuration or other pairs ({path.name}); name a new folder"
         )
     path.write_text(description)
 

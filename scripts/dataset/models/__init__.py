@@ -1,1 +1,1 @@
-"""The architectures of the data set, and how each is traced."""
+"""The architectures of the data set, and the functions that trace them."""

@@ -1,4 +1,4 @@
-"""What the data set consists of: every architecture, its family and its side of the split."""
+"""All models of the data set, each with its family and its side of the split."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxpart.problem.graph import Graph
 Kind = Literal["cnn", "rnn", "transformer", "moe"]
 Split = Literal["train", "valid", "test", "extra"]
 
-# Each has a tuple of models named MODELS, and imports heavy packages in their `build` alone.
+# Each module has a tuple MODELS, and imports heavy packages only when a model is built.
 _MODULES = ("keras_cnn", "cnn", "recurrent", "transformers_flax")
 
 
@@ -23,15 +23,17 @@ class Model:
 
     Attributes:
       name: of the graph and its file.
-      family: architectures of one family share their structure, and their side of the split.
-      kind: what the architecture is.
-      source: the package (as named for pip) that defines the layers.
-      license: of that package, as an SPDX identifier.
-      config: the configuration in one line that a person can read.
-      split: the side; "extra" stands outside of the split.
-      build: traces it: batch 1, inference, float tensors counted as int8, one node per primitive.
-      fused: whether the graph is brought to the granularity of a compiler's kernels
-        (`jaxpart.ingest.fuse`) after that.
+      family: of the architecture. The models of a family share their structure, and their side of
+        the split.
+      kind: of the architecture.
+      source: the package that defines the layers, by its pip name.
+      license: of that package, an SPDX identifier.
+      config: the configuration in words, in one line.
+      split: side of the split; "extra" is outside the split.
+      build: traces the model for inference at batch size 1, with float tensors counted as int8 and
+        one node per primitive.
+      fused: whether `jaxpart/ingest/rewrite/fuse.py` then merges nodes to the kernels of a
+        compiler.
     """
 
     name: str
@@ -49,7 +51,7 @@ def models() -> tuple[Model, ...]:
     """All models, in the order of their modules.
 
     Raises:
-      ValueError: two models share a name, or one family stands on two sides of the split.
+      ValueError: two models share a name, or a family is on two sides of the split.
     """
     found: list[Model] = []
     for module in _MODULES:
@@ -60,7 +62,7 @@ def models() -> tuple[Model, ...]:
 
 
 def check(found: list[Model]) -> None:
-    """Raises ValueError where names repeat or a family stands on two sides."""
+    """Raises ValueError if two models share a name or a family is on two sides of the split."""
     names: set[str] = set()
     sides: dict[str, Split] = {}
     for model in found:

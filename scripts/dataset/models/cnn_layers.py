@@ -1,7 +1,7 @@
 """Layers of convolutional networks; images are [batch, height, width, channels].
 
-A network is a plain function of its inputs. Layers that it calls own their weights, numbered in
-the order of the calls.
+A network is a plain function of its inputs. The layers that it calls own their weights. flax
+numbers the layers in the order of the calls.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ Activation = Callable[[Any], Any]
 
 
 class Network(nn.Module):
-    """A function of arrays as a module, so that layers called in it have somewhere to live."""
+    """A flax module around a function, so that the function can call flax layers."""
 
     layers: Callable[..., Any]
 
     @nn.compact
     def __call__(self, *inputs: Any) -> Any:
-        """What the function gives."""
+        """The result of the function."""
         return self.layers(*inputs)
 
 
 def graph_of(name: str, layers: Callable[..., Any], *shapes: Sequence[int]) -> Graph:
-    """The graph of a network on float inputs of these shapes."""
+    """Traces a network on float inputs of these shapes."""
     return trace(name, Network(layers), *(floats(*shape) for shape in shapes))
 
 
@@ -50,7 +50,16 @@ def conv(
 ) -> Any:
     """Convolution over all spatial axes.
 
-    Each is padded by `pad`, or (before, after), and by default with half a kernel on both sides.
+    Args:
+      x: [batch, spatial axes..., channels].
+      features: output channels.
+      kernel: size on each spatial axis.
+      stride: on every spatial axis.
+      groups: groups of channels.
+      dilation: of the kernel.
+      bias: whether a bias is added.
+      pad: padding on both sides of every spatial axis, or (before, after); by default half of the
+        kernel on both sides.
     """
     axes = x.ndim - 2
     window = (kernel,) * axes if isinstance(kernel, int) else kernel
@@ -69,7 +78,7 @@ def conv(
 
 
 def norm(x: Any) -> Any:
-    """Batch normalisation in inference: a scale and an offset a channel."""
+    """Batch normalisation in inference: a scale and an offset per channel."""
     return nn.BatchNorm(use_running_average=True)(x)
 
 
@@ -83,7 +92,7 @@ def conv_bn(
     groups: int = 1,
     dilation: int = 1,
 ) -> Any:
-    """Convolution without bias, batch normalisation, activation."""
+    """Convolution without bias, then batch normalisation, then the activation."""
     x = conv(x, features, kernel, stride, groups=groups, dilation=dilation, bias=False)
     x = norm(x)
     return x if act is None else act(x)
@@ -92,51 +101,51 @@ def conv_bn(
 def depthwise(
     x: Any, kernel: int = 3, stride: int = 1, *, act: Activation | None = nn.relu, dilation: int = 1
 ) -> Any:
-    """Depthwise convolution, batch normalisation, activation."""
+    """Depthwise convolution without bias, then batch normalisation, then the activation."""
     channels = x.shape[-1]
     return conv_bn(x, channels, kernel, stride, act=act, groups=channels, dilation=dilation)
 
 
 def max_pool(x: Any, window: int, stride: int, pad: int = 0) -> Any:
-    """Maximum over a square window."""
+    """Maximum over a square window, with `pad` on both sides of every axis."""
     axes = x.ndim - 2
     return nn.max_pool(x, (window,) * axes, (stride,) * axes, [(pad, pad)] * axes)
 
 
 def avg_pool(x: Any, window: int, stride: int, pad: int = 0) -> Any:
-    """Mean over a square window, padding counted in."""
+    """Mean over a square window; the zeros of the padding count."""
     axes = x.ndim - 2
     return nn.avg_pool(x, (window,) * axes, (stride,) * axes, [(pad, pad)] * axes)
 
 
 def upsample(x: Any, factor: int) -> Any:
-    """Nearest-neighbour enlargement of an image."""
+    """Enlarges images by an integer factor, with the nearest neighbour."""
     batch, height, width, channels = x.shape
     x = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, factor, width, factor, channels))
     return x.reshape(batch, height * factor, width * factor, channels)
 
 
 def concat(*xs: Any) -> Any:
-    """Channels side by side."""
+    """Concatenates channels."""
     return jnp.concatenate(xs, -1)
 
 
 def total(xs: Iterable[Any]) -> Any:
-    """The sum of images, from the first to the last."""
+    """The sum of images, added from the first to the last."""
     return functools.reduce(operator.add, xs)
 
 
 def pooled(x: Any) -> Any:
-    """Mean over all positions, [batch, channels]."""
+    """[batch, channels] mean over all positions."""
     return x.mean(tuple(range(1, x.ndim - 1)))
 
 
 def classes(x: Any, count: int = 1000) -> Any:
-    """Logits of the classes from the mean over all positions."""
+    """[batch, count] logits of the classes, from the mean over all positions."""
     return nn.Dense(count)(pooled(x))
 
 
 def excite(x: Any, hidden: int, *, act: Activation = nn.relu, gate: Activation = nn.sigmoid) -> Any:
-    """Squeeze and excitation (Hu et al., CVPR 2018): channels weighed by their means."""
+    """Squeeze and excitation (Hu et al., CVPR 2018): weights channels by their means."""
     weights = gate(nn.Dense(x.shape[-1])(act(nn.Dense(hidden)(pooled(x)))))
     return x * weights[:, None, None]

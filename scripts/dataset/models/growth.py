@@ -1,4 +1,4 @@
-"""Real models of any size, for studies of growth: not shipped, traced when they are asked for."""
+"""Published models of any size, for studies of growth. They are traced on demand, not shipped."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from jaxpart.problem.graph import Graph
 from .recurrent_cells import LSTM, tokens, unroll
 from .tracing import floats, trace
 
-_WIDTH, _HEADS, _LENGTH = 512, 8, 128
+_WIDTH, _HEADS, _LENGTH = 512, 8, 128  # _LENGTH in tokens
 
 
 class _Layer(nn.Module):
-    """A decoder layer: masked self-attention and a feed-forward part, each with a residual."""
+    """A decoder layer: masked self-attention and a feed-forward part, each with a residual.
+
+    `residual` is the weight of the residual.
+    """
 
     residual: float
 
@@ -46,7 +49,7 @@ class _Decoder(nn.Module):
 
 
 def _deep_decoder(layers: int) -> Graph:
-    """DeepNet (Wang et al. 2022): up to 1,000 layers of width 512 and more there, 128 tokens."""
+    """DeepNet (Wang et al. 2022) of width 512 on 128 tokens; the paper has up to 1,000 layers."""
     return trace(f"decoder-{layers}", _Decoder(layers), floats(_LENGTH, _WIDTH))
 
 
@@ -61,7 +64,7 @@ class _CharacterModel(nn.Module):
 
 
 def _unrolled_lstm(steps: int) -> Graph:
-    """Characters by three layers of LSTM (Karpathy et al. 2015), a softmax at each step."""
+    """A character model of three LSTM layers (Karpathy et al. 2015), with a softmax per step."""
     return trace(f"lstm-{steps}", _CharacterModel(), tokens(steps))
 
 
@@ -72,14 +75,14 @@ FAMILIES: dict[str, Callable[[int], Graph]] = {
 
 
 def grown(family: str, nodes: int) -> Graph:
-    """The smallest model of a family with at least so many nodes.
+    """Traces the smallest model of a family that has enough nodes.
 
     Args:
       family: a name in `FAMILIES`.
-      nodes: how many, at least.
+      nodes: least number of nodes.
     """
     build = FAMILIES[family]
-    # Nodes are linear in the number of repetitions, up to the ends.
+    # Each repetition adds the same number of nodes; the ends have a fixed number.
     few, more = _nodes(family, 4), _nodes(family, 8)
     each = (more - few) // 4
     return build(4 + max(0, -(-(nodes - few) // each)))
@@ -87,4 +90,5 @@ def grown(family: str, nodes: int) -> Graph:
 
 @functools.cache
 def _nodes(family: str, repetitions: int) -> int:
+    """Number of nodes of a model with this number of layers or steps."""
     return len(FAMILIES[family](repetitions).nodes)

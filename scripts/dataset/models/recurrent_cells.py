@@ -1,8 +1,8 @@
-"""Recurrent cells from the papers' equations, and the loops that unroll them.
+"""Recurrent cells from the papers' equations, and loops that unroll them.
 
-A cell maps (state, input of one step) to (new state, output of the step), all [batch, features]. A
-state of None is the zero state: what a compiler would fold away is not traced, so the first step
-has fewer operations. Weights are shared by all steps.
+A cell maps (state, input of a step) to (new state, output of the step), all [batch, features]. A
+state of None is the zero state. Operations on it, which a compiler would fold, are not traced, so
+the first step has fewer operations. All steps share their weights.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ Cell = Callable[[State, Any], tuple[State, Any]]
 
 
 def tokens(steps: int) -> list[jax.ShapeDtypeStruct]:
-    """One token a step, batch 1, fed by the host; unsigned, so that no index needs wrapping."""
+    """Inputs of one token per step, batch size 1; unsigned, so that no index has to be wrapped."""
     return [jax.ShapeDtypeStruct((1,), jnp.uint32)] * steps
 
 
 def frames(steps: int, width: int) -> list[jax.ShapeDtypeStruct]:
-    """One vector a step, batch 1."""
+    """Inputs of one vector [1, width] per step."""
     return [floats(1, width)] * steps
 
 
 def _joined(x: Any, h: Any) -> Any:
+    """Input and state, concatenated; the input alone if the state is zero."""
     return x if h is None else jnp.concatenate([x, h], -1)
 
 
@@ -38,11 +39,11 @@ class LSTM(nn.Module):
     """Long short-term memory (Hochreiter & Schmidhuber 1997; forget gate: Gers et al. 2000).
 
     Attributes:
-      features: width of the memory, H.
-      projection: width of the output where it is projected (Sak et al. 2014).
-      peephole: gates see the memory (Gers & Schmidhuber 2000).
-      split: one product each for the input and the output of the last step (as cuDNN has it) in
-        place of one for both.
+      features: H, the width of the memory.
+      projection: width of the output if it is projected (Sak et al. 2014); None: not projected.
+      peephole: whether gates read the memory (Gers & Schmidhuber 2000).
+      split: whether the input and the last output have a matrix product each (as in cuDNN), or one
+        together.
     """
 
     features: int
@@ -51,13 +52,13 @@ class LSTM(nn.Module):
     split: bool = True
 
     def _gates(self, x: Any, h: Any) -> list[Any]:
-        """Sums of the four gates before their activations, each [batch, H]."""
+        """The four gates before their activations, each [batch, H]."""
         if self.split:
             gates = nn.Dense(4 * self.features, name="input")(x)
             if h is not None:
                 gates += nn.Dense(4 * self.features, use_bias=False, name="hidden")(h)
             return jnp.split(gates, 4, -1)
-        if h is None:  # the zero half of a joint product is folded
+        if h is None:  # a compiler folds the product with zeros
             h = jnp.zeros((*x.shape[:-1], self.projection or self.features))
         return jnp.split(nn.Dense(4 * self.features, name="gates")(_joined(x, h)), 4, -1)
 
@@ -66,7 +67,7 @@ class LSTM(nn.Module):
 
     @nn.compact
     def __call__(self, state: State, x: Any) -> tuple[State, Any]:
-        """State: (output, memory), None at first."""
+        """One step; the state is (output, memory), and None at first."""
         h, c = state or (None, None)
         i, f, g, o = self._gates(x, h)
         if self.peephole and c is not None:
@@ -82,11 +83,12 @@ class LSTM(nn.Module):
 
 
 class GRU(nn.Module):
-    """Gated recurrent unit (Cho et al., EMNLP 2014), reset before the product as published.
+    """Gated recurrent unit (Cho et al., EMNLP 2014).
 
     Attributes:
-      features: width of the state, H.
-      reset_after: reset after the product (cuDNN), so that one product serves all gates.
+      features: H, the width of the state.
+      reset_after: whether the reset comes after the matrix product (as in cuDNN), so that all gates
+        share one product. False: before it, as published.
     """
 
     features: int
@@ -94,7 +96,7 @@ class GRU(nn.Module):
 
     @nn.compact
     def __call__(self, h: State, x: Any) -> tuple[State, Any]:
-        """State: the last output, None at first."""
+        """One step; the state is the last output, and None at first."""
         width = self.features
         r, z, n = jnp.split(nn.Dense(3 * width, name="input")(x), 3, -1)
         if h is None:
@@ -113,14 +115,14 @@ class GRU(nn.Module):
 
 
 class Elman(nn.Module):
-    """Simple recurrent network (Elman 1990): h = act(W x + U h + b)."""
+    """Simple recurrent network (Elman 1990): h = activation(W x + U h + b)."""
 
     features: int
     activation: Callable[[Any], Any] = nn.sigmoid
 
     @nn.compact
     def __call__(self, h: State, x: Any) -> tuple[State, Any]:
-        """State: the last output, None at first."""
+        """One step; the state is the last output, and None at first."""
         total = nn.Dense(self.features, name="input")(x)
         if h is not None:
             total += nn.Dense(self.features, use_bias=False, name="hidden")(h)
@@ -135,7 +137,7 @@ class MGU(nn.Module):
 
     @nn.compact
     def __call__(self, h: State, x: Any) -> tuple[State, Any]:
-        """State: the last output, None at first."""
+        """One step; the state is the last output, and None at first."""
         f = nn.Dense(self.features, name="forget_input")(x)
         n = nn.Dense(self.features, name="candidate_input")(x)
         if h is None:
@@ -148,7 +150,7 @@ class MGU(nn.Module):
 
 
 def unroll(cell: Cell, xs: Sequence[Any], state: State = None) -> tuple[list[Any], State]:
-    """Outputs of all steps, and the last state."""
+    """Runs a cell over all steps; returns the outputs of all steps and the last state."""
     outputs = []
     for x in xs:
         state, y = cell(state, x)
@@ -157,7 +159,7 @@ def unroll(cell: Cell, xs: Sequence[Any], state: State = None) -> tuple[list[Any
 
 
 def both_ways(forward: Cell, backward: Cell, xs: Sequence[Any]) -> list[Any]:
-    """A bidirectional layer (Schuster & Paliwal 1997): both outputs of each step, side by side."""
+    """A bidirectional layer (Schuster & Paliwal 1997): concatenates both outputs of each step."""
     ahead, _ = unroll(forward, xs)
     behind, _ = unroll(backward, xs[::-1])
     return [jnp.concatenate(pair, -1) for pair in zip(ahead, behind[::-1], strict=True)]
@@ -170,7 +172,7 @@ class Additive(nn.Module):
 
     @nn.compact
     def __call__(self, query: Any, keys: Any, values: Any) -> tuple[Any, Any]:
-        """The mixed value, [1, D], and the weights, [1, T]; keys are already projected."""
+        """The weighted value [1, D] and the weights [1, T]; the keys are already projected."""
         seen = jnp.tanh(keys + nn.Dense(self.features, use_bias=False, name="query")(query))
         scores = nn.Dense(1, use_bias=False, name="score")(seen)
         weights = nn.softmax(scores.T, -1)

@@ -1,4 +1,4 @@
-"""Tables of models: a row names a model and the function that traces it in flax."""
+"""Makes models from tables. A row names a model and the function that traces it in flax."""
 
 from __future__ import annotations
 
@@ -10,16 +10,24 @@ from jaxpart.problem.graph import Graph
 
 from .catalog import Kind, Model, Split
 
-Row = tuple[str, str, str, str]  # name, family, module and function that trace it, configuration
+Row = tuple[str, str, str, str]  # name, family, "module.function", configuration
 
 
 def models_of(
     kind: Kind, sides: Mapping[Split, Sequence[Row]], raw: Collection[str], prefix: str
 ) -> tuple[Model, ...]:
-    """The models of all rows, then the traces before fusing of those that `raw` names.
+    """Makes the models of tables.
 
-    A trace before fusing is named `-raw`, on the side of its namesake. Module `m` of a
-    row is `PREFIX_m` of this package, imported when the model is built.
+    Args:
+      kind: of all models.
+      sides: the rows of each side of the split.
+      raw: names of models that are also included without fusing.
+      prefix: module `m` of a row is the module `PREFIX_m` of this package. It is imported when the
+        model is built.
+
+    Returns:
+      The models of all rows, then the ones without fusing. These have `-raw` after their name, and
+      are on the side of the fused model.
     """
     fused, unfused = [], []
     for split, rows in sides.items():
@@ -45,5 +53,6 @@ def _model(row: Row, kind: Kind, split: Split, prefix: str, *, fused: bool) -> M
 
 
 def _build(function: str, name: str) -> Graph:
+    """Imports "module.function" of this package and calls it with the name of the graph."""
     module, function = function.split(".")
     return getattr(importlib.import_module(f"{__package__}.{module}"), function)(name)

@@ -170,5 +170,5 @@ def test_a_taught_run_that_was_killed_at_any_stage_ends_with_the_same_weights(tm
 def test_a_folder_taught_by_other_examples_is_refused(tmp_path):
     taught_run(tmp_path, 0)
 
-    with pytest.raises(InputError, match="run of another plan"):
+    with pytest.raises(InputError, match="run of another configuration"):
         taught_run(tmp_path, 0, assignment=(0, 0, 1, 1))

@@ -122,7 +122,7 @@ def test_fresh_heads_propose_no_shift_and_no_preference_for_a_chip():
 def test_a_graph_beyond_the_largest_bucket_is_refused_with_its_size(monkeypatch):
     monkeypatch.setattr(feature_set, "MAX_CONTRACTED", 8)
 
-    with pytest.raises(InputError, match=r"9 blocks of nodes, more than .* largest bucket \(8\)"):
+    with pytest.raises(InputError, match=r"9 contracted nodes, more than .* largest bucket \(8\)"):
         features(Problem.build(ladder(), load_mcm("mcm4")), 16, 16)
 
 

@@ -235,7 +235,7 @@ def test_a_folder_with_a_run_of_another_plan_is_refused(tmp_path):
     run_for(tmp_path, 2)
     problems = pairs([ladder()], 1, 0)
 
-    with pytest.raises(InputError, match="run of another plan"):
+    with pytest.raises(InputError, match="run of another configuration"):
         pretrain(problems, problems, dataclasses.replace(PLAN, seed=9), PretrainingRun(tmp_path, 2))
 
 
