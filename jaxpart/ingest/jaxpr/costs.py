@@ -19,11 +19,17 @@ FLOPs follow XLA's `HloCostAnalysis` where it counts work that the hardware must
 - `fft`: 5 N log2 N, half of that for a real transform.
 - Scatters that combine values (`scatter-add`, ...): one per element of the updates.
 - Layout (reshape, transpose, broadcast, slice, pad, concatenate, gather, scatter, ...): zero.
-- `scan`: length * body. `while`: one trip (condition and body), because the program does not state
-  the number of trips. `cond`: the branch with the most FLOPs.
+- `scan`: length * body. `while`: one trip (condition and body); the importer multiplies where the
+  number of trips is known. `cond`: the branch with the most FLOPs.
+- `pallas_call`: the kernel's own cost estimate (transcendentals count one each), or else steps of
+  the grid * body.
+- `call_exported`: the FLOPs of XLA's analysis of the exported module, which has no jaxpr.
+- Sparse products (`bcoo_dot_general`, ...): 2 per stored element and column of the dense operand.
+- Collectives inside `shard_map` (`psum`, ...): zero on one device.
 
 Bytes: operands and results, each once. Operations that index a table (`gather`, `slice`,
-`dynamic_slice`, `dynamic_update_slice`, `scatter`) count only the bytes that they touch.
+`dynamic_slice`, `dynamic_update_slice`, `scatter`) count only the bytes that they touch. Each
+element counts the bits of its own type; an array is rounded up to whole bytes.
 """
 
 from __future__ import annotations
@@ -59,12 +65,21 @@ _NO_FLOPS = frozenset(
         "pad", "pvary", "random_unwrap", "random_wrap", "real", "reshape", "reshard", "rev",
         "scatter", "sharding_constraint", "slice", "split", "squeeze", "stack", "stop_gradient",
         "tie", "tile", "to_edtype", "transpose", "unstack",
+        # collectives and the references of kernels
+        "all_gather", "all_gather_invariant", "all_gather_reduced", "all_to_all", "axis_index",
+        "get", "load", "masked_load", "masked_swap", "num_programs", "pbroadcast", "pmax", "pmin",
+        "ppermute", "preduced", "program_id", "psum", "psum2", "psum_invariant", "psum_scatter",
+        "reduce_scatter", "store", "swap",
+        # sparse layout
+        "bcoo_extract", "bcoo_fromdense", "bcoo_sort_indices", "bcoo_todense", "bcoo_transpose",
+        "bcsr_extract", "bcsr_fromdense", "bcsr_todense", "coo_fromdense", "coo_todense",
+        "csr_fromdense", "csr_todense",
     ]
 )
 _ELEMENTWISE = frozenset(
     [
-        "abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2",
-        "atanh", "bessel_i0e", "bessel_i1e", "cbrt", "ceil", "clamp", "clz", "conj",
+        "abs", "acos", "acosh", "add", "add_any", "addupdate", "and", "asin", "asinh", "atan",
+        "atan2", "atanh", "bessel_i0e", "bessel_i1e", "cbrt", "ceil", "clamp", "clz", "conj",
         "convert_element_type", "cos", "cosh", "digamma", "div", "eq", "eq_to", "erf",
         "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "igamma",
         "igamma_grad_a", "igammac", "is_finite", "le", "le_to", "lgamma", "log", "log1p",
@@ -107,12 +122,17 @@ class Cost:
       writes: bytes written of each result, in order.
       unknown: names of the primitives without a rule, in the equation or its bodies. Each of these
         counts one FLOP per result element.
+      accessed: bytes read and written in all, where they are more or fewer than the sum of `reads`
+        and `writes` (loops, kernels with an estimate of their own); else None.
+      fixed: the part of `accessed` that no element size scales.
     """
 
     flops: float
     reads: tuple[float, ...]
     writes: tuple[float, ...]
     unknown: frozenset[str] = frozenset()
+    accessed: float | None = None
+    fixed: float = 0.0
 
 
 def equation_cost(eqn: Any, size: Size) -> Cost:
@@ -135,7 +155,24 @@ def equation_cost(eqn: Any, size: Size) -> Cost:
         reads[0], writes[0] = 0.0, min(reads[1], writes[0])
     elif name in _SCATTERS:  # operands: table, indices, updates
         reads[0] = writes[0] = min(reads[2], writes[0])
-    return Cost(flops, tuple(reads), tuple(writes), unknown)
+    accessed, fixed = _estimated_bytes(eqn, size)
+    return Cost(flops, tuple(reads), tuple(writes), unknown, accessed, fixed)
+
+
+def _estimated_bytes(eqn: Any, size: Size) -> tuple[float | None, float]:
+    """Bytes that a kernel's own estimate states, and the part of them that nothing scales.
+
+    The estimate is in the types that were traced, and says nothing of its parts. Both are taken
+    from operands and results. None and 0 if there is no estimate.
+    """
+    estimate = eqn.params.get("cost_estimate") if eqn.primitive.name == "pallas_call" else None
+    avals = [v.aval for v in (*eqn.invars, *eqn.outvars)]
+    traced = sum(array_bytes(aval) for aval in avals)
+    if estimate is None or not traced:
+        return None, 0.0
+    counted = sum(size(aval) for aval in avals)
+    fixed = sum(size(aval) for aval in avals if not is_float(aval))
+    return estimate.bytes_accessed * counted / traced, estimate.bytes_accessed * fixed / traced
 
 
 def inlined(eqn: Any) -> Any | None:
@@ -157,14 +194,35 @@ def inlined(eqn: Any) -> Any | None:
     return None
 
 
+def body_flops(body: Any) -> float:
+    """FLOPs of all equations of a body."""
+    return _body_work(body)[0]
+
+
+def is_elementwise(name: str) -> bool:
+    """Whether each element of the results depends on the same element of each operand alone."""
+    return name in _ELEMENTWISE or name == "integer_pow"
+
+
 def is_float(aval: Any) -> bool:
     """Whether elements of `aval` are real or complex floating-point numbers."""
     return hasattr(aval, "dtype") and jnp.issubdtype(aval.dtype, np.inexact)
 
 
-def element_bytes(aval: Any) -> int:
-    """Bytes of one element of `aval`, in the type that was traced."""
-    return int(aval.dtype.itemsize)
+def element_bits(aval: Any) -> int:
+    """Bits of one element of `aval`, in the type that was traced: 4 for int4."""
+    dtype = aval.dtype
+    if jnp.issubdtype(dtype, jnp.integer):
+        return int(jnp.iinfo(dtype).bits)
+    if jnp.issubdtype(dtype, jnp.floating):
+        return int(jnp.finfo(dtype).bits)
+    return 8 * int(dtype.itemsize)
+
+
+def array_bytes(aval: Any) -> int:
+    """Bytes of an array in the type that was traced, rounded up to whole bytes."""
+    count = elements(aval)
+    return -(-count * element_bits(aval) // 8) if count else 0
 
 
 def elements(aval: Any) -> int:
@@ -198,10 +256,50 @@ def _work(eqn: Any) -> tuple[float, frozenset[str]]:
         )
     if name == "custom_linear_solve":
         return _body_work(params["jaxprs"].solve)
+    if name == "shard_map":
+        flops, unknown = _body_work(params["jaxpr"])
+        return math.prod(params["mesh"].shape[a] for a in params["newly_manual_axes"]) * flops, (
+            unknown
+        )
+    if name == "pallas_call":
+        return _kernel_work(params)
+    if name == "call_exported":
+        flops = _exported_flops(params["exported"])
+        if flops is not None:
+            return flops, frozenset()
     flops = _flops(eqn)
     if flops is None:
         return float(sum(elements(v.aval) for v in eqn.outvars)), frozenset((name,))
     return float(flops), frozenset()
+
+
+def _kernel_work(params: Any) -> tuple[float, frozenset[str]]:
+    """As `_work`, for a Pallas kernel."""
+    estimate = params.get("cost_estimate")
+    if estimate is not None:
+        return float(estimate.flops + estimate.transcendentals), frozenset()
+    flops, unknown = _body_work(params["jaxpr"])
+    grid = params["grid_mapping"].grid
+    if not all(isinstance(extent, int) for extent in grid):  # known at run time only
+        return flops, unknown | {"pallas_call"}
+    return math.prod(grid) * flops, unknown
+
+
+def _exported_flops(exported: Any) -> float | None:
+    """FLOPs of a module of `jax.export` by XLA's analysis; None if this backend has none."""
+    platform = jax.default_backend()
+    if not {platform, "cuda" if platform == "gpu" else platform} & set(exported.platforms):
+        return None
+    avals = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in exported.in_avals]
+
+    def call(*leaves: Any) -> Any:
+        arguments, keywords = jax.tree.unflatten(exported.in_tree, leaves)
+        return exported.call(*arguments, **keywords)
+
+    analysis: Any = jax.jit(call).lower(*avals).cost_analysis()
+    if not analysis:
+        return None
+    return float(analysis.get("flops", 0.0) + analysis.get("transcendentals", 0.0))
 
 
 def _body_work(body: Any) -> tuple[float, frozenset[str]]:
@@ -239,6 +337,33 @@ def _ragged_dot(params: Any, ins: Any, out: Any) -> float:
     # Each row is multiplied by the matrix of one group, so the number of groups does not matter.
     dimensions = params["ragged_dot_dimension_numbers"].dot_dimension_numbers
     return 2 * elements(out) * math.prod(ins[0].shape[d] for d in dimensions[0][0])
+
+
+def _bcoo_dot(params: Any, ins: Any, out: Any) -> float:
+    # operands: stored elements, their indices, dense array
+    (_, contracting), (_, batch) = params["dimension_numbers"]
+    dense = ins[2].shape
+    free = [n for d, n in enumerate(dense) if d not in (*contracting, *batch)]
+    return 2 * elements(ins[0]) * math.prod(free)
+
+
+def _bcsr_dot(params: Any, ins: Any, out: Any) -> float:
+    return _bcoo_dot(params, (ins[0], ins[1], ins[3]), out)  # with row pointers beside the indices
+
+
+def _bcoo_sampled_dot(params: Any, ins: Any, out: Any) -> float:
+    # operands: two dense arrays, the indices of the elements of the product that are wanted
+    (contracting, _), _ = params["dimension_numbers"]
+    return 2 * elements(out) * math.prod(ins[0].shape[d] for d in contracting)
+
+
+def _coo_product(params: Any, ins: Any, out: Any) -> float:
+    # operands: stored elements, two arrays of indices, dense vector or matrix
+    return 2 * elements(ins[0]) * math.prod(ins[3].shape[1:])
+
+
+def _sum_duplicates(params: Any, ins: Any, out: Any) -> float:
+    return elements(ins[0])
 
 
 def _conv(params: Any, ins: Any, out: Any) -> float:
@@ -306,7 +431,8 @@ def _top_k(params: Any, ins: Any, out: Any) -> float:
 
 def _fft(params: Any, ins: Any, out: Any) -> float:
     larger = max(elements(ins[0]), elements(out))
-    half = 1 if "RFFT" not in str(params["fft_type"]) else 0.5
+    complex_ends = ins[0].dtype.kind == out.dtype.kind == "c"
+    half = 1 if complex_ends else 0.5  # a real transform has real numbers at one end
     return half * 5 * larger * math.log2(max(math.prod(params["fft_lengths"]), 1))
 
 
@@ -327,8 +453,16 @@ def _lu(params: Any, ins: Any, out: Any) -> float:
 
 _RULES: dict[str, Callable[[Any, Any, Any], float]] = {
     "approx_top_k": lambda params, ins, out: elements(ins[0]),
+    "bcoo_dot_general": _bcoo_dot,
+    "bcoo_dot_general_sampled": _bcoo_sampled_dot,
+    "bcoo_sum_duplicates": _sum_duplicates,
+    "bcsr_dot_general": _bcsr_dot,
     "cholesky": _cholesky,
     "conv_general_dilated": _conv,
+    "coo_matmat": _coo_product,
+    "coo_matvec": _coo_product,
+    "csr_matmat": _coo_product,
+    "csr_matvec": _coo_product,
     "dot_general": _dot,
     "fft": _fft,
     "integer_pow": _integer_pow,

@@ -3,16 +3,19 @@
 The function is traced on abstract values (`jax.make_jaxpr`). It is never executed, so its weights
 need not exist. The steps:
 
-1. Wrappers (pjit, custom_jvp, custom_vjp, remat, closed calls) are replaced by their bodies. A
-   `scan` of at most `unroll_limit` steps is unrolled. Every other loop or branch is one node.
+1. Wrappers (pjit, custom_jvp, custom_vjp, remat, closed calls, shard_map) are replaced by their
+   bodies. A loop with a known number of steps is unrolled as far as the graph stays small; a
+   warning names each loop that is kept. Every other branch is one node.
 2. Equations on parameters and constants alone are folded: they become no nodes, and the consumers
-   of their results hold the original weights. Slices of one weight that do not overlap (the layers
-   of a stacked parameter) are separate weights.
+   of their results hold the original weights. Parts of one weight that do not overlap (the layers
+   of a stacked parameter) are separate weights, also where a loop counter selects them.
 3. Dead code is dropped.
 4. Cheap nodes that depend on inputs alone and would tie distant nodes together (an attention mask)
    are cloned into their consumers.
 
-`program.py` does steps 1 and 2, `rewrite/clone.py` step 4. `costs.py` counts FLOPs and bytes.
+`program.py` does step 1 and `folding.py` step 2: `known.py` computes small integers, `parts.py` and
+`views.py` say which part of a parameter an equation takes. `rewrite/clone.py` does step 4.
+`costs.py` counts FLOPs and bytes.
 """
 
 from __future__ import annotations
@@ -27,19 +30,26 @@ import jax
 
 from jaxpart.errors import EmptyGraphError, InputError
 from jaxpart.ingest.jaxpr import costs
-from jaxpart.ingest.jaxpr.program import Box, Op, Program, Source
+from jaxpart.ingest.jaxpr.program import Program
+from jaxpart.ingest.jaxpr.values import Op, Source, live, part_bytes
+from jaxpart.ingest.jaxpr.views import View, overlap_groups
 from jaxpart.ingest.rewrite.clone import clone_inputs
 from jaxpart.ingest.rewrite.fuse import fuse as fused
 from jaxpart.problem.graph import Graph, Node, Tensor, Weight
+
+_PRODUCTS = ("dot_general", "conv_general_dilated", "ragged_dot_general")
+_LARGE_INPUT_BYTES = 2**20  # of an input that is likely a forgotten parameter
+_MAX_NAMED = 5  # most kept loops that warnings name one by one
 
 
 def from_jax(
     fn: Callable[..., Any],
     *args: Any,
     param_argnums: int | Sequence[int] = (),
+    state_argnums: int | Sequence[int] = (),
     name: str | None = None,
     element_bytes: float | None = None,
-    unroll_limit: int = 64,
+    unroll_limit: int | None = None,
     fuse: bool = False,
 ) -> Graph:
     """The graph of one call `fn(*args)`.
@@ -49,11 +59,16 @@ def from_jax(
       args: example arguments: pytrees of arrays or `jax.ShapeDtypeStruct`.
       param_argnums: positions of the arguments that are parameters; their leaves become weights.
         All other arguments are inputs, which the host feeds. The importer never guesses parameters.
+      state_argnums: positions of the arguments that are state living on a chip (KV caches, running
+        statistics). Each leaf, or the part of it that a step takes, counts like a weight in the
+        memory of every chip with a consumer. Operations on it are work and are not folded.
       name: name of the graph; the default is the name of the function.
       element_bytes: bytes to count per element of a float tensor or weight (1 for an int8
-        deployment). A complex element counts twice that. Integers and booleans keep their size. By
-        default all sizes are as traced.
-      unroll_limit: a `scan` of at most this many steps is unrolled; a longer one is one node.
+        deployment). A complex element counts twice that. Integers and booleans keep their size,
+        and are marked as fixed for a later change of element size. By default all sizes are as
+        traced.
+      unroll_limit: a loop of at most this many steps is unrolled; a longer one is one node. By
+        default loops are unrolled as far as the graph has at most `MAX_NODES` nodes (20,000).
       fuse: whether to merge operations as compilers do, with `jaxpart.fuse`.
 
     Returns:
@@ -61,23 +76,27 @@ def from_jax(
       with the most bytes (4 if there are no floats). Unused parameters are left out.
 
     Raises:
-      InputError: `param_argnums`, `element_bytes` or `unroll_limit` is out of range, `fn` cannot be
-        traced, or an argument has a shape that is not made of whole numbers.
+      InputError: `param_argnums`, `state_argnums`, `element_bytes` or `unroll_limit` is out of
+        range, an argument is named as both parameter and state, `fn` cannot be traced, or an
+        argument has a shape that is not made of whole numbers.
       EmptyGraphError: no operation depends on an input.
 
     Warns:
-      UserWarning: an operation has no cost rule and is counted by its shapes; the message names it.
+      UserWarning: an operation has no cost rule and is counted by its shapes, or a loop is kept as
+        one node (the message names it), or there are no weights and a large input goes into a
+        matrix product or convolution.
     """
     name = name if name is not None else str(getattr(fn, "__name__", type(fn).__name__))
-    argnums = (param_argnums,) if isinstance(param_argnums, int) else tuple(param_argnums)
-    for position in argnums:
-        if not -len(args) <= position < len(args):
-            raise InputError(
-                f"{name}: param_argnums names argument {position}, expected 0 to {len(args) - 1}"
-            )
+    params = _positions(param_argnums, len(args), f"{name}: param_argnums")
+    states = _positions(state_argnums, len(args), f"{name}: state_argnums")
+    if params & states:
+        raise InputError(
+            f"{name}: argument {min(params & states)} is named in param_argnums and in "
+            "state_argnums, expected one of them"
+        )
     if element_bytes is not None and not 0 < element_bytes < math.inf:
         raise InputError(f"{name}: element_bytes is {element_bytes}, expected a positive number")
-    if unroll_limit < 0:
+    if unroll_limit is not None and unroll_limit < 0:
         raise InputError(f"{name}: unroll_limit is {unroll_limit}, expected 0 or more")
     try:
         closed = jax.make_jaxpr(fn)(*args)
@@ -92,44 +111,58 @@ def from_jax(
         if not all(isinstance(extent, int) for extent in shape):
             raise InputError(f"{name}: an argument has shape {shape}, expected whole numbers")
 
-    is_param: list[bool] = []
-    for position, arg in enumerate(args):
-        leaf_count = len(jax.tree.leaves(arg))
-        is_param += [position in argnums or position - len(args) in argnums] * leaf_count
-
     def size(aval: Any) -> float:
-        count = costs.elements(aval)
         if element_bytes is None or not costs.is_float(aval):
-            return count * costs.element_bytes(aval) if count else 0
-        return count * element_bytes * (2 if aval.dtype.kind == "c" else 1)
+            return costs.array_bytes(aval)
+        return costs.elements(aval) * element_bytes * (2 if aval.dtype.kind == "c" else 1)
 
     program = Program(size, unroll_limit)
-    operands = [
-        program.parameter(v.aval) if parameter else program.value(size(v.aval))
-        for v, parameter in zip(closed.jaxpr.invars, is_param, strict=True)
+    add = [
+        program.parameter if i in params else program.state if i in states else program.input
+        for i, arg in enumerate(args)
+        for _ in jax.tree.leaves(arg)
     ]
-    outputs = program.run(closed, operands)
-    graph = _to_graph(program, outputs, name, element_bytes)
-    graph = clone_inputs(graph)
+    operands = [add_leaf(v.aval) for add_leaf, v in zip(add, closed.jaxpr.invars, strict=True)]
+    outputs = program.outputs(program.run_all(closed, operands))
+    graph, constants = _to_graph(program, outputs, name, element_bytes)
+    graph = clone_inputs(graph, constants)
     return fused(graph) if fuse else graph
 
 
+def _positions(argnums: int | Sequence[int], count: int, where: str) -> frozenset[int]:
+    """Positions of arguments, counted from the first.
+
+    Args:
+      argnums: one or several; negative ones count from the last argument.
+      count: number of arguments.
+      where: for the message.
+
+    Raises:
+      InputError: there is no such argument.
+    """
+    positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    for position in positions:
+        if not -count <= position < count:
+            raise InputError(f"{where} names argument {position}, expected 0 to {count - 1}")
+    return frozenset(position % count for position in positions)
+
+
 def _to_graph(
-    program: Program, outputs: Iterable[int], name: str, element_bytes: float | None
-) -> Graph:
-    """The graph of `program`; `outputs` are the numbers of the values that it returns."""
-    ops = _live(program.ops, outputs)
+    program: Program, outputs: Sequence[int], name: str, element_bytes: float | None
+) -> tuple[Graph, frozenset[int]]:
+    """The graph of a program, and the numbers of its weights that are constants.
+
+    Args:
+      program: the program.
+      outputs: numbers of the values that it returns.
+      name: name of the graph.
+      element_bytes: as in `from_jax`.
+    """
+    ops = live(program.ops, outputs)
     if not ops:
         raise EmptyGraphError(
             f"{name}: no operation depends on an input, expected at least one "
             "(are all arguments named as parameters?)"
-        )
-    unknown = sorted(frozenset().union(*(op.cost.unknown for op in ops)))
-    if unknown:
-        warnings.warn(
-            f"{name}: no cost rule for {', '.join(unknown)}; counted by shapes, one FLOP per "
-            "element of the result",
-            stacklevel=3,
         )
     values = program.values
     consumers: dict[int, list[int]] = {}
@@ -137,61 +170,96 @@ def _to_graph(
     nodes = []
     numbers: collections.Counter[str] = collections.Counter()
     for v, op in enumerate(ops):
-        read: dict[int, float] = {}
-        for operand, touched in zip(op.operands, op.cost.reads, strict=True):
+        for operand in op.operands:
             consumers.setdefault(operand, []).append(v)
             for source in values[operand].sources:
                 uses.setdefault(source, []).append(v)
-            limit = values[operand].reads if values[operand].folded else math.inf
-            read[operand] = max(read.get(operand, 0.0), min(touched, limit))
-        accessed = math.fsum(read.values()) + math.fsum(op.cost.writes)
-        nodes.append(Node(f"{op.name}_{numbers[op.name]}", op.name, op.cost.flops, accessed))
+        accessed, fixed = program.traffic(op)
+        nodes.append(
+            Node(
+                f"{op.name}_{numbers[op.name]}",
+                op.name,
+                op.cost.flops,
+                accessed,
+                fixed_bytes=min(fixed, accessed),
+            )
+        )
         numbers[op.name] += 1
     wanted = set(outputs)
     tensors = [
-        Tensor(v, values[result].bytes, tuple(consumers.get(result, ())))
+        Tensor(v, values[result].bytes, tuple(consumers.get(result, ())), values[result].fixed == 1)
         for v, op in enumerate(ops)
         for result in op.results
         if result in consumers or result in wanted
     ]
     if element_bytes is None:
-        (element_bytes, _), *_ = program.float_bytes.most_common(1) or [(4, 0)]
-    weights = tuple(_weights(program, uses))
-    return Graph(tuple(nodes), tuple(tensors), weights, name, element_bytes)
-
-
-def _live(ops: Sequence[Op], outputs: Iterable[int]) -> list[Op]:
-    """The operations that some output depends on, in program order."""
-    needed = set(outputs)
-    live = []
-    for op in reversed(ops):
-        if not needed.isdisjoint(op.results):
-            needed.update(op.operands)
-            live.append(op)
-    return live[::-1]
-
-
-def _weights(program: Program, uses: dict[Source, list[int]]) -> Iterable[Weight]:
-    """Yields one weight per used parameter, or one per used part if these do not overlap."""
-    by_parameter: dict[int, list[Box]] = {}
-    for parameter, box in uses:
-        by_parameter.setdefault(parameter, []).append(box)
-    for parameter in sorted(by_parameter):
-        boxes = sorted(by_parameter[parameter])
-        size = program.size(program.parameters[parameter])
-        extents = program.parameters[parameter].shape
-        if _disjoint(boxes):
-            for box in boxes:
-                share = math.prod(stop - start for start, stop in box) / max(math.prod(extents), 1)
-                yield Weight(size * share, tuple(uses[parameter, box]))
-        else:
-            yield Weight(size, tuple(v for box in boxes for v in uses[parameter, box]))
-
-
-def _disjoint(boxes: Sequence[Box]) -> bool:
-    """Whether no two boxes share an element."""
-    return not any(
-        all(a < d and c < b for (a, b), (c, d) in zip(one, other, strict=True))
-        for i, one in enumerate(boxes)
-        for other in boxes[:i]
+        totals = program.float_bytes
+        element_bytes = max(totals, key=lambda width: totals[width]) if totals else 4
+    weights = list(_weights(program, uses))
+    constants = frozenset(
+        w for w, (parameter, _) in enumerate(weights) if parameter in program.constants
     )
+    graph = Graph(
+        tuple(nodes), tuple(tensors), tuple(weight for _, weight in weights), name, element_bytes
+    )
+    for message in _doubts(program, ops, graph):
+        warnings.warn(f"{name}: {message}", stacklevel=3)
+    return graph, constants
+
+
+def _doubts(program: Program, ops: Sequence[Op], graph: Graph) -> Iterable[str]:
+    """What a user must know to trust the figures of a graph; a line each.
+
+    Args:
+      program: the program.
+      ops: [N] its live operations.
+      graph: of N nodes.
+    """
+    unknown = sorted(frozenset().union(*(op.cost.unknown for op in ops)))
+    if unknown:
+        yield (
+            f"no cost rule for {', '.join(unknown)}; counted by shapes, one FLOP per element of "
+            "the result: the figures hang on it"
+        )
+    kept = [(node.name, op.kept) for node, op in zip(graph.nodes, ops, strict=True) if op.kept]
+    for node, reason in kept[:_MAX_NAMED]:
+        yield f"{node} is kept as one node, on one chip: {reason}"
+    if len(kept) > _MAX_NAMED:
+        yield f"{len(kept) - _MAX_NAMED} more nodes are kept whole, as {kept[0][0]} is"
+    if not graph.weights:
+        large = [
+            (program.values[leaf].bytes, op.name)
+            for op in ops
+            if op.name in _PRODUCTS
+            for operand in op.operands
+            for leaf in [program.values[operand].fed]
+            if leaf is not None and program.values[leaf].bytes > _LARGE_INPUT_BYTES
+        ]
+        if large:
+            size, op = max(large)
+            yield (
+                f"0 MiB of weights: no argument is named as parameters, and an input of "
+                f"{size / 2**20:.3g} MiB goes into {op}; param_argnums names parameters"
+            )
+
+
+def _weights(program: Program, uses: dict[Source, list[int]]) -> Iterable[tuple[int, Weight]]:
+    """Yields the weights, each with the number of the parameter that it is a part of.
+
+    Parts of one parameter are weights of their own where they do not overlap and have different
+    consumers. Parts that overlap are one weight.
+    """
+    by_parameter: dict[int, list[View]] = {}
+    for parameter, region in uses:
+        by_parameter.setdefault(parameter, []).append(region)
+    for parameter in sorted(by_parameter):
+        aval = program.parameters[parameter]
+        whole = program.size(aval)
+        elements: dict[tuple[int, ...], int] = {}  # consumers -> elements of all their parts
+        for group in overlap_groups(by_parameter[parameter]):
+            readers = tuple(sorted({v for region in group for v in uses[parameter, region]}))
+            count = sum(region.elements for region in group)
+            elements[readers] = elements.get(readers, 0) + count
+        for readers, count in elements.items():
+            size = part_bytes(program.size, aval, count)
+            yield parameter, Weight(min(size, whole), readers, not costs.is_float(aval))

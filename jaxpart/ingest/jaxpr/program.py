@@ -1,152 +1,60 @@
 """Expands a jaxpr into a flat list of operations on numbered values.
 
-Wrappers (pjit, custom_jvp, remat, ...) are replaced by their bodies, and short scans are unrolled.
-An equation on parameters and constants alone adds no operation. Its results are folded values. They
-record which parts of which parameters they are made of.
+Wrappers (pjit, custom_jvp, remat, ...) are replaced by their bodies, and loops with a known number
+of steps are unrolled. An equation on parameters and constants alone adds no operation. Its results
+are folded values. They record which parts of which parameters they are made of.
+
+Small integers that do not depend on inputs (loop counters, indices) are computed on the way. An
+index that is known so takes its part of a parameter, and a branch that is known so is the only one.
+
+`values.py` holds values and operations, `folding.py` what needs no operation.
 """
 
 from __future__ import annotations
 
-import collections
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import jax
-from jax.extend.core import Literal
+from jax.extend.core import ClosedJaxpr, Literal
 
-from jaxpart.ingest.jaxpr import costs
+from jaxpart.ingest.jaxpr import costs, known
 from jaxpart.ingest.jaxpr.costs import Cost
+from jaxpart.ingest.jaxpr.folding import Folding
+from jaxpart.ingest.jaxpr.values import Known, Op, live
 
-# Bytes as traced: the host feeds captured constants up to this size; larger ones are weights.
-SMALL_CONSTANT_BYTES = 1024
-
-Box = tuple[tuple[int, int], ...]  # (start, stop) on each axis of a parameter
-Source = tuple[int, Box]  # number of a parameter, and a part of it
-
-
-@dataclasses.dataclass(frozen=True)
-class Value:
-    """One array of the program.
-
-    Attributes:
-      bytes: size of the array in bytes.
-      folded: whether the value depends on parameters and constants alone.
-      sources: the parts of parameters that a folded value is made of; else empty.
-      reads: bytes that a consumer must read for a folded value; else 0. A broadcast weight needs no
-        more than the bytes of the weight itself.
-      view: the axis of the parameter for each axis of the value, if the value is exactly one part
-        of one parameter; else None.
-    """
-
-    bytes: float
-    folded: bool = False
-    sources: frozenset[Source] = frozenset()
-    reads: float = 0.0
-    view: tuple[int, ...] | None = None
+MAX_NODES = 20_000  # loops are unrolled by default as far as the graph stays below
+_MAX_TRIED = 100_000  # most equations evaluated to find the number of steps of a `while`
+_NO_WORK = ("optimization_barrier", "pbroadcast", "pvary")  # they hand on their operands
+_EXPORTED = "a module of jax.export, which holds no jaxpr to open"
+_SUMS = frozenset(("psum", "psum2", "psum_invariant", "pmax", "pmin"))  # over devices
 
 
-@dataclasses.dataclass(frozen=True)
-class Op:
-    """One operation on numbered values.
+class Program(Folding):
+    """A flat list of operations; `run_all` extends it by those of a function.
 
     Attributes:
-      name: name of the primitive.
-      operands: numbers of the values that it reads.
-      results: numbers of the values that it computes.
-      cost: FLOPs and bytes.
+      unroll_limit: loops of at most this many steps are unrolled. None: as far as there are at most
+        `MAX_NODES` operations.
     """
 
-    name: str
-    operands: tuple[int, ...]
-    results: tuple[int, ...]
-    cost: Cost
-
-
-class Program:
-    """A flat list of operations; `parameter`, `value` and `run` extend it.
-
-    Attributes:
-      size: function from an abstract value to its bytes.
-      unroll_limit: scans of at most this many steps are unrolled.
-      values: all arrays of the program; the position of a value is its number.
-      ops: the operations in program order.
-      parameters: the abstract values of parameters and large constants.
-      captured: id of a captured array -> the array, the number of its value.
-      float_bytes: bytes per element of a float type -> bytes of all values of that type, as traced.
-        A complex number counts as two floats.
-    """
-
-    def __init__(self, size: Callable[[Any], float], unroll_limit: int) -> None:
+    def __init__(self, size: Callable[[Any], float], unroll_limit: int | None) -> None:
         """Starts an empty program.
 
         Args:
           size: function from an abstract value to its bytes.
-          unroll_limit: scans of at most this many steps are unrolled.
+          unroll_limit: as in the class.
         """
-        self.size = size
+        super().__init__(size)
         self.unroll_limit = unroll_limit
-        self.values: list[Value] = []
-        self.ops: list[Op] = []
-        self.parameters: list[Any] = []
-        self.captured: dict[int, tuple[Any, int]] = {}
-        self.float_bytes: collections.Counter[int] = collections.Counter()
+        self._spare = float(MAX_NODES)  # operations that unrolled loops may still add
 
-    def value(self, size: float, **folding: Any) -> int:
-        """Adds a value. If it is neither folded nor a result, it is an input of the graph.
-
-        Args:
-          size: bytes.
-          folding: the other attributes of `Value`, for a folded value.
-
-        Returns:
-          The number of the value.
-        """
-        self.values.append(Value(size, **folding))
-        return len(self.values) - 1
-
-    def parameter(self, aval: Any) -> int:
-        """Adds a parameter and a value that is the whole of it.
-
-        Args:
-          aval: abstract value of the parameter.
-
-        Returns:
-          The number of the value.
-        """
-        self.count_float(aval)
-        self.parameters.append(aval)
-        box = tuple((0, extent) for extent in aval.shape)
-        source = (len(self.parameters) - 1, box)
-        size = self.size(aval)
-        return self.value(
-            size,
-            folded=True,
-            sources=frozenset((source,)),
-            reads=size,
-            view=tuple(range(len(box))),
-        )
-
-    def constant(self, constant: Any) -> int:
-        """Adds a captured array, unless it is already there.
-
-        Args:
-          constant: the array. It becomes a parameter if it has more than `SMALL_CONSTANT_BYTES`.
-
-        Returns:
-          The number of its value; the same array always has the same number.
-        """
-        known = self.captured.get(id(constant))
-        if known is not None:
-            return known[1]
-        aval = jax.typeof(constant)
-        size = self.size(aval)
-        if costs.elements(aval) * costs.element_bytes(aval) > SMALL_CONSTANT_BYTES:
-            value = self.parameter(aval)
-        else:
-            value = self.value(size, folded=True, reads=size)
-        self.captured[id(constant)] = (constant, value)  # the reference keeps the id unique
-        return value
+    def run_all(self, closed: Any, operands: Sequence[int]) -> list[int]:
+        """Appends the operations of the whole function; as `run`."""
+        self._spare = MAX_NODES - _count(closed)
+        return self.run(closed, operands)
 
     def run(self, closed: Any, operands: Sequence[int]) -> list[int]:
         """Appends the operations of a closed jaxpr.
@@ -164,135 +72,230 @@ class Program:
             environment[variable] = self.constant(constant)
 
         def read(atom: Any) -> int:
-            return self._literal(atom) if isinstance(atom, Literal) else environment[atom]
+            return self.literal(atom) if isinstance(atom, Literal) else environment[atom]
 
         for eqn in jaxpr.eqns:
             results = self._equation(eqn, [read(atom) for atom in eqn.invars])
             environment.update(zip(eqn.outvars, results, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
-    def _literal(self, literal: Any) -> int:
-        if getattr(literal.val, "ndim", 0):
-            return self.constant(literal.val)
-        # A scalar is part of the instruction: there are no bytes to read.
-        return self.value(self.size(literal.aval), folded=True)
-
     def _equation(self, eqn: Any, operands: list[int]) -> list[int]:
         body = costs.inlined(eqn)
         if body is not None:
             return self.run(body, operands)
-        if eqn.primitive.name == "scan" and eqn.params["length"] <= self.unroll_limit:
-            return self._unroll(eqn, operands)
-        sizes = [self.size(v.aval) for v in eqn.outvars]
+        name = eqn.primitive.name
+        if name in _NO_WORK or (name in _SUMS and not self.shards):
+            return operands
+        constants = [self.values[v].known for v in operands]
+        if name == "cond" and constants[0] is not None:  # the branch is known
+            branches = eqn.params["branches"]
+            taken = branches[min(max(int(constants[0]), 0), len(branches) - 1)]
+            return self.run(taken, operands[1:])
+        if name == "scan":
+            return self._scan(eqn, operands)
+        if name == "while":
+            return self._while(eqn, operands)
+        if name == "shard_map":
+            return self._shard_map(eqn, operands)
         if all(self.values[v].folded for v in operands):
-            if not eqn.invars:  # a constant, such as iota
-                return [self.value(size, folded=True, reads=size) for size in sizes]
-            parts = self._parts(eqn, operands)
-            return parts or self._fold(operands, sizes)
-        for v in eqn.outvars:
-            self.count_float(v.aval)
-        results = [self.value(size) for size in sizes]
-        cost = costs.equation_cost(eqn, self.size)
-        self.ops.append(Op(eqn.primitive.name, tuple(operands), tuple(results), cost))
+            return self.folded(eqn, operands, constants)
+        taken_parts = self.taken(eqn, operands, constants)
+        if taken_parts is not None:
+            return taken_parts
+        if name == "cond":
+            return self._append(eqn, operands, self._branch_cost(eqn, operands))
+        kept = _EXPORTED if name == "call_exported" else ""
+        results = self._append(eqn, operands, self._cost(eqn), kept)
+        self.note_rows(eqn, operands, results, constants)
         return results
 
-    def _fold(self, operands: Sequence[int], sizes: Sequence[float]) -> list[int]:
-        """Adds folded results of `sizes` bytes. A compiler computes them once, ahead of time."""
-        sources = frozenset().union(*(self.values[v].sources for v in operands))
-        reads = sum(self.values[v].reads for v in set(operands))
-        return [
-            self.value(size, folded=True, sources=sources, reads=min(size, reads)) for size in sizes
-        ]
+    def _append(self, eqn: Any, operands: Sequence[int], cost: Cost, kept: str = "") -> list[int]:
+        """Adds the operation of an equation; returns the numbers of its results."""
+        for v in eqn.outvars:
+            self.count_float(v.aval)
+        results = [self.value(self.size(v.aval), v.aval) for v in eqn.outvars]
+        self.ops.append(Op(eqn.primitive.name, tuple(operands), tuple(results), cost, kept))
+        return results
 
-    def _parts(self, eqn: Any, operands: Sequence[int]) -> list[int] | None:
-        """Adds the results of an equation that returns one parameter, whole or in parts.
+    def _cost(self, eqn: Any) -> Cost:
+        cost = costs.equation_cost(eqn, self.size)
+        if not self.shards:
+            return cost
+        avals = [v.aval for v in (*eqn.invars, *eqn.outvars)]
+        copies = max((self.copies(aval) for aval in avals), default=1)
+        flops = cost.flops * copies
+        if eqn.primitive.name in _SUMS:
+            before = sum(self.copies(v.aval) * costs.elements(v.aval) for v in eqn.invars)
+            after = sum(costs.elements(v.aval) for v in eqn.outvars)
+            flops = max(0, before - after)  # one addition per element folded in
+        return dataclasses.replace(cost, flops=flops)
 
-        Returns:
-          Numbers of the results; None if the equation does anything else.
-        """
-        view = self.values[operands[0]].view
-        if view is None:
-            return None
-        params = eqn.params
-        match eqn.primitive.name:
-            case "convert_element_type" | "copy" | "stop_gradient":
-                return [self._part(operands[0], {}, view, eqn.outvars[0].aval)]
-            case "squeeze":
-                kept = tuple(a for i, a in enumerate(view) if i not in params["dimensions"])
-                return [self._part(operands[0], {}, kept, eqn.outvars[0].aval)]
-            case "transpose":
-                permuted = tuple(view[i] for i in params["permutation"])
-                return [self._part(operands[0], {}, permuted, eqn.outvars[0].aval)]
-            case "slice" if params["strides"] is None:
-                spans = zip(params["start_indices"], params["limit_indices"], strict=True)
-                cut = dict(zip(view, spans, strict=True))
-                return [self._part(operands[0], cut, view, eqn.outvars[0].aval)]
-            case "split":
-                start, results = 0, []
-                for extent, v in zip(params["sizes"], eqn.outvars, strict=True):
-                    cut = {view[params["axis"]]: (start, start + extent)}
-                    results.append(self._part(operands[0], cut, view, v.aval))
-                    start += extent
-                return results
-        return None
-
-    def _part(
-        self, whole: int, cut: dict[int, tuple[int, int]], view: tuple[int, ...], aval: Any
-    ) -> int:
-        """Adds a part of the parameter that `whole` is a view of.
-
-        Args:
-          whole: number of a value with a view.
-          cut: axis of the parameter -> start and stop on it, relative to `whole`.
-          view: the `Value.view` of the part.
-          aval: abstract value of the part.
-
-        Returns:
-          The number of the part.
-        """
-        ((parameter, box),) = self.values[whole].sources
-        spans = list(box)
-        for axis, (start, stop) in cut.items():
-            spans[axis] = (box[axis][0] + start, box[axis][0] + stop)
-        size = self.size(aval)
-        sources = frozenset(((parameter, tuple(spans)),))
-        return self.value(size, folded=True, sources=sources, reads=size, view=view)
-
-    def _unroll(self, eqn: Any, operands: list[int]) -> list[int]:
-        """Appends the operations of all steps of a scan; returns the numbers of its results."""
+    def _scan(self, eqn: Any, operands: list[int]) -> list[int]:
         params, body = eqn.params, eqn.params["jaxpr"]
-        length = params["length"]
         # Ranks tell constants and carry from scanned arrays, because releases of JAX name these
         # counts differently. A scanned array has one axis more outside the body than inside.
         num_carry = _same_rank(body.out_avals, eqn.outvars)
         first_stacked = _same_rank(body.in_avals, eqn.invars)
         num_consts = first_stacked - num_carry
-        constants, carry = operands[:num_consts], operands[num_consts:first_stacked]
+        loop = _Loop(
+            body, params["length"], operands[:num_consts], operands[num_consts:first_stacked]
+        )
         stacked, slices = operands[first_stacked:], body.in_avals[first_stacked:]
-        collected: list[list[int]] = [[] for _ in eqn.outvars[num_carry:]]
-        for step in reversed(range(length)) if params["reverse"] else range(length):
-            rows = [
-                self._row(v, step, length, aval) for v, aval in zip(stacked, slices, strict=True)
-            ]
-            results = self.run(body, [*constants, *carry, *rows])
-            carry = results[:num_carry]
-            for column, result in zip(collected, results[num_carry:], strict=True):
-                column.append(result)
+
+        def rows(step: int) -> list[int]:
+            at = params["length"] - 1 - step if params["reverse"] else step
+            return [self._scanned_row(v, at, a) for v, a in zip(stacked, slices, strict=True)]
+
+        if not self._may_unroll(loop, rows):
+            return self._kept_loop(eqn, operands, loop, rows)
+        carry, collected = self._unroll(loop, rows)
+        if params["reverse"]:
+            collected = [column[::-1] for column in collected]
         stacks = [
             self._stack(column, v.aval)
             for column, v in zip(collected, eqn.outvars[num_carry:], strict=True)
         ]
         return [*carry, *stacks]
 
-    def _row(self, stacked: int, step: int, length: int, aval: Any) -> int:
+    def _while(self, eqn: Any, operands: list[int]) -> list[int]:
+        params = eqn.params
+        num_cond, num_body = params["cond_nconsts"], params["body_nconsts"]
+        conditions = operands[:num_cond]
+        consts, carry = operands[num_cond : num_cond + num_body], operands[num_cond + num_body :]
+        values = [self.values[v].known for v in operands]
+        trips = _trips(params, values[:num_cond], values[num_cond : num_cond + num_body], values)
+        loop = _Loop(params["body_jaxpr"], trips, consts, carry)
+        if trips is not None and self._may_unroll(loop, _no_rows):
+            return self._unroll(loop, _no_rows)[0]
+        cond = (params["cond_jaxpr"], [*conditions, *carry])
+        return self._kept_loop(eqn, operands, loop, _no_rows, cond)
+
+    def _may_unroll(self, loop: _Loop, rows: Callable[[int], list[int]]) -> bool:
+        """Whether a loop of known length is unrolled."""
+        assert loop.length is not None
+        if self.unroll_limit is not None:
+            return loop.length <= self.unroll_limit
+        if not loop.length:
+            return True
+        if self._spare <= 0:
+            return False
+        return loop.length * len(self._one_step(loop, rows)) <= self._spare
+
+    def _unroll(
+        self, loop: _Loop, rows: Callable[[int], list[int]]
+    ) -> tuple[list[int], list[list[int]]]:
+        """Appends the operations of all steps.
+
+        Args:
+          loop: the loop.
+          rows: step -> the values that this step takes of scanned arrays.
+
+        Returns:
+          The numbers of the carry after the last step; and for each other result of the body, its
+          numbers in the order of the steps.
+        """
+        assert loop.length is not None
+        carry = list(loop.carry)
+        collected: list[list[int]] = [[] for _ in loop.body.out_avals[len(carry) :]]
+        before, spare = len(self.ops), self._spare
+        for step in range(loop.length):
+            with self._inside(loop, spare):
+                results = self.run(loop.body, [*loop.consts, *carry, *rows(step)])
+            carry = results[: len(carry)]
+            for column, result in zip(collected, results[len(carry) :], strict=True):
+                column.append(result)
+        self._spare = spare - (len(self.ops) - before)
+        return carry, collected
+
+    @contextlib.contextmanager
+    def _inside(self, loop: _Loop, spare: float) -> Iterator[None]:
+        """Inside one step of a loop: inner loops share what this step may add."""
+        outer, self._spare = self._spare, spare // max(loop.length or 1, 1) - _count(loop.body)
+        self.depth += 1
+        try:
+            yield
+        finally:
+            self.depth -= 1
+            self._spare = outer
+
+    def _one_step(self, loop: _Loop, rows: Callable[[int], list[int]]) -> list[Op]:
+        """The operations that one step after the first would add; the program stays as it is."""
+        ops, floats = self.ops, self.float_bytes.copy()
+        self.ops = []
+        try:
+            carry = self._steady(loop, rows)
+            with self._inside(loop, self._spare):
+                results = self.run(loop.body, [*loop.consts, *carry, *rows(0)])
+            return live(self.ops, results)
+        finally:
+            self.ops, self.float_bytes = ops, floats
+
+    def _steady(self, loop: _Loop, rows: Callable[[int], list[int]]) -> list[int]:
+        """Values that stand for the carry of a step after the first.
+
+        A state of the loop that is constant at first and depends on inputs later (a hidden state of
+        zeros) is a value of its own here.
+        """
+        consts = [self.values[v].folded for v in loop.consts]
+        carried = [self.values[v].folded for v in loop.carry]
+        taken = [self.values[v].folded for v in (rows(0) if loop.length != 0 else ())]
+        while True:
+            after = _folded_outputs(loop.body, [*consts, *carried, *taken])[: len(carried)]
+            steady = [a and b for a, b in zip(carried, after, strict=True)]
+            if steady == carried:
+                break
+            carried = steady
+        avals = loop.body.in_avals[len(consts) : len(consts) + len(carried)]
+        return [
+            v if folded or not self.values[v].folded else self.value(self.size(aval), aval)
+            for v, folded, aval in zip(loop.carry, carried, avals, strict=True)
+        ]
+
+    def _kept_loop(
+        self,
+        eqn: Any,
+        operands: list[int],
+        loop: _Loop,
+        rows: Callable[[int], list[int]],
+        cond: tuple[Any, list[int]] | None = None,
+    ) -> list[int]:
+        """Adds a loop as one operation, or folds it; its bytes are those of all its steps."""
+        if all(self.values[v].folded for v in operands):
+            return self.fold(operands, [v.aval for v in eqn.outvars])
+        steps = 1 if loop.length is None else loop.length
+        step = self._one_step(loop, rows) if steps else []
+        if cond is not None:
+            step = [*step, *self._one_step(_Loop(cond[0], loop.length, cond[1], []), _no_rows)]
+        accessed, fixed = self._traffic_of(step)
+        cost = self._cost(eqn)
+        flops = cost.flops if eqn.primitive.name == "scan" else cost.flops * steps
+        cost = dataclasses.replace(
+            cost, flops=flops, accessed=steps * accessed, fixed=steps * fixed
+        )
+        return self._append(eqn, operands, cost, _kept_because(loop.length))
+
+    def _branch_cost(self, eqn: Any, operands: list[int]) -> Cost:
+        """The cost of a `cond` that stays one operation: that of its costliest branch."""
+        taken = []
+        for branch in eqn.params["branches"]:
+            ops = self._one_step(_Loop(branch, 1, operands[1:], []), _no_rows)
+            accessed, fixed = self._traffic_of(ops)
+            taken.append((costs.body_flops(branch), accessed, fixed))
+        _, accessed, fixed = max(taken)
+        return dataclasses.replace(self._cost(eqn), accessed=accessed, fixed=fixed)
+
+    def _traffic_of(self, ops: Sequence[Op]) -> tuple[float, float]:
+        """Bytes that operations read and write, and those of them that nothing scales."""
+        pairs = [self.traffic(op) for op in ops]
+        return math.fsum(a for a, _ in pairs), math.fsum(f for _, f in pairs)
+
+    def _scanned_row(self, stacked: int, step: int, aval: Any) -> int:
         """The slice of a scanned array that step `step` reads, as a value."""
-        whole, size = self.values[stacked], self.size(aval)
-        if whole.view is not None:
-            cut = {whole.view[0]: (step, step + 1)}
-            return self._part(stacked, cut, whole.view[1:], aval)
-        if whole.folded:
-            return self._fold([stacked], [size])[0]
-        row = self.value(size)
+        row = self.row_of(stacked, step, aval)
+        if row is not None:
+            return row
+        size = self.size(aval)
+        row = self.value(size, aval)
         self.ops.append(Op("slice", (stacked,), (row,), Cost(0.0, (size,), (size,))))
         return row
 
@@ -300,18 +303,109 @@ class Program:
         """The array of the results that the steps of an unrolled scan return, as a value."""
         size = self.size(aval)
         if all(self.values[v].folded for v in rows):
-            return self._fold(rows, [size])[0]
+            return self.stack_of_rows(rows, aval)[0]
         self.count_float(aval)
-        stack = self.value(size)
+        stack = self.value(size, aval, rows=tuple(rows))
         reads = tuple(self.values[v].bytes for v in rows)
         self.ops.append(Op("concatenate", tuple(rows), (stack,), Cost(0.0, reads, (size,))))
         return stack
 
-    def count_float(self, aval: Any) -> None:
-        """Adds the bytes of `aval` to `float_bytes` if its elements are floats."""
-        if costs.is_float(aval):
-            width = costs.element_bytes(aval) // (2 if aval.dtype.kind == "c" else 1)
-            self.float_bytes[width] += costs.elements(aval) * width
+    def _shard_map(self, eqn: Any, operands: list[int]) -> list[int]:
+        """Appends the body of a `shard_map`; costs count the shards of all devices."""
+        params = eqn.params
+        extents = {a: params["mesh"].shape[a] for a in params["newly_manual_axes"]}
+        shards = {a: n for a, n in extents.items() if n > 1}
+        before = self.shards, self.all_vary
+        self.shards = {**self.shards, **shards}
+        self.all_vary |= not params["check_vma"]
+        try:
+            body = ClosedJaxpr(params["jaxpr"], ())
+            if shards:
+                operands = [self._unsplit(v) for v in operands]
+            results = self.run(body, operands)
+        finally:
+            self.shards, self.all_vary = before
+        return [self._unsplit(v) for v in results] if shards else results
+
+    def _unsplit(self, v: int) -> int:
+        """The value, without what is known of parts: shards have other shapes."""
+        value = self.values[v]
+        if value.folded:
+            self.values.append(dataclasses.replace(value, views=None, known=None, rows=None))
+            return len(self.values) - 1
+        if value.rows is not None or value.fed is not None:
+            self.values[v] = dataclasses.replace(value, rows=None, alone=None, fed=None)
+        return v
+
+
+@dataclasses.dataclass(frozen=True)
+class _Loop:
+    """A loop.
+
+    Attributes:
+      body: one step: constants, carry and rows in; carry and other results out.
+      length: number of steps; None if it is known at run time only.
+      consts: numbers of the values that all steps read.
+      carry: numbers of the values that the first step starts from.
+    """
+
+    body: Any
+    length: int | None
+    consts: list[int]
+    carry: list[int]
+
+
+def _no_rows(step: int) -> list[int]:
+    return []
+
+
+def _kept_because(length: int | None) -> str:
+    if length is None:
+        return "its steps are known at run time only, and count as one; fixed bounds unroll it"
+    return f"all its {length} steps; unroll_limit={length} unrolls it"
+
+
+def _count(closed: Any) -> int:
+    """Equations of a body, with those of wrappers; loops and branches count one."""
+    total = 0
+    for eqn in closed.jaxpr.eqns:
+        body = costs.inlined(eqn)
+        total += 1 if body is None else _count(body)
+    return total
+
+
+def _folded_outputs(closed: Any, folded: Sequence[bool]) -> list[bool]:
+    """Which results of a body depend on constants alone, given which operands do."""
+    jaxpr = closed.jaxpr
+    constant: dict[Any, bool] = dict(zip(jaxpr.invars, folded, strict=True))
+
+    def read(atom: Any) -> bool:
+        return isinstance(atom, Literal) or constant.get(atom, True)
+
+    for eqn in jaxpr.eqns:
+        inputs = [read(atom) for atom in eqn.invars]
+        body = costs.inlined(eqn)
+        results = (
+            [all(inputs)] * len(eqn.outvars) if body is None else _folded_outputs(body, inputs)
+        )
+        constant.update(zip(eqn.outvars, results, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _trips(
+    params: Any, cond: Sequence[Known], body: Sequence[Known], operands: Sequence[Known]
+) -> int | None:
+    """Steps of a `while` whose condition depends on known integers alone; else None."""
+    carry = list(operands[len(cond) + len(body) :])
+    per_step = max(1, _count(params["cond_jaxpr"]) + _count(params["body_jaxpr"]))
+    for trips in range(_MAX_TRIED // per_step + 1):
+        (again,) = known.known_outputs(params["cond_jaxpr"], [*cond, *carry])
+        if again is None:
+            return None
+        if not again:
+            return trips
+        carry = known.known_outputs(params["body_jaxpr"], [*body, *carry])
+    return None
 
 
 def _same_rank(inside: Sequence[Any], outside: Sequence[Any]) -> int:

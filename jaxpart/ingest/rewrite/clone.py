@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+import math
+from collections.abc import Collection, Iterable, Sequence
 
 import msgspec
 
-from jaxpart.problem.graph import Graph, Tensor, Weight
+from jaxpart.problem.graph import Graph, Node, Tensor, Weight
 
 # Operations with more than a few FLOPs per element: too expensive to repeat for each consumer.
 # fmt: off
@@ -15,14 +16,24 @@ _HEAVY = frozenset(
     [
         "dot_general", "conv_general_dilated", "ragged_dot_general", "scan", "while", "cond",
         "sort", "top_k", "fft", "Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN",
-        "Loop", "Scan", "If",
+        "Loop", "Scan", "If", "Attention", "ConvInteger", "DFT", "DeformConv", "Einsum",
+        "MatMulInteger", "QLinearConv", "QLinearMatMul", "STFT", "TopK", "DynamicQuantizeMatMul",
+        "FusedConv", "FusedGemm", "FusedMatMul", "GroupQueryAttention", "MatMulBnb4",
+        "MatMulIntegerToFloat", "MatMulNBits", "MultiHeadAttention", "QAttention",
+        "TransposeMatMul",
     ]
 )
 # fmt: on
 _MAX_CHAIN = 64  # most nodes of a chain that is cloned
+_FEW_FLOPS = 8  # per element of a result: a mask has three or four, random numbers ten and more
+# Most bytes of constants that a cloned chain may bring to each consumer. Every chip with a consumer
+# then holds a copy. 4 MiB is an eighth of a chip's memory in the presets, and enough for a boolean
+# mask of 2,048 x 2,048 or tables of 2,048 positions x 512 float32. A larger constant, copied to all
+# chips, would cost more memory than the freedom to place the consumers is worth.
+MAX_CONSTANT_BYTES = 4 * 2**20
 
 
-def clone_inputs(graph: Graph) -> Graph:
+def clone_inputs(graph: Graph, constants: Collection[int] = frozenset()) -> Graph:
     """Clones cheap side chains of inputs and constants into the nodes that consume them.
 
     The host feeds inputs and constants to every chip. A result that depends only on them (an
@@ -33,8 +44,10 @@ def clone_inputs(graph: Graph) -> Graph:
     A chain is a node v together with all nodes that v depends on. It has at most `_MAX_CHAIN`
     nodes, none of which
 
-    - has a weight, a fixed chip, a colocation group or profiled seconds;
+    - has a weight that is a parameter, a fixed chip, a colocation group or profiled seconds;
     - is a matrix product, a convolution, a sort or a loop (an outer product is allowed).
+
+    The constants of a chain have at most `MAX_CONSTANT_BYTES` together, each once.
 
     The chain is cloned if all of these hold:
 
@@ -42,16 +55,24 @@ def clone_inputs(graph: Graph) -> Graph:
        consumer also reads from a node that is in no chain. So the first operations of the main path
        stay nodes.
     2. It is cheap: all its nodes together access at most as many bytes as any one of these
-       consumers.
+       consumers. Where it has at most `_FEW_FLOPS` per element of its result, compilers make it one
+       kernel: then the tensors that only its own nodes read do not count.
 
     Each consumer then gets the FLOPs of the chain in addition to its own, and nodes of the chain
     that no other node needs are removed. The bytes accessed of a consumer stay the same, because it
-    still reads the result of the chain. Total FLOPs can grow by the clones. All weights stay.
+    still reads the result of the chain. Total FLOPs can grow by the clones. All parameters stay. A
+    constant of a cloned chain gets the consumers of the chain, and loses the nodes that vanish.
+
+    Args:
+      graph: the graph.
+      constants: numbers of the weights that are constants; all others are parameters.
     """
-    chain = _input_chains(graph)
+    chain = _input_chains(graph, frozenset(constants))
     users: list[set[int]] = [set() for _ in graph.nodes]
     on_chains_alone = [True] * len(graph.nodes)  # whether only nodes in chains feed it
+    made: list[list[Tensor]] = [[] for _ in graph.nodes]
     for tensor in graph.tensors:
+        made[tensor.producer].append(tensor)
         users[tensor.producer].update(tensor.consumers)
         if tensor.producer not in chain:
             for q in tensor.consumers:
@@ -62,6 +83,10 @@ def clone_inputs(graph: Graph) -> Graph:
         outside = [q for q in users[v] if q not in chain]
         main_path = len(outside) == 1 and on_chains_alone[outside[0]]
         accessed = sum(graph.nodes[u].bytes_accessed for u in nodes)
+        width = graph.element_bytes or 1
+        elements = sum(k.bytes / (1 if k.fixed else width) for k in made[v])
+        if sum(graph.nodes[u].flops for u in nodes) <= _FEW_FLOPS * elements:
+            accessed -= _inner_bytes(nodes, made)
         if not main_path and all(accessed <= graph.nodes[q].bytes_accessed for q in outside):
             clones.update((v, q) for q in outside)
             for q in outside:
@@ -77,7 +102,45 @@ def clone_inputs(graph: Graph) -> Graph:
         left = tuple(q for q in tensor.consumers if (tensor.producer, q) not in clones)
         if left or not tensor.consumers:
             tensors.append(msgspec.structs.replace(tensor, consumers=left))
-    return drop_dead(dataclasses.replace(graph, nodes=tuple(nodes), tensors=tuple(tensors)))
+    weights = _handed_on(graph, members, frozenset(constants))
+    cloned_graph = dataclasses.replace(
+        graph, nodes=tuple(nodes), tensors=tuple(tensors), weights=tuple(weights)
+    )
+    return drop_dead(cloned_graph)
+
+
+def _inner_bytes(nodes: Collection[int], made: Sequence[Sequence[Tensor]]) -> float:
+    """Bytes that some nodes write and read between each other.
+
+    Args:
+      nodes: numbers of the nodes.
+      made: [N] the tensors that each node of the graph produces.
+    """
+    inner = 0.0
+    for u in nodes:
+        for tensor in made[u]:
+            readers = sum(q in nodes for q in tensor.consumers)
+            inner += tensor.bytes * (readers + (0 < readers == len(tensor.consumers)))
+    return inner
+
+
+def _handed_on(
+    graph: Graph, members: dict[int, set[int]], constants: frozenset[int]
+) -> Iterable[Weight]:
+    """The weights; the constants of a chain have its consumers as consumers too.
+
+    Args:
+      graph: the graph before cloning.
+      members: consumer -> the nodes that are cloned into it.
+      constants: numbers of the weights that are constants.
+    """
+    for w, weight in enumerate(graph.weights):
+        if w not in constants:
+            yield weight
+            continue
+        readers = set(weight.consumers)
+        readers.update(q for q, cloned in members.items() if not readers.isdisjoint(cloned))
+        yield msgspec.structs.replace(weight, consumers=tuple(sorted(readers)))
 
 
 def drop_dead(graph: Graph) -> Graph:
@@ -117,25 +180,52 @@ def drop_dead(graph: Graph) -> Graph:
     return dataclasses.replace(graph, nodes=nodes, tensors=tuple(tensors), weights=tuple(weights))
 
 
-def _input_chains(graph: Graph) -> dict[int, frozenset[int]]:
-    """The chain (see `clone_inputs`) of each node that has one."""
+def is_heavy(node: Node, elements: float) -> bool:
+    """Whether a node is too expensive to be repeated for each consumer.
+
+    An outer product (rotary positions) is a matrix product too, but with one multiplication for
+    each element of its result: it is not heavy.
+
+    Args:
+      node: the node.
+      elements: number of elements of its results.
+    """
+    return node.op in _HEAVY and node.flops > 2 * elements
+
+
+def _input_chains(graph: Graph, constants: frozenset[int]) -> dict[int, frozenset[int]]:
+    """The chain (see `clone_inputs`) of each node that has one.
+
+    Args:
+      graph: the graph.
+      constants: numbers of the weights that are constants.
+    """
     parents: list[set[int]] = [set() for _ in graph.nodes]
     made_bytes = [0.0] * len(graph.nodes)
     for tensor in graph.tensors:
         made_bytes[tensor.producer] += tensor.bytes
         for q in tensor.consumers:
             parents[q].add(tensor.producer)
-    weighted = {q for weight in graph.weights for q in weight.consumers}
+    with_parameter: set[int] = set()
+    held: dict[int, set[int]] = {}  # node -> the constants that it reads
+    for w, weight in enumerate(graph.weights):
+        if w not in constants:
+            with_parameter.update(weight.consumers)
+            continue
+        for q in weight.consumers:
+            held.setdefault(q, set()).add(w)
     chain: dict[int, frozenset[int]] = {}
     for v, node in enumerate(graph.nodes):
-        # An outer product (rotary positions) is a dot_general too, but with one multiplication for
-        # each element of its result.
-        elements = made_bytes[v] / (graph.element_bytes or 1)
-        heavy = node.op in _HEAVY and node.flops > 2 * elements
+        heavy = is_heavy(node, made_bytes[v] / (graph.element_bytes or 1))
         constrained = (node.pin, node.colocate, node.seconds) != (None, None, None)
-        if heavy or constrained or v in weighted or not all(p in chain for p in parents[v]):
+        if heavy or constrained or v in with_parameter:
+            continue
+        if not all(p in chain for p in parents[v]):
             continue
         nodes = frozenset((v,)).union(*(chain[p] for p in parents[v]))
-        if len(nodes) <= _MAX_CHAIN:
+        if len(nodes) > _MAX_CHAIN:
+            continue
+        brought = set().union(*(held.get(u, ()) for u in nodes))
+        if math.fsum(graph.weights[w].bytes for w in brought) <= MAX_CONSTANT_BYTES:
             chain[v] = nodes
     return chain
