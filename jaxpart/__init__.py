@@ -14,22 +14,31 @@ __version__ = "0.2.0"
 if TYPE_CHECKING:
     from jaxpart import datasets
     from jaxpart.bounds.combinatorial import Bound
+    from jaxpart.cost.device import DeviceProblem
     from jaxpart.cost.evaluate import Costs
     from jaxpart.cost.verdicts import Verdict
     from jaxpart.engine import lower_bound, partition
-    from jaxpart.errors import InfeasibleError, InputError, JaxpartError, NothingFoundError
+    from jaxpart.errors import (
+        EmptyGraphError,
+        FileFormatError,
+        GraphError,
+        InfeasibleError,
+        InputError,
+        JaxpartError,
+        NothingFoundError,
+    )
     from jaxpart.ingest.jaxpr.importer import from_jax
     from jaxpart.ingest.load import load_graph, load_instance
     from jaxpart.ingest.onnx.importer import from_onnx
     from jaxpart.ingest.rewrite.fuse import fuse
     from jaxpart.methods import METHODS
     from jaxpart.methods.policy.checkpoint import Policy
-    from jaxpart.methods.policy.imitation import Example, ImitationConfig
+    from jaxpart.methods.policy.imitation import Example, ImitationConfig, read_examples
     from jaxpart.methods.policy.network import NetworkConfig
     from jaxpart.methods.policy.ppo import PPOConfig
-    from jaxpart.methods.policy.pretraining import PretrainingRun, pretrain
-    from jaxpart.methods.policy.search import PolicySearchConfig
-    from jaxpart.methods.policy.training import TrainingConfig
+    from jaxpart.methods.policy.pretraining import PretrainingRun, pretrain, pretraining_pairs
+    from jaxpart.methods.policy.search import PolicySearchConfig, PolicySource
+    from jaxpart.methods.policy.training import TrainingConfig, TrainingError, TrainingRow
     from jaxpart.policies import Samples, finetune, rollout
     from jaxpart.problem.graph import Graph, Node, Tensor, Weight
     from jaxpart.problem.mcm import MCM, Chip, Constraints, load_mcm
@@ -37,7 +46,9 @@ if TYPE_CHECKING:
     from jaxpart.results.evaluation import Evaluation, evaluate
     from jaxpart.results.result import Result, SearchInfo
     from jaxpart.runtime.islands import Islands
+    from jaxpart.runtime.pool import SolverPool
     from jaxpart.runtime.state import Budget, Method, Progress, Rule, Search
+    from jaxpart.solvers.repair import Outcome
 
 _HOME = {
     "Bound": "bounds.combinatorial",
@@ -45,9 +56,13 @@ _HOME = {
     "Chip": "problem.mcm",
     "Constraints": "problem.mcm",
     "Costs": "cost.evaluate",
+    "DeviceProblem": "cost.device",
+    "EmptyGraphError": "errors",
     "Evaluation": "results.evaluation",
     "Example": "methods.policy.imitation",
+    "FileFormatError": "errors",
     "Graph": "problem.graph",
+    "GraphError": "errors",
     "ImitationConfig": "methods.policy.imitation",
     "InfeasibleError": "errors",
     "InputError": "errors",
@@ -59,9 +74,11 @@ _HOME = {
     "NetworkConfig": "methods.policy.network",
     "Node": "problem.graph",
     "NothingFoundError": "errors",
+    "Outcome": "solvers.repair",
     "PPOConfig": "methods.policy.ppo",
     "Policy": "methods.policy.checkpoint",
     "PolicySearchConfig": "methods.policy.search",
+    "PolicySource": "methods.policy.search",
     "PretrainingRun": "methods.policy.pretraining",
     "Problem": "problem.problem",
     "Progress": "runtime.state",
@@ -70,8 +87,11 @@ _HOME = {
     "Samples": "policies",
     "Search": "runtime.state",
     "SearchInfo": "results.result",
+    "SolverPool": "runtime.pool",
     "Tensor": "problem.graph",
     "TrainingConfig": "methods.policy.training",
+    "TrainingError": "methods.policy.training",
+    "TrainingRow": "methods.policy.training",
     "Verdict": "cost.verdicts",
     "Weight": "problem.graph",
     "evaluate": "results.evaluation",
@@ -85,6 +105,8 @@ _HOME = {
     "lower_bound": "engine",
     "partition": "engine",
     "pretrain": "methods.policy.pretraining",
+    "pretraining_pairs": "methods.policy.pretraining",
+    "read_examples": "methods.policy.imitation",
     "rollout": "policies",
 }
 
@@ -96,9 +118,13 @@ __all__ = [
     "Chip",
     "Constraints",
     "Costs",
+    "DeviceProblem",
+    "EmptyGraphError",
     "Evaluation",
     "Example",
+    "FileFormatError",
     "Graph",
+    "GraphError",
     "ImitationConfig",
     "InfeasibleError",
     "InputError",
@@ -108,9 +134,11 @@ __all__ = [
     "NetworkConfig",
     "Node",
     "NothingFoundError",
+    "Outcome",
     "PPOConfig",
     "Policy",
     "PolicySearchConfig",
+    "PolicySource",
     "PretrainingRun",
     "Problem",
     "Progress",
@@ -119,8 +147,11 @@ __all__ = [
     "Samples",
     "Search",
     "SearchInfo",
+    "SolverPool",
     "Tensor",
     "TrainingConfig",
+    "TrainingError",
+    "TrainingRow",
     "Verdict",
     "Weight",
     "datasets",
@@ -135,6 +166,8 @@ __all__ = [
     "lower_bound",
     "partition",
     "pretrain",
+    "pretraining_pairs",
+    "read_examples",
     "rollout",
 ]
 

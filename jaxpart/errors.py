@@ -7,11 +7,18 @@ A caller handles three kinds differently:
 - `NothingFoundError`: the search found no valid partition in its budget (exit code 1).
 
 Every message of an `InputError` names the place (file, node, field) and what was expected there.
+Every message is one printable line of bounded length, whatever the names and paths in it.
 """
+
+from jaxpart.text import one_line
 
 
 class JaxpartError(Exception):
     """Base of every error that jaxpart raises on purpose."""
+
+    def __init__(self, message: str = "") -> None:
+        """Takes the message; what is not printable in it is escaped."""
+        super().__init__(one_line(message))
 
 
 class InputError(JaxpartError, ValueError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from jaxpart.cost.evaluate import Costs, verify
 from jaxpart.engine import partition
 from jaxpart.errors import InputError
+from jaxpart.methods.policy.actions import Decoder
 from jaxpart.methods.policy.checkpoint import Policy
 from jaxpart.methods.policy.rollout import Task, play
 from jaxpart.methods.policy.search import (
@@ -32,6 +34,7 @@ def finetune(
     mcm: MCM,
     *,
     policy: PolicySource = None,
+    decoder: Decoder | Literal["both"] = "labels",
     config: PolicySearchConfig | None = None,
     max_samples: int = 20_000,
     seed: int = 0,
@@ -43,6 +46,7 @@ def finetune(
       graph: of N nodes.
       mcm: the module.
       policy: to start from, as of `partition`; "fresh" learns from scratch.
+      decoder: how actions become partitions; only used without `config`.
       config: how the search uses and trains it. None: zero-shot samples first, then learning; with
         a fresh policy, learning from the first sample on.
       max_samples: costs to compute.
@@ -59,7 +63,7 @@ def finetune(
     """
     trained, _ = policy_of(policy)
     if config is None:
-        config = PolicySearchConfig()
+        config = PolicySearchConfig(decoder)
         if trained is None:
             config = dataclasses.replace(config, learn_after=0)
     kept: list[Policy] = []
@@ -123,7 +127,7 @@ def rollout(
         raise InputError("decoder is 'both', expected 'labels' or 'orders' for a rollout")
     problem = Problem.build(graph, mcm)
     task = Task.build(problem)
-    params, sizes = weights_of(trained, task, seed, config.sizes)
+    params, sizes = weights_of(trained, task, seed, config.network)
     state, key = task.start, jax.random.key(seed)
     columns = []
     for number in range(rounds):

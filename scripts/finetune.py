@@ -53,16 +53,12 @@ def _finetune(arguments: argparse.Namespace) -> int:
     keep_compiled()
     graph, machine = datasets.resolve(arguments.graph)
     mcm = machine or jaxpart.load_mcm(arguments.mcm)
-    is_fresh = arguments.policy == "fresh"
-    config = jaxpart.PolicySearchConfig(arguments.decoder)
-    if is_fresh:
-        config = dataclasses.replace(config, learn_after=0)
     with progress.shown(sys.stderr) as callback:
         policy, result = jaxpart.finetune(
             graph,
             mcm,
             policy=arguments.policy,
-            config=config,
+            decoder=arguments.decoder,
             max_samples=arguments.samples,
             seed=arguments.seed,
             callback=callback,

@@ -82,8 +82,8 @@ def _train(arguments: argparse.Namespace) -> int:
         modules=arguments.modules,
         command=" ".join(["python", *sys.argv]),
     )
-    train_pairs = pretraining.pairs(train, run.modules, config.seed)
-    valid_pairs = pretraining.pairs(valid, run.modules, config.seed + 1)
+    train_pairs = pretraining.pretraining_pairs(train, run.modules, config.seed)
+    valid_pairs = pretraining.pretraining_pairs(valid, run.modules, config.seed + 1)
     examples = read_examples(arguments.teachers, train) if arguments.teachers else {}
     imitation = ImitationConfig(seed=config.seed, epochs=arguments.epochs)
     columns = (

@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "jaxpart"
 
 # From bottom to top: a room imports from itself and from rooms above it in this list.
 ROOMS = (
+    ("text",),
     ("errors",),
     ("files", "environment"),
     ("problem",),
@@ -228,19 +229,52 @@ def test_jax_that_starts_is_noticed():
     assert "jaxpart.cost.device" in process.stderr
 
 
-def test_a_room_without_jax_imports_none_at_run_time_either():
-    """JAX is imported nowhere in these rooms, not inside a function either."""
-    names = modules()
-    rooms = [name for name in names if name.split(".")[0] in ("problem", "bounds", "solvers")]
-    for name in rooms:
-        for node in ast.walk(ast.parse(names[name].read_text())):
-            if isinstance(node, ast.Import):
-                assert not any(alias.name.split(".")[0] == "jax" for alias in node.names), name
-            elif isinstance(node, ast.ImportFrom):
-                assert (node.module or "").split(".")[0] != "jax", name
-                inner = {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
-                starts_jax = {"jaxpart.cost.evaluate", "jaxpart.cost.device", "jaxpart.cost.greedy"}
-                assert not inner & starts_jax, name
+def reached_from(name, imports):
+    """All modules that a module imports, itself or through others, functions included."""
+    pending, found = [name], set()
+    while pending:
+        for other in imports.get(pending.pop(), ()):
+            if other not in found:
+                found.add(other)
+                pending.append(other)
+    return found
+
+
+def jax_at_run_time(imports, users):
+    """Modules of rooms without JAX from which a module that imports JAX is reached."""
+    rooms = ("problem", "bounds", "solvers")
+    return [
+        f"{name} reaches {other}"
+        for name in sorted(imports)
+        if name.split(".")[0] in rooms
+        for other in sorted({name} | reached_from(name, imports))
+        if other in users
+    ]
+
+
+def jax_users():
+    """The modules that import JAX, at any place."""
+    found = set()
+    for name, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            if any(one.split(".")[0] in ("jax", "flax", "optax", "jraph") for one in names):
+                found.add(name)
+    return found
+
+
+def test_rooms_without_jax_reach_none_at_run_time_either():
+    users = jax_users()
+    assert {"cost.evaluate", "cost.device"} <= users
+
+    assert jax_at_run_time(graph_of_imports(), users) == []
+
+
+def test_jax_behind_another_module_is_noticed():
+    imports = {"solvers.repair": {"cost.rows"}, "cost.rows": {"cost.device"}, "cost.device": set()}
+
+    assert jax_at_run_time(imports, {"cost.device"}) == ["solvers.repair reaches cost.device"]
 
 
 def test_the_names_of_the_package_are_loaded_on_first_use():

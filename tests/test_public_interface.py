@@ -169,7 +169,7 @@ def test_rollouts_are_samples_scored_exactly_and_the_same_for_the_same_seed():
 def test_a_fine_tuned_policy_is_another_one_and_can_be_kept(tmp_path):
     wide = parallel_chains(3, 6)
     small = jaxpart.PolicySearchConfig(
-        learn_after=0, sizes=jaxpart.NetworkConfig(width=16, layers=1, heads=2, rank=2)
+        learn_after=0, network=jaxpart.NetworkConfig(width=16, layers=1, heads=2, rank=2)
     )
     policy, result = jaxpart.finetune(
         wide, THREE_CHIPS, policy="fresh", config=small, max_samples=200, seed=1

@@ -11,6 +11,7 @@ import numpy as np
 from jaxpart.datasets.manifest import Entry
 from jaxpart.datasets.shipped import SPLITS, contents, entry, split
 from jaxpart.problem.graph import Graph
+from jaxpart.text import name_of, one_line
 
 _LAYOUT = "{:<24} {:<5} {:<11} {:>5} {:>5} {:>9} {:>9} {:>5} {:>5} {:>9} {:>7}"
 _HEADER = (
@@ -42,7 +43,9 @@ def table(side: str | None = None, names: Sequence[str] = ()) -> str:
 def record(one: Entry) -> str:
     """All fields of the manifest entry of one graph, one per line."""
     fields = msgspec.structs.asdict(one).items()
-    return "\n".join(f"{field:<20} {'' if value is None else value}" for field, value in fields)
+    return "\n".join(
+        f"{field:<20} {'' if value is None else one_line(str(value))}" for field, value in fields
+    )
 
 
 def draw(graphs: Sequence[Graph]) -> bytes:
@@ -67,7 +70,8 @@ def draw(graphs: Sequence[Graph]) -> bytes:
         flops = np.array([node.flops for node in graph.nodes])
         area = 3 + 60 * np.sqrt(flops / max(flops.max(), 1))
         axis.scatter(*place.T, area, c=np.log10(flops + 1), cmap="viridis", zorder=2)
-        axis.set_title(f"{graph.name}: {len(graph.nodes)} nodes", loc="left", fontsize=9)
+        title = f"{name_of(graph.name)}: {len(graph.nodes)} nodes"
+        axis.set_title(title, loc="left", fontsize=9, parse_math=False)
         axis.set_axis_off()
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=80, metadata={"Software": None})
@@ -99,7 +103,7 @@ def _layout(graph: Graph) -> np.ndarray:
 
 def _row(entry: Entry) -> tuple[object, ...]:
     return (
-        entry.name,
+        name_of(entry.name),
         entry.split,
         entry.kind,
         entry.nodes,

@@ -9,7 +9,7 @@ from typing import Literal
 import msgspec
 
 from jaxpart.errors import FileFormatError
-from jaxpart.files import read_bytes, write_whole
+from jaxpart.files import decode_json, read_bytes, write_whole
 
 FILE = "manifest.json"
 
@@ -73,10 +73,7 @@ def read(path: str | os.PathLike[str]) -> Manifest:
       InputError: the file cannot be read.
       FileFormatError: the file breaks the schema, or names a graph twice.
     """
-    try:
-        found = msgspec.json.decode(read_bytes(path), type=Manifest)
-    except msgspec.DecodeError as error:
-        raise FileFormatError(f"{path}: {error}") from error
+    found = decode_json(read_bytes(path), Manifest, path)
     names: set[str] = set()
     for position, entry in enumerate(found.graphs):
         if entry.name in names:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import functools
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from jaxpart.datasets import manifest
 from jaxpart.datasets.manifest import Entry, Manifest
 from jaxpart.errors import InputError
-from jaxpart.ingest.load import load_with_machine
+from jaxpart.ingest.load import load_with_module
 from jaxpart.problem.graph import Graph
 from jaxpart.problem.mcm import MCM
 
@@ -86,7 +87,7 @@ def resolve(
     """Loads a shipped graph by its name, or a graph from a file.
 
     Args:
-      name_or_path: name of a shipped graph, or path of a file that `load_with_machine` reads.
+      name_or_path: name of a shipped graph, or path of a file that `load_with_module` reads.
       dims: sizes of the free dimensions of an ONNX model, by name.
 
     Returns:
@@ -97,9 +98,9 @@ def resolve(
     """
     if name_or_path in _files():
         return load(name_or_path), None
-    if not Path(name_or_path).exists():
+    if not os.path.exists(name_or_path):
         raise InputError(f"{name_or_path!r} is no file, and {_unknown(name_or_path)}")
-    return load_with_machine(name_or_path, dims=dims)
+    return load_with_module(name_or_path, dims=dims)
 
 
 def _unknown(name: str) -> str:

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import msgspec
 
 from jaxpart import errors
-from jaxpart.files import read_bytes
+from jaxpart.files import decode_json, read_bytes, uncompressed
 from jaxpart.ingest import max_load, pipedream
-from jaxpart.problem.graph import Graph, decode, uncompressed
+from jaxpart.problem.graph import Graph, decode
 from jaxpart.problem.mcm import MCM
 
 
@@ -28,7 +28,7 @@ def load_graph(path: str | os.PathLike[str], *, dims: Mapping[str, int] | None =
       InputError: the file cannot be read, has an unknown format, or breaks its format; the message
         names the file and the place in it.
     """
-    return load_with_machine(path, dims=dims)[0]
+    return load_with_module(path, dims=dims)[0]
 
 
 def load_instance(path: str | os.PathLike[str]) -> tuple[Graph, MCM]:
@@ -37,7 +37,7 @@ def load_instance(path: str | os.PathLike[str]) -> tuple[Graph, MCM]:
     Raises:
       InputError: as for `load_graph`, or the file contains no module.
     """
-    graph, mcm = load_with_machine(path)
+    graph, mcm = load_with_module(path)
     if mcm is None:
         raise errors.InputError(
             f"{path}: brings no module, expected a max-load input; load_graph reads the graph alone"
@@ -45,7 +45,7 @@ def load_instance(path: str | os.PathLike[str]) -> tuple[Graph, MCM]:
     return graph, mcm
 
 
-def load_with_machine(
+def load_with_module(
     path: str | os.PathLike[str], *, dims: Mapping[str, int] | None = None
 ) -> tuple[Graph, MCM | None]:
     """Loads the graph in a file, and the module if the file contains one (else None).
@@ -70,10 +70,12 @@ def load_with_machine(
 
 
 def _from_json(content: bytes, path: str | os.PathLike[str]) -> tuple[Graph, MCM | None]:
-    try:
-        keys = msgspec.json.decode(content, type=dict[str, msgspec.Raw]).keys()
-    except msgspec.DecodeError as error:
-        raise errors.FileFormatError(f"{path}: {error}") from error
+    keys = decode_json(content, dict[str, msgspec.Raw], path).keys()
+    if "format" not in keys and {"maxDevices", "maxMemoryPerDevice"} & keys:
+        raise errors.FileFormatError(
+            f"{path}: a Piper input (Tarnawski et al., NeurIPS 2021): it describes training with "
+            "tensor and data parallelism, expected inference (such as a max-load input)"
+        )
     if "format" not in keys and "maxFPGAs" in keys:
         return max_load.decode(content, path)
     return decode(content, path), None

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import os
 import warnings
-from pathlib import Path
 
 import msgspec
 
 from jaxpart import errors
+from jaxpart.files import decode_json, stem_of
 from jaxpart.problem.graph import Graph, Node, Tensor, Weight, from_unordered
+from jaxpart.problem.limits import MAX_CHIPS
 from jaxpart.problem.mcm import MCM, Chip, Constraints
 
 
@@ -41,12 +42,14 @@ class _File(msgspec.Struct, frozen=True):
     maxFPGAs: int  # noqa: N815
     nodes: tuple[_Node, ...]
     edges: tuple[_Edge, ...]
+    maxCPUs: int = 0  # noqa: N815
 
 
 def decode(content: bytes, path: str | os.PathLike[str]) -> tuple[Graph, MCM]:
     """Decodes the graph and the module of a max-load input.
 
-    If the edges out of a node differ in cost, the largest cost counts, and a warning says so.
+    CPUs are left out. If the edges out of a node differ in cost, the largest cost counts. A warning
+    says so.
 
     Args:
       content: the bytes of the file.
@@ -57,13 +60,17 @@ def decode(content: bytes, path: str | os.PathLike[str]) -> tuple[Graph, MCM]:
       GraphError: as for `Graph`; the message begins with the path.
       MCMError: as for `MCM`; the message begins with the path.
     """
-    try:
-        file = msgspec.json.decode(content, type=_File)
-    except msgspec.DecodeError as error:
-        raise errors.FileFormatError(f"{path}: {error}") from error
+    file = decode_json(content, _File, path)
     _refuse_what_is_not_inference(file, path)
+    if file.maxCPUs > 0:
+        warnings.warn(
+            f"{path}: its {file.maxCPUs} CPUs are left out: bottleneck and bound are those of the "
+            f"{file.maxFPGAs} accelerators alone",
+            UserWarning,
+            stacklevel=2,
+        )
     number = {node.id: v for v, node in enumerate(file.nodes)}
-    name = Path(path).name.split(".")[0]
+    name = stem_of(path)
     try:
         _refuse_repeated_ids(file)
         graph = from_unordered(
@@ -76,8 +83,10 @@ def decode(content: bytes, path: str | os.PathLike[str]) -> tuple[Graph, MCM]:
             name,
             None,
         )
-        if file.maxFPGAs < 1:
-            raise errors.MCMError(f"maxFPGAs is {file.maxFPGAs}, expected 1 or more")
+        if not 1 <= file.maxFPGAs <= MAX_CHIPS:
+            raise errors.MCMError(
+                f"maxFPGAs is {file.maxFPGAs}, expected 1 or more, at most {MAX_CHIPS:,}"
+            )
         mcm = MCM(
             name,
             "host",
@@ -122,6 +131,7 @@ def _tensors(
 ) -> list[Tensor]:
     consumers: dict[int, list[int]] = {}
     cost: dict[int, float] = {}
+    unequal: dict[int | str, None] = {}  # nodes with edges of several costs, in order
     for e, edge in enumerate(file.edges):
         for end in (edge.sourceId, edge.destId):
             if end not in number:
@@ -133,10 +143,14 @@ def _tensors(
         u = number[edge.sourceId]
         consumers.setdefault(u, []).append(number[edge.destId])
         if cost.setdefault(u, edge.cost) != edge.cost:
-            warnings.warn(
-                f"{path}: edges out of node {edge.sourceId} differ in cost; the largest counts",
-                UserWarning,
-                stacklevel=2,
-            )
+            unequal[edge.sourceId] = None
             cost[u] = max(cost[u], edge.cost)
+    if unequal:
+        others = f" (and of {len(unequal) - 1} more nodes)" if len(unequal) > 1 else ""
+        warnings.warn(
+            f"{path}: edges out of node {next(iter(unequal))}{others} differ in cost; the largest "
+            "counts",
+            UserWarning,
+            stacklevel=2,
+        )
     return [Tensor(u, cost[u], tuple(targets)) for u, targets in consumers.items()]

@@ -12,19 +12,22 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
 
 from jaxpart import errors
+from jaxpart.files import MIB, stem_of
 from jaxpart.problem.graph import Graph, Node, Tensor, Weight, from_unordered
 
 _NODE = re.compile(r"^(?P<id>\S+) -- (?P<op>.*) -- (?P<fields>[^-].*)$")
 _EDGE = re.compile(r"^\s+(?P<source>\S+) -- (?P<target>\S+)\s*$")
-_FIELD = re.compile(r"(?P<key>\w+)=(?P<value>\[[^\]]*\]|[^,\s]+)")
+# Without the look-behind, a long word that is no key is searched from each of its letters.
+_FIELD = re.compile(r"(?<!\w)(?P<key>\w+)=(?P<value>\[[^\]]*\]|[^,\s]+)")
+_MAX_BYTES = 16 * MIB  # profiles have some hundred lines
+_HEAD_BYTES = 10_000  # what is looked at to recognise a profile
 
 
 def is_profile(content: bytes) -> bool:
     """Whether the first line is a node or an edge of a profile."""
-    first = content.lstrip(b"\r\n").split(b"\n", 1)[0].decode("utf-8", "replace")
+    first = content[:_HEAD_BYTES].lstrip(b"\r\n").split(b"\n", 1)[0].decode("utf-8", "replace")
     return bool(_NODE.match(first) or _EDGE.match(first))
 
 
@@ -79,12 +82,16 @@ def decode(content: bytes, path: str | os.PathLike[str]) -> Graph:
         consumers[number[source]].append(number[target])
     tensors = [Tensor(v, size, tuple(consumers[v])) for v, size in enumerate(sizes)]
     try:
-        return from_unordered(nodes, tensors, weights, Path(path).name.split(".")[0], None)
+        return from_unordered(nodes, tensors, weights, stem_of(path), None)
     except errors.GraphError as error:
         raise type(error)(f"{path}: {error}") from error
 
 
 def _text(content: bytes, path: str | os.PathLike[str]) -> str:
+    if len(content) > _MAX_BYTES:
+        raise errors.FileFormatError(
+            f"{path}: is larger than {_MAX_BYTES // MIB} MiB, the limit for a PipeDream profile"
+        )
     try:
         return content.decode()
     except UnicodeDecodeError as error:

@@ -2,7 +2,7 @@
 
 # A line on each method, for `--help`; `jaxpart/engine.py` maps the names to the code.
 METHODS: dict[str, str] = {
-    "auto": "the default: ideals, then searches in turn with solvers in the background, until proven",
+    "auto": "the default: ideals, then searches in turn, solvers in the background, until proven",
     "greedy": "the compiler's heuristic that improvements are measured against",
     "slice": "optimal cuts of node orders, with evolution over the orders",
     "clusters": "groups grown from single nodes, side by side where the graph branches",

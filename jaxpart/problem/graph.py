@@ -14,14 +14,18 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Literal
 
 import msgspec
 
 from jaxpart import errors
-from jaxpart.files import read_bytes, write_whole
+from jaxpart.files import decode_json, read_bytes, stem_of, uncompressed, write_whole
+from jaxpart.problem.limits import COST_RANGE, ELEMENT_RANGE
 from jaxpart.problem.topological import find_cycle, topological_order
+
+_COSTS = ("flops", "bytes_accessed", "seconds", "fixed_bytes")  # of a node
+_EXACT = 2**53  # float64 has every whole number up to here
+_COST_EXPECTED = "a finite number, 0 or more ({:g} to {:g} if not 0)".format(*COST_RANGE)
 
 
 class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -82,7 +86,9 @@ class Graph:
     Raises:
       EmptyGraphError: the graph has no nodes.
       DuplicateNameError: two nodes have the same name.
-      CostError: a cost is negative or not finite, or `element_bytes` is not a positive number.
+      CostError: a cost is not 0 and not within `COST_RANGE`, or `element_bytes` is not within
+        `ELEMENT_RANGE` (`problem/limits.py`).
+      GraphError: a name is not valid text (it contains a lone surrogate).
       UnknownNodeError: a tensor or weight names a node that does not exist.
       CycleError: the edges close a cycle.
       OrderError: an edge runs from a higher to a lower number.
@@ -97,12 +103,16 @@ class Graph:
 
     def __post_init__(self) -> None:
         nodes = tuple(self.nodes)
-        object.__setattr__(self, "nodes", nodes)
         _check_nodes(nodes)
+        nodes = tuple(map(_in_floats, nodes))
+        object.__setattr__(self, "nodes", nodes)
         _check_colocation(nodes)
-        if self.element_bytes is not None and not 0 < self.element_bytes < math.inf:
+        _check_text(self.name, "the name of the graph")
+        low, high = ELEMENT_RANGE
+        if self.element_bytes is not None and not low <= self.element_bytes <= high:
             raise errors.CostError(
-                f"element_bytes is {self.element_bytes}, expected a positive number"
+                f"element_bytes is {self.element_bytes}, expected a positive number, {low:g} to "
+                f"{high:g}"
             )
         object.__setattr__(self, "tensors", tuple(_checked_tensors(self.tensors, len(nodes))))
         object.__setattr__(self, "weights", tuple(_checked_weights(self.weights, len(nodes))))
@@ -199,24 +209,6 @@ def _gzipped(content: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def uncompressed(content: bytes, path: str | os.PathLike[str]) -> bytes:
-    """Decompresses `content` if it is gzip; returns it unchanged if it is not.
-
-    Args:
-      content: the bytes of a file.
-      path: for messages.
-
-    Raises:
-      FileFormatError: the gzip data is broken.
-    """
-    if content[:2] != b"\x1f\x8b":
-        return content
-    try:
-        return gzip.decompress(content)
-    except (OSError, EOFError) as error:
-        raise errors.FileFormatError(f"{path}: broken gzip file ({error})") from error
-
-
 def decode(content: bytes, path: str | os.PathLike[str]) -> Graph:
     """Decodes the graph in a file of jaxpart's own format.
 
@@ -230,11 +222,8 @@ def decode(content: bytes, path: str | os.PathLike[str]) -> Graph:
     """
     if not content.strip():
         raise errors.FileFormatError(f"{path}: the file is empty, expected a graph")
-    try:
-        file = msgspec.json.decode(content, type=_GraphFile)
-    except msgspec.DecodeError as error:
-        raise errors.FileFormatError(f"{path}: {error}") from error
-    name = file.name if file.name is not None else Path(path).name.split(".")[0]
+    file = decode_json(content, _GraphFile, path)
+    name = file.name if file.name is not None else stem_of(path)
     try:
         return Graph(file.nodes, file.tensors, file.weights, name, file.element_bytes)
     except errors.GraphError as error:
@@ -297,12 +286,13 @@ def _check_nodes(nodes: tuple[Node, ...]) -> None:
                 f"node {v} ({node.name!r}): another node has this name, expected unique names"
             )
         seen.add(node.name)
-        for field in ("flops", "bytes_accessed", "seconds"):
+        _check_text(node.name, f"node {v}: the name")
+        _check_text(node.op, f"node {v}: the op")
+        for field in _COSTS:
             value = getattr(node, field)
-            if value is not None and not 0 <= value < math.inf:
+            if value is not None and not _is_cost(value):
                 raise errors.CostError(
-                    f"node {v} ({node.name!r}): {field} is {value}, "
-                    "expected a finite number, 0 or more"
+                    f"node {v} ({node.name!r}): {field} is {value}, expected {_COST_EXPECTED}"
                 )
         # Rounding of sums may leave the part a little larger than the whole.
         if not 0 <= node.fixed_bytes <= node.bytes_accessed * (1 + 1e-9):
@@ -339,9 +329,35 @@ def _checked_consumers(consumers: Iterable[int], count: int, where: str) -> tupl
     return distinct
 
 
+def _is_cost(value: float) -> bool:
+    low, high = COST_RANGE
+    return value == 0 or low <= value <= high
+
+
+def _in_float(value: float) -> float:
+    """A whole number that float64 does not have becomes the nearest one: files are read in it."""
+    return float(value) if isinstance(value, int) and value > _EXACT else value
+
+
+def _in_floats(node: Node) -> Node:
+    """The node with `_in_float` applied to its costs."""
+    if max(node.flops, node.bytes_accessed, node.fixed_bytes, node.seconds or 0) <= _EXACT:
+        return node
+    changes = {field: _in_float(getattr(node, field)) for field in _COSTS}
+    return msgspec.structs.replace(node, **changes)
+
+
 def _check_bytes(value: float, where: str) -> None:
-    if not 0 <= value < math.inf:
-        raise errors.CostError(f"{where}: bytes is {value}, expected a finite number, 0 or more")
+    if not _is_cost(value):
+        raise errors.CostError(f"{where}: bytes is {value}, expected {_COST_EXPECTED}")
+
+
+def _check_text(name: str, what: str) -> None:
+    """Refuses a name that no file can hold."""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise errors.GraphError(f"{what} is {name!r}, expected valid text") from error
 
 
 def _checked_tensors(tensors: Iterable[Tensor], count: int) -> Iterable[Tensor]:
@@ -353,7 +369,7 @@ def _checked_tensors(tensors: Iterable[Tensor], count: int) -> Iterable[Tensor]:
             )
         _check_bytes(tensor.bytes, where)
         consumers = _checked_consumers(tensor.consumers, count, where)
-        yield Tensor(tensor.producer, tensor.bytes, consumers, tensor.fixed)
+        yield Tensor(tensor.producer, _in_float(tensor.bytes), consumers, tensor.fixed)
 
 
 def _checked_weights(weights: Iterable[Weight], count: int) -> Iterable[Weight]:
@@ -361,7 +377,7 @@ def _checked_weights(weights: Iterable[Weight], count: int) -> Iterable[Weight]:
         where = f"weight {w}"
         _check_bytes(weight.bytes, where)
         consumers = _checked_consumers(weight.consumers, count, where)
-        yield Weight(weight.bytes, consumers, weight.fixed)
+        yield Weight(_in_float(weight.bytes), consumers, weight.fixed)
 
 
 def _check_order(nodes: tuple[Node, ...], tensors: tuple[Tensor, ...]) -> None:

@@ -10,16 +10,18 @@ import functools
 import hashlib
 import itertools
 import json
-import math
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
 from jaxpart import errors
-from jaxpart.files import read_bytes
+from jaxpart.files import MIB, read_bytes
+from jaxpart.problem.limits import ELEMENT_RANGE, MAX_CHIPS, RATE_RANGE
+
+_MAX_TOML_BYTES = MIB
+_MAX_TOML_LINE = 10_000  # the parser takes the square of the length of a dotted key
 
 Topology = Literal["chain", "host", "mesh"]
 MemoryModel = Literal["full", "weights"]
@@ -27,7 +29,7 @@ MemoryModel = Literal["full", "weights"]
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One chip. All fields are positive and finite; `MCM` checks this."""
+    """One chip. All fields are positive, within `RATE_RANGE`; `MCM` checks this."""
 
     peak_flops: float  # FLOP/s
     sram_bandwidth: float  # bytes/s
@@ -98,12 +100,16 @@ class MCM:
             )
         if not self.chips:
             raise errors.MCMError("the module has no chips, expected at least one")
+        if len(self.chips) > MAX_CHIPS:
+            raise errors.MCMError(
+                f"the module has {len(self.chips):,} chips, expected at most {MAX_CHIPS:,}"
+            )
         for c, chip in enumerate(self.chips):
             for field in dataclasses.fields(chip):
                 _check_positive(getattr(chip, field.name), f"chip {c}: {field.name}")
         _check_positive(self.link_bandwidth, "links: bandwidth")
         if self.element_bytes is not None:
-            _check_positive(self.element_bytes, "element_bytes")
+            _check_positive(self.element_bytes, "element_bytes", ELEMENT_RANGE)
         self._check_mesh()
         rules = self.constraints
         if not rules.acyclic and (rules.triangle or self.topology == "chain"):
@@ -203,11 +209,7 @@ class MCM:
           FileFormatError: the file breaks the schema.
           MCMError: the description is inconsistent; the message begins with the path.
         """
-        content = read_bytes(path)
-        try:
-            file = msgspec.toml.decode(content, type=MCMFile)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise errors.FileFormatError(f"{path}: {error}") from error
+        file = _decode_toml(read_bytes(path, _MAX_TOML_BYTES), path)
         try:
             return file.resolve()
         except errors.MCMError as error:
@@ -255,9 +257,11 @@ class MCMFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """
         chips: list[Chip] = []
         for position, table in enumerate(self.chips):
-            if table.count < 1:
+            room = MAX_CHIPS - len(chips)
+            if not 1 <= table.count <= room:
                 raise errors.MCMError(
-                    f"chips table {position}: count is {table.count}, expected 1 or more"
+                    f"chips table {position}: count is {table.count}, expected 1 or more, and at "
+                    f"most {MAX_CHIPS:,} chips in all"
                 )
             chip = Chip(table.peak_flops, table.sram_bandwidth, table.sram_bytes, table.speed)
             chips += [chip] * table.count
@@ -314,13 +318,40 @@ def load_mcm(name_or_path: str | os.PathLike[str]) -> MCM:
     name = os.fspath(name_or_path)
     if name in PRESETS:
         return PRESETS[name]()
-    if not Path(name).exists() and not name.endswith(".toml"):
+    if not os.path.exists(name) and not name.endswith(".toml"):
         raise errors.InputError(
             f"{name!r} is neither a module ({', '.join(PRESETS)}) nor a TOML file"
         )
     return MCM.load(name)
 
 
-def _check_positive(value: float, where: str) -> None:
-    if not 0 < value < math.inf:
-        raise errors.MCMError(f"{where} is {value}, expected a positive, finite number")
+def _decode_toml(content: bytes, path: str | os.PathLike[str]) -> MCMFile:
+    """Decodes a module's TOML.
+
+    Raises:
+      FileFormatError: the content is no TOML in UTF-8, or breaks the schema.
+    """
+    if max(map(len, content.split(b"\n"))) > _MAX_TOML_LINE:
+        raise errors.FileFormatError(
+            f"{path}: a line is longer than {_MAX_TOML_LINE:,} bytes, expected a module"
+        )
+    try:
+        return msgspec.toml.decode(content, type=MCMFile)
+    except UnicodeDecodeError as error:
+        raise errors.FileFormatError(f"{path}: is no utf-8 text ({error.reason})") from error
+    except RecursionError as error:
+        raise errors.FileFormatError(f"{path}: is nested too deep, expected a module") from error
+    except msgspec.DecodeError as error:
+        raise errors.FileFormatError(f"{path}: {error}") from error
+    except ValueError as error:  # of Python's parser
+        raise errors.FileFormatError(
+            f"{path}: a number has thousands of digits, expected fewer"
+        ) from error
+
+
+def _check_positive(value: float, where: str, limits: tuple[float, float] = RATE_RANGE) -> None:
+    low, high = limits
+    if not low <= value <= high:
+        raise errors.MCMError(
+            f"{where} is {value}, expected a positive, finite number, {low:g} to {high:g}"
+        )

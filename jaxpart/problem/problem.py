@@ -248,6 +248,16 @@ class Problem:
             use_node=uses[:, 1],
         )
 
+    def contracted_assignment(self, assignment: IntArray) -> IntArray:
+        """[M] the chip of each contracted node; one of its chips where `assignment` splits it.
+
+        Args:
+          assignment: [N] chip of each node.
+        """
+        chips = np.zeros(self.num_contracted, np.int64)
+        chips[self.contraction] = assignment
+        return chips
+
     def assignment_of(self, chips: Sequence[int] | IntArray) -> IntArray:
         """Checks the chips of an assignment and returns them as an array.
 

@@ -9,17 +9,18 @@ import dataclasses
 import json
 import math
 import os
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
 
 from jaxpart.errors import FileFormatError, InputError, MCMError
-from jaxpart.files import read_bytes
+from jaxpart.files import decode_json, read_bytes
 from jaxpart.problem.graph import Graph
 from jaxpart.problem.mcm import MCM, MCMFile
 from jaxpart.problem.problem import IntArray, Problem
 
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 # Largest relative difference of two float64 bottlenecks that is only rounding; no note is made.
 _ROUNDING_ERROR = 1e-9
 
@@ -45,9 +46,9 @@ class _Link(
 
 class _Search(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     method: str
-    samples: int
-    wall_s: float
-    seed: int
+    samples: _Count
+    wall_s: Annotated[float, msgspec.Meta(ge=0, le=1e12)]
+    seed: _Count
 
 
 class ResultFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -133,14 +134,12 @@ def read_partition(path: str | os.PathLike[str]) -> StoredPartition:
     content = read_bytes(path)
     if not content.strip():
         raise FileFormatError(f"{path}: the file is empty, expected a result or a partition")
-    try:
-        top = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise FileFormatError(f"{path}: {error}; expected a result or a partition") from error
+    expected = "; expected a result or a partition"
+    top = decode_json(content, dict[str, msgspec.Raw], path, expected=expected)
     # A plain partition can have a node named "format", but its value is a number, not a string.
     if not bytes(top.get("format", b"")).startswith(b'"'):
         return StoredPartition(os.fspath(path), _chips_by_name(content, path))
-    file = _decode(content, path)
+    file = decode_json(content, ResultFile, path)
     chips = _chips_by_name(bytes(file.assignment), path)
     return StoredResult(os.fspath(path), chips, file, _module_of(file, path))
 
@@ -175,13 +174,6 @@ def read_assignment(path: str | os.PathLike[str], graph: Graph, mcm: MCM) -> Int
     return read_partition(path).on(graph, mcm)
 
 
-def _decode(content: bytes, path: str | os.PathLike[str]) -> ResultFile:
-    try:
-        return msgspec.json.decode(content, type=ResultFile)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise FileFormatError(f"{path}: {error}") from error
-
-
 def _module_of(file: ResultFile, path: str | os.PathLike[str]) -> MCM:
     """The module in the file; checks that stages and links of the file fit it."""
     try:
@@ -202,7 +194,9 @@ def _chips_by_name(content: bytes, path: str | os.PathLike[str]) -> dict[str, in
     if not content.lstrip().startswith(b"{"):
         raise FileFormatError(f'{path}: assignment: expected an object {{"node": chip, ...}}')
     chips: dict[str, int] = {}
-    for name, chip in json.loads(content, object_pairs_hook=list):
+    # msgspec reads an object with a repeated name without a word. It checks the rest: types, text.
+    decode_json(content, dict[str, Any], path, place="assignment: ")
+    for name, chip in json.loads(content, object_pairs_hook=list, parse_int=_integer):
         if name in chips:
             raise FileFormatError(f"{path}: assignment: {name!r} stands twice, expected once")
         if type(chip) is not int or chip < 0:
@@ -211,6 +205,11 @@ def _chips_by_name(content: bytes, path: str | os.PathLike[str]) -> dict[str, in
             )
         chips[name] = chip
     return chips
+
+
+def _integer(digits: str) -> int | str:
+    """A whole number; the digits themselves where they are too many for a chip's number."""
+    return int(digits) if len(digits) < 20 else digits
 
 
 def in_node_order(

@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TextIO
 
+from jaxpart.text import name_of, tell
+
 if TYPE_CHECKING:
     from jaxpart.runtime.state import Progress
 
@@ -14,7 +16,10 @@ _PLAIN_EVERY_S = 5.0  # seconds between plain lines
 
 def line(progress: Progress) -> str:
     """The state of a search in one line."""
-    parts = [f"{progress.elapsed_s:6.1f} s  {progress.phase}", f"{progress.samples:,} samples"]
+    parts = [
+        f"{progress.elapsed_s:6.1f} s  {name_of(progress.phase)}",
+        f"{progress.samples:,} samples",
+    ]
     best_s, bound_s = progress.best_s, progress.lower_bound_s
     if best_s is not None:
         parts.append(f"best {best_s * 1e6:,.6g} us")
@@ -26,9 +31,9 @@ def line(progress: Progress) -> str:
 
 
 @contextlib.contextmanager
-def shown(stream: TextIO) -> Iterator[Callable[[Progress], None]]:
+def shown(stream: TextIO | None) -> Iterator[Callable[[Progress], None]]:
     """A callback for `partition` that shows progress on `stream` while the context is open."""
-    if not stream.isatty():
+    if stream is None or not stream.isatty():
         yield _plain(stream)
         return
     from rich.console import Console  # slow to import
@@ -38,7 +43,7 @@ def shown(stream: TextIO) -> Iterator[Callable[[Progress], None]]:
         yield lambda progress: status.update(line(progress).replace("[", r"\["))
 
 
-def _plain(stream: TextIO) -> Callable[[Progress], None]:
+def _plain(stream: TextIO | None) -> Callable[[Progress], None]:
     """Writes a line when the phase changes, and otherwise every `_PLAIN_EVERY_S`."""
     last_phase, last_s = "", 0.0
 
@@ -46,6 +51,7 @@ def _plain(stream: TextIO) -> Callable[[Progress], None]:
         nonlocal last_phase, last_s
         if progress.phase != last_phase or progress.elapsed_s - last_s >= _PLAIN_EVERY_S:
             last_phase, last_s = progress.phase, progress.elapsed_s
-            print(line(progress), file=stream, flush=True)
+            with contextlib.suppress(OSError):  # a search goes on where nobody listens
+                tell(stream, line(progress))
 
     return show

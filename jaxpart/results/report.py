@@ -16,6 +16,7 @@ from jaxpart.bounds.hints import graph_hints, triangle_hint
 from jaxpart.cost.verdicts import verdicts
 from jaxpart.problem.mcm import MCM
 from jaxpart.problem.problem import IntArray, Problem
+from jaxpart.text import name_of, one_line
 
 if TYPE_CHECKING:
     from jaxpart.cost.evaluate import Costs
@@ -69,23 +70,23 @@ def headline(problem: Problem) -> str:
     """Two lines: the graph, and the module."""
     graph = problem.graph
     what = (
-        f"{graph.name}: {len(graph.nodes):,} nodes, {graph.num_edges:,} edges, "
+        f"{name_of(graph.name)}: {len(graph.nodes):,} nodes, {graph.num_edges:,} edges, "
         f"{_significant(graph.total_flops / 1e9)} GFLOP, "
         f"weights {_significant(graph.weight_bytes / _MIB)} MiB"
     )
     if graph.element_bytes is not None:
         what += f", {graph.element_bytes:g}-byte elements"
-    return f"{what}\n{machine_line(problem.mcm)}"
+    return f"{what}\n{module_line(problem.mcm)}"
 
 
-def machine_line(mcm: MCM) -> str:
+def module_line(mcm: MCM) -> str:
     """One line on a module."""
     shape = f"{mcm.rows}x{mcm.cols} mesh" if mcm.topology == "mesh" else mcm.topology
     sizes = _range([chip.sram_bytes / _MIB for chip in mcm.chips])
     peaks = _range([chip.peak_flops * chip.speed / 1e12 for chip in mcm.chips])
     return (
-        f"{mcm.name}: {mcm.num_chips} chips ({shape}), {peaks} TFLOP/s and {sizes} MiB each, links "
-        f"{_significant(mcm.link_bandwidth / 1e9)} GB/s, "
+        f"{name_of(mcm.name)}: {mcm.num_chips} chips ({shape}), {peaks} TFLOP/s and {sizes} "
+        f"MiB each, links {_significant(mcm.link_bandwidth / 1e9)} GB/s, "
         f"{'overlapped' if mcm.overlap else 'serial'} transfers"
     )
 
@@ -257,6 +258,7 @@ def _spans(numbers: IntArray) -> str:
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines with left-aligned columns; the last one is not padded."""
+    rows = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
     return ["  ".join([*map(str.ljust, row, widths), row[-1]]) for row in rows]
 

@@ -41,11 +41,16 @@ class Result(ScoredPartition):
 
     search: SearchInfo
 
-    def summary(self) -> str:
-        """A page of text: the costs, a table of the chips, and what binds."""
+    def summary(self, start_up_s: float | None = None) -> str:
+        """A page of text: the costs, a table of the chips, and what binds.
+
+        Args:
+          start_up_s: seconds before the search began, to be said beside its time; None: not said.
+        """
         search = self.search
+        before = "" if start_up_s is None else f", start-up {start_up_s:.1f} s"
         found = (
-            f"{search.method}, {search.samples:,} samples in {search.wall_s:.1f} s, "
+            f"{search.method}, {search.samples:,} samples in {search.wall_s:.1f} s{before}, "
             f"seed {search.seed}" + (" (interrupted)" if search.interrupted else "")
         )
         return report.summary(self, found)

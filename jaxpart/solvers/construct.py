@@ -52,7 +52,7 @@ def construct(
     """
     cost = _cost(problem, y, weights)
     guide_order = np.lexsort(
-        (np.arange(problem.num_contracted), _chips_of_contracted(problem, guide))
+        (np.arange(problem.num_contracted), problem.contracted_assignment(guide))
     )
     graph_order = np.arange(problem.num_contracted)
     is_same_order = bool((guide_order == graph_order).all())
@@ -82,7 +82,7 @@ def keeps_rules(problem: Problem, f: IntArray) -> bool:
     rules = problem.mcm.constraints
     if ((problem.fixed_chip >= 0) & (f != problem.fixed_chip)).any():
         return False
-    if (f != _chips_of_contracted(problem, f)[problem.contraction]).any():
+    if (f != problem.contracted_assignment(f)[problem.contraction]).any():
         return False
     pairs = f[problem.node_pairs]
     if rules.acyclic and (pairs[:, 0] > pairs[:, 1]).any():
@@ -292,13 +292,6 @@ def _cost(problem: Problem, y: IntArray, weights: FloatArray) -> FloatArray:
     return np.where(
         (fixed_chip[:, None] >= 0) & (fixed_chip[:, None] != chips[None]), np.inf, of_contracted
     )
-
-
-def _chips_of_contracted(problem: Problem, f: IntArray) -> IntArray:
-    """Returns [M] the chip of each contracted node; one of its chips where f [N] splits it."""
-    chips = np.zeros(problem.num_contracted, np.int64)
-    chips[problem.contraction] = f
-    return chips
 
 
 def _add(added: FloatArray, at: IntArray, reach: IntArray, size: FloatArray) -> None:

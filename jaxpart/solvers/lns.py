@@ -8,7 +8,6 @@ import time
 import numpy as np
 
 from jaxpart.problem.problem import IntArray, Problem
-from jaxpart.solvers.minimum_cut import contracted_chips
 from jaxpart.solvers.model import Model
 from jaxpart.solvers.repair import Outcome
 from jaxpart.solvers.scip import Limits, Status, solve
@@ -48,7 +47,7 @@ def lns(
     """
     began = time.monotonic()
     deadline = began + time_limit_s
-    best = contracted_chips(problem, f)
+    best = problem.contracted_assignment(f)
     span = problem.mcm.constraints.triangle and _keeps_span(problem, best)
     best_s, slowest = _bottleneck(problem, best)
     bound = -math.inf
@@ -113,7 +112,7 @@ def solve_exact(
     starts = []
     unit_s = _unit_s(problem)
     if incumbent is not None:
-        starts.append(contracted_chips(problem, incumbent))
+        starts.append(problem.contracted_assignment(incumbent))
         incumbent_s, _ = _bottleneck(problem, starts[0])
         unit_s = incumbent_s or unit_s
     low = np.zeros(problem.num_contracted, np.int64)

@@ -117,18 +117,6 @@ def squeeze(problem: Problem, f: IntArray) -> IntArray | None:
     return squeezed if (squeezed[is_fixed] == problem.fixed_chip[is_fixed]).all() else None
 
 
-def contracted_chips(problem: Problem, f: IntArray) -> IntArray:
-    """Returns [M] the chip of each contracted node.
-
-    Args:
-      problem: of N nodes.
-      f: [N] chips that keep contracted nodes together.
-    """
-    chips = np.zeros(problem.num_contracted, np.int64)
-    chips[problem.contraction] = f
-    return chips
-
-
 def tighten(
     problem: Problem, low: IntArray, high: IntArray, rule: EdgeRule
 ) -> tuple[IntArray, IntArray]:

@@ -14,7 +14,7 @@ from jaxpart.bounds.infeasible import why_infeasible
 from jaxpart.cost import host
 from jaxpart.problem.problem import FloatArray, IntArray, Problem
 from jaxpart.solvers.construct import construct
-from jaxpart.solvers.minimum_cut import EdgeRule, contracted_chips, nearest, squeeze
+from jaxpart.solvers.minimum_cut import EdgeRule, nearest, squeeze
 from jaxpart.solvers.model import Model
 from jaxpart.solvers.scip import Limits, Status, solve
 
@@ -154,9 +154,9 @@ def repair(
         starts, cutoff = [], math.inf
         if best is None:
             # The rows that the cut breaks are stated before SCIP starts, in each window anew.
-            model.separate(contracted_chips(problem, guide if f is None else f))
+            model.separate(problem.contracted_assignment(guide if f is None else f))
         elif window is None:
-            starts.append(contracted_chips(problem, best))
+            starts.append(problem.contracted_assignment(best))
         else:
             cutoff = distance(best)
         left = deadline - time.monotonic()
@@ -201,7 +201,7 @@ def _windows(
     has_triangle = problem.mcm.constraints.triangle
     lowest, highest = np.zeros(contracted, np.int64), np.full(contracted, chips - 1, np.int64)
     if f is not None and window is not None:
-        center = contracted_chips(problem, f)
+        center = problem.contracted_assignment(f)
         broken = np.flatnonzero(_broken_chips(problem, f))
         distance = np.abs(center[:, None] - broken[None]).min(axis=1)
         while window < chips:

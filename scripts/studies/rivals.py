@@ -33,7 +33,7 @@ from jaxpart.cost.evaluate import verify
 from jaxpart.cost.greedy import baseline
 from jaxpart.cost.host import bottleneck_s
 from jaxpart.problem.problem import IntArray, Problem
-from jaxpart.solvers.minimum_cut import contracted_chips, squeeze
+from jaxpart.solvers.minimum_cut import squeeze
 from jaxpart.solvers.model import Model
 from jaxpart.solvers.program import ONE, Terms
 from jaxpart.solvers.repair import repair
@@ -161,7 +161,7 @@ def by_cpsat(problem: Problem, limits: Limits) -> Run:
     while not program.is_infeasible and track.elapsed_s < limits.seconds:
         stated.follow()
         if track.best is not None:
-            stated.hint(contracted_chips(problem, track.best))
+            stated.hint(problem.contracted_assignment(track.best))
         solver, found = cp_model.CpSolver(), Found()
         solver.parameters.max_time_in_seconds = max(0.01, limits.seconds - track.elapsed_s)
         solver.parameters.num_workers = limits.threads
@@ -304,7 +304,7 @@ def by_scip(problem: Problem, limits: Limits) -> Run:
             found.is_broken, rows = False, follow()
         if track.best is not None:
             start = scip.createSol()
-            values = program.point(contracted_chips(problem, track.best)).tolist()
+            values = program.point(problem.contracted_assignment(track.best)).tolist()
             for variable, value in zip(variables, values, strict=True):
                 scip.setSolVal(start, variable, value)
             scip.addSol(start, free=True)

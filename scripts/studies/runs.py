@@ -132,6 +132,7 @@ def by_jaxpart(
             time_limit_s=seconds,
             seed=seed,
             relative_gap=GAP,
+            count_compilation=False,
             callback=watch,
         )
     except InfeasibleError as error:

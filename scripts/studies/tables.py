@@ -74,17 +74,20 @@ def mean(values: Sequence[float]) -> float:
     return statistics.geometric_mean(values or [1.0])
 
 
-def measured(name: str) -> str:
-    """One line: command, device, versions and commit of a raw file."""
-    document = raw(name)
-    told = json.loads((FOLDER / "provenance.json").read_bytes())[name]
-    environments = document.get("environments") or [document["environment"]]
-    found = environments[0]
-    versions = ", ".join(f"{key} {found[key]}" for key in _VERSIONS if key in found)
-    return (
-        f"`{told['command']}`, commit {told['commit']}, {told['cores']}, {found['machine']}, "
-        f"Python {found['python']}, {versions}.\n"
-    )
+def measured(*names: str) -> str:
+    """A line for each raw file: command, cores, machine, versions and commit."""
+    provenance = json.loads((FOLDER / "provenance.json").read_bytes())
+    lines = []
+    for name in names:
+        document, told = raw(name), provenance[name]
+        environments = document.get("environments") or [document["environment"]]
+        found = environments[0]
+        versions = ", ".join(f"{key} {found[key]}" for key in _VERSIONS if key in found)
+        lines.append(
+            f"`{told['command']}`, commit {told['commit']}, {told['cores']}, {found['machine']}, "
+            f"Python {found['python']}, {versions}."
+        )
+    return "\n\n".join(lines) + "\n"
 
 
 def compared(*names: str, with_nodes: bool = False, with_bound: bool = False) -> str:
@@ -397,6 +400,29 @@ def ablations() -> str:
     return markdown("without | >x greedy | >samples valid", lines)
 
 
+def provers() -> str:
+    """SCIP and CP-SAT on the same programs."""
+    lines = [
+        [
+            f"{row['graph']}/{row['mcm']}",
+            str(row["nodes"]),
+            *(
+                text
+                for solver in ("scip", "cpsat")
+                for text in (
+                    "yes" if row[solver]["proven"] else "no",
+                    number(row[solver]["seconds"], 1),
+                    percent(row[solver]["gap"], 3),
+                )
+            ),
+        ]
+        for row in raw("provers")["rows"]
+    ]
+    return markdown(
+        "pair | >contracted nodes | SCIP proves | >s | >gap | CP-SAT proves | >s | >gap", lines
+    )
+
+
 def headline() -> str:
     """What the first page says: a line per claim."""
     bert = {row["mcm"]: row for row in raw("bert-large")["rows"]}["mcm36"]
@@ -415,29 +441,34 @@ def headline() -> str:
     lines = [
         [
             "BERT-large (1,713 nodes) on `mcm36`",
+            "2",
             f"{bert['bottleneck_s'] * 1e6:,.1f} us, {bert['improvement']:.3f} x greedy, "
             f"gap {percent(bert['gap'], 3)}, {bert['seconds']:.1f} s",
         ],
         [
             "96 graphs on 4, 8 and 36 chips, 20 s each",
+            "1",
             f"{status['proven']} of {sum(status.values())} proven optimal, "
             f"{status['infeasible']} infeasible with proof, {status['nothing found']} without an "
             f"answer; {better:.2f} x greedy",
         ],
         [
             "validation and test graphs, 60 s each",
+            "1, nine pairs 2",
             f"{proofs['proven'] + proofs['infeasible']} of {sum(proofs.values())} proven",
         ],
         [
             f"a decoder of {largest['nodes']:,} nodes on {largest['chips']} chips",
+            "2",
             f"optimal, with proof, in {largest['partition_s']:.1f} s",
         ],
         [
             "time to what CP-SAT and SCIP have after 60 s, from 300 nodes on",
+            "1",
             f"{shares['cpsat']} and {shares['scip']} of it",
         ],
     ]
-    return markdown("what | measured", lines)
+    return markdown("what | cores | measured", lines)
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -446,9 +477,12 @@ TABLES: dict[str, Callable[[], str]] = {
     "bert-large": lambda: compared("bert-large", with_bound=True) + "\n" + measured("bert-large"),
     "published-inputs": lambda: compared("published-inputs") + "\n" + measured("published-inputs"),
     "onnx": lambda: (
-        compared("onnx-light", "onnx-light-128mib", with_nodes=True) + "\n" + measured("onnx-light")
+        compared("onnx-light", "onnx-light-128mib", with_nodes=True)
+        + "\n"
+        + measured("onnx-light", "onnx-light-128mib")
     ),
     "certainty": lambda: certainty() + "\n" + measured("certify"),
+    "provers": lambda: provers() + "\n" + measured("provers"),
     "projection": lambda: projection() + "\n" + measured("projection"),
     "repair": lambda: repair() + "\n" + measured("repair"),
     "inner": lambda: inner() + "\n" + measured("inner"),
@@ -458,7 +492,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "quality": lambda: quality("quality-test", with_best=True) + "\n" + measured("quality-test"),
     "growth": lambda: growth() + "\n" + measured("growth"),
     "transfer": lambda: transfer() + "\n" + measured("transfer"),
-    "beyond": lambda: beyond() + "\n" + measured("transfer-beyond"),
+    "beyond": lambda: (
+        beyond() + "\n" + measured("transfer-beyond", "transfer-pipedream", "transfer-orders")
+    ),
     "ablations": lambda: ablations() + "\n" + measured("transfer-ablations"),
 }
 

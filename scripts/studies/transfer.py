@@ -197,7 +197,7 @@ def _method(decoder: str, method: str, trained: Any) -> Callable[[Any], Iterable
         "sample-mode": {"mode": "sample"},
         "no-solver": {"solver": False},
         "as-drawn": {"solver": False, "mode": "none"},
-        "no-attention": {"learn_after": 0, "sizes": NetworkConfig(layers=0)},
+        "no-attention": {"learn_after": 0, "network": NetworkConfig(layers=0)},
     }
     config = dataclasses.replace(config, **changes.get(method, {}))
     is_fresh = method in ("fresh", "scratch", "no-attention")
@@ -254,7 +254,7 @@ def _run(problem: Any, method: Any, samples: int, seed: int) -> dict[str, Any]:
     from jaxpart.runtime.state import Budget, Search
 
     start_s = time.perf_counter()
-    search = Search(problem, Budget(None, samples, 0.0), seed)
+    search = Search(problem, Budget(None, samples, 0.0), seed, count_compilation=False)
     greedy = baseline(problem)
     assert greedy is not None  # pairs without a baseline have no runs
     search.offer(greedy[:, None])

@@ -19,7 +19,7 @@ from jaxpart.errors import (
     MCMError,
     UnknownNodeError,
 )
-from jaxpart.ingest.load import load_with_machine
+from jaxpart.ingest.load import load_with_module
 from jaxpart.problem.graph import Graph, Node, Tensor, Weight
 from jaxpart.problem.mcm import MCM, Chip, Constraints
 
@@ -40,9 +40,9 @@ def file(tmp_path):
 
 def assert_refused(path, error, message, **options):
     with pytest.raises(error, match=message) as caught:
-        load_with_machine(path, **options)
+        load_with_module(path, **options)
     assert str(caught.value).startswith(f"{path}: ")
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).isprintable()
 
 
 # The four formats
@@ -73,9 +73,9 @@ def test_the_format_is_recognised_whatever_the_name(file):
         profile(): "node1",
     }
     for content, first in cases.items():
-        assert load_with_machine(file(content))[0].nodes[0].name == first
-        assert load_with_machine(file(gzip.compress(content.encode())))[0].nodes[0].name == first
-    graph, brought = load_with_machine(file(relu.SerializeToString()), dims={"n": 5})
+        assert load_with_module(file(content))[0].nodes[0].name == first
+        assert load_with_module(file(gzip.compress(content.encode())))[0].nodes[0].name == first
+    graph, brought = load_with_module(file(relu.SerializeToString()), dims={"n": 5})
     assert [v.op for v in graph.nodes] == ["Relu"]
     assert graph.tensors[0].bytes == 20
     assert brought is None
@@ -85,7 +85,7 @@ def test_a_graph_that_was_saved_comes_back_without_a_machine(tmp_path):
     for name in ("g.json", "g.json.gz"):
         SMALL.save(tmp_path / name)
 
-        assert load_with_machine(tmp_path / name) == (SMALL, None)
+        assert load_with_module(tmp_path / name) == (SMALL, None)
 
 
 UNKNOWN_FIELD = {"format": "jaxpart-graph", "version": 1, "nodes": [], "tensors": []}
@@ -121,7 +121,7 @@ def test_every_truncation_of_a_graph_file_is_refused(tmp_path, file):
 
     for length in range(len(whole)):
         with pytest.raises(FileFormatError, match=r"^/.*input: "):
-            load_with_machine(file(whole[:length]))
+            load_with_module(file(whole[:length]))
 
 
 def test_text_under_the_name_of_an_onnx_model_is_a_broken_model(file):
@@ -156,12 +156,12 @@ def max_load_input(**changes):
         {"sourceId": 20, "destId": 30, "cost": 0},
         {"sourceId": 30, "destId": 40, "cost": 3},
     ]
-    whole = {"maxSizePerFPGA": 1000.5, "maxFPGAs": 3, "maxCPUs": 1, "nodes": nodes, "edges": edges}
+    whole = {"maxSizePerFPGA": 1000.5, "maxFPGAs": 3, "maxCPUs": 0, "nodes": nodes, "edges": edges}
     return whole | changes
 
 
 def test_a_max_load_input_brings_its_graph_and_its_machine(file):
-    graph, mcm = load_with_machine(file(json.dumps(max_load_input()), "bert.v2.json"))
+    graph, mcm = load_with_module(file(json.dumps(max_load_input()), "bert.v2.json"))
 
     assert graph == Graph(
         nodes=(
@@ -209,7 +209,12 @@ BAD_MAX_LOADS = [
     (changed("edges", 3, destId=10), CycleError, "'20' -> '30' -> '10' -> '20'"),
     (max_load_input(nodes=[], edges=[]), EmptyGraphError, "no nodes"),
     (max_load_input(maxFPGAs=0), MCMError, "maxFPGAs is 0, expected 1 or more"),
+    (max_load_input(maxFPGAs=10**10), MCMError, "maxFPGAs is 10000000000, .* at most 4,096"),
     (max_load_input(maxSizePerFPGA=0), MCMError, "sram_bytes is 0"),
+    (max_load_input(maxSizePerFPGA=1e308), MCMError, r"sram_bytes is 1e\+308"),
+    (changed("nodes", 0, fpgaLatency=1e308), CostError, r"seconds is 1e\+308"),
+    (changed("edges", 1, cost=1e308), CostError, r"bytes is 1e\+308"),
+    (changed("edges", 1, destId="\x1b[31m"), UnknownNodeError, r"edge 1 names node \\x1b\[31m"),
     ({"maxFPGAs": 2}, FileFormatError, "missing required field"),
 ]
 # fmt: on
@@ -225,9 +230,41 @@ def test_edges_of_one_tensor_that_differ_in_cost_count_as_the_largest_and_say_so
     path = file(json.dumps(changed("edges", 1, cost=0.75)))
 
     with pytest.warns(UserWarning, match=r"edges out of node 10 differ in cost; the largest"):
-        graph, _ = load_with_machine(path)
+        graph, _ = load_with_module(path)
 
     assert graph.tensors[0] == Tensor(0, 0.75, (1, 3))
+
+
+def test_cpus_that_are_left_out_are_told(file):
+    message = r"its 1 CPUs are left out: .* those of the 3 accelerators alone"
+    with pytest.warns(UserWarning, match=message):
+        load_with_module(file(json.dumps(max_load_input(maxCPUs=1))))
+
+
+def test_many_edges_that_differ_in_cost_are_told_in_one_line(file):
+    whole = max_load_input()
+    whole["edges"] += [{**edge, "cost": edge["cost"] + 1} for edge in whole["edges"]]
+
+    with pytest.warns(UserWarning, match=r"node 10 \(and of \d more nodes\) differ") as caught:
+        load_with_module(file(json.dumps(whole)))
+    assert len(caught) == 1
+
+
+def test_inputs_of_piper_are_answered_by_their_name(file):
+    # The keys of the published inputs, for example bert32a100.json.
+    piper = {"maxMemoryPerDevice": 1.6e10, "maxDevices": 8, "bandwidth": 2.5e10, "mbsInBatch": 480}
+    layer = {"timePerSample": 0.1, "parameterSize": 8.0, "memoryUsageA": 1, "memoryUsageB": 1}
+    piper |= {"nodes": [{"id": 1, "TMPCs": {"1": [{"id": "vanilla", **layer}]}}], "edges": []}
+
+    assert_refused(
+        file(json.dumps(piper)), FileFormatError, "a Piper input .* training .* expected inference"
+    )
+
+
+def test_a_decompression_bomb_is_refused(file):
+    bomb = gzip.compress(b'{"format":"' + b"a" * (130 << 20), compresslevel=1)
+
+    assert_refused(file(bomb), FileFormatError, "expands to more than 128 MiB")
 
 
 # PipeDream profiles
@@ -250,7 +287,7 @@ def profile():
 
 
 def test_a_profile_brings_its_graph_and_no_machine(file):
-    graph, mcm = load_with_machine(file(profile(), "gnmt.txt"))
+    graph, mcm = load_with_module(file(profile(), "gnmt.txt"))
 
     assert mcm is None
     assert graph == Graph(
@@ -278,6 +315,12 @@ BAD_PROFILES = [
     (("forward_compute_time=2.000", "forward_compute_time=-2"), CostError, "seconds is -0.002"),
     (("\tnode2 -- node3", "\tnode2 -- node9"), FileFormatError,
      "line 6: node9 is no node of the file"),
+    (("activation_size=8.0", "activation_size=[1e308; 1e308]"), CostError, "bytes is inf"),
+    (("activation_size=8.0", "activation_size=" + "9" * 5000), CostError, "bytes is inf"),
+    (("forward_compute_time=2.000", "forward_compute_time=1e300"), CostError, r"is 1e\+297"),
+    (("\tnode2 -- node3", "\tnode2 -- \x1b[31m"), FileFormatError, r"line 6: \\x1b\[31m is no"),
+    (("parameter_size=40.000", "parameter_size=\x07"), FileFormatError, r"is '\\x07', expected"),
+    (("forward_compute_time=2.000", "a" * 3_000_000), FileFormatError, "line 3: forward_compute"),
     (("node1 -- Input0", "node2 -- Input0"), DuplicateNameError,
      "line 2: node2 is there twice"),
     (("\tnode1 -- node2", "\tnode3 -- node2"), CycleError,
@@ -295,6 +338,12 @@ def test_a_bad_profile_is_refused_by_its_line(file, case):
         content = content.replace(old, new)
 
     assert_refused(file(content), error, message)
+
+
+def test_a_profile_has_a_largest_size(file):
+    content = profile() + "\n" * (16 << 20)
+
+    assert_refused(file(content), FileFormatError, "is larger than 16 MiB, the limit")
 
 
 def test_a_profile_that_is_no_text_is_refused_by_its_byte(file):

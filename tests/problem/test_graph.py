@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import math
+import os
 import tempfile
 from fractions import Fraction
 from pathlib import Path
@@ -80,6 +81,17 @@ BAD_GRAPHS = [
     (lambda: Graph(three(), (Tensor(0, -1, (1,)),)), errors.CostError, "tensor 0: bytes is -1"),
     (lambda: Graph(three(), (Tensor(0, math.nan, ()),)), errors.CostError, "0: bytes is nan"),
     (lambda: Graph(three(), (), (Weight(math.inf, ()),)), errors.CostError, "0: bytes is inf"),
+    (lambda: Graph(three(flops=1e308)), errors.CostError,
+     r"'c'\): flops is 1e\+308, expected a finite number, 0 or more \(1e-21 to 1e\+21 if not 0\)"),
+    (lambda: Graph(three(flops=10**400)), errors.CostError, r"'c'\): flops is 10000"),
+    (lambda: Graph(three(seconds=1e-320)), errors.CostError, r"'c'\): seconds is 1e-320"),
+    (lambda: Graph(three(), (Tensor(0, 2e21, (1,)),)), errors.CostError, r"bytes is 2e\+21"),
+    (lambda: Graph(three(), (), (Weight(1e-22, ()),)), errors.CostError, "bytes is 1e-22"),
+    (lambda: Graph(three(), element_bytes=1e4), errors.CostError, "element_bytes is 10000.0"),
+    (lambda: Graph((node("a\ud800"),)), errors.GraphError,
+     r"node 0: the name is 'a\\ud800', expected valid text"),
+    (lambda: Graph((Node("a", "\udcff", 1, 1),)), errors.GraphError, "node 0: the op is"),
+    (lambda: Graph(three(), name="\ud800"), errors.GraphError, "the name of the graph is"),
     (lambda: Graph(three(), element_bytes=0), errors.CostError, "element_bytes is 0"),
     (lambda: Graph(three(), element_bytes=math.nan), errors.CostError, "element_bytes is nan"),
     (lambda: Graph(three(), (Tensor(1, 1, (0,)),)), errors.OrderError,
@@ -203,6 +215,12 @@ BAD_FILES = [
     (GOLDEN.replace('"flops":8', '"flops":1e999'), "out of range|Number"),
     (GOLDEN.replace('"consumers":[1]', '"consumers":[1.5]'), "Expected `int`, got `float`"),
     (GOLDEN.replace('"pin":1', '"pin":true'), "got `bool`"),
+    (GOLDEN.replace('"flops":8', '"flops":' + "9" * 5000), "out of range"),
+    (GOLDEN.replace('"pin":1', '"pin":' + "9" * 5000), "out of range"),
+    (GOLDEN.replace('"name":"a"', '"name":"\\ud800"'), "malformed|truncated"),
+    (GOLDEN.replace('"consumers":[1]', '"consumers":' + "[" * 2000 + "]" * 2000), "got `array`"),
+    (GOLDEN.replace('"version"', '"\x7f\u202e":' + "[" * 2000 + ',"version"'), "too deep|unknown"),
+    (GOLDEN.replace('"op":"dot"', '"\\u001b[31m":1'), r"unknown field `\\x1b\[31m`"),
 ]
 # fmt: on
 
@@ -216,7 +234,48 @@ def test_a_file_that_breaks_the_schema_is_refused_by_name_and_place(tmp_path, co
         Graph.load(path)
 
     assert str(caught.value).startswith(f"{path}: ")
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+def test_a_file_with_long_names_is_refused_in_a_short_line(tmp_path):
+    path = tmp_path / "bad.json"
+    path.write_text(GOLDEN.replace('"a"', f'"{"x" * 5000}"').replace('"b"', f'"{"x" * 5000}"'))
+
+    with pytest.raises(errors.DuplicateNameError, match="another node has this name") as caught:
+        Graph.load(path)
+    assert len(str(caught.value)) < 600
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path):
+    path = tmp_path / "bad.json"
+    path.write_bytes(GOLDEN.encode().replace(b"golden", b"gold\xffen"))
+
+    with pytest.raises(errors.FileFormatError, match="is no utf-8 text"):
+        Graph.load(path)
+
+
+def test_names_with_controls_survive_their_file(tmp_path):
+    graph = Graph((node("a\x1b[31m\n"), node("\u202eb")), name="\x07$_{")
+    graph.save(tmp_path / "g.json")
+
+    assert Graph.load(tmp_path / "g.json") == graph
+
+
+def test_a_file_whose_name_is_no_text_gives_an_escaped_name(tmp_path):
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff.json")
+    with open(path, "w") as file:
+        file.write(GOLDEN.replace('"name":"golden",', ""))
+
+    assert Graph.load(path).name == r"bad\udcff"
+
+
+def test_whole_numbers_beyond_float64_are_those_of_the_file(tmp_path):
+    odd = 2**60 + 1  # no float64
+    graph = Graph(three(flops=odd), (Tensor(0, odd, (1,)),), (Weight(odd, (0,)),))
+    graph.save(tmp_path / "g.json")
+
+    assert Graph.load(tmp_path / "g.json") == graph
+    assert graph.nodes[2].flops == graph.tensors[0].bytes == graph.weights[0].bytes == 2**60
 
 
 def test_a_rule_broken_within_a_file_keeps_its_error_and_names_the_file(tmp_path):

@@ -105,6 +105,10 @@ BAD_MODULES = [
     ({"link_bandwidth": 0}, "links: bandwidth is 0.0"),
     ({"element_bytes": 0}, "element_bytes is 0"),
     ({"element_bytes": float("nan")}, "element_bytes is nan"),
+    ({"element_bytes": 1e4}, "element_bytes is 10000.0"),
+    ({"link_bandwidth": 1e308}, r"bandwidth is 1e\+308, .* finite number, 0.001 to 1e\+24"),
+    ({"chips": (dataclasses.replace(CHIP, speed=1e-9),)}, "chip 0: speed is 1e-09"),
+    ({"chips": (CHIP,) * 4097}, "the module has 4,097 chips, expected at most 4,096"),
     ({"rows": 2}, "rows and cols belong to a mesh, expected none here"),
     ({"topology": "host", "cols": 2}, "rows and cols belong to a mesh"),
     ({"topology": "mesh"}, "a mesh needs both rows and cols"),
@@ -132,6 +136,7 @@ def test_dataflow_may_be_cyclic_where_no_rule_needs_it_otherwise():
 
 
 MCM36 = GOLDEN["mcm36"]
+CHIPS = "\n[[chips]]\npeak_flops = 1e12\nsram_bandwidth = 1e9\nsram_bytes = 1e6\n"
 # fmt: off
 BAD_FILES = [
     ("", FileFormatError, "missing required field `name`"),
@@ -152,6 +157,16 @@ BAD_FILES = [
     (MCM36.replace("peak_flops = 4e12", "peak_flops = nan"), MCMError, "0: peak_flops is nan"),
     (MCM36.replace("sram_bytes = 33554432", "sram_bytes = inf"), MCMError, "sram_bytes is inf"),
     (MCM36.replace("count = 36", "count = 0"), MCMError, "table 0: count is 0, expected 1"),
+    (MCM36.replace("count = 36", "count = 1000000000"), MCMError,
+     "table 0: count is 1000000000, expected 1 or more, and at most 4,096 chips in all"),
+    (MCM36.replace("count = 36", "count = 4096") + CHIPS, MCMError, "table 1: count is 1"),
+    (MCM36.replace("count = 36", "count = " + "9" * 5000), FileFormatError, "thousands of digits"),
+    (MCM36.replace("count = 36", "count = " + "9" * 4000), MCMError, "table 0: count is 999"),
+    (MCM36.replace('"chain"', '"mesh"\nrows = ' + "9" * 4000 + "\ncols = 1"), MCMError, "rows"),
+    (MCM36.replace('"mcm36"', "[" * 9000), FileFormatError, "nested too deep"),
+    (MCM36.replace('"mcm36"', "{a=" * 3000), FileFormatError, "nested too deep"),
+    ("a." * 6000 + "a = 1", FileFormatError, "a line is longer than 10,000 bytes"),
+    (MCM36 + '"\\u001b[31m" = 1\n', FileFormatError, r"unknown field `\\x1b\[31m`"),
     (MCM36.replace("count = 36", "count = 1.5"), FileFormatError, "Expected `int`, got `float`"),
     (MCM36.replace("speed", "sped"), FileFormatError, "unknown field `sped`"),
     (MCM36.replace("memory = true", "memory = 1"), FileFormatError,
@@ -180,7 +195,20 @@ def test_a_bad_file_is_refused_by_name_and_place(tmp_path, content, error, messa
 
     assert type(caught.value) is error
     assert str(caught.value).startswith(f"{path}: ")
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+def test_the_largest_module_can_be_described():
+    mcm = module(chips=(CHIP,) * 4096)
+
+    assert mcm.num_chips == 4096
+    assert len(mcm.links) == 4095
+
+
+def test_names_that_are_no_file_are_no_module():
+    for name in ("", "x" * 5000, "a\0b", "\ud800"):
+        with pytest.raises(InputError, match="is neither a module"):
+            load_mcm(name)
 
 
 def test_what_is_neither_a_preset_nor_a_file_lists_the_presets(tmp_path):

@@ -198,6 +198,17 @@ def test_plain_json_is_a_partition_too(tmp_path):
         ('{"n0": 0, "n0": 1}', "'n0' stands twice"),
         ('{"format": "other"}', "format"),
         ("\xff", "expected a result or a partition"),
+        ('{"n0\xff": 0}', "is no utf-8 text"),
+        ('{"n0": ' + "9" * 5000 + "}", "out of range"),
+        ('{"n0": ' + "9" * 4000 + "}", "'n0' is on '999"),
+        ('{"n0": ' + "[" * 3000 + "}", "nested too deep"),
+        ('{"n0": {"format": ' + "[" * 900 + "]" * 900 + "}}", "'n0' is on [("),
+        ('{"n0": NaN}', "malformed"),
+        ('{"n0": 1e999}', "out of range"),
+        ('{"\\ud800": 0}', "expected a result or a partition"),
+        ('{"\\u001b[31m": -1}', r"'\x1b[31m' is on -1"),
+        ('{"\x7f": -1}', r"'\x7f' is on -1"),
+        ('{"' + "x" * 5000 + '": -1}', "xxx...xxx"),
     ],
 )
 def test_a_broken_partition_is_refused(tmp_path, content, expected):
@@ -208,6 +219,8 @@ def test_a_broken_partition_is_refused(tmp_path, content, expected):
         read_assignment(path, path_graph(), CHAIN)
     assert str(refusal.value).startswith(str(path))
     assert expected in str(refusal.value)
+    assert str(refusal.value).isprintable()
+    assert len(str(refusal.value)) < 1000
 
 
 @pytest.mark.parametrize(
@@ -221,6 +234,15 @@ def test_a_broken_partition_is_refused(tmp_path, content, expected):
         (lambda c: c["search"].update(seed="x"), "$.search.seed"),
         (lambda c: c["stages"].pop(), "expected one for each chip 0 to 2"),
         (lambda c: c["links"].pop(), "expected the 2 links"),
+        (lambda c: c["search"].update(samples=-1), "$.search.samples"),
+        (lambda c: c["search"].update(samples=10**30), "$.search.samples"),
+        (lambda c: c["search"].update(seed=10**30), "$.search.seed"),
+        (lambda c: c["search"].update(wall_s=1e300), "$.search.wall_s"),
+        (lambda c: c.update(bottleneck_s=float("nan")), "malformed"),
+        (lambda c: c.update({"\x1b[31m": 1}), r"unknown field `\x1b[31m`"),
+        (lambda c: c["mcm"]["chips"][0].update(count=10**9), "mcm: chips table 0: count is 10000"),
+        (lambda c: c["mcm"]["links"].update(bandwidth=1e308), "mcm: links: bandwidth is 1e+308"),
+        (lambda c: c["mcm"].update(topology="mesh", rows=10**20, cols=10**20), "mcm: rows * cols"),
         (lambda c: c["mcm"].update(topology="ring"), "$.mcm.topology"),
         (lambda c: c["mcm"].update(chips=[]), "mcm: the module has no chips"),
         (lambda c: c.update(assignment=[0, 1]), "assignment: expected an object"),
@@ -234,6 +256,41 @@ def test_a_result_file_that_breaks_its_schema_is_refused(saved, change, expected
         Result.load(saved, path_graph())
     assert str(refusal.value).startswith(str(saved))
     assert expected in str(refusal.value)
+
+
+HOSTILE = "\x1b]0;a\x07b\n$x_{$ \\frac\u202e"
+ESCAPED = r"\x1b]0;a\x07b\n$x_{$ \frac\u202e"
+
+
+def test_names_reach_the_summary_and_the_picture_escaped_and_as_they_are(tmp_path):
+    graph = path_graph(name=HOSTILE)
+    mcm = dataclasses.replace(CHAIN, name="y" * 5000)
+    result = make_result(graph, mcm, bound_method="\x1b[1m$_{", notes=("see \x1b[2J",))
+
+    lines = result.summary().split("\n")
+    assert lines[0].startswith(f"{ESCAPED}: 6 nodes")
+    assert lines[1].startswith("y" * 52 + "..." + "y" * 25 + ": 3 chips")
+    assert all(line.isprintable() for line in lines)
+    assert r"(\x1b[1m$_{)" in result.summary()
+    assert r"see \x1b[2J" in result.summary()
+    # An SVG says in comments what it draws letter by letter; a formula has none.
+    for kind in ("svg", "png", "pdf"):
+        result.plot(tmp_path / f"p.{kind}")
+    picture = (tmp_path / "p.svg").read_text()
+    assert f"<!-- {ESCAPED} on yyy" in picture
+    assert r"(\x1b[1m$_{) -->" in picture
+
+
+def test_names_survive_the_file_raw(tmp_path):
+    make_result(path_graph(name=HOSTILE)).save(tmp_path / "r.json")
+
+    assert json.loads((tmp_path / "r.json").read_text())["graph"] == HOSTILE
+
+
+def test_letters_that_the_font_lacks_are_no_warning(tmp_path, recwarn):
+    make_result(path_graph(name="层")).plot(tmp_path / "p.png")
+
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
 
 
 def test_a_file_that_cannot_be_written_is_said_so(tmp_path):

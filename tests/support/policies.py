@@ -6,4 +6,6 @@ from jaxpart.methods.policy.training import TrainingConfig
 SIZES = NetworkConfig(width=16, layers=2, heads=2, rank=2)
 
 
-PLAN = TrainingConfig(seed=1, tasks=2, rounds=2, learned=1, batch=8, order_share=0.0, sizes=SIZES)
+CONFIG = TrainingConfig(
+    seed=1, tasks=2, rounds=2, learned=1, batch=8, order_share=0.0, network=SIZES
+)

@@ -40,8 +40,7 @@ def keys_of(problem: Problem, assignment: IntArray) -> FloatArray:
       problem: its contracted nodes are numbered in a topological order.
       assignment: [N] a valid partition; data never flows to a lower chip.
     """
-    chip = np.zeros(problem.num_contracted, np.int64)
-    chip[problem.contraction] = assignment
+    chip = problem.contracted_assignment(assignment)
     keys = np.empty(problem.num_contracted)
     keys[np.argsort(chip, kind="stable")] = np.arange(problem.num_contracted)
     return keys

@@ -96,8 +96,7 @@ def positions(task: Task, assignment: IntArray) -> Float[Array, " N"]:
       [N] positions, 0..1; 0 for padding.
     """
     contracted = task.problem.contracted
-    chip = np.zeros(contracted.num_nodes, np.int64)
-    chip[task.problem.contraction] = assignment
+    chip = task.problem.contracted_assignment(assignment)
     load_s = contracted.node_s.mean(axis=1)
     of_chip = np.bincount(chip, weights=load_s, minlength=contracted.num_chips)
     middle = (np.cumsum(of_chip) - 0.5 * of_chip) / of_chip.sum()

@@ -22,7 +22,14 @@ from jaxpart.methods.policy.checkpoint import SHIPPED, Policy
 from jaxpart.methods.policy.imitation import Example, ImitationConfig, imitate
 from jaxpart.methods.policy.modules import CHIPS, draw_module
 from jaxpart.methods.policy.rollout import Task, initial_params
-from jaxpart.methods.policy.training import Learner, Row, TrainingConfig, advance, begin, score
+from jaxpart.methods.policy.training import (
+    Learner,
+    TrainingConfig,
+    TrainingRow,
+    advance,
+    begin,
+    score,
+)
 from jaxpart.problem.graph import Graph
 from jaxpart.problem.problem import Problem
 
@@ -32,7 +39,7 @@ VALIDATION = "validation.csv"  # one row per validation
 # and Linux allows a process 65,530. With JAX's compilation cache on disk, recompiling is cheap.
 _MAX_SHAPES = 14
 _TRIES = 8  # modules drawn per graph and number of chips, until one has a baseline
-_ALL_ROWS = [field.name for field in dataclasses.fields(Row)]
+_ALL_ROWS = [field.name for field in dataclasses.fields(TrainingRow)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +55,7 @@ class PretrainingRun:
     command: str = ""  # stored in the policy (`Policy.made`)
 
 
-def pairs(graphs: Sequence[Graph], count: int, seed: int) -> dict[str, Problem]:
+def pretraining_pairs(graphs: Sequence[Graph], count: int, seed: int) -> dict[str, Problem]:
     """Draws modules for each graph.
 
     A module on which the graph has no baseline is drawn again, a few times.
@@ -83,7 +90,7 @@ def pretrain(
     valid: dict[str, Problem],
     config: TrainingConfig,
     run: PretrainingRun,
-    report: Callable[[int, Sequence[Row], float], None] = lambda step, rows, best: None,
+    report: Callable[[int, Sequence[TrainingRow], float], None] = lambda step, rows, best: None,
     *,
     examples: Mapping[str, Example] | None = None,
     imitation: ImitationConfig | None = None,
@@ -136,7 +143,7 @@ def pretrain(
         folder / "checkpoints", options=ocp.CheckpointManagerOptions(max_to_keep=2)
     ) as manager:
         names = sorted(train)
-        learner = begin(config, initial_params(config.sizes, task(names[0]), config.seed))
+        learner = begin(config, initial_params(config.network, task(names[0]), config.seed))
         held = _Held(learner, learner.params, -1.0, 0.0)
         if manager.latest_step() is not None:
             held = _restored(manager, held)
@@ -146,7 +153,7 @@ def pretrain(
             held = dataclasses.replace(held, best_score=validate(held.learner))
             if examples:
                 programs.clear()
-                params = imitate(learner.params, config.sizes, examples, imitation, taught)
+                params = imitate(learner.params, config.network, examples, imitation, taught)
                 programs.clear()
                 held = dataclasses.replace(held, learner=begin(config, params))
                 held = _selected(held, validate(held.learner))
@@ -269,7 +276,7 @@ def _write_policy(
         **environment(),
     }
     path = folder / f"{SHIPPED}.policy"
-    Policy(held.best_params, config.sizes, made).save(path)
+    Policy(held.best_params, config.network, made).save(path)
     return path
 
 
@@ -301,7 +308,8 @@ def _check_same(folder: Path, description: str) -> None:
     path = folder / "config.txt"
     if path.exists() and path.read_text() != description:
         raise InputError(
-            f"{folder}: holds a run of another configuration or other pairs ({path.name}); name a new folder"
+            f"{folder}: holds a run of another configuration or other pairs ({path.name}); name "
+            "a new folder"
         )
     path.write_text(description)
 

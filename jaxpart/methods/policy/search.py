@@ -55,10 +55,10 @@ class PolicySearchConfig:
     decoder: Decoder | Literal["both"] = "labels"
     mode: Mode = "fix"
     learn_after: int | None = ZERO_SHOT  # samples before learning starts; None: never
-    settings: ppo.PPOConfig = dataclasses.field(default_factory=ppo.PPOConfig)
+    ppo_config: ppo.PPOConfig = dataclasses.field(default_factory=ppo.PPOConfig)
     solver: bool = True  # whether SCIP repairs promising invalid samples
     refines: bool = True  # whether rounds start from the best so far, or all from `Task.start`
-    sizes: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)  # of fresh weights
+    network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)  # of fresh weights
 
 
 NO_POLICY = "none"  # use no policy
@@ -121,7 +121,7 @@ def policy_of(policy: PolicySource) -> tuple[Policy | None, str]:
         return None, ""
     if policy is None and checkpoint.SHIPPED not in checkpoint.shipped_policies():
         return None, "no policy is shipped: an untrained one is used"
-    return Policy.load(policy or checkpoint.SHIPPED), ""
+    return Policy.load(checkpoint.SHIPPED if policy is None else policy), ""
 
 
 def with_policy(
@@ -140,8 +140,8 @@ def with_policy(
     def method(search: Search) -> Generator[None]:
         search.enter("policy")
         task = Task.build(search.problem)
-        params, sizes = weights_of(trained, task, search.seed, config.sizes)
-        opt_state = ppo.optimizer(config.settings).init(params)
+        params, sizes = weights_of(trained, task, search.seed, config.network)
+        opt_state = ppo.optimizer(config.ppo_config).init(params)
         state, key, step, own = task.start, jax.random.key(search.seed), 0, 0
         compiled: set[tuple[int, Decoder]] = set()
         with Workers(search) as workers:
@@ -169,12 +169,12 @@ def with_policy(
                     transition = ppo.Transition(
                         task.features, state, made.actions, made.log_prob, worth
                     )
-                    for _ in range(config.settings.epochs):
+                    for _ in range(config.ppo_config.epochs):
                         gradient, _ = ppo.gradient(
-                            params, transition, sizes, config.settings, decoder
+                            params, transition, sizes, config.ppo_config, decoder
                         )
                         params, opt_state = ppo.apply_gradients(
-                            params, opt_state, [gradient], config.settings
+                            params, opt_state, [gradient], config.ppo_config
                         )
                 if config.refines:
                     state = _joined(search, task, made)
@@ -250,7 +250,7 @@ def weights_of(
     if trained is None:
         sizes = fresh or NetworkConfig()
         return initial_params(sizes, task, seed), sizes
-    return trained.params, trained.sizes
+    return trained.params, trained.network
 
 
 def _decoder(config: PolicySearchConfig, step: int) -> Decoder:

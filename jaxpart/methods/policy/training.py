@@ -37,8 +37,8 @@ class TrainingConfig:
     learned: int = 4  # rounds per task that are learned from, drawn at random
     batch: int = 64  # samples per round
     order_share: float = 0.2  # probability that a task decodes by orders, which cost more
-    sizes: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
-    settings: ppo.PPOConfig = dataclasses.field(default_factory=ppo.PPOConfig)
+    network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
+    ppo_config: ppo.PPOConfig = dataclasses.field(default_factory=ppo.PPOConfig)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Learner:
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class TrainingRow:
     """The log of one task in one step. A reward is that of `ppo.py`, 0 for an invalid sample."""
 
     step: int  # from 0
@@ -70,7 +70,7 @@ class Row:
 
 def begin(config: TrainingConfig, params: Params) -> Learner:
     """A learner with these weights that has made no step."""
-    return Learner(params, ppo.optimizer(config.settings).init(params), 0)
+    return Learner(params, ppo.optimizer(config.ppo_config).init(params), 0)
 
 
 def decoder_of(task: Task, config: TrainingConfig, rng: np.random.Generator) -> Decoder:
@@ -90,7 +90,7 @@ def decoder_of(task: Task, config: TrainingConfig, rng: np.random.Generator) -> 
 
 def advance(
     learner: Learner, config: TrainingConfig, names: Sequence[str], tasks: Sequence[Task]
-) -> tuple[Learner, list[Row]]:
+) -> tuple[Learner, list[TrainingRow]]:
     """Makes one step: rollouts on its tasks, then epochs of PPO.
 
     Args:
@@ -117,24 +117,24 @@ def advance(
         rows.append({"step": learner.step, "task": name, "decoder": decoder, **row})
     params, opt_state = learner.params, learner.opt_state
     reports: dict[int, ppo.Report] = {}
-    for _ in range(config.settings.epochs):
+    for _ in range(config.ppo_config.epochs):
         shuffled = rng.permutation(len(transitions)).tolist()
-        for start in range(0, len(shuffled), config.settings.minibatch):
+        for start in range(0, len(shuffled), config.ppo_config.minibatch):
             gradients = []
-            for index in shuffled[start : start + config.settings.minibatch]:
+            for index in shuffled[start : start + config.ppo_config.minibatch]:
                 name, decoder, transition = transitions[index]
                 gradient, report = ppo.gradient(
-                    params, transition, config.sizes, config.settings, decoder
+                    params, transition, config.network, config.ppo_config, decoder
                 )
                 _check(learner.step, name, report, gradient)
                 gradients.append(gradient)
                 reports[index] = report
-            params, opt_state = ppo.apply_gradients(params, opt_state, gradients, config.settings)
+            params, opt_state = ppo.apply_gradients(params, opt_state, gradients, config.ppo_config)
     for number, row in enumerate(rows):
         own = [reports[number * config.learned + k] for k in range(config.learned)]
         fields = [f.name for f in dataclasses.fields(ppo.Report)]
         row |= {field: float(np.mean([getattr(r, field) for r in own])) for field in fields}
-    return Learner(params, opt_state, learner.step + 1), [Row(**row) for row in rows]
+    return Learner(params, opt_state, learner.step + 1), [TrainingRow(**row) for row in rows]
 
 
 def _episode(
@@ -145,7 +145,7 @@ def _episode(
     key: jax.Array,
     rng: np.random.Generator,
 ) -> tuple[list[ppo.Transition], dict[str, float]]:
-    """Plays the rounds of one task; returns transitions to learn from, and fields of `Row`."""
+    """Plays the rounds of one task; gives transitions to learn from, and figures of the rounds."""
     learned = set(rng.permutation(config.rounds)[: config.learned].tolist())
     state, transitions = task.start, []
     valid, rewards = [], []
@@ -153,7 +153,7 @@ def _episode(
         round_key = jax.random.fold_in(key, number)
         batch = play(
             learner.params,
-            config.sizes,
+            config.network,
             task,
             state,
             round_key,
@@ -216,7 +216,7 @@ def zero_shot(
     state = task.start
     for number in range(rounds):
         key = jax.random.fold_in(jax.random.key(seed), number)
-        batch = play(params, config.sizes, task, state, key, batch=config.batch, decoder=decoder)
+        batch = play(params, config.network, task, state, key, batch=config.batch, decoder=decoder)
         state = batch.after
     return task.reference_s / float(state.bottleneck_s)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxpart.cost.evaluate import verify
-from jaxpart.methods.clusters.growth import STALL_LIMIT, can_grow, contracted_of, measured
+from jaxpart.methods.clusters.growth import STALL_LIMIT, can_grow, measured
 from jaxpart.methods.clusters.search import clusters_background
 from jaxpart.methods.clusters.task import Grown, grow
 from jaxpart.problem.graph import Node
@@ -52,7 +52,7 @@ def test_nothing_comes_back_where_nothing_is_better(problem):
 
 
 def test_growing_goes_on_with_its_lead_as_long_as_its_patience_lasts(problem):
-    incumbent = contracted_of(problem, IN_A_ROW)
+    incumbent = problem.contracted_assignment(IN_A_ROW)
     # No time for a second step: what comes back is the lead after one.
     after_one = grow(problem, time_limit_s=0.0, bound_s=1.0, incumbent=incumbent, stall_limit=7)
 

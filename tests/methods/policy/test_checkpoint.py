@@ -65,7 +65,7 @@ def assert_refused(path, message):
 def test_a_checkpoint_comes_back_as_it_was(path):
     policy = Policy.load(path)
 
-    assert policy.sizes == SIZES
+    assert policy.network == SIZES
     assert jax.tree.map(np.shape, policy.params) == jax.tree.map(lambda v: v.shape, shapes())
     assert all((leaf == 0.5).all() for leaf in jax.tree.leaves(policy.params))
 

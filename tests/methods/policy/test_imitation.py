@@ -19,14 +19,19 @@ from jaxpart.methods.policy.imitation import (
     positions,
     read_examples,
 )
-from jaxpart.methods.policy.pretraining import VALIDATION, PretrainingRun, pairs, pretrain
+from jaxpart.methods.policy.pretraining import (
+    VALIDATION,
+    PretrainingRun,
+    pretrain,
+    pretraining_pairs,
+)
 from jaxpart.methods.policy.rollout import Task, initial_params, proposed
 from jaxpart.problem.graph import Graph, Node, Tensor
 from jaxpart.problem.mcm import load_mcm
 from jaxpart.problem.problem import Problem
 from jaxpart.results.result import Result
 from tests.support.graphs import ladder
-from tests.support.policies import PLAN, SIZES
+from tests.support.policies import CONFIG, SIZES
 
 LESSONS = ImitationConfig(epochs=60, batch=1, learning_rate=1e-2)
 
@@ -134,11 +139,11 @@ class KilledError(Exception):
 
 
 def taught_run(folder, steps, assignment=(0, 2, 1, 3), taught=lambda epoch, loss: None):
-    train, valid = pairs([ladder()], 1, 0), pairs([ladder(7)], 1, 0)
+    train, valid = pretraining_pairs([ladder()], 1, 0), pretraining_pairs([ladder(7)], 1, 0)
     return pretrain(
         train,
         valid,
-        PLAN,
+        CONFIG,
         PretrainingRun(folder, steps, save_every=2, validate_every=2),
         examples={"a": Example(problem(), np.array(assignment))},
         imitation=ImitationConfig(epochs=4, batch=1),

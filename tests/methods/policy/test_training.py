@@ -15,12 +15,18 @@ import pytest
 
 from jaxpart.cost.evaluate import verify
 from jaxpart.errors import FileFormatError, InputError
-from jaxpart.methods.policy import checkpoint, ppo, pretraining, training
+from jaxpart.methods.policy import checkpoint, ppo, training
 from jaxpart.methods.policy import search as policy_search
 from jaxpart.methods.policy.actions import LogProbs, log_probs
 from jaxpart.methods.policy.checkpoint import Policy
 from jaxpart.methods.policy.network import NetworkConfig, propose
-from jaxpart.methods.policy.pretraining import LOG, VALIDATION, PretrainingRun, pairs, pretrain
+from jaxpart.methods.policy.pretraining import (
+    LOG,
+    VALIDATION,
+    PretrainingRun,
+    pretrain,
+    pretraining_pairs,
+)
 from jaxpart.methods.policy.rollout import Task, initial_params, play
 from jaxpart.methods.policy.search import BATCH, PolicySearchConfig, with_policy
 from jaxpart.methods.policy.training import TrainingError
@@ -29,7 +35,7 @@ from jaxpart.problem.mcm import load_mcm
 from jaxpart.problem.problem import Problem
 from jaxpart.runtime.state import Budget, Search
 from tests.support.graphs import ladder
-from tests.support.policies import PLAN, SIZES
+from tests.support.policies import CONFIG, SIZES
 
 
 @functools.cache
@@ -139,7 +145,8 @@ def test_rounds_are_small_to_begin_with_and_where_nothing_is_learned(
 
 def test_fresh_weights_have_the_layers_that_are_asked_for():
     trees = [
-        searched(**sizes)[1].params["params"] for sizes in ({}, {"sizes": NetworkConfig(layers=0)})
+        searched(**changes)[1].params["params"]
+        for changes in ({}, {"network": NetworkConfig(layers=0)})
     ]
     assert [sum(name.startswith("Layer_") for name in tree) for tree in trees] == [3, 0]
 
@@ -210,9 +217,9 @@ def test_a_bandit_of_two_nodes_is_learned():
 
 
 def run_for(folder, steps, **more):
-    problems = pairs([ladder()], 1, 0)
+    problems = pretraining_pairs([ladder()], 1, 0)
     run = PretrainingRun(folder, steps, save_every=2, validate_every=2, **more)
-    return pretrain(problems, pairs([ladder(7)], 1, 0), PLAN, run)
+    return pretrain(problems, pretraining_pairs([ladder(7)], 1, 0), CONFIG, run)
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_weights_and_log(tmp_path):
@@ -233,10 +240,11 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights_and_log(tmp_path):
 
 def test_a_folder_with_a_run_of_another_plan_is_refused(tmp_path):
     run_for(tmp_path, 2)
-    problems = pairs([ladder()], 1, 0)
+    problems = pretraining_pairs([ladder()], 1, 0)
 
+    other = dataclasses.replace(CONFIG, seed=9)
     with pytest.raises(InputError, match="run of another configuration"):
-        pretrain(problems, problems, dataclasses.replace(PLAN, seed=9), PretrainingRun(tmp_path, 2))
+        pretrain(problems, problems, other, PretrainingRun(tmp_path, 2))
 
 
 def test_figures_that_are_none_stop_the_run_and_keep_the_last_checkpoint(tmp_path, monkeypatch):
@@ -264,7 +272,7 @@ def with_header(path, **changes):
 def test_a_checkpoint_comes_back_as_it_was(tmp_path):
     trained = Policy.load(saved(tmp_path))
 
-    assert (trained.sizes, trained.made) == (SIZES, {"seed": 0})
+    assert (trained.network, trained.made) == (SIZES, {"seed": 0})
     for a, b in zip(jax.tree.leaves(params()), jax.tree.leaves(trained.params), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -320,4 +328,5 @@ def test_entropy_of_labels_is_that_of_their_distribution():
     moves = np.asarray(made.actions.shared.moves)
     drawn = -np.asarray(log_prob.node)[moves].mean()
     assert float(entropy) == pytest.approx(drawn + np.log(9), abs=0.15)
-    assert pretraining.pairs([ladder()], 2, 0).keys() == pretraining.pairs([ladder()], 2, 0).keys()
+    once, again = (pretraining_pairs([ladder()], 2, 0).keys() for _ in range(2))
+    assert once == again
