@@ -1,4 +1,4 @@
-"""Who has the next step: who gains goes on, the others share the time, and who waits waits."""
+"""Which method takes the next step: one that gains goes on, the others share the time."""
 
 import itertools
 import math
@@ -80,7 +80,7 @@ def test_gains_too_small_to_pay_do_not_keep_the_others_out(search):
     assert abs(log[-100:].count("tempering") - 50) <= 2
 
 
-def test_a_method_that_waits_does_not_keep_the_others_out_nor_lose_its_turn(search):
+def test_a_method_that_waits_does_not_keep_the_others_out_nor_lose_its_next_step(search):
     log = []
     waits = itertools.chain(itertools.repeat(True, 5), itertools.repeat(False))
     methods = {

@@ -74,21 +74,21 @@ def line(flops: list[float], sizes: list[int], weights: list[int] | None = None)
     )
 
 
-def test_blocks_joined_by_a_slow_tensor_share_a_chip():
+def test_nodes_joined_by_a_slow_tensor_share_a_chip():
     problem = Problem.build(line([1, 1, 1, 1], [1, 9, 1]), module(3))
     reduced = reduce_below(problem, 4.0)
     assert reduced is not None
     assert reduced.problem.contraction.tolist() == [0, 1, 1, 2]
 
 
-def test_work_before_and_after_a_block_takes_chips():
+def test_work_before_and_after_a_node_takes_chips():
     problem = Problem.build(line([3, 3, 3, 3], [0, 0, 0]), module(4))
     reduced = reduce_below(problem, 3.5)
     assert reduced is not None
     assert reduced.low.tolist() == reduced.high.tolist() == [0, 1, 2, 3]
 
 
-def test_weights_before_a_block_take_chips():
+def test_weights_before_a_node_take_chips():
     problem = Problem.build(line([0, 0, 0], [0, 0], [6, 6, 6]), module(4, capacity=10))
     reduced = reduce_below(problem, 1.0)
     assert reduced is not None

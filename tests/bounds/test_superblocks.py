@@ -18,11 +18,11 @@ from tests.support.problems import instance, optimum_s
 from tests.support.strategies import TOPOLOGIES
 
 BOTH = (True, False)
-SWITCHES = list(itertools.product(TOPOLOGIES, BOTH, BOTH, BOTH, BOTH, ("full", "weights")))
+RULES_AND_MODELS = list(itertools.product(TOPOLOGIES, BOTH, BOTH, BOTH, BOTH, ("full", "weights")))
 PER_SWITCH = 11  # 96 combinations: over 1,000 instances
 
 
-@pytest.mark.parametrize("config", SWITCHES, ids=lambda s: "-".join(map(str, s)))
+@pytest.mark.parametrize("config", RULES_AND_MODELS, ids=lambda s: "-".join(map(str, s)))
 def test_no_bound_refutes_the_optimum(config):
     for seed in range(PER_SWITCH):
         problem = instance(*config, seed=seed)
@@ -69,7 +69,7 @@ def test_parallel_branches_add_up_in_the_cut_though_each_is_cheap():
     assert superblock_bound(problem, 1.0, 12.0) == pytest.approx(10.0, rel=2e-3)
 
 
-def test_without_overlap_a_chip_computes_receives_and_sends_in_turn():
+def test_without_overlap_a_chip_computes_receives_and_sends_one_after_the_other():
     problem = Problem.build(line([4] * 3, [1, 1]), unit_module(3, overlap=False))
 
     assert superblock_bound(problem, 1.0, 12.0) == pytest.approx(6.0, rel=2e-3)

@@ -46,7 +46,7 @@ def test_the_graph_has_about_as_many_nodes_as_the_papers(bert):
     assert 1700 <= len(bert.nodes) <= 2200
 
 
-def test_the_graph_is_one_piece(bert):
+def test_the_graph_is_connected(bert):
     graph = networkx.Graph((k.producer, q) for k in bert.tensors for q in k.consumers)
     assert len(graph) == len(bert.nodes)
     assert networkx.is_connected(graph)

@@ -1,3 +1,5 @@
+"""JAX functions: what becomes a node, a weight, a tensor, and what it costs."""
+
 from __future__ import annotations
 
 import runpy

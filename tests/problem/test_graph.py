@@ -123,7 +123,7 @@ def test_a_long_cycle_is_shown_by_its_ends():
         Graph(nodes, tensors)
 
 
-def test_pins_of_a_group_that_agree_are_fine():
+def test_fixed_chips_of_a_group_that_agree_are_fine():
     graph = Graph((node("a", pin=1, colocate=5), node("b", pin=1, colocate=5), node("c", pin=2)))
 
     assert [v.pin for v in graph.nodes] == [1, 1, 2]

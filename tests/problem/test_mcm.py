@@ -88,7 +88,7 @@ def test_a_preset_with_two_kinds_of_chips_has_both():
 
 
 @pytest.mark.parametrize("path", sorted(MODULES.glob("*.toml")), ids=lambda path: path.stem)
-def test_the_modules_beside_the_graphs_load(path):
+def test_the_shipped_modules_load(path):
     assert load_mcm(path).name == path.stem
 
 

@@ -104,7 +104,7 @@ def test_bytes_are_counted_in_what_the_module_computes_in(counted_as, computes_i
     assert problem.graph.tensors[0].bytes == 16 * ratio
 
 
-def test_a_pin_beyond_the_chips_names_its_node():
+def test_a_fixed_chip_beyond_the_chips_names_its_node():
     graph = chain(3, pin=[(1, 2)])
 
     assert Problem.build(graph, module(SLOW, SLOW, SLOW)).fixed_chip.tolist() == [-1, 2, -1]
@@ -115,7 +115,7 @@ def test_a_pin_beyond_the_chips_names_its_node():
 # Contracted nodes
 
 
-def test_without_colocation_every_node_is_its_own_block():
+def test_without_colocation_every_node_is_its_own_contracted_node():
     problem = Problem.build(chain(5), module(SLOW))
 
     assert problem.contraction.tolist() == [0, 1, 2, 3, 4]
@@ -136,7 +136,7 @@ def test_what_lies_between_two_colocated_nodes_shares_their_chip_where_dataflow_
     ]
 
 
-def test_groups_that_feed_each_other_become_one_block():
+def test_groups_that_feed_each_other_become_one_contracted_node():
     # Two chains side by side: 0 -> 2 -> 4 and 1 -> 3 -> 5; groups {0, 3} and {1, 2} close a cycle.
     nodes = tuple(
         Node(f"n{v}", "op", 1, 1, colocate=g) for v, g in enumerate([7, 5, 5, 7, None, None])
@@ -173,7 +173,7 @@ def oracle_groups(graph, merge_cycles):
 
 
 @given(graphs(max_nodes=12, pins=False), mcms())
-def test_blocks_are_those_of_the_oracle_and_numbered_as_said(graph, mcm):
+def test_contracted_nodes_are_those_of_the_oracle_and_numbered_as_said(graph, mcm):
     problem = Problem.build(graph, mcm)
     acyclic = mcm.constraints.acyclic
 
@@ -201,7 +201,7 @@ def test_blocks_are_those_of_the_oracle_and_numbered_as_said(graph, mcm):
 
 
 @given(graphs(max_nodes=12, pins=False), st.booleans())
-def test_contraction_names_each_block_by_its_smallest_node(graph, merge_cycles):
+def test_contraction_names_each_contracted_node_by_its_smallest_node(graph, merge_cycles):
     problem = Problem.build(graph, module(SLOW))
 
     first = contract(problem.num_nodes, problem.colocate, problem.node_pairs, merge_cycles)
@@ -210,7 +210,7 @@ def test_contraction_names_each_block_by_its_smallest_node(graph, merge_cycles):
     assert first.tolist() == [expected[v] for v in range(problem.num_nodes)]
 
 
-def test_a_pin_of_one_node_is_the_pin_of_its_block():
+def test_a_fixed_chip_of_one_node_is_that_of_its_contracted_node():
     graph = chain(6, colocate=[(1, 9), (3, 9)], pin=[(2, 1), (5, 0)])
 
     problem = Problem.build(graph, module(SLOW, SLOW))
@@ -219,7 +219,7 @@ def test_a_pin_of_one_node_is_the_pin_of_its_block():
     assert problem.contracted.fixed_chip.tolist() == [-1, 1, -1, 0]
 
 
-def test_pins_that_differ_within_a_block_have_no_solution():
+def test_fixed_chips_that_differ_within_a_contracted_node_have_no_solution():
     graph = chain(6, colocate=[(1, 9), (3, 9)], pin=[(2, 1), (3, 0)])
 
     problem = Problem.build(graph, module(SLOW, SLOW))
@@ -230,7 +230,7 @@ def test_pins_that_differ_within_a_block_have_no_solution():
 
 
 @given(graphs(max_nodes=10, pins=False), mcms(), st.data())
-def test_a_partition_of_blocks_costs_what_its_nodes_cost(graph, mcm, data):
+def test_a_partition_of_contracted_nodes_costs_what_its_nodes_cost(graph, mcm, data):
     problem = Problem.build(graph, mcm)
     contracted = problem.contracted
     last = mcm.num_chips - 1

@@ -1,4 +1,4 @@
-"""Work beside the steps of a search: who waits for whom."""
+"""Background work between the steps of a search: what waits for what."""
 
 import threading
 
@@ -15,7 +15,7 @@ def returned(steps):
             return end.value
 
 
-def test_turns_are_waits_but_those_given_to_what_compiles():
+def test_steps_are_waits_except_while_its_own_work_compiles():
     may_end = threading.Event()
     beside = in_thread(lambda: may_end.wait(60.0))
     assert [next(beside) for _ in range(3)] == [True] * 3

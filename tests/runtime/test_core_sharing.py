@@ -1,4 +1,4 @@
-"""Turns: of the busy processes at most so many run, all get on, and none stays stopped."""
+"""Core sharing: a limited number of busy processes run, all make progress, none stays stopped."""
 
 import contextlib
 import subprocess
@@ -42,7 +42,7 @@ def spinning(count):
 
 @linux_only
 @pytest.mark.parametrize("slots", [1, 2])
-def test_busy_processes_take_turns_and_run_on_when_there_are_few(slots):
+def test_busy_processes_share_cores_and_run_on_when_there_are_few(slots):
     sharing = CoreSharing(slots)
     with spinning(3) as processes:
         with contextlib.ExitStack() as busy:
@@ -59,7 +59,7 @@ def test_busy_processes_take_turns_and_run_on_when_there_are_few(slots):
 
 
 @linux_only
-def test_a_process_that_ends_in_its_turn_holds_up_nobody():
+def test_a_process_that_ends_holds_up_nobody():
     sharing = CoreSharing(1)
     with spinning(2) as (first, second), sharing.busy(first), sharing.busy(second):
         assert eventually(lambda: is_stopped(first))
@@ -70,7 +70,7 @@ def test_a_process_that_ends_in_its_turn_holds_up_nobody():
 
 
 @pytest.mark.parametrize("is_possible", [False, True])
-def test_pools_that_take_turns_answer_as_others_do(monkeypatch, is_possible):
+def test_pools_that_share_cores_answer_as_others_do(monkeypatch, is_possible):
     monkeypatch.setattr(sharing_module, "IS_POSSIBLE", is_possible and IS_POSSIBLE)
     problem, f = layered()
     ys = [noisy(f, seed) for seed in range(6)]

@@ -1,4 +1,4 @@
-"""CP-SAT and the proofs against every partition of tiny problems, for every switch."""
+"""CP-SAT and the proofs against every partition of tiny problems, for all combinations of rules."""
 
 import itertools
 
@@ -31,7 +31,7 @@ def tiny(seed: int, topology: str) -> tuple[Problem, dict[tuple[int, ...], float
 CASES = list(itertools.product(range(50), TOPOLOGIES))
 
 
-def test_the_cases_meet_every_switch():
+def test_the_cases_meet_every_combination_of_rules():
     seen = set()
     for seed, topology in CASES:
         mcm = tiny(seed, topology)[0].mcm

@@ -94,14 +94,14 @@ def test_without_span_an_edge_may_skip_chips_but_not_run_backward():
     np.testing.assert_array_equal(f, y)
 
 
-def test_pins_that_run_backward_along_an_edge_leave_nothing():
+def test_fixed_chips_that_run_backward_along_an_edge_leave_nothing():
     nodes = (Node("a", "op", 1.0, 1.0, pin=2), Node("b", "op", 1.0, 1.0, pin=1))
     problem = Problem.build(Graph(nodes, (Tensor(0, 1.0, (1,)),)), PRESETS["mcm4"]())
     assert nearest_span(problem, np.array([0, 0])) is None
     assert nearest(problem, np.array([0, 0]), rule="none") is not None
 
 
-def test_squeezing_leaves_no_chip_unused_and_no_pinned_node_moved():
+def test_squeezing_leaves_no_chip_unused_and_no_fixed_node_moved():
     free = Graph(tuple(Node(f"n{v}", "op", 1.0, 1.0) for v in range(3)))
     f = squeeze(Problem.build(free, PRESETS["mcm8"]()), np.array([5, 2, 5]))
     assert f is not None

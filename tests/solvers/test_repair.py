@@ -1,4 +1,4 @@
-"""Repair, polish and exact solutions against every partition of tiny problems."""
+"""Repair, improvement and exact solutions against every partition of tiny problems."""
 
 import dataclasses
 
@@ -134,7 +134,7 @@ def test_repair_moves_what_overflows_to_the_next_chips():
     assert oracle.evaluate(problem.graph, problem.mcm, answer(repaired)[0]).valid
 
 
-def test_polish_evens_out_a_lopsided_partition():
+def test_large_neighbourhood_search_evens_out_a_lopsided_partition():
     problem = deep_graph_with_little_memory()
     start, _ = answer(repair(problem, np.arange(60) // 18, time_limit_s=TIMEOUT_S))
     f, found_s = answer(lns(problem, start, time_limit_s=TIMEOUT_S))

@@ -230,7 +230,7 @@ def test_a_chip_may_be_full_to_the_last_byte(capacity, fits):
         ([(0, 1), (1, 2), (2, 3), (0, 2)], (0, 1, 2, 0), False),  # an edge across the cycle
     ],
 )
-def test_triangle_forbids_another_path_beside_an_edge_of_the_chip_graph(edges, at, holds):
+def test_triangle_forbids_a_longer_path_between_two_chips_with_an_edge(edges, at, holds):
     host = dataclasses.replace(HOST, constraints=NO_RULES)
     assert oracle.evaluate(of_edges(len(at), edges), host, at).triangle is holds
 
@@ -251,7 +251,7 @@ def test_acyclic_wants_no_edge_to_a_lower_chip(at, holds):
     ("at", "colocated", "pinned"),
     [((1, 0, 1), True, True), ((0, 0, 0), True, False), ((1, 0, 0), False, True)],
 )
-def test_colocation_and_pins_hold_whatever_is_switched_off(at, colocated, pinned):
+def test_colocation_and_fixed_chips_hold_whatever_is_switched_off(at, colocated, pinned):
     graph = of_edges(3, [], colocate={0: 5, 2: 5}, pin={0: 1})
     costs = oracle.evaluate(graph, dataclasses.replace(HOST, constraints=NO_RULES), at)
 
@@ -328,7 +328,7 @@ def test_greedy_counts_what_is_not_placed_yet_as_elsewhere():
     assert oracle.baseline(graph, on_chips(2, "full", sram_bytes=299)) == (0, 1, 1, 1)
 
 
-def test_greedy_closes_chips_before_a_node_that_is_pinned_further_on():
+def test_greedy_closes_chips_before_a_node_that_is_fixed_further_on():
     assert oracle.baseline(of_edges(6, [], pin={1: 1}), on_chips(3)) == (0, 1, 1, 2, 2, 2)
 
 
@@ -381,7 +381,7 @@ def test_baseline_is_null_where_no_walk_is_valid(graph, mcm):
         ([(0, 1), (2, 3)], {0: 0, 3: 0, 1: 1, 2: 1}, [[0, 1, 2, 3]]),  # each group feeds the other
     ],
 )
-def test_greedy_walks_blocks_that_colocation_and_its_cycles_tie(edges, groups, expected):
+def test_greedy_walks_groups_that_colocation_and_its_cycles_tie(edges, groups, expected):
     assert oracle.walking_order(of_edges(4, edges, colocate=groups)) == expected
 
 

@@ -16,9 +16,15 @@ Operations that JAX has too are counted as in `ingest/jaxpr/costs.py`.
 - Layout (Reshape, Transpose, Concat, Slice, Gather, ...): zero.
 - If: the branch with the most FLOPs. Scan: length * body. Loop: trips * body if the trip count is
   a constant, else one trip.
+- Operators of com.microsoft: `contrib.py`.
 
 Bytes: operands and results, each once. Operators that index a table (Gather, Slice, Scatter, ...)
-count only the bytes that they touch.
+count only the bytes that they touch. An operator that runs in steps counts them per step, as FLOPs:
+
+- LSTM, GRU, RNN: each step reads its weights and the states and writes the states. The sequences
+  are read and written once.
+- Loop, Scan: trips * (operands and results of the nodes of the body). If: the branch with the most
+  FLOPs. None of these counts less than its own operands and results once.
 """
 
 from __future__ import annotations
@@ -27,18 +33,41 @@ import dataclasses
 
 from onnx import GraphProto
 
-from jaxpart.errors import FileFormatError
-from jaxpart.ingest.onnx.operation import Operation
+from jaxpart.errors import FileFormatError, JaxpartError
+from jaxpart.ingest.onnx import contrib
+from jaxpart.ingest.onnx.operation import Operation, label, reads
 from jaxpart.ingest.onnx.rules import flops_of
-from jaxpart.ingest.onnx.shapes import attributes, known_arrays, small_values
+from jaxpart.ingest.onnx.shapes import Array, attributes, known_arrays, small_values
 
 _BRANCHES = ("then_branch", "else_branch")
+_RECURRENT = {"LSTM": 2, "GRU": 1, "RNN": 1}  # number of states
 # Operators that read only as many elements of their first operand as they return.
 _INDEXED = frozenset(
     ("ArrayFeatureExtractor", "Compress", "Gather", "GatherElements", "GatherND", "Slice")
 )
 # Operators that write into their first operand -> position of the operand that they write there.
 _UPDATES = {"Scatter": 2, "ScatterElements": 2, "ScatterND": 2, "TensorScatter": 1}
+# Operators that touch no element: constants, names of values, and facts about shapes.
+_FREE = frozenset(("Constant", "Identity", "Shape", "Size"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """What bodies access in all their runs.
+
+    Attributes:
+      captured: name of a value from outside -> how many times all its elements are read.
+      inner: a value that lives in a body -> how many times all its elements are read or written.
+    """
+
+    captured: dict[str, float] = dataclasses.field(default_factory=dict)
+    inner: list[tuple[Array, float]] = dataclasses.field(default_factory=list)
+
+    def add(self, other: Traffic, times: float) -> None:
+        """Adds `other`, run `times` times."""
+        for name, count in other.captured.items():
+            self.captured[name] = self.captured.get(name, 0.0) + count * times
+        self.inner.extend((array, count * times) for array, count in other.inner)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +76,10 @@ class Cost:
 
     Attributes:
       flops: FLOP.
-      reads: share of the bytes of each operand that is read, 0 to 1.
-      writes: share of the bytes of each result that is written, 0 to 1.
+      reads: how many times all elements of each operand are read; below 1 if some are not touched.
+      writes: how many times all elements of each result are written.
+      states: values that stay in the node, and how many times they are read or written.
+      body: what the bodies of the node access; None if it has none.
       unknown: names of the operators that could not be counted, in the node or its bodies. An
         operator without a rule counts one FLOP per result element. An operator in a body with an
         unknown shape counts zero.
@@ -57,6 +88,8 @@ class Cost:
     flops: float
     reads: tuple[float, ...]
     writes: tuple[float, ...]
+    states: tuple[tuple[Array, float], ...] = ()
+    body: Traffic | None = None
     unknown: frozenset[str] = frozenset()
 
 
@@ -68,52 +101,98 @@ def operation_cost(operation: Operation, where: str) -> Cost:
       where: name of the model, for messages.
 
     Returns:
-      FLOPs of the node, and the shares of its operands and results that it touches.
+      FLOPs of the node, and how often it reads and writes its operands and results.
 
     Raises:
       FileFormatError: the attributes of the node do not fit its shapes.
     """
-    flops, unknown = _work(operation, where)
-    reads, writes = [1.0] * len(operation.inputs), [1.0] * len(operation.outputs)
-    name = operation.node.op_type
-    if name in _INDEXED:
-        table = max(operation.shape(0).elements, 1)
-        reads[0] = min(operation.result.elements / table, 1.0)
-    elif name in _UPDATES and operation.has(_UPDATES[name]):
-        table = max(operation.shape(0).elements, 1)
-        reads[0] = writes[0] = min(operation.shape(_UPDATES[name]).elements / table, 1.0)
-    return Cost(flops, tuple(reads), tuple(writes), unknown)
-
-
-def _work(operation: Operation, where: str) -> tuple[float, frozenset[str]]:
-    """FLOPs of one node with its bodies, and names of the operators that are not counted."""
-    node = operation.node
-    given = attributes(node)
-    if node.domain not in ("", "ai.onnx"):
-        return float(operation.out), frozenset((f"{node.domain}.{node.op_type}",))
-    if node.op_type == "If":
-        branches = [_body_work(given[key].g, operation, where) for key in _BRANCHES if key in given]
-        return max(flops for flops, _ in branches), frozenset().union(*(u for _, u in branches))
-    if node.op_type in ("Loop", "Scan"):
-        flops, unknown = _body_work(given["body"].g, operation, where)
-        return _trips(operation) * flops, unknown
     try:
-        flops = flops_of(operation)
-    except (ValueError, IndexError, ZeroDivisionError) as error:  # rules do not check
+        return _cost(operation, where)
+    except JaxpartError:  # of a node in a body
+        raise
+    except (ValueError, IndexError, ZeroDivisionError, OverflowError) as error:
+        # The rules do not check.
         raise FileFormatError(
-            f"{where}: node {node.name or node.output[0]!r} ({node.op_type}): its attributes do "
-            f"not fit its shapes ({error})"
+            f"{where}: {label(operation.node)}: its attributes do not fit its shapes ({error})"
         ) from error
-    if flops is None:
-        return float(operation.out), frozenset((node.op_type,))
-    return float(flops), frozenset()
 
 
-def _body_work(body: GraphProto, operation: Operation, where: str) -> tuple[float, frozenset[str]]:
-    """As `_work`, for one run of a body of the node."""
-    arrays = {**operation.outer, **known_arrays(body)}
+def _cost(operation: Operation, where: str) -> Cost:
+    """As `operation_cost`; errors of a rule are raised as they are."""
+    read, written = [1.0] * len(operation.inputs), [1.0] * len(operation.outputs)
+    name = operation.node.op_type
+    if not operation.is_standard:
+        flops, unknown = _flops(operation)
+        for position, share in contrib.read_shares(operation).items():
+            read[position] = share
+        return Cost(flops, tuple(read), tuple(written), unknown=unknown)
+    if name == "If":
+        runs = [_run(graph, operation, where) for graph in _branches(operation)]
+        flops, body, _ = max(runs, key=lambda run: run[0])
+        unknown = frozenset().union(*(names for _, _, names in runs))
+        return Cost(flops, tuple(read), tuple(written), body=body, unknown=unknown)
+    if name in ("Loop", "Scan"):
+        flops, once, unknown = _run(attributes(operation.node)["body"].g, operation, where)
+        trips, body = _trips(operation), Traffic()
+        body.add(once, trips)
+        return Cost(trips * flops, tuple(read), tuple(written), body=body, unknown=unknown)
+    flops, unknown = _flops(operation)
+    if name in _RECURRENT:
+        return _recurrent_cost(operation, flops)
+    if name in _INDEXED:
+        read[0] = _share(operation.result.elements, operation.shape(0).elements)
+    elif name in _UPDATES and operation.has(_UPDATES[name]):
+        updates = operation.shape(_UPDATES[name]).elements
+        read[0] = written[0] = _share(updates, operation.shape(0).elements)
+    return Cost(flops, tuple(read), tuple(written), unknown=unknown)
+
+
+def _share(touched: int, table: int) -> float:
+    """Share of the elements of a table that are touched, 0 to 1."""
+    return min(touched / max(table, 1), 1.0)
+
+
+def _flops(operation: Operation) -> tuple[float, frozenset[str]]:
+    """FLOPs of a node without bodies, and its name if it has no rule."""
+    node = operation.node
+    flops = flops_of(operation) if operation.is_standard else contrib.flops_of(operation)
+    if flops is not None:
+        return float(flops), frozenset()
+    name = node.op_type if operation.is_standard else f"{node.domain}.{node.op_type}"
+    return float(operation.out), frozenset((name,))
+
+
+def _recurrent_cost(operation: Operation, flops: float) -> Cost:
+    """Cost of an LSTM, GRU or RNN."""
+    # Operands: the sequence, W, R, B, the lengths, the first states, P.
+    # Results: the sequence, the last states.
+    sequence = operation.shape(0).shape
+    steps = sequence[1 if operation.whole("layout", 0) else 0]
+    batch = sequence[0 if operation.whole("layout", 0) else 1]
+    once = (0, 4, 5, 6)
+    read = tuple(1.0 if i in once else float(steps) for i in range(len(operation.inputs)))
+    directions, _, hidden = operation.shape(2).shape
+    state = Array(operation.shape(0).dtype, (directions, batch, hidden))
+    # The first read and the last write of a state are those of operands and results.
+    between = 2.0 * max(steps - 1, 0) * _RECURRENT[operation.node.op_type]
+    return Cost(flops, read, (1.0,) * len(operation.outputs), states=((state, between),))
+
+
+def _branches(operation: Operation) -> list[GraphProto]:
+    given = attributes(operation.node)
+    return [given[key].g for key in _BRANCHES if key in given]
+
+
+def _run(
+    body: GraphProto, operation: Operation, where: str
+) -> tuple[float, Traffic, frozenset[str]]:
+    """One run of a body: FLOPs, what it accesses, and the operators that are not counted."""
+    own = known_arrays(body)
+    arrays = {**operation.outer, **own}
     values = {**operation.values, **small_values(body, where)}
-    total, unknown = 0.0, frozenset[str]()
+    made = {value.name for value in body.input} | {tensor.name for tensor in body.initializer}
+    made.update(name for node in body.node for name in node.output)
+    flops, traffic, unknown = 0.0, Traffic(), frozenset[str]()
     for node in body.node:
         names = [name for name in (*node.input, *node.output) if name]
         if not all(name in arrays for name in names):
@@ -125,20 +204,45 @@ def _body_work(body: GraphProto, operation: Operation, where: str) -> tuple[floa
             [arrays[name] if name else None for name in node.output],
             values,
             arrays,
+            operation.opset,
         )
-        flops, names_unknown = _work(inner, where)
-        total += flops
-        unknown |= names_unknown
-    return total, unknown
+        cost = operation_cost(inner, where)
+        flops += cost.flops
+        unknown |= cost.unknown
+        for name, times in _accesses(inner, cost).items():
+            if name in made:
+                traffic.inner.append((arrays[name], times))
+            else:
+                traffic.captured[name] = traffic.captured.get(name, 0.0) + times
+        traffic.inner.extend(cost.states)
+        traffic.inner.extend(cost.body.inner if cost.body else ())
+    return flops, traffic, unknown
+
+
+def _accesses(operation: Operation, cost: Cost) -> dict[str, float]:
+    """Name of each value that a node in a body reads or writes -> how many times."""
+    node = operation.node
+    if operation.is_standard and node.op_type in _FREE:
+        return {}
+    if cost.body is not None:  # the nodes of the bodies read and write
+        return dict(cost.body.captured)
+    accesses = dict.fromkeys(reads(node), 0.0)
+    for name, times in zip(node.input, cost.reads, strict=True):
+        if name:
+            accesses[name] = max(accesses[name], times)
+    for name, times in zip(node.output, cost.writes, strict=True):
+        if name:
+            accesses[name] = times
+    return accesses
 
 
 def _trips(operation: Operation) -> int:
     """Number of times that a Loop or Scan runs its body; 1 if it is not known."""
-    node = operation.node
-    if node.op_type == "Loop":
-        count = operation.values.get(node.input[0])
-        return 1 if count is None else max(int(count.reshape(-1)[0]), 0)
+    if operation.node.op_type == "Loop":
+        return max(operation.number(0, 1), 0)
     # The last operand is a scanned one; the first need not be (in opset 8 it is a length).
-    axes = operation.wholes("scan_input_axes", [0])
     scanned = operation.shape(len(operation.inputs) - 1).shape
+    if operation.opset < 9:  # [batch, length, ...]: the body sees one element of the batch
+        return scanned[0] * scanned[1]
+    axes = operation.wholes("scan_input_axes", [0])
     return scanned[axes[-1]] if scanned else 1

@@ -10,10 +10,11 @@
 4. Cheap nodes that depend on inputs alone and would tie distant nodes together are cloned into
    their consumers (`rewrite/clone.py`).
 
-Constants of one element, and integers and booleans up to 1 KiB (shapes, axes), are part of the
-program. All other constants are weights, because ONNX does not distinguish parameters from
-constants. If, Loop and Scan are one node each, with the weights of their bodies. `costs.py` counts
-the FLOPs and bytes of a node.
+Constants of one element, and booleans and integers of 32 or 64 bits up to 1 KiB (shapes, axes), are
+part of the program. All other constants are weights, because ONNX does not distinguish parameters
+from constants; `constants.py` tells which of them side chains may carry with them. If, Loop and
+Scan are one node each, with the weights of their bodies. `costs.py` counts the FLOPs and bytes of a
+node.
 """
 
 from __future__ import annotations
@@ -23,23 +24,23 @@ import dataclasses
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto, NodeProto, TensorProto
 
 from jaxpart.errors import EmptyGraphError, GraphError, InputError
-from jaxpart.files import read_bytes
+from jaxpart.files import read_bytes, stem_of
 from jaxpart.ingest.onnx import costs
+from jaxpart.ingest.onnx.constants import constant_weights, is_index_type
 from jaxpart.ingest.onnx.model import Model, parse, prepare
 from jaxpart.ingest.onnx.operation import Operation, body_constants, reads
 from jaxpart.ingest.onnx.shapes import Array
+from jaxpart.ingest.onnx.sizes import Bytes, Size, counter, total
 from jaxpart.ingest.rewrite.clone import clone_inputs
 from jaxpart.problem.graph import Graph, Node, Tensor, Weight
 
-# Bytes: integers and booleans up to this size are shapes, axes and indices, not weights.
+# Bytes: index types and booleans up to this size are shapes, axes and indices, not weights.
 _SMALL_CONSTANT_BYTES = 1024
-_Size = Callable[[Array], float]
 # Operators with operands and random results: never folded, even if the operands are constants.
 _RANDOM_LIKE = frozenset(("Bernoulli", "RandomNormalLike", "RandomUniformLike", "Multinomial"))
 
@@ -56,10 +57,11 @@ def from_onnx(
     Args:
       model: the path of a file, or a model in memory. The contents of weights are never read, so
         weight files outside the model may be missing.
-      dims: size of each free dimension by its name, or by "INPUT:AXIS" if it has no name.
+      dims: size of each free dimension by its name, or by "VALUE:AXIS" if it has no name. The value
+        is an input, or a result whose size only the run knows (the rows that a loop collects).
       element_bytes: bytes to count per element of a float tensor or weight (1 for an int8
-        deployment). A complex element counts twice that. Integers and booleans keep their size. By
-        default all sizes are as stored.
+        deployment). A complex element counts twice that. Integers, booleans and quantised values
+        (floats below 16 bits too) keep their size. By default all sizes are as stored.
       name: name of the graph; the default is the name of the file, or of the graph in the model.
 
     Returns:
@@ -111,7 +113,7 @@ def from_onnx_bytes(
 
 
 def _stem(path: str) -> str:
-    return Path(path).name.split(".")[0]
+    return stem_of(path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,18 +122,38 @@ class _Constant:
 
     Attributes:
       sources: names of the weights that it is made of.
-      reads: bytes that a consumer must read for it.
+      reads: bytes that a consumer must read for it, counted in the types of the weights.
+      stored: as `reads`, as the model stores them.
+      elements: number of elements that it is made of; fewer than it has if it is broadcast.
     """
 
     sources: frozenset[str]
-    reads: float
+    reads: Bytes
+    stored: float
+    elements: int
+
+    def touched(self, array: Array, size: Size, times: float) -> Bytes:
+        """Bytes that are read if a consumer reads all elements `times` times.
+
+        Args:
+          array: type and shape of the value.
+          size: counts the bytes of a value.
+          times: below 1 if the consumer reads a part.
+        """
+        broadcast = self.elements < array.elements
+        if times < 1 and broadcast:  # the part may be larger than what the whole is made of
+            return size(array).times(times) if array.bytes * times < self.stored else self.reads
+        return self.reads.times(times)
 
 
-def _counted(array: Array, element_bytes: float | None) -> float:
-    """Bytes of a value; a float element counts `element_bytes` if that is given."""
-    if element_bytes is None or not array.is_float:
-        return array.bytes
-    return array.elements * element_bytes * (2 if array.is_complex else 1)
+def _derived(array: Array, operands: Sequence[_Constant], size: Size) -> _Constant:
+    """A value that is computed from constants: a consumer reads it, or what it is made of."""
+    sources = frozenset().union(*(operand.sources for operand in operands))
+    elements = min(sum(operand.elements for operand in operands), array.elements)
+    stored = sum(operand.stored for operand in operands)
+    if stored <= array.bytes:  # as stored: the types of the weights decide, not how they count
+        return _Constant(sources, total(o.reads for o in operands), stored, elements)
+    return _Constant(sources, size(array), array.bytes, elements)
 
 
 def _common_element_bytes(arrays: Iterable[Array]) -> float:
@@ -145,7 +167,7 @@ def _common_element_bytes(arrays: Iterable[Array]) -> float:
 
 def _is_small(array: Array) -> bool:
     """Whether a constant is part of the program and not a weight."""
-    return array.elements <= 1 or (not array.is_float and array.bytes <= _SMALL_CONSTANT_BYTES)
+    return array.elements <= 1 or (is_index_type(array) and array.bytes <= _SMALL_CONSTANT_BYTES)
 
 
 def _graph(
@@ -160,12 +182,10 @@ def _graph(
         raise InputError(f"{where}: element_bytes is {element_bytes}, expected a positive number")
     model = prepare(proto, where, dims or {})
 
-    def size(array: Array) -> float:
-        return _counted(array, element_bytes)
-
+    size = counter(element_bytes)
     alias = _aliases(model)
-    weight_bytes: dict[str, float] = {}
-    constants = _constants(model, alias, size, weight_bytes)
+    stored: dict[str, tuple[Array, Bytes]] = {}
+    constants = _constants(model, alias, size, stored)
     computed = [
         node
         for node in model.nodes
@@ -187,35 +207,49 @@ def _graph(
             for source in constants[operand].sources if operand in constants else ():
                 uses.setdefault(source, []).append(v)
         inner = [array for array in body_constants(proto_node) if not _is_small(array)]
-        weights += [Weight(size(array), (v,)) for array in inner]
+        weights += [_weight(array, size(array), (v,)) for array in inner]
         cost, accessed = _cost(proto_node, model, alias, constants, size, where)
         unknown |= cost.unknown
-        accessed += math.fsum(size(array) for array in inner)
-        nodes.append(Node(names[v], proto_node.op_type, cost.flops, accessed))
+        nodes.append(
+            Node(
+                names[v],
+                proto_node.op_type,
+                cost.flops,
+                accessed.total,
+                fixed_bytes=min(accessed.fixed, accessed.total),
+            )
+        )
     if unknown:
         warnings.warn(
             f"{where}: no cost rule for {', '.join(sorted(unknown))}; counted by shapes, one FLOP "
-            "per element of the result, none within a body where a shape is not known",
+            "per element of the result, none within a body where a shape is not known; the figures "
+            "hang on it",
             stacklevel=3,
         )
     wanted = {alias.get(output, output) for output in model.outputs}
     tensors = [
-        Tensor(v, size(model.arrays[result]), tuple(consumers.get(result, ())))
+        Tensor(
+            v,
+            size(model.arrays[result]).total,
+            tuple(consumers.get(result, ())),
+            not model.arrays[result].is_float,
+        )
         for v, proto_node in enumerate(computed)
         for result in filter(None, proto_node.output)
         if result in consumers or result in wanted
     ]
-    weights += [
-        Weight(size_bytes, tuple(uses[source]))
-        for source, size_bytes in weight_bytes.items()
-        if source in uses
-    ]
+    programmed: set[int] = set()  # weights that are constants by their type
+    for source, (array, counted) in stored.items():
+        if source in uses:
+            if is_index_type(array):
+                programmed.add(len(weights))
+            weights.append(_weight(array, counted, tuple(uses[source])))
     if element_bytes is None:
         values = consumers.keys() | wanted
         element_bytes = _common_element_bytes(model.arrays[value] for value in sorted(values))
     try:
         graph = Graph(tuple(nodes), tuple(tensors), tuple(weights), name, element_bytes)
-        return clone_inputs(graph)
+        return clone_inputs(graph, constant_weights(graph, programmed))
     except GraphError as error:
         raise type(error)(f"{where}: {error}") from error
 
@@ -241,38 +275,49 @@ def _does_nothing(node: NodeProto, model: Model) -> bool:
 
 
 def _constants(
-    model: Model, alias: Mapping[str, str], size: _Size, weight_bytes: dict[str, float]
+    model: Model,
+    alias: Mapping[str, str],
+    size: Size,
+    stored: dict[str, tuple[Array, Bytes]],
 ) -> dict[str, _Constant]:
-    """The values that depend on no input; adds those that are weights to `weight_bytes`."""
+    """The values that depend on no input; adds those that are weights to `stored`."""
     constants: dict[str, _Constant] = {}
 
-    def add_stored(name: str, array: Array, stored: float) -> None:
-        counted = size(array) if stored == array.bytes else stored
+    def add_weight(name: str, array: Array, read: Bytes, held: float) -> None:
         if not _is_small(array):
-            weight_bytes[name] = counted
-        constants[name] = _Constant(frozenset(() if _is_small(array) else (name,)), counted)
+            stored[name] = (array, read)
+        sources = frozenset(() if _is_small(array) else (name,))
+        constants[name] = _Constant(sources, read, held, array.elements)
 
-    for name, stored in model.initializers.items():
-        add_stored(name, model.arrays[name], stored)
+    for name, held in model.initializers.items():
+        array = model.arrays[name]
+        # A sparse tensor keeps the size of what it stores: part of it is indices.
+        add_weight(name, array, size(array) if held == array.bytes else Bytes(held, held), held)
     for node in model.nodes:
         results = [result for result in node.output if result]
         operands = [alias.get(operand, operand) for operand in reads(node)]
         if node.op_type in ("Shape", "Size") and node.domain in ("", "ai.onnx"):
-            constants[results[0]] = _Constant(frozenset(), model.arrays[results[0]].bytes)
+            array = model.arrays[results[0]]
+            constants[results[0]] = _Constant(frozenset(), size(array), array.bytes, array.elements)
             continue
         if node.op_type in _RANDOM_LIKE or not all(operand in constants for operand in operands):
             continue
-        sources = frozenset().union(*(constants[operand].sources for operand in operands))
-        read = math.fsum(constants[operand].reads for operand in operands)
+        made_of = [constants[operand] for operand in operands]
         for result in results:
-            array = model.arrays.get(result)
-            if array is None:  # no node reads it
-                constants[result] = _Constant(sources, read)
-            elif sources or node.op_type == "Expand":
-                constants[result] = _Constant(sources, min(read, size(array)))
-            else:
-                add_stored(result, array, array.bytes)
+            # No node reads a result without a shape.
+            array = model.arrays.get(result, Array(TensorProto.FLOAT, ()))
+            derived = _derived(array, made_of, size)
+            if derived.sources or node.op_type == "Expand":
+                constants[result] = derived
+            elif derived.elements < array.elements:  # made of nothing: ConstantOfShape
+                add_weight(result, array, size(array), array.bytes)
+            else:  # made element by element: a bias of int32
+                add_weight(result, array, derived.reads, derived.stored)
     return constants
+
+
+def _weight(array: Array, counted: Bytes, consumers: tuple[int, ...]) -> Weight:
+    return Weight(counted.total, consumers, counted.fixed > 0 or not array.is_float)
 
 
 def _names(nodes: Sequence[NodeProto]) -> list[str]:
@@ -297,30 +342,43 @@ def _cost(
     model: Model,
     alias: Mapping[str, str],
     constants: Mapping[str, _Constant],
-    size: _Size,
+    size: Size,
     where: str,
-) -> tuple[costs.Cost, float]:
-    """The cost of a node, and the bytes that it accesses: operands and results, each once."""
+) -> tuple[costs.Cost, Bytes]:
+    """The cost of a node, and the bytes that it accesses."""
     operation = Operation(
         node,
         [model.arrays.get(operand) if operand else None for operand in node.input],
         [model.arrays.get(result) if result else None for result in node.output],
         model.values,
         model.arrays,
+        model.opset,
     )
     cost = costs.operation_cost(operation, where)
-    share: dict[str, float] = {}
+
+    def read(name: str, times: float) -> Bytes:
+        value = alias.get(name, name)
+        array = model.arrays[value]
+        if value in constants:
+            return constants[value].touched(array, size, times)
+        return size(array).times(times)
+
+    def sized(accesses: Iterable[tuple[Array, float]]) -> Bytes:
+        return total(size(array).times(times) for array, times in accesses)
+
+    times: dict[str, float] = {}  # of the values, not of their names
     listed = dict(zip(reversed(node.input), reversed(cost.reads), strict=True))
     for operand in reads(node):
         value = alias.get(operand, operand)
-        share[value] = max(share.get(value, 0.0), listed.get(operand, 1.0))
-    read = 0.0
-    for value, part in share.items():
-        touched = size(model.arrays[value]) * part
-        read += min(touched, constants[value].reads) if value in constants else touched
-    written = math.fsum(
-        size(array) * part
-        for array, part in zip(operation.outputs, cost.writes, strict=True)
-        if array is not None
-    )
-    return cost, read + written
+        times[value] = max(times.get(value, 0.0), listed.get(operand, 1.0))
+    written = zip(operation.outputs, cost.writes, strict=True)
+    accessed = total(read(value, count) for value, count in times.items())
+    accessed += sized((array, count) for array, count in written if array is not None)
+    accessed += sized(cost.states)
+    if cost.body is None:
+        return cost, accessed
+    if node.op_type != "If":  # it reads the tensors of one side alone
+        accessed += sized((array, 1.0) for array in body_constants(node) if not _is_small(array))
+    steps = total(read(name, count) for name, count in cost.body.captured.items())
+    steps += sized(cost.body.inner)
+    return cost, steps if steps.total > accessed.total else accessed

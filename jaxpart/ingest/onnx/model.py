@@ -12,15 +12,19 @@ import numpy as np
 import onnx
 import onnx.inliner
 from google.protobuf.message import DecodeError
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
 
 from jaxpart.errors import CycleError, FileFormatError, InputError
 from jaxpart.ingest.onnx import shapes
 from jaxpart.ingest.onnx.check import check_nodes
-from jaxpart.ingest.onnx.inference import checked, live, with_shapes
-from jaxpart.ingest.onnx.operation import label, reads, subgraphs
+from jaxpart.ingest.onnx.inference import FreeSizes, checked, live, with_shapes
+from jaxpart.ingest.onnx.limits import check_limits
+from jaxpart.ingest.onnx.operation import attribute_tensors, label, reads, subgraphs
+from jaxpart.ingest.onnx.propagation import standard_version
 from jaxpart.ingest.onnx.shapes import SMALL, Array
 from jaxpart.problem.topological import find_cycle, topological_order
+
+_MOST_ELEMENTS = 2**63 - 1  # ONNX counts elements in 64 bits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Model:
       outputs: names of the outputs.
       initializers: name of a stored tensor -> bytes.
       values: name of a small constant -> contents, if known: shapes, axes, trip counts.
+      opset: version of the standard operators.
     """
 
     nodes: tuple[NodeProto, ...]
@@ -41,6 +46,7 @@ class Model:
     outputs: tuple[str, ...]
     initializers: dict[str, float]
     values: dict[str, np.ndarray]
+    opset: int
 
 
 def parse(content: bytes, where: str) -> ModelProto:
@@ -71,7 +77,7 @@ def prepare(model: ModelProto, where: str, dims: Mapping[str, int]) -> Model:
     Args:
       model: the model; it is not changed.
       where: name of the model, for messages.
-      dims: size of each free dimension by its name, or by "INPUT:AXIS" if it has no name.
+      dims: size of each free dimension by its name, or by "VALUE:AXIS" if it has no name.
 
     Returns:
       The prepared model.
@@ -82,18 +88,26 @@ def prepare(model: ModelProto, where: str, dims: Mapping[str, int]) -> Model:
       CycleError: the nodes close a cycle.
       FileFormatError: the model is broken.
     """
+    check_limits(model, where)
     _check_fields(model.graph, where)
     stored = _stored(model.graph)
     light = _without_weights(model, stored, where)
     if light.functions:
         light = checked(lambda: onnx.inliner.inline_local_functions(light), where)
     check_nodes(light.graph.node, light, where)
-    _set_dims(light.graph, frozenset(stored), dims, where)
+    named, places = _set_dims(light.graph, frozenset(stored), dims, where)
     order = live(light.graph, _sorted(light.graph, where))
     del light.graph.node[:]
     light.graph.node.extend(order)
-    light, arrays = with_shapes(light, where)
+    unread = frozenset(name for name, (array, _) in stored.items() if array.elements <= SMALL)
+    light, arrays = with_shapes(light, where, FreeSizes(places, named, unread))
     arrays.update((name, array) for name, (array, _) in stored.items())
+    for name, array in arrays.items():
+        if array.elements > _MOST_ELEMENTS:
+            raise FileFormatError(
+                f"{where}: value {name!r} has the shape {array.shape}, expected fewer than 2^63 "
+                "elements"
+            )
     return Model(
         nodes=tuple(light.graph.node),
         arrays=arrays,
@@ -103,6 +117,7 @@ def prepare(model: ModelProto, where: str, dims: Mapping[str, int]) -> Model:
             **{name: size for name, (_, size) in stored.items()},
         },
         values=shapes.small_values(light.graph, where),
+        opset=standard_version(light),
     )
 
 
@@ -114,7 +129,7 @@ def _check_fields(graph: GraphProto, where: str) -> None:
     for node in graph.node:
         texts += [node.name, node.op_type, node.domain, *node.input, *node.output]
         texts += [attribute.name for attribute in node.attribute]
-        tensors += [a.t for a in node.attribute if a.type == AttributeProto.TENSOR]
+        tensors += attribute_tensors(node)
         for body in subgraphs(node):
             _check_fields(body, where)
     for text in texts:
@@ -134,8 +149,7 @@ def _stored(graph: GraphProto) -> dict[str, tuple[Array, float]]:
     stored = {}
     for tensor in graph.initializer:
         array = shapes.array_of(tensor)
-        external = tensor.data_location == TensorProto.EXTERNAL
-        if array.elements > SMALL or external:
+        if array.elements > SMALL or shapes.is_external(tensor):
             stored[tensor.name] = (array, array.bytes)
     for sparse in graph.sparse_initializer:
         kept = sum(shapes.array_of(part).bytes for part in (sparse.values, sparse.indices))
@@ -170,8 +184,13 @@ def _without_weights(
 
 def _set_dims(
     graph: GraphProto, constant: frozenset[str], dims: Mapping[str, int], where: str
-) -> None:
-    """Sets the sizes of free dimensions. Clears other names, because inference sets their sizes."""
+) -> tuple[dict[str, str], dict[str, int]]:
+    """Sets the sizes of free dimensions. Clears other names, because inference sets their sizes.
+
+    Returns:
+      "VALUE:AXIS" -> the name of that dimension, for names that were cleared; the sizes in `dims`
+      that belong to axes of results ("VALUE:AXIS").
+    """
     for name, size in dims.items():
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise InputError(
@@ -199,18 +218,34 @@ def _set_dims(
                 missing.setdefault(dim.dim_param or place, value.name)
     values = [*graph.input, *_values(graph)]
     known.update(dim.dim_param for value in values for dim in _dims(value) if dim.dim_param)
-    if unknown := [name for name in dims if name not in known]:
+    results = {name for node in graph.node for name in node.output if name}
+    places = {
+        name: size
+        for name, size in dims.items()
+        if name not in known and _is_place(name) and name.rpartition(":")[0] in results
+    }
+    if unknown := [name for name in dims if name not in known and name not in places]:
         names = ", ".join(sorted(known)) or "none"
         raise InputError(f"{where}: no dimension is named {unknown[0]!r}, it has: {names}")
     if missing:
         listed = ", ".join(f"{name} (of input {owner!r})" for name, owner in missing.items())
         raise InputError(f"{where}: free dimensions {listed}: expected a size for each (dims)")
+    named: dict[str, str] = {}
     for value in values:
-        for dim in _dims(value):
+        for axis, dim in enumerate(_dims(value)):
             if dim.dim_param in dims:
                 dim.dim_value = dims[dim.dim_param]
             elif dim.dim_param or dim.dim_value < 0:
+                if dim.dim_param:
+                    named[f"{value.name}:{axis}"] = dim.dim_param
                 dim.Clear()
+    return named, places
+
+
+def _is_place(name: str) -> bool:
+    """Whether `name` is "VALUE:AXIS"."""
+    axis = name.rpartition(":")[2]
+    return axis.isascii() and axis.isdigit()
 
 
 def _values(graph: GraphProto) -> Iterable[ValueInfoProto]:

@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from onnx import AttributeProto, GraphProto, NodeProto
+from onnx import AttributeProto, GraphProto, NodeProto, TensorProto
 
 from jaxpart.ingest.onnx.shapes import Array, array_of, attributes, constant_array
 
+STANDARD = ("", "ai.onnx")  # names of the domain of ONNX itself
 Arrays = Sequence[Array | None]  # None: an optional operand or result is absent
 
 
@@ -26,6 +27,19 @@ def subgraphs(node: NodeProto) -> list[GraphProto]:
             found.append(attribute.g)
         elif attribute.type == AttributeProto.GRAPHS:
             found.extend(attribute.graphs)
+    return found
+
+
+def attribute_tensors(node: NodeProto) -> list[TensorProto]:
+    """The tensors in the attributes of a node."""
+    found = []
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.TENSOR:
+            found.append(attribute.t)
+        elif attribute.type == AttributeProto.TENSORS:
+            found.extend(attribute.tensors)
+        elif attribute.type == AttributeProto.SPARSE_TENSOR:
+            found += [attribute.sparse_tensor.values, attribute.sparse_tensor.indices]
     return found
 
 
@@ -64,6 +78,7 @@ class Operation:
       values: name of a small constant -> contents.
       outer: name of a value of the graph that holds the node -> type and shape. The bodies of the
         node may capture these values.
+      opset: version of the standard operators; some changed their meaning.
     """
 
     node: NodeProto
@@ -71,6 +86,12 @@ class Operation:
     outputs: Arrays
     values: Mapping[str, np.ndarray]
     outer: Mapping[str, Array]
+    opset: int = 99
+
+    @property
+    def is_standard(self) -> bool:
+        """Whether the operator is one of ONNX itself."""
+        return self.node.domain in STANDARD
 
     @property
     def out(self) -> int:
@@ -96,6 +117,12 @@ class Operation:
     def has(self, position: int) -> bool:
         """Whether operand `position` is present."""
         return position < len(self.inputs) and self.inputs[position] is not None
+
+    def number(self, position: int, default: int) -> int:
+        """Content of operand `position`, one integer; `default` if it is absent or not known."""
+        name = self.node.input[position] if position < len(self.node.input) else ""
+        content = self.values.get(name) if name else None
+        return default if content is None or content.size != 1 else int(content.item())
 
     def wholes(self, name: str, default: Sequence[int]) -> list[int]:
         """Attribute `name`, a list of integers; `default` if it is absent."""

@@ -9,6 +9,8 @@ import numpy as np
 
 from jaxpart.ingest.onnx.operation import Operation
 
+_MAX_KERNEL = 2**24  # positions on one axis of a kernel; more would take memory and time
+
 
 def flops_of(operation: Operation) -> float | None:
     """FLOPs of a standard ONNX operator without bodies.
@@ -44,6 +46,10 @@ def _real_taps(out: int, length: int, kernel: int, stride: int, pad: int, dilati
     #    kernel is longer than the output, so that the arrays are short.
     if kernel > out:
         out, kernel, stride, dilation = kernel, out, dilation, stride
+    if kernel > _MAX_KERNEL:
+        raise ValueError(f"a kernel of {kernel} positions, expected at most {_MAX_KERNEL}")
+    if stride < 1 or dilation < 1:
+        raise ValueError(f"stride and dilation are {stride} and {dilation}, expected 1 or more")
     shift = np.arange(kernel) * dilation - pad
     first = np.maximum(-(shift // stride), 0)
     past = np.minimum((length - 1 - shift) // stride + 1, out)
@@ -82,13 +88,26 @@ def _taps(operation: Operation, wide: list[int], narrow: list[int], kernel: list
     return math.prod(_real_taps(*axis) for axis in axes)
 
 
+def convolution(operation: Operation, weight: tuple[int, ...]) -> float:
+    """FLOPs of the products and sums of a convolution, without its bias.
+
+    Args:
+      operation: its first operand is the data.
+      weight: shape of the kernel, [out, in / groups, ...].
+
+    Raises:
+      ValueError, IndexError, ZeroDivisionError: the attributes do not fit the shapes.
+    """
+    data, out = operation.shape(0).shape, operation.result.shape
+    taps = _taps(operation, list(data[2:]), list(out[2:]), list(weight[2:]))
+    return 2 * math.prod(out[:2]) * weight[1] * taps
+
+
 def _conv(operation: Operation) -> float:
     quantized = operation.node.op_type == "QLinearConv"
-    data, weight = operation.shape(0).shape, operation.shape(3 if quantized else 1).shape
-    out = operation.result
-    taps = _taps(operation, list(data[2:]), list(out.shape[2:]), list(weight[2:]))
     bias = operation.has({"Conv": 2, "QLinearConv": 8}.get(operation.node.op_type, 99))
-    return 2 * math.prod(out.shape[:2]) * weight[1] * taps + bias * out.elements
+    weight = operation.shape(3 if quantized else 1).shape
+    return convolution(operation, weight) + bias * operation.result.elements
 
 
 def _conv_transpose(operation: Operation) -> float:
@@ -105,7 +124,8 @@ def _deform_conv(operation: Operation) -> float:
     return 2 * positions * out.shape[1] * weight[1] + 7 * positions * data[1]
 
 
-def _gemm(operation: Operation) -> float:
+def gemm(operation: Operation) -> float:
+    """FLOPs of a Gemm; errors are those of `flops_of`."""
     a, out = operation.shape(0).shape, operation.result.elements
     depth = a[0 if operation.whole("transA", 0) else 1]
     return 2 * out * depth + operation.has(2) * out
@@ -202,9 +222,15 @@ def _scatter(operation: Operation) -> float:
 
 
 def _dft(operation: Operation) -> float:
-    axis = operation.whole("axis", 1)
-    length = operation.result.shape[axis]
-    return 5 * operation.result.elements / 2 * math.log2(max(length, 1))
+    """5 N log2 N for each transform of length N, half of that if one side of it is real."""
+    shape = operation.shape(0).shape
+    axis = operation.whole("axis", 1 if operation.opset < 20 else -2)
+    axis = operation.number(2, axis)  # since opset 20 the axis is an operand
+    length = operation.result.shape[axis] if operation.whole("inverse", 0) else shape[axis]
+    length = operation.number(1, length)
+    transforms = math.prod(shape[:-1]) // max(shape[axis], 1)
+    half = 0.5 if operation.whole("onesided", 0) else 1
+    return half * 5 * transforms * length * math.log2(max(length, 1))
 
 
 def _variadic(operation: Operation) -> float:
@@ -269,6 +295,7 @@ _PER_ELEMENT: dict[str, int] = {
 _PER_INPUT_ELEMENT = {
     "MeanVarianceNormalization": 6,
     "GroupNormalization": 7,
+    "SimplifiedLayerNormalization": 4,
     "InstanceNormalization": 7,
     "LayerNormalization": 7,
     "DynamicQuantizeLinear": 4,
@@ -307,7 +334,7 @@ _RULES: dict[str, Callable[[Operation], float]] = {
     "Det": _determinant,
     "Einsum": _einsum,
     "GRU": _recurrent,
-    "Gemm": _gemm,
+    "Gemm": gemm,
     "GridSample": _grid_sample,
     "LRN": _lrn,
     "LSTM": _recurrent,

@@ -172,7 +172,7 @@ def test_where_time_runs_out_what_was_known_before_is_returned(monkeypatch):
     np.testing.assert_array_equal(often.assignment, seldom.assignment)
 
 
-def test_unlike_chips_pins_and_cycles_are_not_counted():
+def test_unlike_chips_fixed_chips_and_cycles_are_not_counted():
     rng = np.random.default_rng(4)
     graph = random_graph(rng, num_nodes=6, pins=False)
     assert can_count(Problem.build(graph, MODULES["chain"]))

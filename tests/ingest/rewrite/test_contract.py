@@ -1,3 +1,5 @@
+"""Contraction: groups become nodes, and a partition of them costs what its expansion costs."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -161,7 +163,7 @@ def test_nodes_that_reach_no_output_are_dropped():
         drop_dead(Graph(nodes[:1]))
 
 
-def test_contracting_joins_colocation_groups_pins_and_seconds():
+def test_contracting_joins_colocation_groups_fixed_chips_and_seconds():
     nodes = (
         Node("a", "add", 1, 1, seconds=1.0, colocate=1),
         Node("b", "mul", 1, 1, seconds=2.0, colocate=2, pin=3),

@@ -109,7 +109,7 @@ def test_the_parts_of_one_product_join_it_and_go_their_own_ways():
     assert fused.tensors[:2] == (Tensor(0, 4, (1,)), Tensor(0, 4, (2,)))
 
 
-def test_a_part_beside_another_consumer_of_the_whole_stays():
+def test_a_part_stays_where_the_whole_has_another_consumer():
     nodes = tuple(
         Node(f"{op}{v}", op, 0, 8) for v, op in enumerate(["dot_general", "slice", "conv"])
     )
@@ -141,7 +141,7 @@ def test_work_on_an_input_joins_its_only_consumer_and_squares_join_their_sum():
 
 
 @pytest.mark.parametrize("fixed", [{"pin": 0}, {"colocate": 3}, {"seconds": 1.0}])
-def test_pinned_colocated_and_profiled_nodes_join_nothing(fixed):
+def test_fixed_colocated_and_profiled_nodes_join_nothing(fixed):
     nodes = (Node("a", "conv", 1, 8), Node("b", "max", 1, 8, **fixed), Node("c", "max", 1, 8))
     tensors = (Tensor(0, 4, (1,)), Tensor(1, 4, (2,)), Tensor(2, 4, ()))
     assert len(fuse(Graph(nodes, tensors, (), "fixed", 1)).nodes) == 3

@@ -1,4 +1,4 @@
-"""The method `annealing`: valid, exact, repeatable, and clear about its limits."""
+"""The method `tempering`: valid, exact, repeatable, and clear about its limits."""
 
 import dataclasses
 import inspect

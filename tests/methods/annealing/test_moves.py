@@ -265,7 +265,7 @@ def test_what_must_follow_is_all_that_hangs_on_a_seed_on_its_chip():
                 np.testing.assert_array_equal(chosen[: problem.num_contracted, lane], expected)
 
 
-def test_blocks_that_no_chain_can_move_are_known():
+def test_nodes_that_no_chain_can_move_are_known():
     for seed, _, problem, moves, columns in cases("row", 4):
         chains = chains_of(problem, moves, columns, seed)
         share = np.asarray(movable(moves, chains.labels))

@@ -51,7 +51,7 @@ def test_nothing_comes_back_where_nothing_is_better(problem):
     assert outcome.incumbent is not None
 
 
-def test_growing_goes_on_with_its_lead_as_long_as_its_patience_lasts(problem):
+def test_growing_goes_on_with_its_incumbent_up_to_the_stall_limit(problem):
     incumbent = problem.contracted_assignment(IN_A_ROW)
     # No time for a second step: what comes back is the lead after one.
     after_one = grow(problem, time_limit_s=0.0, bound_s=1.0, incumbent=incumbent, stall_limit=7)
@@ -62,7 +62,7 @@ def test_growing_goes_on_with_its_lead_as_long_as_its_patience_lasts(problem):
     assert after_one.stall_limit == (STALL_LIMIT if gained else 6)
 
 
-def test_however_short_the_slices_fresh_ones_and_the_best_have_their_turns(problem):
+def test_however_short_the_slices_fresh_ones_and_the_best_alternate(problem):
     best = np.arange(8) // 2
     incumbent, stall_limit, turn, firsts = None, STALL_LIMIT, True, []
     for _ in range(2000):
@@ -90,7 +90,7 @@ def test_what_is_grown_has_to_beat_the_best_with_the_chips_that_it_leaves_out(pr
     assert verify(unlike, outcome.assignment[:, None]).bottleneck_s[0] <= best_s / 2
 
 
-def test_as_many_chips_as_equal_blocks_need_are_enough():
+def test_as_many_chips_as_equal_nodes_need_are_enough():
     graph = grid(1, 36)
     problem = Problem.build(graph, chain_module(6))
     total_s = float(problem.node_s[:, 0].sum())
@@ -99,7 +99,7 @@ def test_as_many_chips_as_equal_blocks_need_are_enough():
     assert grow(problem, time_limit_s=0.1, bound_s=1.0, best_s=best_s).incumbent is not None
 
 
-def test_what_does_not_fit_is_a_lead_and_no_answer(problem):
+def test_what_does_not_fit_is_an_incumbent_and_no_answer(problem):
     # Nothing that is sent has room.
     tight = dataclasses.replace(problem.mcm.chips[0], sram_bytes=1e-3)
     mcm = dataclasses.replace(
@@ -213,14 +213,14 @@ def test_the_last_slice_is_home_before_the_time_is_up(problem):
         assert least <= pool.asked[0]["time_limit_s"] <= most
 
 
-def test_without_a_time_limit_growing_takes_its_turns_here(problem):
+def test_without_a_time_limit_growing_runs_in_this_process(problem):
     search = AskedSearch(problem, Budget(None, 100, 0.0), 0)
 
     next(clusters_background(search))
     assert search.best is not None
 
 
-def test_pins_and_long_steps_are_left_to_others(problem):
+def test_fixed_chips_and_long_steps_are_left_to_others(problem):
     assert can_grow(problem)
     graph = grid(2, 4)
     pinned = Node("first", "cell", flops=100.0, bytes_accessed=0.0, pin=0)

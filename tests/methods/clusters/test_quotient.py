@@ -62,7 +62,7 @@ def test_grown_clusters_are_a_partition_that_keeps_dataflow_and_triangle_rule():
             assert has_no_triangle(edges)
 
 
-def test_a_loosened_place_is_single_blocks_and_the_rest_stays_together():
+def test_a_loosened_place_is_single_nodes_and_the_rest_stays_together():
     rng, state = np.random.default_rng(4), random_state(4)
     for _ in range(40):
         problem = Problem.build(random_graph(rng, max_nodes=14, pins=False), MODULES["chain"])

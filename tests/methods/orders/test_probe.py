@@ -116,7 +116,7 @@ def test_shared_weights_beyond_the_table_are_never_counted_too_low(monkeypatch):
     assert over > 0
 
 
-def test_where_nodes_are_pinned_or_the_triangle_rule_is_off_there_is_no_probe():
+def test_where_chips_are_fixed_or_the_triangle_rule_is_off_there_is_no_probe():
     problem = next(problems(_PLAIN, 1, seed=3))
     pinned = dataclasses.replace(problem, fixed_chip=np.zeros_like(problem.fixed_chip))
     free = dataclasses.replace(_PLAIN, constraints=Constraints(triangle=False))

@@ -106,7 +106,7 @@ def test_second_graph_of_a_bucket_compiles_nothing():
     assert slice_orders._cache_size() == 1  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_window_covers_the_longest_piece_within_the_bottleneck():
+def test_window_covers_the_longest_segment_within_the_bottleneck():
     rng = np.random.default_rng(4)
     for _ in range(20):
         problem = Problem.build(random_graph(rng, max_nodes=9, max_chips=3), WEIGHTS_ONLY)

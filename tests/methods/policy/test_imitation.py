@@ -51,7 +51,7 @@ def one_chain_first():
     return Example(problem(), np.array([0, 2, 1, 3]))
 
 
-def test_a_block_stands_in_the_middle_of_its_chips_share_of_the_load():
+def test_a_contracted_node_stands_in_the_middle_of_its_chips_share_of_the_load():
     task = Task.build(problem())
 
     apart = positions(task, np.array([0, 2, 1, 3]))

@@ -238,7 +238,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights_and_log(tmp_path):
     assert len(logs[0]) == 1 + 4  # fresh, and after 2, 4 and 6 steps
 
 
-def test_a_folder_with_a_run_of_another_plan_is_refused(tmp_path):
+def test_a_folder_with_a_run_of_another_configuration_is_refused(tmp_path):
     run_for(tmp_path, 2)
     problems = pretraining_pairs([ladder()], 1, 0)
 

@@ -55,7 +55,7 @@ def test_every_figure_and_verdict_equals_those_of_verify(spec):
     assert {("acyclic", True), ("acyclic", False), ("valid", False)} <= seen
 
 
-def test_chips_that_edges_skip_are_told_from_a_longer_path_beside_an_edge():
+def test_a_skipped_chip_is_told_from_a_longer_path_between_two_chips():
     mcm = random_mcm(np.random.default_rng(0), num_chips=3, topology="host")
     graph = random_graph(np.random.default_rng(3), num_nodes=6, num_tensors=8, max_chips=3)
     problem = Problem.build(graph, mcm)
