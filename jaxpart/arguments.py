@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import re
+import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
+
+from jaxpart.text import one_line, tell
 
 DEFAULT_MCM = "mcm36"
 DEFAULT_TIME_LIMIT_S = 20.0
@@ -28,7 +32,8 @@ examples:
 """
 _EXIT_CODES = """\
 exit codes:
-  0 a valid partition   1 none: infeasible, none found, or not valid   2 bad input   130 Ctrl-C
+  0 a valid partition   1 none: infeasible, none found, or not valid   2 bad input
+  130 Ctrl-C, 143 SIGTERM, 129 SIGHUP: the best so far is written, if there is one
 """
 
 
@@ -42,7 +47,13 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exits with code 2 and one line."""
-        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+        self.exit(2, one_line(f"error: {message} (see {self.prog} --help)") + "\n")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Prints help or an error where argparse prints; a closed pipe is no error."""
+        if message:
+            with contextlib.suppress(OSError):
+                tell(file or sys.stderr, message.removesuffix("\n"))
 
     def format_help(self) -> str:
         """The help page."""
@@ -61,7 +72,7 @@ def add_partition_arguments(parser: Parser) -> None:
         "--time-limit",
         metavar="SECONDS",
         type=_positive,
-        help="search time; start-up and compilation come beside it (default: "
+        help="search time, compilation included; start-up comes beside it (default: "
         f"{DEFAULT_TIME_LIMIT_S:g}, or none where --samples is given)",
     )
     add(
@@ -137,7 +148,7 @@ def add_graphs_arguments(parser: Parser) -> None:
 
 def _dimension(text: str) -> tuple[str, int]:
     name, _, size = text.rpartition("=")
-    if not name or not size.isdecimal() or int(size) < 1:
+    if not name or not re.fullmatch(r"\d{1,16}", size) or int(size) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=SIZE, such as batch=1")
     return name, int(size)
 
@@ -171,9 +182,9 @@ def _lists(*, with_methods: bool) -> str:
     from jaxpart.problem.mcm import PRESETS
 
     lines = ["graphs:", f"  {', '.join(datasets.names())}", "modules:"]
-    from jaxpart.results.report import machine_line
+    from jaxpart.results.report import module_line
 
-    lines += [f"  {machine_line(make())}" for make in PRESETS.values()]
+    lines += [f"  {module_line(make())}" for make in PRESETS.values()]
     if with_methods:
         from jaxpart.methods import METHODS
 

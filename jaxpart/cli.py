@@ -1,15 +1,20 @@
 """The command line: find a partition, check one, list the graphs.
 
 Exit codes: 0 a valid partition, 1 none (infeasible, none found, or the checked one is not valid),
-2 bad input, 130 interrupted. Heavy packages are imported after the arguments are parsed.
+2 bad input, 130 interrupted (128 and the number of the signal: 143 for SIGTERM, 129 for SIGHUP).
+Heavy packages are imported after the arguments are parsed.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
+import importlib
+import os
 import re
 import sys
-import tempfile
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -25,6 +30,9 @@ from jaxpart.arguments import (
     add_partition_arguments,
 )
 from jaxpart.errors import InfeasibleError, InputError, NothingFoundError
+from jaxpart.files import check_writable
+from jaxpart.runtime import background, interrupt
+from jaxpart.text import one_line, tell
 
 if TYPE_CHECKING:
     from jaxpart.problem.graph import Graph
@@ -32,28 +40,53 @@ if TYPE_CHECKING:
     from jaxpart.problem.problem import Problem
     from jaxpart.runtime.islands import Islands
 
-_INTERRUPTED = 130  # 128 + SIGINT, as shells count
+# Seconds after an interrupt in which the picture may be drawn.
+_PATIENCE_S = 2.2
+_BEGAN_S = time.perf_counter()  # when the program was loaded
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one of the subcommands and gives its exit code."""
+    """Runs one of the subcommands and gives its exit code.
+
+    Args:
+      argv: the arguments. None: those of the process, which this call may end.
+    """
     parser = Parser(prog="jaxpart", description="Partitions of graphs over multi-chip modules.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (description, add_arguments, _) in _COMMANDS.items():
         add_arguments(commands.add_parser(name, help=description, description=description))
     arguments = parser.parse_args(argv)
-    return _run(_COMMANDS[arguments.command][2], arguments)
+    return _run(_COMMANDS[arguments.command][2], arguments, is_process=argv is None)
 
 
 def run_script(command: str, argv: Sequence[str] | None = None) -> int:
-    """One command as a script of its own: runs it and gives its exit code."""
+    """One command as a script of its own: runs it and gives its exit code; as `main`."""
     description, add_arguments, run = _COMMANDS[command]
     parser = Parser(description=description)
     add_arguments(parser)
-    return _run(run, parser.parse_args(argv))
+    return _run(run, parser.parse_args(argv), is_process=argv is None)
 
 
-def _run(command: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
+def _run(
+    command: Callable[[argparse.Namespace], int], arguments: argparse.Namespace, *, is_process: bool
+) -> int:
+    with interrupt.command_signals() as signals:
+        code = _code_of(command, arguments, signals)
+        if is_process:
+            # What still compiles is not waited for. And nothing that comes now is worth a word.
+            if sys.stdout is not None:  # None: started without one
+                sys.stdout.flush()
+            if background.is_any_running():
+                os._exit(code)
+            interrupt.ignore_from_now()
+    return code
+
+
+def _code_of(
+    command: Callable[[argparse.Namespace], int],
+    arguments: argparse.Namespace,
+    signals: interrupt.Interrupts,
+) -> int:
     try:
         return command(arguments)
     except InputError as error:
@@ -63,7 +96,7 @@ def _run(command: Callable[[argparse.Namespace], int], arguments: argparse.Names
     except NothingFoundError as error:
         return _say(f"none found: {error}", 1)
     except KeyboardInterrupt:
-        return _say("interrupted before there was anything to write", _INTERRUPTED)
+        return _say(interrupt.NOTHING, signals.code)
 
 
 def _partition(arguments: argparse.Namespace) -> int:
@@ -73,15 +106,10 @@ def _partition(arguments: argparse.Namespace) -> int:
         kind_of(arguments.plot)
     islands = _islands(arguments)
     graph, mcm = _graph_and_mcm(arguments)
-    stem = re.sub(r"[^\w.+-]+", "-", f"{graph.name}-{mcm.name}")
+    stem = _stem(f"{graph.name}-{mcm.name}")
     if islands is not None and islands.process:
         stem += f"-island{islands.process}"
-    out = Path(arguments.out or f"{stem}.result.json")
-    plot = Path(arguments.plot or f"{stem}.png")
-    _check_writable(out)
-    _check_writable(plot)
-    if out.resolve() == plot.resolve():
-        raise InputError(f"{out}: named for both the result and the picture, expected two files")
+    out, plot = _outputs(arguments, stem)
     _problem(graph, mcm, arguments.graph)
 
     _start_jax()
@@ -93,6 +121,9 @@ def _partition(arguments: argparse.Namespace) -> int:
     time_limit_s = arguments.time_limit
     if time_limit_s is None and arguments.samples is None:
         time_limit_s = DEFAULT_TIME_LIMIT_S
+    # Imported now, for the picture: after the search nobody wants to wait for it.
+    importlib.import_module("matplotlib.backends.backend_agg")
+    start_up_s = time.perf_counter() - _BEGAN_S
     with progress.shown(sys.stderr) as callback:
         result = partition(
             graph,
@@ -109,11 +140,19 @@ def _partition(arguments: argparse.Namespace) -> int:
             callback=callback,
         )
     result.save(out)
-    print(result.summary(), flush=True)
-    result.plot(plot)
-    print(f"\nwritten: {out} and {plot}", flush=True)
-    if result.search.interrupted:
-        return _say(f"interrupted: the best so far is in {out}", _INTERRUPTED)
+    signals = interrupt.active()
+    farewell = one_line(f"interrupted: the best so far is in {out}")
+    signals.leave_at_once(farewell)
+    _show(result.summary(start_up_s))
+    drawn = background.started(lambda: result.plot(plot))
+    if background.finishes(drawn, lambda: signals.waited_s > _PATIENCE_S):
+        drawn.result()
+        _show(f"\n{one_line(f'written: {out} and {plot}')}")
+    else:
+        _show(f"\n{one_line(f'written: {out}; no picture: not drawn in time')}")
+    signals.leave_at_once(None)
+    if signals.event.is_set():
+        return _say(farewell, signals.code)
     return 0
 
 
@@ -134,7 +173,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if isinstance(stored, StoredResult):
         notes += stored.notes(problem, float(score(problem, assignment).bottleneck_s))
     evaluation = evaluation_of(problem, assignment, notes)
-    print(evaluation.summary())
+    _show(evaluation.summary())
     return 0 if evaluation.valid else 1
 
 
@@ -144,15 +183,15 @@ def _graphs(arguments: argparse.Namespace) -> int:
     from jaxpart.files import write_whole
 
     if arguments.show is not None:
-        print(catalog.record(datasets.entry(arguments.show)))
+        _show(catalog.record(datasets.entry(arguments.show)))
     elif arguments.plot is not None:
         if not arguments.graphs:
             raise InputError(f"{arguments.plot}: expected the names of the graphs to draw")
         graphs = [datasets.load(name) for name in arguments.graphs]
         write_whole(arguments.plot, catalog.draw(graphs))
-        print(f"written: {arguments.plot}")
+        _show(one_line(f"written: {arguments.plot}"))
     else:
-        print(catalog.table(arguments.split, arguments.graphs))
+        _show(catalog.table(arguments.split, arguments.graphs))
     return 0
 
 
@@ -187,14 +226,17 @@ def _graph_and_mcm(arguments: argparse.Namespace, default: MCM | None = None) ->
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         graph, brought = datasets.resolve(arguments.graph, dims=dict(arguments.dim))
-    told = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
-    for message in dict.fromkeys(told):
-        _say(f"warning: {' '.join(message.split())}")
     if brought is not None and named is not None:
         raise InputError(
             f"{arguments.graph}: this format brings its own machine, expected no --mcm"
         )
-    return graph, brought or named or default or load_mcm(DEFAULT_MCM)
+    told = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
+    for message in dict.fromkeys(told):
+        _say(f"warning: {message}")
+    mcm = brought or named or default or load_mcm(DEFAULT_MCM)
+    if arguments.element_bytes is not None:
+        mcm = dataclasses.replace(mcm, element_bytes=arguments.element_bytes)
+    return graph, mcm
 
 
 def _islands(arguments: argparse.Namespace) -> Islands | None:
@@ -218,15 +260,25 @@ def _problem(graph: Graph, mcm: MCM, where: str) -> Problem:
         raise InputError(f"{where}: {error}") from error
 
 
-def _check_writable(path: Path) -> None:
-    """Finds out before a search, not after it, whether its result can be written."""
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder, expected a file to write")
-    try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise InputError(f"{path}: cannot write here ({error.strerror})") from error
+def _stem(name: str) -> str:
+    """The name of a graph and a module as the beginning of a file's name, at most 200 bytes."""
+    return re.sub(r"[^\w.+-]+", "-", name).encode()[:200].decode(errors="ignore")
+
+
+def _outputs(arguments: argparse.Namespace, stem: str) -> tuple[Path, Path]:
+    """The files for the result and the picture, found to be writable before a search.
+
+    `--init` may be replaced by the result, which is at least as good.
+    """
+    inputs = [arguments.graph, *filter(None, (arguments.mcm, arguments.policy))]
+    out = check_writable(f"{stem}.result.json" if arguments.out is None else arguments.out, inputs)
+    plot = check_writable(
+        f"{stem}.png" if arguments.plot is None else arguments.plot,
+        [*inputs, *filter(None, [arguments.init])],
+    )
+    if out.resolve() == plot.resolve() or (out.exists() and plot.exists() and out.samefile(plot)):
+        raise InputError(f"{out}: named for both the result and the picture, expected two files")
+    return out, plot
 
 
 def _start_jax() -> None:
@@ -245,7 +297,16 @@ def _start_jax() -> None:
         )
 
 
+def _show(text: str) -> None:
+    """Lines on stdout."""
+    try:
+        tell(sys.stdout, text)
+    except OSError as error:
+        raise InputError(f"standard output cannot be written ({error.strerror})") from error
+
+
 def _say(message: str, code: int = 0) -> int:
     """One line on stderr; gives `code` back."""
-    print(" ".join(message.splitlines()), file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # there is nowhere to say so
+        tell(sys.stderr, one_line(message))
     return code

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING
 
+import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxpart.bounds.best import best_bound
 from jaxpart.bounds.combinatorial import Bound
+from jaxpart.bounds.hints import graph_hints, triangle_hint
 from jaxpart.bounds.infeasible import why_infeasible
 from jaxpart.cost.evaluate import verify
 from jaxpart.cost.greedy import baseline, baseline_s_of
@@ -30,7 +33,8 @@ from jaxpart.problem.mcm import MCM
 from jaxpart.problem.problem import Problem
 from jaxpart.results.evaluation import rescaling_notes
 from jaxpart.results.result import Result, SearchInfo
-from jaxpart.runtime.interrupt import deferred_interrupt
+from jaxpart.runtime.background import finishes, started
+from jaxpart.runtime.interrupt import Interrupts, deferred_interrupt
 from jaxpart.runtime.islands import Islands
 from jaxpart.runtime.ray_pool import check_pool
 from jaxpart.runtime.state import Budget, Method, Progress, Rule, Search
@@ -51,6 +55,11 @@ _METHODS: dict[str, Method] = {
 _METHODS_WITH_POLICY = {"auto": auto, "policy": policy_search}
 
 _ENDED = object()
+# Seconds that a step may go on after the time limit or the first interrupt. Then the search is
+# abandoned, with the best so far: a step may compile, or list ideals, for much longer.
+_GRACE_S = 0.5
+# The same for the time limit before anything is found: the check of partitions compiles too.
+_FIRST_GRACE_S = 1.5
 
 
 def partition(
@@ -67,6 +76,7 @@ def partition(
     rules: Sequence[Rule] = (),
     islands: Islands | None = None,
     pool: str = "local",
+    count_compilation: bool = True,
     callback: Callable[[Progress], None] | None = None,
 ) -> Result:
     """Finds a partition of `graph` on `mcm` with a small bottleneck, and a bound on how small.
@@ -79,7 +89,9 @@ def partition(
       mcm: the module, of C chips.
       method: a name in `METHODS`, or a method of your own: a generator function over
         `jaxpart.Search`. See jaxpart/README.md, "How to extend it".
-      time_limit_s: search time; start-up and compilation come beside it. None: no limit.
+      time_limit_s: seconds from the call on, compilation included. What is not compiled in time is
+        not used. A step that takes a second longer is left to a thread, which ends with the step.
+        Time in which the process is suspended does not count. None: no limit.
       max_samples: the most costs, or changes of cost, to compute. None: no limit.
       seed: same seed and samples, same answer, on the same device and versions.
       initial_assignment: [N] a partition to start from, valid or not.
@@ -94,14 +106,17 @@ def partition(
         then depends on time. None: this process alone.
       pool: where SCIP and CP-SAT run: "local", processes of this machine, or "ray", actors of a Ray
         cluster (`ray_pool.RayPool`).
-      callback: called with the state of the search whenever it changes.
+      count_compilation: False: the time limit is search time alone, without start-up and
+        compilation. For studies that compare methods.
+      callback: called with the state of the search whenever it changes, from the search's thread.
 
     Raises:
       InputError: bad arguments, or a chip fixed beyond the module's.
       InfeasibleError: no valid partition exists; says why where that is simple.
       NothingFoundError: none was found within the budget.
       KeyboardInterrupt: interrupted before anything valid was found. A later interrupt ends the
-        search, and the best so far is returned with `search.interrupted` set.
+        search within about a second, a second one at once. The best so far is then returned with
+        `search.interrupted` set.
     """
     for name, value in (("time_limit_s", time_limit_s), ("max_samples", max_samples)):
         if value is not None and not value > 0:
@@ -117,23 +132,35 @@ def partition(
         raise InfeasibleError(reason)
     own_seed = seed if islands is None else islands.seed(seed)
     budget = Budget(time_limit_s, max_samples, relative_gap)
-    search = Search(problem, budget, own_seed, callback, pool=pool, rules=rules)
+    search = Search(
+        problem,
+        budget,
+        own_seed,
+        callback,
+        pool=pool,
+        rules=rules,
+        count_compilation=count_compilation,
+    )
     search.notes += rescaling_notes(graph, problem)
     if islands is not None:
         implementation = islands.exchanging(implementation)
-    baseline_s = None
-    with deferred_interrupt() as interrupted:
-        search.interrupted = interrupted
-        try:
-            baseline_s = _start(search, initial_assignment)
-            run(search, implementation)
-        except KeyboardInterrupt:  # the second one, or one that was not deferred
-            interrupted.set()
+    baseline_s: float | None = None
+
+    def work() -> None:
+        nonlocal baseline_s
+        baseline_s = _start(search, initial_assignment)
+        run(search, implementation)
+
+    with deferred_interrupt() as interrupts:
+        search.interrupted = interrupted = interrupts.event
+        _run_in_time(search, work, interrupts)
     if interrupted.is_set() and search.best is None:
         raise KeyboardInterrupt
     if search.best is None or search.best_costs is None:
         if search.exhausted:
-            raise InfeasibleError("no valid partition exists (proven by the solver)")
+            raise InfeasibleError(
+                _with_hints("no valid partition exists (proven by the solver)", problem)
+            )
         raise NothingFoundError(
             f"no valid partition found by {name} in {search.elapsed_s:.0f} s and "
             f"{search.samples} samples; one may exist"
@@ -151,6 +178,12 @@ def partition(
         tuple(search.notes),
         info,
     )
+
+
+def _with_hints(message: str, problem: Problem) -> str:
+    """A message about a search that found nothing, with what may be the reason."""
+    hints = [*graph_hints(problem), triangle_hint(problem)]
+    return "; ".join([message, *(hint for hint in hints if hint)])
 
 
 def lower_bound(graph: Graph, mcm: MCM, *, time_limit_s: float = 20.0) -> Bound:
@@ -182,6 +215,38 @@ def run(search: Search, method: Method) -> None:
             search.report()
 
 
+def _run_in_time(search: Search, work: Callable[[], None], interrupts: Interrupts) -> None:
+    """Runs a search in a thread and abandons it where it does not end in time (`_GRACE_S`).
+
+    An exception of the work is raised here.
+    """
+
+    def is_late() -> bool:
+        search.watch_clock()
+        limit_s = search.budget.time_limit_s
+        grace_s = _FIRST_GRACE_S if search.best is None else _GRACE_S
+        return (
+            interrupts.count > 1
+            or interrupts.waited_s > _GRACE_S
+            or (limit_s is not None and search.searched_s > limit_s + grace_s)
+        )
+
+    device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+
+    def on_the_device_of_the_caller() -> None:
+        with jax.default_device(device):
+            work()
+
+    done = started(on_the_device_of_the_caller)
+    try:
+        if finishes(done, is_late):
+            done.result()
+            return
+    except KeyboardInterrupt:  # a handler of the program raised it
+        interrupts.note(signal.SIGINT)
+    search.abandon()
+
+
 def method_of(
     method: str | Method, policy: str | os.PathLike[str] | Policy | None = None
 ) -> Method:
@@ -205,6 +270,7 @@ def _start(search: Search, initial_assignment: ArrayLike | None) -> float | None
     """Offers the baseline, whose bottleneck is returned, and the partition to start from."""
     search.enter("greedy")
     greedy_assignment = baseline(search.problem)
+    baseline_s = baseline_s_of(search.problem)
     if greedy_assignment is not None:
         search.samples += 1
         search.offer(greedy_assignment[:, None])
@@ -214,4 +280,4 @@ def _start(search: Search, initial_assignment: ArrayLike | None) -> float | None
         if not verify(search.problem, start[:, None]).valid[0]:
             search.notes.append("the partition to start from is not valid here")
         search.offer(start[:, None])
-    return baseline_s_of(search.problem)
+    return baseline_s

@@ -17,6 +17,7 @@ from jaxpart.methods.exact.search import has_many_ideals, ideals, program_order
 from jaxpart.methods.orders.search import slice_search
 from jaxpart.methods.policy.search import PolicySource, policy_background
 from jaxpart.methods.repair.search import Workers
+from jaxpart.runtime.background import without_holding_up
 from jaxpart.runtime.state import Search, is_small
 
 # Steps that stand for the whole budget where there is no time limit.
@@ -89,9 +90,10 @@ def _proofs_and_searches(
         for _ in ideals(search):
             prover.step()
             yield
+        slices = slice_search(search)
         methods: dict[str, Generator[bool | None]] = {
             "tempering": tempering_background(search),
-            "slicing": slice_search(search),
+            "slicing": without_holding_up(slices) if is_timed else slices,
             "policy": policy_background(search, policy),
         }
         if not is_timed:

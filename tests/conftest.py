@@ -1,4 +1,4 @@
-"""Settings of all tests."""
+"""Settings for all tests."""
 
 import signal
 from pathlib import Path
@@ -6,17 +6,17 @@ from pathlib import Path
 import hypothesis
 import jax
 
-# A shape that broadcasts by accident is a wrong figure somewhere.
+# Accidental broadcasting of shapes gives wrong results, so it is an error.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# The same examples in every run, and no clock: a shared machine may be slow.
+# Every run has the same examples. There is no deadline, because a shared machine may be slow.
 hypothesis.settings.register_profile("jaxpart", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("jaxpart")
 
-# Most of a test's time is compilation, and workers compile the same programs.
+# Tests mostly compile, and their worker processes compile the same programs.
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".jax_cache"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
-# A shell starts what runs in its background with Ctrl-C ignored, and so do its children.
+# A shell starts background commands with SIGINT ignored, and child processes inherit this.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from jaxpart.cli import main
@@ -108,6 +109,8 @@ def refused(capsys, *argv):
     lines = printed.err.splitlines()
     assert len(lines) == 1, printed.err
     assert lines[0].startswith("error: ")
+    assert lines[0].isprintable()
+    assert len(lines[0]) <= 2000
     return lines[0]
 
 
@@ -212,12 +215,43 @@ def test_a_bad_module_is_refused_in_one_line_that_names_the_place(place, capsys,
         (["path.json", "--out", "x.png", "--plot", "x.png"], "x.png: named for both"),
         (["path.json", "--init", "nowhere.json"], "nowhere.json: cannot be read"),
         (["path.json", "--init", "path.json"], "path.json: "),
+        (["path.json", "--init", ""], "the path of a file is empty"),
+        (["path.json", "--out", ""], "the path of a file is empty"),
+        (["path.json", "--plot", ""], "a picture ends in"),
+        (["path.json", "--policy", ""], "'': no such file, and no shipped policy"),
+        (["path.json", "--mcm", ""], "'' is neither a module"),
+        ([""], "'' is no file"),
+        (["path.json", "--out", "new/"], "new/: is a folder"),
+        (["path.json", "--out", "x" * 300], "cannot write here"),
+        (["path.json", "--out", "a\0b"], r"'a\x00b': is no valid path"),
+        (["path.json", "--out", "\ud800"], r"'\ud800': is no valid path"),
+        (["path.json", "--out", "path.json"], "path.json: is an input (path.json)"),
+        (["path.json", "--out", "../{}/path.json"], "is an input (path.json)"),
+        (["path.json", "--plot", "link.png"], "link.png: is a link"),
+        (["path.json", "--out", "fifo"], "fifo: is a FIFO, expected a file to write"),
+        (["path.json", "--out", "/dev/null"], "/dev/null: is a device"),
+        (["path.json", "--mcm", "pair.toml", "--out", "pair.toml"], "pair.toml: is an input"),
+        (["/dev/zero"], "/dev/zero: cannot be read (it is a device)"),
+        (["fifo"], "fifo: cannot be read (it is a FIFO)"),
+        (["."], ".: cannot be read (it is a folder)"),
+        (["x" * 5000], "is no file"),
+        (["\x1b[31m\x07\u202e"], r"'\x1b[31m\x07\u202e' is no file"),
+        (["path.json", "--\x1b[31m"], r"unrecognized arguments: --\x1b[31m"),
+        (["path.json", "--seed", "\x1b[31m"], r"--seed: '\x1b[31m', expected"),
+        (["path.json", "--dim", "a=" + "9" * 5000], "--dim"),
+        (["path.json", "--dim", "a=" + "9" * 17], "expected NAME=SIZE"),
+        (["path.json", "--dim", "\n\x1b"], "--dim"),
     ],
 )
 def test_a_bad_argument_is_refused_in_one_line(capsys, arguments, expected):
     path_graph().save("path.json")
+    os.mkfifo("fifo")
+    os.symlink("nowhere.png", "link.png")
+    arguments = [argument.replace("{}", Path.cwd().name) for argument in arguments]
 
     assert expected in refused(capsys, "partition", *arguments)
+    assert path_graph().sha256 == Graph.load("path.json").sha256
+    assert not Path("nowhere.png").exists()
 
 
 def test_bad_input_is_found_before_the_search_and_leaves_no_file(place, capsys):
@@ -286,6 +320,67 @@ def test_out_and_plot_name_the_files_exactly(place):
     assert json.loads((place / "r").read_text())["format"] == "jaxpart-result"
     assert "<svg" in (place / "p.svg").read_text()
     assert {path.name for path in place.iterdir()} == {"path.json", "pair.toml", "r", "p.svg"}
+
+
+def test_names_are_escaped_wherever_they_are_printed_and_shortened_in_names_of_files(place, capsys):
+    graph = path_graph()
+    hostile = "\x1b]0;title\x07\n$_{" + "ö" * 5000
+    nodes = tuple(
+        Node(f"\x1b[{v}m", *msgspec.structs.astuple(n)[1:]) for v, n in enumerate(graph.nodes)
+    )
+    Graph(nodes, graph.tensors, graph.weights, hostile, 1).save("\x9b.json")
+    (place / "own.json").write_text(
+        json.dumps({node.name: int(v < 3) for v, node in enumerate(nodes)})
+    )
+
+    assert run("partition \x9b.json --mcm pair.toml --method greedy") == 0
+    assert run("evaluate \x9b.json own.json --mcm pair.toml") == 1
+
+    printed = capsys.readouterr()
+    assert r"\x1b]0;title\x07\n$_{ö" in printed.out
+    assert r"'\x1b[2m' (chip 1) -> '\x1b[3m' (chip 0)" in printed.out
+    assert all(line.isprintable() for line in (printed.out + printed.err).split("\n"))
+    (written,) = place.glob("*.result.json")
+    assert len(os.fsencode(written.name)) < 220
+    assert written.name.startswith("-0-title-_-ööö")
+
+
+def run_alone(*arguments, **streams):
+    """The exit code and stderr of the command in a process of its own."""
+    code = "import sys; from jaxpart.cli import main; sys.exit(main())"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        check=False,
+        stderr=subprocess.PIPE,
+        env=environment,
+        text=True,
+        **streams,
+    )
+    return done.returncode, done.stderr
+
+
+def test_output_into_a_closed_pipe_ends_quietly_and_writes_its_files(place):
+    path_graph().save("path.json")
+    read, write = os.pipe()
+    os.close(read)
+    command = "partition path.json --mcm pair.toml --method greedy --out r.json --plot p.png"
+    code, said = run_alone(*command.split(), stdout=write)
+    os.close(write)
+
+    assert code == 0, said
+    assert "roken" not in said
+    assert "Traceback" not in said
+    assert Result.load(place / "r.json", path_graph()).costs.valid
+    assert (place / "p.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_output_onto_a_full_disk_is_said():
+    with open("/dev/full", "w") as full:
+        code, said = run_alone("graphs", "elmo", stdout=full)
+
+    assert code == 2
+    assert said == "error: standard output cannot be written (No space left on device)\n"
 
 
 def test_rescaled_bytes_are_said(capsys):
@@ -376,13 +471,23 @@ def test_a_gzip_file_that_is_cut_off_is_refused(place, capsys):
     assert "cut.json.gz: broken gzip file" in refused(capsys, "partition", "cut.json.gz")
 
 
-def test_an_interrupt_writes_the_best_so_far_and_ends_with_code_130(place):
+@pytest.mark.parametrize(
+    ("numbers", "code"),
+    [
+        ([signal.SIGINT], 130),
+        ([signal.SIGTERM], 143),
+        ([signal.SIGHUP], 129),
+        ([signal.SIGINT, signal.SIGINT, signal.SIGINT], 130),
+        ([signal.SIGTSTP, signal.SIGCONT, signal.SIGTERM], 143),
+    ],
+)
+def test_a_signal_writes_the_best_so_far_and_its_number_is_in_the_exit_code(place, numbers, code):
     # Never proven at a gap of 0: the search goes on until it is interrupted.
     path_graph(40, weight_bytes=1e4).save("path.json")
     command = "partition path.json --mcm pair.toml --method slice --gap 0 --time-limit 300"
-    code = "import sys; from jaxpart.cli import main; sys.exit(main(sys.argv[1:]))"
+    program = "import sys; from jaxpart.cli import main; sys.exit(main())"
     process = subprocess.Popen(
-        [sys.executable, "-c", code, *command.split(), "--out", "r.json"],
+        [sys.executable, "-c", program, *command.split(), "--out", "r.json"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -393,13 +498,37 @@ def test_an_interrupt_writes_the_best_so_far_and_ends_with_code_130(place):
         for line in process.stderr:
             if "best" in line:
                 break
-        process.send_signal(signal.SIGINT)
+        for number in numbers:
+            process.send_signal(number)
+            if number == signal.SIGTSTP:
+                os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
         out, err = process.communicate(timeout=120)
     finally:
         process.kill()
 
-    assert process.returncode == 130, err
-    assert "interrupted: the best so far is in r.json" in err
-    assert "(interrupted)" in out
+    assert process.returncode == code, err
+    assert err.endswith("interrupted: the best so far is in r.json\n")
+    assert "(interrupted)" in out or len(numbers) > 1
     assert "Traceback" not in err
     assert Result.load(place / "r.json", path_graph(40, weight_bytes=1e4)).costs.valid
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_anything_is_found_says_so(place, number):
+    code = (
+        "import os, signal, sys\n"
+        "from jaxpart import cli\n"
+        f"cli._graph_and_mcm = lambda *_: os.kill(os.getpid(), {int(number)})\n"
+        "sys.exit(cli.main())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "partition", "bert-large"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+
+    assert done.returncode == 128 + number
+    assert done.stderr == "interrupted before there was anything to write\n"
+    assert not list(place.glob("*.result.json"))

@@ -143,17 +143,19 @@ def test_bad_arguments_are_refused(arguments):
         partition(parallel_chains(1, 6), THREE_CHIPS, **arguments)
 
 
-def test_a_pin_beyond_the_module_is_refused():
+def test_a_fixed_chip_beyond_the_module_is_refused():
     with pytest.raises(InputError, match=r"'n1'.*chip 7"):
         partition(heavy(1.0, (None, 7)), THREE_CHIPS)
 
 
-def test_what_is_compiled_is_beside_the_search_time(monkeypatch):
+@pytest.mark.parametrize("counts", [False, True])
+def test_what_is_compiled_is_beside_the_search_time_only_where_it_is_asked_for(monkeypatch, counts):
     now = [0.0]
     monkeypatch.setattr(state.time, "perf_counter", lambda: now[0])
-    search = state.Search(
-        Problem.build(parallel_chains(2, 2), THREE_CHIPS), state.Budget(10.0, None, 0.0), 0
-    )
+    problem = Problem.build(parallel_chains(2, 2), THREE_CHIPS)
+    budget = state.Budget(10.0, None, 0.0)
+    search = state.Search(problem, budget, 0, count_compilation=counts)
+    now[0] = 1.0
     search.start_clock()
     now[0] = 3.0
     with search.compiling():
@@ -161,6 +163,24 @@ def test_what_is_compiled_is_beside_the_search_time(monkeypatch):
         now[0] = 8.0
     now[0] = 9.0
 
-    assert search.searched_s == 4.0
+    # From 1 to 9, without the 5 s from 3 to 8; or everything.
+    assert search.searched_s == (9.0 if counts else 3.0)
     assert search.elapsed_s == 9.0
     assert search.phase == "start"
+
+
+def test_time_in_which_the_process_is_suspended_does_not_count(monkeypatch):
+    now, computed = [0.0], [0.0]
+    monkeypatch.setattr(state.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(state.time, "process_time", lambda: computed[0])
+    problem = Problem.build(parallel_chains(2, 2), THREE_CHIPS)
+    search = state.Search(problem, state.Budget(10.0, None, 0.0), 0)
+    search.watch_clock()
+    now[0] = 0.5
+    search.watch_clock()
+    now[0] = 100.5  # suspended: it computed nothing
+    assert search.searched_s == 0.5
+    now[0], computed[0] = 104.5, 3.9  # compiled code held the lock
+    assert search.searched_s == 4.5
+    now[0] = 105.0
+    assert search.elapsed_s == 5.0

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -89,12 +90,19 @@ def _send(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
         process.send_signal(number)
 
 
-def end_with_parent() -> None:
+def end_with_parent(parent: int) -> None:
     """Makes the kernel kill this process when the thread that started it ends.
 
-    A stopped process is killed too. Does nothing where `IS_POSSIBLE` is false.
+    A stopped process is killed too. If the parent is gone already, this process ends at once. Where
+    `IS_POSSIBLE` is false, only that is checked.
+
+    Args:
+      parent: number of the process that started this one.
     """
     if IS_POSSIBLE:
         import ctypes
 
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    # The parent may have died before the kernel knew the wish. The process then has a new parent.
+    if os.getppid() != parent:
+        os._exit(0)

@@ -97,19 +97,27 @@ def main() -> None:
 def _listen(
     source: BinaryIO, inbox: queue.SimpleQueue[News | None], joined: threading.Event, island: int
 ) -> None:
-    while True:
-        try:
+    try:
+        while True:
             inbox.put(pickle.load(source))
-        except EOFError:
-            # The search has ended. The rounds tell the other islands, and island 0 keeps the
-            # service for them. A client that has not joined, or that hangs, ends here.
-            if not joined.is_set():
-                os._exit(0)
-            inbox.put(None)
-            if island:
-                time.sleep(_FAREWELL_S)
-                os._exit(0)
-            return
+    except EOFError:
+        pass
+    finally:  # also after half a message of a search that was killed
+        _leave(inbox, joined, island)
+
+
+def _leave(inbox: queue.SimpleQueue[News | None], joined: threading.Event, island: int) -> None:
+    """Ends the client after its search, unless it is needed.
+
+    The rounds tell the other islands, and island 0 keeps the service for them. A client that has
+    not joined, or that hangs, ends here.
+    """
+    if not joined.is_set():
+        os._exit(0)
+    inbox.put(None)
+    if island:
+        time.sleep(_FAREWELL_S)
+        os._exit(0)
 
 
 def _join(coordinator: str, islands: int, island: int) -> Any:

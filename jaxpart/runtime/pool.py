@@ -140,13 +140,11 @@ class SolverPool:
           InputError: as `RepairBatch`.
           RuntimeError: the pool was closed.
         """
-        if self._is_closed.is_set():
-            raise RuntimeError("the pool was closed")
         batch = RepairBatch(
             self._problem, assignments, weights, {**options, "time_limit_s": time_limit_s}
         )
-        for rows in batch.chunks(len(self._workers)):
-            self._tasks.put(_Chunk(batch, rows, time_limit_s + self._grace_s))
+        timeout_s = time_limit_s + self._grace_s
+        self._put(*(_Chunk(batch, rows, timeout_s) for rows in batch.chunks(len(self._workers))))
         return batch.future
 
     def lns(self, f: IntArray, *, time_limit_s: float, **options: Any) -> Future[Outcome]:

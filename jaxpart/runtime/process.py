@@ -3,21 +3,41 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any, Protocol
 
 from jaxpart.runtime.core_sharing import CoreSharing
 
-# A worker has the import path of this process, but imports nothing of its `__main__`.
+# A worker has the import path of this process, but imports nothing of its `__main__`. The other
+# imports take a second: before them the worker makes sure that it does not outlive this process.
 _COMMAND = (
-    "import sys; sys.path[:] = {path!r}; from jaxpart.runtime.worker import main; main({niceness})"
+    "import sys; sys.path[:] = {path!r}; "
+    "from jaxpart.runtime.core_sharing import end_with_parent; end_with_parent({parent}); "
+    "from jaxpart.runtime.worker import main; main({niceness})"
 )
+# Seconds of the slices in which a wait for an answer is counted (`_Patience`).
+_SLICE_S = 1.0
 # Starts in a row that may fail; another program may kill a process before it is ready.
 _STARTS = 5
+
+
+# The workers of this process that have not been closed.
+_WORKERS: weakref.WeakSet[Worker] = weakref.WeakSet()
+
+
+def signal_all(number: signal.Signals) -> None:
+    """Sends a signal to every worker process of this machine that this process started."""
+    for worker in list(_WORKERS):
+        with contextlib.suppress(OSError):  # it has ended
+            if worker.process is not None:
+                worker.process.send_signal(number)
 
 
 class WorkerEndedError(Exception):
@@ -90,6 +110,7 @@ class Worker:
         self._is_closed = False
         self._is_ready = False
         self.process: subprocess.Popen[bytes] | None = None
+        _WORKERS.add(self)
 
     @property
     def worker_id(self) -> int | None:
@@ -167,7 +188,7 @@ class Worker:
                     [
                         sys.executable,
                         "-c",
-                        _COMMAND.format(path=sys.path, niceness=self._niceness),
+                        _COMMAND.format(path=sys.path, parent=os.getpid(), niceness=self._niceness),
                     ],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
@@ -181,16 +202,8 @@ class Worker:
         process = self.process
         if process is None or process.stdout is None:
             raise WorkerEndedError("the pool was closed")
-        hung = threading.Event()
-
-        def give_up() -> None:
-            hung.set()
-            process.kill()
-
-        # The timer covers sending too: a stopped process reads nothing, so a full pipe blocks.
-        timer = threading.Timer(timeout_s, give_up)
-        timer.daemon = True
-        timer.start()
+        # Patience covers sending too: a stopped process reads nothing, so a full pipe blocks.
+        patience = _Patience(timeout_s, process)
         try:
             if message:
                 self._send(message)
@@ -200,13 +213,13 @@ class Worker:
             code = process.wait()
             if self._is_closed:
                 reason = "the pool was closed"
-            elif hung.is_set():
+            elif patience.is_over:
                 reason = f"the worker gave no answer in {timeout_s:.0f} s and was killed"
             else:
                 reason = f"the worker ended with exit code {code}"
-            raise WorkerEndedError(reason, hung=hung.is_set()) from error
+            raise WorkerEndedError(reason, hung=patience.is_over) from error
         finally:
-            timer.cancel()
+            patience.end()
 
     def _send(self, message: bytes) -> None:
         if self.process is None or self.process.stdin is None:
@@ -217,3 +230,29 @@ class Worker:
         except (BrokenPipeError, ValueError):
             # The process is dead: reading its answer finds the end of its output.
             return
+
+
+class _Patience:
+    """Kills a process unless its answer comes in time.
+
+    The time is counted in slices that were waited for, not by the clock: while this process is
+    suspended, none passes.
+    """
+
+    def __init__(self, timeout_s: float, process: subprocess.Popen[bytes]) -> None:
+        self.is_over = False
+        self._left_s, self._process = timeout_s, process
+        self._has_answer = threading.Event()
+        threading.Thread(target=self._wait, daemon=True).start()
+
+    def end(self) -> None:
+        """The answer has come."""
+        self._has_answer.set()
+
+    def _wait(self) -> None:
+        while self._left_s > 0:
+            if self._has_answer.wait(min(self._left_s, _SLICE_S)):
+                return
+            self._left_s -= _SLICE_S
+        self.is_over = True
+        self._process.kill()

@@ -34,6 +34,15 @@ _SMALL_BITS = 6000
 _NICENESS = 10
 
 
+# A longer time between two looks at the clock, while it is watched, was a suspension, unless this
+# process computed for at least this share of it.
+_SUSPENDED_S, _COMPUTING_SHARE = 1.0, 0.05
+
+
+class AbandonedError(Exception):
+    """Ends the steps of a search that nobody waits for any more."""
+
+
 # A rule of the user: assignments [N, B] -> bool [B], whether each of them keeps the rule.
 Rule = Callable[[IntArray], np.ndarray]
 
@@ -53,9 +62,9 @@ class Progress:
 class Budget:
     """When to stop: at the first limit that is reached. None: no such limit."""
 
-    time_limit_s: float | None  # search time; `Search.searched_s`
-    samples: int | None
-    gap: float  # relative; stop when the best is proven to be this close to the optimum
+    time_limit_s: float | None  # `Search.searched_s`
+    max_samples: int | None
+    relative_gap: float  # relative; stop when the best is proven to be this close to the optimum
 
 
 class Search:
@@ -90,6 +99,7 @@ class Search:
         *,
         pool: str = "local",
         rules: Sequence[Rule] = (),
+        count_compilation: bool = True,
     ) -> None:
         """Makes a search that has found nothing yet.
 
@@ -100,6 +110,8 @@ class Search:
           callback: receives the progress whenever it changes.
           pool: where solvers run: a name in `ray_pool.POOLS`.
           rules: the user's rules; a partition is admitted only if it keeps all of them.
+          count_compilation: whether search time is all time from here on. False: it begins with
+            `start_clock`, and `compiling` stops it.
         """
         self.problem = problem
         self.budget = budget
@@ -121,6 +133,13 @@ class Search:
         self.notes: list[str] = []
         self.repair_candidates: tuple[jax.Array | IntArray, Costs] | None = None
         self._callback = callback
+        self._counts_compilation = count_compilation
+        # Guards the best, the clock and the pools: a search that is abandoned changes them no more.
+        self._lock = threading.RLock()
+        self._is_abandoned = False
+        self._pools: list[SolverPool] = []
+        self._looked: tuple[float, float] | None = None  # clock and CPU time; None: not watched
+        self._suspended_s = 0.0
         self._started_s = time.perf_counter()
         self._searching_since_s: float | None = None
         self._device: DeviceProblem | None = None
@@ -139,14 +158,19 @@ class Search:
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since the search was made, compilation included."""
-        return time.perf_counter() - self._started_s
+        """Seconds since the search was made, compilation included, without suspensions."""
+        return self._now_s() - self._started_s
 
     @property
     def searched_s(self) -> float:
-        """Seconds of search time: since `start_clock`, without compilation; 0 before."""
+        """Seconds of search time: `elapsed_s`.
+
+        Where compilation does not count: since `start_clock`, without compilation; 0 before.
+        """
+        if self._counts_compilation:
+            return self.elapsed_s
         since = self._searching_since_s
-        return 0.0 if since is None else time.perf_counter() - since
+        return 0.0 if since is None else self._now_s() - since
 
     @property
     def remaining_s(self) -> float:
@@ -161,8 +185,8 @@ class Search:
         """Share of the budget that is spent, 0 to 1; 0 without a limit."""
         limits = self.budget
         shares = [0.0]
-        if limits.samples is not None:
-            shares.append(self.samples / limits.samples)
+        if limits.max_samples is not None:
+            shares.append(self.samples / limits.max_samples)
         if limits.time_limit_s is not None:
             shares.append(self.searched_s / limits.time_limit_s)
         return min(max(shares), 1.0)
@@ -170,12 +194,12 @@ class Search:
     @property
     def is_proven(self) -> bool:
         """Whether the best is within the budget's gap of the lower bound."""
-        return self.best_s <= self.bound.seconds * (1 + self.budget.gap)
+        return self.best_s <= self.bound.seconds * (1 + self.budget.relative_gap)
 
     @property
     def is_over(self) -> bool:
         """Whether to stop: limit reached, interrupted, proven optimal, or proven infeasible."""
-        limit = self.budget.samples
+        limit = self.budget.max_samples
         return (
             self.exhausted
             or self.interrupted.is_set()
@@ -183,6 +207,43 @@ class Search:
             or self.remaining_s <= 0
             or (limit is not None and self.samples >= limit)
         )
+
+    def watch_clock(self) -> None:
+        """Looks at the clock, so that a suspension of this process does not count as search time.
+
+        Called several times a second from the first call to the end of the search.
+        """
+        with self._lock:
+            if self._looked is None:
+                self._looked = time.perf_counter(), time.process_time()
+        self._now_s()
+
+    def _now_s(self) -> float:
+        """Seconds on a clock that stands still while this process is suspended."""
+        with self._lock:
+            now_s = time.perf_counter()
+            if self._looked is not None:
+                looked_s, computed_s = self._looked
+                self._looked = now_s, time.process_time()
+                gap_s, computed_s = now_s - looked_s, self._looked[1] - computed_s
+                if gap_s > _SUSPENDED_S and computed_s < _COMPUTING_SHARE * gap_s:
+                    self._suspended_s += gap_s
+            return now_s - self._suspended_s
+
+    def abandon(self) -> None:
+        """Keeps what is found as it is, and ends the workers; whatever still runs ends soon.
+
+        Its next call of `offer`, `report`, `raise_bound` or `open_pool` raises `AbandonedError`.
+        """
+        with self._lock:
+            self._is_abandoned = True
+            pools = list(self._pools)
+        for pool in pools:
+            pool.close()
+
+    def _check_wanted(self) -> None:
+        if self._is_abandoned:
+            raise AbandonedError
 
     def open_pool(
         self, problem: Problem | None = None, *, workers: int = 1, niceness: int | None = None
@@ -195,14 +256,21 @@ class Search:
           niceness: niceness of the workers. None: 0 if the integer program `is_small`, otherwise
             a value at which the workers do not starve the search. Workers with a niceness above 0
             share cores.
+
+        Raises:
+          AbandonedError: the search was abandoned.
         """
         if niceness is None:
             niceness = 0 if is_small(self.problem) else _NICENESS
         workers = workers if self._pool == "local" else 1
         sharing = self._sharing if niceness else None
-        return open_pool(
-            self._pool, problem or self.problem, workers, niceness=niceness, sharing=sharing
-        )
+        with self._lock:
+            self._check_wanted()
+            pool = open_pool(
+                self._pool, problem or self.problem, workers, niceness=niceness, sharing=sharing
+            )
+            self._pools.append(pool)
+        return pool
 
     def note_failure(self, outcome: Outcome) -> None:
         """Notes a failed solver task for the user, each message once; ignores other outcomes."""
@@ -211,20 +279,23 @@ class Search:
             self.notes.append(note)
 
     def start_clock(self) -> None:
-        """Starts the search time, once; a method calls it when its programs are compiled."""
+        """Starts the search time, once; a method calls it when its programs are compiled.
+
+        Where compilation counts as search time, this changes nothing.
+        """
         if self._searching_since_s is None:
-            self._searching_since_s = time.perf_counter()
+            self._searching_since_s = self._now_s()
 
     @contextlib.contextmanager
     def compiling(self) -> Generator[None]:
-        """Context for compilation: the time inside does not count as search time."""
-        phase, start_s = self.phase, time.perf_counter()
+        """Context for compilation: its time does not count where the search says so."""
+        phase, start_s = self.phase, self._now_s()
         self.enter("compiling")
         try:
             yield
         finally:
             if self._searching_since_s is not None:
-                self._searching_since_s += time.perf_counter() - start_s
+                self._searching_since_s += self._now_s() - start_s
             self.enter(phase)
 
     def enter(self, phase: str) -> None:
@@ -233,7 +304,12 @@ class Search:
         self.report()
 
     def report(self) -> None:
-        """Calls the user's callback with the present progress."""
+        """Calls the user's callback with the present progress.
+
+        Raises:
+          AbandonedError: the search was abandoned.
+        """
+        self._check_wanted()
         if self._callback is not None:
             best = None if self.best is None else self.best_s
             self._callback(
@@ -242,8 +318,12 @@ class Search:
 
     def raise_bound(self, bound: Bound) -> None:
         """Takes over a lower bound if it is higher than the present one."""
-        if bound.seconds > self.bound.seconds:
-            self.bound = bound
+        with self._lock:
+            self._check_wanted()
+            is_higher = bound.seconds > self.bound.seconds
+            if is_higher:
+                self.bound = bound
+        if is_higher:
             self.report()
 
     def offer(self, assignments: IntArray) -> bool:
@@ -257,18 +337,23 @@ class Search:
 
         Raises:
           InputError: a user's rule does not return bool [B].
+          AbandonedError: the search was abandoned.
         """
         if assignments.shape[1] == 0:
             return False
         costs = verify(self.problem, assignments)
         improved = False
-        for b in np.flatnonzero(costs.valid & self._keeps_rules(assignments)).tolist():
-            if self._rank(costs, b) < self._rank_of_best():
-                self.best = np.asarray(assignments[:, b], np.int64)
-                self.best_costs = jax.tree.map(lambda a, b=b: a[..., b], costs)
-                improved = True
+        admitted = np.flatnonzero(costs.valid & self._keeps_rules(assignments)).tolist()
+        with self._lock:
+            self._check_wanted()
+            for b in admitted:
+                if self._rank(costs, b) < self._rank_of_best():
+                    self.best = np.asarray(assignments[:, b], np.int64)
+                    self.best_costs = jax.tree.map(lambda a, b=b: a[..., b], costs)
+                    improved = True
+            if improved:
+                self.history.append((self.samples, self.elapsed_s, self.best_s))
         if improved:
-            self.history.append((self.samples, self.elapsed_s, self.best_s))
             self.report()
         return improved
 

@@ -2,8 +2,8 @@
 
 Tasks arrive on standard input and outcomes leave on standard output, both as pickles. A task is the
 name of a function, "module:function", and its keyword arguments. The worker imports the module when
-a task first needs it. When the input ends, the worker exits, even in the middle of a task, so that
-it never outlives its parent.
+a task first needs it. When the input ends or is damaged, the worker exits, even in the middle of a
+task, so that it never outlives its parent (see also `core_sharing.end_with_parent`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 from jaxpart.problem.problem import Problem
-from jaxpart.runtime.core_sharing import end_with_parent
 from jaxpart.solvers.repair import Outcome, repair
 from jaxpart.solvers.scip import Status
 
@@ -40,7 +39,6 @@ def main(niceness: int = 0) -> None:
     Args:
       niceness: niceness of this process, where the system has one.
     """
-    end_with_parent()
     if hasattr(os, "nice"):
         os.nice(niceness)
     outcomes = os.fdopen(os.dup(1), "wb")
@@ -58,12 +56,15 @@ def main(niceness: int = 0) -> None:
 
 
 def _listen(source: BinaryIO, messages: queue.SimpleQueue[Any]) -> None:
-    while True:
-        try:
+    try:
+        while True:
             messages.put(pickle.load(source))
-        except EOFError:
-            # Not `sys.exit`: a solver may run on the main thread, which would go on.
-            os._exit(0)
+    except EOFError:
+        os._exit(0)
+    finally:
+        # Whatever is wrong with the input (half a message of a killed parent), no task can come.
+        # Not `sys.exit`: a solver may run on the main thread, which would go on.
+        os._exit(1)
 
 
 def import_solvers() -> None:
@@ -73,8 +74,11 @@ def import_solvers() -> None:
 
 
 def _write(target: BinaryIO, answer: Outcome | None) -> None:
-    pickle.dump(answer, target, pickle.HIGHEST_PROTOCOL)
-    target.flush()
+    try:
+        pickle.dump(answer, target, pickle.HIGHEST_PROTOCOL)
+        target.flush()
+    except BrokenPipeError:
+        os._exit(0)  # the parent is gone
 
 
 def outcomes_of(problem: Problem, name: str, arguments: dict[str, Any]) -> Iterator[Outcome]:

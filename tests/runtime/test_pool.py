@@ -1,5 +1,6 @@
 """The pool of solver workers: answers arrive whatever happens to a worker."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -118,3 +119,42 @@ def test_workers_end_with_a_parent_that_is_killed_and_never_load_jax(tmp_path, i
             os.kill(worker, signal.SIGSTOP)
         parent.kill()
         assert ends(worker)
+
+
+@pytest.mark.skipif(not IS_POSSIBLE, reason="processes are found and killed as on Linux")
+def test_no_worker_stays_whenever_its_parent_is_killed(tmp_path):
+    """Within and after its start, and in the middle of the problem, which fills the pipe."""
+    (tmp_path / "program.py").write_text(
+        textwrap.dedent("""
+            import os, signal, sys, time
+            sys.path[:0] = sys.argv[1:]
+            from jaxpart.problem.problem import Problem
+            from jaxpart.runtime.pool import SolverPool
+            from tests.support.graphs import parallel_chains
+            from tests.support.modules import THREE_CHIPS
+            problem = Problem.build(parallel_chains(20, 400), THREE_CHIPS)
+            for delay_ms in (0, 5, 10, 20, 40, 60, 90, 120, 160, 200, 250, 320, 400, 600, 900):
+                parent = os.fork()
+                if not parent:
+                    pool = SolverPool(problem, workers=2)
+                    time.sleep(600)
+                time.sleep(delay_ms / 1000)
+                os.kill(parent, signal.SIGKILL)
+                os.waitpid(parent, 0)
+        """)
+    )
+    root, mark = Path(__file__).parents[2], f"JAXPART_TEST={tmp_path}"
+    environment = {**os.environ, "JAXPART_TEST": str(tmp_path)}
+    command = [sys.executable, str(tmp_path / "program.py"), str(root)]
+    subprocess.run(command, env=environment, check=True, timeout=300)
+    assert all(ends(process) for process in marked(mark))
+
+
+def marked(mark):
+    """Numbers of the processes that have an entry in their environment."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            if mark in (folder / "environ").read_text(errors="replace").split("\0"):
+                found.append(int(folder.name))
+    return found

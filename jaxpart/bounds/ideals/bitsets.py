@@ -4,11 +4,20 @@ In all functions, `row` and `other` are bit sets [words] of equal length: bit i 
 says whether i is in the set.
 
 The code uses plain loops. With numpy's array expressions, sorts or random generators, numba needs
-most of a minute to compile; plain loops need a few seconds. Numba caches the compiled code next to
-the source, so that the next process loads it.
+most of a minute to compile; plain loops need a few seconds. Three things cost much in little text:
+
+- an array assigned to a slice or row (numba compiles its error message, with all of its strings);
+- a literal argument, as in `next_in(row, 0)`: that is a signature of its own;
+- the entry from Python of a function with many arrays, so only those that Python calls have one
+  (`entry`), and all others have none (`inner`).
+
+Numba caches the compiled code next to the source, so that the next process loads it.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 from numba import njit
@@ -17,6 +26,10 @@ from numpy.typing import NDArray
 Words = NDArray[np.uint64]
 IntArray = NDArray[np.int64]
 
+F = TypeVar("F", bound=Callable[..., Any])
+_njit: Any = njit  # numba's types do not know all of its options
+
+ZERO: Any = np.int64(0)  # not a literal
 _ONE = np.uint64(1)
 # The position of a word's only set bit, without a loop: the product of the word and this de Bruijn
 # constant has different top six bits for each position, and the table maps them to the position.
@@ -25,42 +38,62 @@ _BIT_POSITION = np.zeros(64, np.int64)
 _BIT_POSITION[[((int(_DE_BRUIJN) << i) & (2**64 - 1)) >> 58 for i in range(64)]] = np.arange(64)
 
 
+def entry(function: F) -> F:
+    """Compiles a function that Python calls.
+
+    It releases Python's global lock, so that signals and other threads are served.
+    """
+    return _njit(cache=True, nogil=True, no_cfunc_wrapper=True)(function)
+
+
+def inner(function: F) -> F:
+    """Compiles a function that only compiled ones call; called from Python it ends the process."""
+    return _njit(cache=True, no_cfunc_wrapper=True, no_cpython_wrapper=True)(function)
+
+
 def words_for(count: int) -> int:
     """Number of words that hold the numbers 0 to count - 1; at least one."""
     return max(1, -(-count // 64))
 
 
-@njit(cache=True)
+@entry
 def has(row: Words, i: int) -> bool:
     """Whether i is in the set."""
     return (row[i >> 6] >> np.uint64(i & 63)) & _ONE != 0
 
 
-@njit(cache=True)
+@entry
 def add(row: Words, i: int) -> None:
     """Adds i to the set, in place."""
     row[i >> 6] |= _ONE << np.uint64(i & 63)
 
 
-@njit(cache=True)
+@entry
 def discard(row: Words, i: int) -> None:
     """Removes i from the set, in place; i need not be in it."""
     row[i >> 6] &= ~(_ONE << np.uint64(i & 63))
 
 
-@njit(cache=True)
+@entry
 def size_of(row: Words) -> int:
     """Number of members of the set."""
     total = 0
-    for word in row:
-        x = word
+    for w in range(len(row)):
+        x = row[w]
         while x:
             x &= x - _ONE
             total += 1
     return total
 
 
-@njit(cache=True)
+@inner
+def copy_row(target: Words, i: int, source: Words, j: int) -> None:
+    """Copies row j of `source` [., words] to row i of `target` [., words]."""
+    for w in range(source.shape[1]):
+        target[i, w] = source[j, w]
+
+
+@entry
 def size_of_both(row: Words, other: Words) -> int:
     """Number of members that the two sets have in common."""
     total = 0
@@ -72,7 +105,7 @@ def size_of_both(row: Words, other: Words) -> int:
     return total
 
 
-@njit(cache=True)
+@entry
 def have_common(row: Words, other: Words) -> bool:
     """Whether the two sets have a member in common."""
     for w in range(len(row)):  # noqa: SIM110 (a generator does not compile)
@@ -81,7 +114,7 @@ def have_common(row: Words, other: Words) -> bool:
     return False
 
 
-@njit(cache=True)
+@entry
 def members(row: Words) -> IntArray:
     """The members of the set, int64 [members], ascending."""
     found = np.empty(size_of(row), np.int64)
@@ -96,7 +129,7 @@ def members(row: Words) -> IntArray:
     return found
 
 
-@njit(cache=True)
+@entry
 def next_in(row: Words, start: int) -> int:
     """The smallest member that is at least `start` (0 or more); -1 if there is none.
 
@@ -115,14 +148,14 @@ def next_in(row: Words, start: int) -> int:
     return 64 * w + int(_BIT_POSITION[(low * _DE_BRUIJN) >> np.uint64(58)])
 
 
-@njit(cache=True)
+@entry
 def unite(row: Words, other: Words) -> None:
     """Adds all members of `other` to `row`, in place."""
     for w in range(len(row)):
         row[w] |= other[w]
 
 
-@njit(cache=True)
+@entry
 def intersection(row: Words, other: Words) -> Words:
     """A new set of the members that are in both sets."""
     both = row.copy()
@@ -131,7 +164,7 @@ def intersection(row: Words, other: Words) -> Words:
     return both
 
 
-@njit(cache=True)
+@entry
 def union(row: Words, other: Words) -> Words:
     """A new set of the members that are in at least one of the two sets."""
     either = row.copy()
@@ -139,7 +172,7 @@ def union(row: Words, other: Words) -> Words:
     return either
 
 
-@njit(cache=True)
+@entry
 def order_of(keys: NDArray[np.float64]) -> IntArray:
     """The indices that sort `keys` ascending, by a stable merge sort.
 
@@ -170,7 +203,7 @@ def order_of(keys: NDArray[np.float64]) -> IntArray:
     return order
 
 
-@njit(cache=True)
+@entry
 def uniform(state: Words) -> float:
     """A uniform random number in [0, 1), by xorshift64* (Vigna, ACM Trans. Math. Softw. 42, 2016).
 
@@ -185,7 +218,7 @@ def uniform(state: Words) -> float:
     return float((x * np.uint64(0x2545F4914F6CDD1D)) >> np.uint64(11)) / 9007199254740992.0
 
 
-@njit(cache=True)
+@entry
 def below(state: Words, count: int) -> int:
     """A random integer from 0 to count - 1; `state` is that of `uniform`."""
     return int(uniform(state) * count)

@@ -20,10 +20,9 @@ import dataclasses
 from collections.abc import Callable, Iterable
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-from jaxpart.bounds.ideals.bitsets import Words, words_for
+from jaxpart.bounds.ideals.bitsets import Words, entry, words_for
 from jaxpart.bounds.ideals.walks import Found, compile_walk, walks
 from jaxpart.problem.problem import FloatArray, IntArray, Problem
 from jaxpart.problem.structure import largest_antichain
@@ -97,7 +96,7 @@ class Lattice:
         return np.ascontiguousarray(whole[:, :words])
 
 
-@njit(cache=True)
+@entry
 def _sums(parent: NDArray[np.int32], last: NDArray[np.int32], values: FloatArray) -> FloatArray:
     total = np.zeros((len(parent), values.shape[1]))
     for i in range(1, len(parent)):

@@ -26,9 +26,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
-from jaxpart.bounds.ideals.bitsets import Words, has
+from jaxpart.bounds.ideals.bitsets import Words, entry, has, inner
 from jaxpart.bounds.ideals.lattice import Lattice, compile_lattice
 from jaxpart.bounds.ideals.walks import WORD
 from jaxpart.cost import host
@@ -306,7 +305,7 @@ def _most_of_ranges(values: FloatArray) -> FloatArray:
     return np.stack(rows)
 
 
-@njit(cache=True)
+@entry
 def _extents(
     layer_start: IntArray, first_word: IntArray, window: Words
 ) -> tuple[IntArray, IntArray]:
@@ -342,7 +341,7 @@ def _start(ideals: _Ideals) -> tuple[IntArray, IntArray, IntArray]:
     return fewest, np.zeros(len(ideals.load_s), np.int64), least
 
 
-@njit(cache=True)
+@entry
 def _advance(
     ideals: _Ideals,
     rules: _Rules,
@@ -395,7 +394,7 @@ def _advance(
     return y
 
 
-@njit(cache=True)
+@inner
 def _first_above(values: FloatArray, count: int, wanted: float) -> int:
     """Position of the first of `count` ascending values that is at least `wanted`."""
     low, high = 0, count
@@ -408,7 +407,7 @@ def _first_above(values: FloatArray, count: int, wanted: float) -> int:
     return low
 
 
-@njit(cache=True)
+@inner
 def _is_segment(
     ideals: _Ideals, rules: _Rules, limit_s: float, low: int, x: int, high: int, y: int
 ) -> bool:
@@ -429,7 +428,7 @@ def _is_segment(
     return not rules.has_memory or _held(ideals, rules, x, y) <= rules.capacity_bytes
 
 
-@njit(cache=True)
+@inner
 def _held(ideals: _Ideals, rules: _Rules, x: int, y: int) -> float:
     """Bytes that the segment y - x holds: a lower bound if rules are relaxed, else an upper one."""
     held = ideals.own_bytes[y] - ideals.own_bytes[x]
@@ -448,7 +447,7 @@ def _held(ideals: _Ideals, rules: _Rules, x: int, y: int) -> float:
     return held
 
 
-@njit(cache=True)
+@entry
 def _labels(ideals: _Ideals, parent: IntArray, fewest: IntArray, labels: IntArray) -> IntArray:
     """[M] chips of the chain that ends with all contracted nodes, written into `labels`."""
     y = len(parent) - 1

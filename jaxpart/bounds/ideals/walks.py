@@ -14,10 +14,21 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-from jaxpart.bounds.ideals.bitsets import Words, add, discard, has, next_in, size_of, words_for
+from jaxpart.bounds.ideals.bitsets import (
+    ZERO,
+    Words,
+    add,
+    copy_row,
+    discard,
+    entry,
+    has,
+    inner,
+    next_in,
+    size_of,
+    words_for,
+)
 from jaxpart.problem.problem import FloatArray, IntArray, Problem
 
 WORD = 64  # bits in a word
@@ -147,7 +158,8 @@ def walks(problem: Problem, limit: int, *, in_order: bool = False) -> Iterator[F
     graph = _graph_of(problem.contracted)
     layer, size, room = _bottom(graph), 0, _LEAST_ROOM
     while size < problem.num_contracted:
-        status, layer, found = _walk(graph, layer, size, room, limit, in_order)
+        status, layer, room_of, counts = _walk(graph, layer, size, room, limit, in_order)
+        found = _trimmed(room_of, *counts)
         size += len(found.ideals)
         if len(found.ideals):
             yield found
@@ -158,6 +170,23 @@ def walks(problem: Problem, limit: int, *, in_order: bool = False) -> Iterator[F
         elif status == _TOO_MANY:
             yield _over_limit(limit + 1)
             return
+
+
+def _trimmed(found: Found, ideals: int, covers: int, layers: int) -> Found:
+    """The first of each, as copies: the room for more is not kept."""
+    return Found(
+        found.window[:ideals].copy(),
+        found.needed[:ideals].copy(),
+        found.cut_bytes[:ideals].copy(),
+        found.parent[:ideals].copy(),
+        found.last[:ideals].copy(),
+        found.below[:covers].copy(),
+        found.above[:covers].copy(),
+        found.added[:covers].copy(),
+        found.first_word[:layers].copy(),
+        found.ideals[:layers].copy(),
+        found.covers[:layers].copy(),
+    )
 
 
 def _bottom(graph: _Graph) -> _Layer:
@@ -187,10 +216,10 @@ def _over_limit(count: int) -> Found:
     return Found(words, words, np.zeros(0), few, few, few, few, few, none, none, none)
 
 
-@njit(cache=True)
+@entry
 def _walk(
     graph: _Graph, layer: _Layer, size: int, room: int, most: int, in_order: bool
-) -> tuple[int, _Layer, Found]:
+) -> tuple[int, _Layer, Found, tuple[int, int, int]]:
     """Grows layer after layer, as long as there is room.
 
     Args:
@@ -202,7 +231,8 @@ def _walk(
       in_order: whether contracted nodes join in the order of their numbers only.
 
     Returns:
-      Why the walk stopped; the last complete layer; and all complete layers after `layer`.
+      Why the walk stopped; the last complete layer; all complete layers after `layer`, with room
+      for more; and how many ideals, covers and layers these are.
     """
     width = layer.window.shape[1]
     found = Found(
@@ -218,7 +248,7 @@ def _walk(
         np.empty(room, np.int64),
         np.empty(room, np.int64),
     )
-    ideals, covers, layers, status = 0, 0, 0, _DONE
+    ideals, covers, layers, status = ZERO, ZERO, ZERO, _DONE
     while size < len(graph.salt):
         status, grown, links = _grown(graph, layer, size, most, in_order)
         if status != _DONE:
@@ -228,8 +258,8 @@ def _walk(
             status = _NO_ROOM
             break
         for i in range(count):
-            found.window[ideals + i] = grown.window[i]
-            found.needed[ideals + i] = grown.needed[i]
+            copy_row(found.window, ideals + i, grown.window, i)
+            copy_row(found.needed, ideals + i, grown.needed, i)
             found.cut_bytes[ideals + i] = grown.cut_bytes[i]
             found.parent[ideals + i] = links.parent[i]
             found.last[ideals + i] = links.last[i]
@@ -242,23 +272,10 @@ def _walk(
         ideals, covers, layers = ideals + count, covers + more, layers + 1
         layer = grown
         size += 1
-    kept = Found(
-        found.window[:ideals].copy(),
-        found.needed[:ideals].copy(),
-        found.cut_bytes[:ideals].copy(),
-        found.parent[:ideals].copy(),
-        found.last[:ideals].copy(),
-        found.below[:covers].copy(),
-        found.above[:covers].copy(),
-        found.added[:covers].copy(),
-        found.first_word[:layers].copy(),
-        found.ideals[:layers].copy(),
-        found.covers[:layers].copy(),
-    )
-    return status, layer, kept
+    return status, layer, found, (ideals, covers, layers)
 
 
-@njit(cache=True)
+@inner
 def _grown(
     graph: _Graph, layer: _Layer, size: int, most: int, in_order: bool
 ) -> tuple[int, _Layer, _Links]:
@@ -274,7 +291,9 @@ def _grown(
     slots = 4
     while slots < 2 * covers:
         slots *= 2
-    table = np.full(slots, -1, np.int64)
+    table = np.empty(slots, np.int64)
+    for slot in range(slots):
+        table[slot] = -1
     width = layer.window.shape[1]
     grown = _Layer(
         layer.first_word,
@@ -291,9 +310,9 @@ def _grown(
         np.empty(covers, np.int64),
         np.empty(covers, np.int64),
     )
-    count, more = 0, 0
+    count, more = ZERO, ZERO
     for i in range(len(layer.hashes)):
-        place = next_in(layer.ready[i], 0)
+        place = next_in(layer.ready[i], ZERO)
         while place >= 0:
             v = WORD * layer.first_word + place
             if not in_order or v == size:
@@ -317,26 +336,26 @@ def _grown(
                 links.below[more], links.above[more], links.added[more] = i, table[slot], v
                 more += 1
             place = next_in(layer.ready[i], place + 1)
-    shift = _full_words(grown.window[:count])
+    shift = _full_words(grown.window, count)
     kept = _Layer(
         layer.first_word + shift,
-        _shifted(grown.window[:count], shift),
-        _shifted(grown.needed[:count], shift),
-        _shifted(grown.ready[:count], shift),
-        grown.hashes[:count].copy(),
-        grown.cut_bytes[:count].copy(),
+        _shifted(grown.window, count, shift),
+        _shifted(grown.needed, count, shift),
+        _shifted(grown.ready, count, shift),
+        grown.hashes[:count],
+        grown.cut_bytes[:count],
     )
     found = _Links(
-        links.parent[:count].copy(),
-        links.last[:count].copy(),
-        links.below[:more].copy(),
-        links.above[:more].copy(),
-        links.added[:more].copy(),
+        links.parent[:count],
+        links.last[:count],
+        links.below[:more],
+        links.above[:more],
+        links.added[:more],
     )
     return _DONE, kept, found
 
 
-@njit(cache=True)
+@inner
 def _is_joined(row: Words, place: int, other: Words) -> bool:
     """Whether `other` is `row` plus the bit at `place`. Equal hashes alone do not prove that."""
     for w in range(len(row)):
@@ -348,7 +367,7 @@ def _is_joined(row: Words, place: int, other: Words) -> bool:
     return True
 
 
-@njit(cache=True)
+@inner
 def _join(graph: _Graph, layer: _Layer, i: int, v: int, grown: _Layer, child: int) -> bool:
     """Fills in ideal `child` of `grown`: ideal i of `layer` with contracted node v added.
 
@@ -357,7 +376,9 @@ def _join(graph: _Graph, layer: _Layer, i: int, v: int, grown: _Layer, child: in
     """
     first = WORD * layer.first_word
     window, needed, ready = grown.window[child], grown.needed[child], grown.ready[child]
-    window[:], needed[:], ready[:] = layer.window[i], layer.needed[i], layer.ready[i]
+    copy_row(grown.window, child, layer.window, i)
+    copy_row(grown.needed, child, layer.needed, i)
+    copy_row(grown.ready, child, layer.ready, i)
     add(window, v - first)
     discard(needed, v - first)
     discard(ready, v - first)
@@ -387,7 +408,7 @@ def _join(graph: _Graph, layer: _Layer, i: int, v: int, grown: _Layer, child: in
     return True
 
 
-@njit(cache=True)
+@inner
 def _is_inside(window: Words, first: int, v: int) -> bool:
     """Whether contracted node v is in the ideal; its window begins at number `first`."""
     if v < first:
@@ -395,11 +416,11 @@ def _is_inside(window: Words, first: int, v: int) -> bool:
     return v - first < WORD * len(window) and has(window, v - first)
 
 
-@njit(cache=True)
-def _full_words(windows: Words) -> int:
-    """Number of leading words whose bits are all set in every window."""
+@inner
+def _full_words(windows: Words, count: int) -> int:
+    """Number of leading words whose bits are all set in each of the first `count` windows."""
     shift = windows.shape[1]
-    for i in range(len(windows)):
+    for i in range(count):
         w = 0
         while w < shift and not ~windows[i, w]:
             w += 1
@@ -407,11 +428,11 @@ def _full_words(windows: Words) -> int:
     return shift
 
 
-@njit(cache=True)
-def _shifted(windows: Words, shift: int) -> Words:
-    """The windows without their first `shift` words, zeros added at the end."""
-    moved = np.zeros(windows.shape, np.uint64)
-    for i in range(len(windows)):
+@inner
+def _shifted(windows: Words, count: int, shift: int) -> Words:
+    """The first `count` windows without their first `shift` words, zeros added at the end."""
+    moved = np.zeros((count, windows.shape[1]), np.uint64)
+    for i in range(count):
         for w in range(windows.shape[1] - shift):
             moved[i, w] = windows[i, w + shift]
     return moved

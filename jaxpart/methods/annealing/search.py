@@ -170,8 +170,7 @@ def _repeated(search: Search, moves: Moves, start: IntArray) -> jax.Array:
     batch = _MOST_CHAINS
     while batch > _LEAST_CHAINS and batch * moves.contracted.padded_nodes > _MOST_LABELS:
         batch //= 2
-    labels = np.zeros(problem.num_contracted, np.int64)
-    labels[problem.contraction] = start
+    labels = problem.contracted_assignment(start)
     columns = np.repeat(labels[:, None], batch, axis=1)
     return jnp.asarray(pad_assignments(moves.contracted, columns))
 

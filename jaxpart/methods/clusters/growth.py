@@ -175,16 +175,9 @@ class Grower:
         return grown(cluster, self._pairs, self._weigher, chips, tried, has_triangle, self._state)
 
 
-def contracted_of(problem: Problem, f: IntArray) -> IntArray:
-    """[M] the chip of each contracted node in the partition f [N]."""
-    labels = np.zeros(problem.num_contracted, np.int64)
-    labels[problem.contraction] = f
-    return labels
-
-
 def of_nodes(problem: Problem, f: IntArray) -> Candidate:
     """The valid partition f [N] as a candidate."""
-    return measured(problem, contracted_of(problem, f))
+    return measured(problem, problem.contracted_assignment(f))
 
 
 def measured(problem: Problem, labels: IntArray) -> Candidate:

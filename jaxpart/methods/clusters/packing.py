@@ -9,15 +9,17 @@ than chips.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from jaxpart.bounds.ideals.bitsets import (
+    ZERO,
     Words,
     add,
     below,
+    entry,
     has,
     have_common,
+    inner,
     members,
     next_in,
     order_of,
@@ -33,6 +35,7 @@ from jaxpart.methods.clusters.quotient import (
     copy_of,
     labels_of,
     merge,
+    picked,
     quotient_of,
     reduce,
 )
@@ -51,7 +54,7 @@ _MOST_NEIGHBOURS = 3
 _UNRELATED_PROBABILITY = 0.3
 
 
-@njit(cache=True)
+@entry
 def grown(
     cluster: IntArray,
     pairs: IntArray,
@@ -82,10 +85,10 @@ def grown(
     quotient, number = pack(quotient, weigher, chips, tried, has_triangle, rng)
     if size_of(quotient.alive) > chips:
         return np.empty(0, np.int64)
-    return labels_of(quotient, number[cluster])
+    return labels_of(quotient, picked(number, cluster))
 
 
-@njit(cache=True)
+@entry
 def loosened(
     labels: IntArray, centre: int, pairs: IntArray, weigher: Weigher, rng: Words
 ) -> IntArray:
@@ -118,7 +121,7 @@ def loosened(
     return cluster
 
 
-@njit(cache=True)
+@inner
 def _neighbourhood(whole: Quotient, centre: int, rng: Words) -> NDArray[np.bool_]:
     """[n] whether each cluster is in a random neighbourhood of `centre`."""
     n = len(whole.home)
@@ -140,18 +143,18 @@ def _neighbourhood(whole: Quotient, centre: int, rng: Words) -> NDArray[np.bool_
     return is_chosen
 
 
-@njit(cache=True)
+@inner
 def _power_sum(quotient: Quotient) -> float:
     """The sum of a high power of the sizes; a smaller sum means more even sizes."""
     total = 0.0
-    a = next_in(quotient.alive, 0)
+    a = next_in(quotient.alive, ZERO)
     while a >= 0:
         total += float(quotient.size[a]) ** _POWER
         a = next_in(quotient.alive, a + 1)
     return total
 
 
-@njit(cache=True)
+@inner
 def pack(
     quotient: Quotient,
     weigher: Weigher,
@@ -180,7 +183,7 @@ def pack(
         # Each trial copies all rows, those of merged clusters included.
         if _SPARSE * size < len(quotient.home):
             quotient, again = compacted(quotient)
-            number = again[number]
+            number = picked(again, number)
         power_sum = _power_sum(quotient)
         best, least = quotient, np.inf
         pairs = _mergeable(quotient, tried, rng)
@@ -199,7 +202,7 @@ def pack(
     return quotient, number
 
 
-@njit(cache=True)
+@inner
 def _mergeable(quotient: Quotient, tried: int, rng: Words) -> IntArray:
     """Pairs of clusters with nothing between them, the smallest first, up to noise.
 
@@ -239,7 +242,7 @@ def _mergeable(quotient: Quotient, tried: int, rng: Words) -> IntArray:
     return best
 
 
-@njit(cache=True)
+@inner
 def _partners(quotient: Quotient, small: Words, a: int) -> Words:
     """The neighbours of cluster a and all small clusters, as one set."""
     found = union(quotient.after[a], quotient.before[a])

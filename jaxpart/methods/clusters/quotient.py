@@ -22,17 +22,21 @@ below; the search for shortcuts costs that many for each edge.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
+from numpy.typing import NDArray
 
 from jaxpart.bounds.ideals.bitsets import (
+    ZERO,
     Words,
     add,
+    copy_row,
     discard,
+    entry,
     has,
     have_common,
+    inner,
     intersection,
     members,
     next_in,
@@ -109,18 +113,18 @@ def weigher_of(problem: Problem, target_s: float) -> Weigher:
     return weigher._replace(capacity=max(capacity * (_WEIGHTS_SHARE if is_full else 1.0), alone))
 
 
-@njit(cache=True)
+@entry
 def _held(weigher: Weigher, own: float, shared: Words) -> float:
     """Bytes of a cluster's weights, shared ones counted once."""
     held = own
-    w = next_in(shared, 0)
+    w = next_in(shared, ZERO)
     while w >= 0:
         held += float(weigher.shared_bytes[w])
         w = next_in(shared, w + 1)
     return held
 
 
-@njit(cache=True)
+@inner
 def _size(weigher: Weigher, seconds: float, own: float, shared: Words) -> float:
     """Compute time in units of the target; a huge size if no chip can hold the weights."""
     held = _held(weigher, own, shared)
@@ -129,7 +133,7 @@ def _size(weigher: Weigher, seconds: float, own: float, shared: Words) -> float:
     return seconds / weigher.target_s
 
 
-@njit(cache=True)
+@entry
 def quotient_of(cluster: IntArray, pairs: IntArray, weigher: Weigher) -> Quotient:
     """The quotient graph of n given clusters.
 
@@ -141,12 +145,14 @@ def quotient_of(cluster: IntArray, pairs: IntArray, weigher: Weigher) -> Quotien
     Raises:
       ValueError: the graph between the clusters has a cycle.
     """
-    n = cluster.max() + 1
+    n = ZERO
+    for v in range(len(cluster)):
+        n = max(n, cluster[v] + 1)
     words = max(1, (n + 63) // 64)
     quotient = Quotient(
         np.zeros(words, np.uint64),
         np.arange(n),
-        np.full(n, len(cluster)),
+        np.full(n, len(cluster), np.int64),
         np.zeros((n, words), np.uint64),
         np.zeros((n, words), np.uint64),
         np.zeros((n, words), np.uint64),
@@ -184,7 +190,7 @@ def quotient_of(cluster: IntArray, pairs: IntArray, weigher: Weigher) -> Quotien
     return quotient
 
 
-@njit(cache=True)
+@entry
 def topological(quotient: Quotient) -> IntArray:
     """The alive clusters, producers first; among those that are ready, by smallest contracted node.
 
@@ -209,7 +215,7 @@ def topological(quotient: Quotient) -> IntArray:
     return order
 
 
-@njit(cache=True)
+@entry
 def root(quotient: Quotient, a: int) -> int:
     """The alive cluster that cluster a is part of."""
     while quotient.home[a] != a:
@@ -217,7 +223,7 @@ def root(quotient: Quotient, a: int) -> int:
     return a
 
 
-@njit(cache=True)
+@entry
 def labels_of(quotient: Quotient, cluster: IntArray) -> IntArray:
     """[M] the position of each contracted node's cluster in topological order.
 
@@ -235,7 +241,7 @@ def labels_of(quotient: Quotient, cluster: IntArray) -> IntArray:
     return labels
 
 
-@njit(cache=True)
+@inner
 def copy_of(quotient: Quotient) -> Quotient:
     """A copy, for trying out merges."""
     return Quotient(
@@ -253,7 +259,7 @@ def copy_of(quotient: Quotient) -> Quotient:
     )
 
 
-@njit(cache=True)
+@entry
 def compacted(quotient: Quotient) -> tuple[Quotient, IntArray]:
     """A new quotient of the alive clusters alone, in the same order.
 
@@ -271,48 +277,59 @@ def compacted(quotient: Quotient) -> tuple[Quotient, IntArray]:
     dense = Quotient(
         np.zeros(words, np.uint64),
         np.arange(count),
-        quotient.first[alive],
+        picked(quotient.first, alive),
         _renumbered(quotient.after, alive, number, words),
         _renumbered(quotient.before, alive, number, words),
         _renumbered(quotient.below, alive, number, words),
         _renumbered(quotient.above, alive, number, words),
-        quotient.seconds[alive],
-        quotient.own[alive],
-        quotient.shared[alive],
-        quotient.size[alive],
+        picked(quotient.seconds, alive),
+        picked(quotient.own, alive),
+        np.empty((count, quotient.shared.shape[1]), np.uint64),
+        picked(quotient.size, alive),
     )
+    for i in range(count):
+        copy_row(dense.shared, i, quotient.shared, alive[i])
     for i in range(count):
         add(dense.alive, i)
     return dense, number
 
 
-@njit(cache=True)
+@inner
+def picked(values: NDArray[Any], at: IntArray) -> NDArray[Any]:
+    """[count] the values at the given positions [count]."""
+    found = np.empty(len(at), values.dtype)
+    for i in range(len(at)):
+        found[i] = values[at[i]]
+    return found
+
+
+@inner
 def _renumbered(rows: Words, alive: IntArray, number: IntArray, words: int) -> Words:
     """The rows of the alive clusters, their members renumbered."""
     dense = np.zeros((len(alive), words), np.uint64)
     for i in range(len(alive)):
-        b = next_in(rows[alive[i]], 0)
+        b = next_in(rows[alive[i]], ZERO)
         while b >= 0:
             add(dense[i], number[b])
             b = next_in(rows[alive[i]], b + 1)
     return dense
 
 
-@njit(cache=True)
+@inner
 def merge(quotient: Quotient, weigher: Weigher, a: int, b: int) -> None:
     """Merges cluster b into a, in place. No cluster may lie between them."""
     _join(quotient.below, a, b)
     _join(quotient.above, a, b)
     _join(quotient.after, a, b)
     _join(quotient.before, a, b)
-    x = next_in(quotient.above[a], 0)
+    x = next_in(quotient.above[a], ZERO)
     while x >= 0:
         _replace(quotient.after[x], a, b)
         unite(quotient.below[x], quotient.below[a])
         add(quotient.below[x], a)
         discard(quotient.below[x], b)
         x = next_in(quotient.above[a], x + 1)
-    y = next_in(quotient.below[a], 0)
+    y = next_in(quotient.below[a], ZERO)
     while y >= 0:
         _replace(quotient.before[y], a, b)
         unite(quotient.above[y], quotient.above[a])
@@ -328,7 +345,7 @@ def merge(quotient: Quotient, weigher: Weigher, a: int, b: int) -> None:
     quotient.size[a] = _size(weigher, quotient.seconds[a], quotient.own[a], quotient.shared[a])
 
 
-@njit(cache=True)
+@inner
 def _join(rows: Words, a: int, b: int) -> None:
     """Makes row a the union of rows a and b, without a and b."""
     unite(rows[a], rows[b])
@@ -336,7 +353,7 @@ def _join(rows: Words, a: int, b: int) -> None:
     discard(rows[a], b)
 
 
-@njit(cache=True)
+@inner
 def _replace(row: Words, a: int, b: int) -> None:
     """Replaces member b, if present, by a."""
     if has(row, b):
@@ -344,7 +361,7 @@ def _replace(row: Words, a: int, b: int) -> None:
         discard(row, b)
 
 
-@njit(cache=True)
+@entry
 def reduce(quotient: Quotient, weigher: Weigher, rng: Words) -> None:
     """Merges clusters, in place, until no edge is a shortcut.
 
@@ -375,13 +392,13 @@ def reduce(quotient: Quotient, weigher: Weigher, rng: Words) -> None:
                 _close(quotient, weigher, a, b, rng)
 
 
-@njit(cache=True)
+@inner
 def _shortcuts(quotient: Quotient) -> int:
     """Number of edges that are shortcuts. Growing spends most of its time here."""
     count = 0
-    a = next_in(quotient.alive, 0)
+    a = next_in(quotient.alive, ZERO)
     while a >= 0:
-        b = next_in(quotient.after[a], 0)
+        b = next_in(quotient.after[a], ZERO)
         while b >= 0:
             if have_common(quotient.below[a], quotient.above[b]):
                 count += 1
@@ -390,7 +407,7 @@ def _shortcuts(quotient: Quotient) -> int:
     return count
 
 
-@njit(cache=True)
+@inner
 def _close(quotient: Quotient, weigher: Weigher, a: int, b: int, rng: Words) -> None:
     """Merges each cluster between a and b into one of them, in place.
 
@@ -416,7 +433,7 @@ def _close(quotient: Quotient, weigher: Weigher, a: int, b: int, rng: Words) -> 
         merge(quotient, weigher, a if is_front else b, m)
 
 
-@njit(cache=True)
+@inner
 def _reversed(clusters: IntArray) -> IntArray:
     """The clusters in reverse order."""
     count = len(clusters)
@@ -426,7 +443,7 @@ def _reversed(clusters: IntArray) -> IntArray:
     return other
 
 
-@njit(cache=True)
+@inner
 def _sizes_with(quotient: Quotient, weigher: Weigher, a: int, others: IntArray) -> FloatArray:
     """[others + 1] size of cluster a merged with the first 0, 1, ... of the others."""
     seconds, own, shared = quotient.seconds[a], quotient.own[a], quotient.shared[a].copy()
@@ -441,7 +458,7 @@ def _sizes_with(quotient: Quotient, weigher: Weigher, a: int, others: IntArray) 
     return sizes
 
 
-@njit(cache=True)
+@inner
 def _ordered(quotient: Quotient, clusters: IntArray, wanted: IntArray) -> IntArray:
     """The clusters in an order near the wanted one in which producers come first.
 

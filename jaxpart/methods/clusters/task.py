@@ -92,7 +92,7 @@ def grow(
                 return Grown(Status.TIME_LIMIT, **rest)
             chips = found.labels[problem.contraction]
             return Grown(Status.FEASIBLE, chips, found.merit.bottleneck_s, **rest)
-    raise AssertionError("lives have no end")
+    raise AssertionError("restarts have no end")
 
 
 def _is_better(candidate: Candidate, best_s: float) -> bool:

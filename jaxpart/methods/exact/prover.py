@@ -67,7 +67,7 @@ class Prover:
         self._is_timed = search.budget.time_limit_s is not None
         self._is_wanted = always or self._is_timed
         self._threads = min(_MOST_THREADS, usable_cores()) if self._is_timed else 1
-        self._gap = max(_GAP_FACTOR * search.budget.gap, _LEAST_GAP)
+        self._gap = max(_GAP_FACTOR * search.budget.relative_gap, _LEAST_GAP)
         self._pool: SolverPool | None = None
         self._running: Future[Outcome] | None = None
         self._stages = [REDUCTION, _FEWER, SUPERBLOCKS, PROGRAM]  # still to run, in order

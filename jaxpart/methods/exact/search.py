@@ -205,7 +205,7 @@ def _upper_s(search: Search) -> float:
 
 
 def _gap(search: Search) -> float:
-    return max(search.budget.gap / 2, _LEAST_GAP)
+    return max(search.budget.relative_gap / 2, _LEAST_GAP)
 
 
 def exact(search: Search) -> Generator[None]:

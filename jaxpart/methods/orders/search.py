@@ -153,7 +153,7 @@ class _Prober:
         most = min(
             _PROBED_ENTRIES // self.padded,
             _PROBED_STARTS // (self.padded * self.window),
-            (search.budget.samples or 2**30) // 8,
+            (search.budget.max_samples or 2**30) // 8,
         )
         self.lanes = _LEAST_LANES
         while self.lanes < _MOST_LANES and 2 * self.lanes <= most:

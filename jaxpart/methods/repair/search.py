@@ -45,9 +45,10 @@ class Workers:
 
         Does nothing while another task runs.
         """
-        if self._task is not None or self._search.repair_candidates is None:
+        candidates = self._search.repair_candidates  # another thread may change it
+        if self._task is not None or candidates is None:
             return
-        assignments, costs = self._search.repair_candidates
+        assignments, costs = candidates
         bottleneck = np.where(np.asarray(costs.valid), np.inf, np.asarray(costs.bottleneck_s))
         b = int(bottleneck.argmin())
         y = np.asarray(assignments[:, b])[: self._search.problem.num_nodes].astype(np.int64)
