@@ -18,8 +18,8 @@ from jaxpart.methods.policy.rollout import Task, play
 from jaxpart.methods.policy.search import (
     PolicySearchConfig,
     PolicySource,
+    params_of,
     policy_of,
-    weights_of,
     with_policy,
 )
 from jaxpart.problem.graph import Graph
@@ -127,7 +127,7 @@ def rollout(
         raise InputError("decoder is 'both', expected 'labels' or 'orders' for a rollout")
     problem = Problem.build(graph, mcm)
     task = Task.build(problem)
-    params, sizes = weights_of(trained, task, seed, config.network)
+    params, sizes = params_of(trained, task, seed, config.network)
     state, key = task.start, jax.random.key(seed)
     columns = []
     for number in range(rounds):

@@ -15,7 +15,7 @@ def out(name="y", dtype: int = FLOAT):
     return helper.make_value_info(name, helper.make_tensor_type_proto(dtype, None))
 
 
-def numbers(name, values, dtype: type = np.int64):
+def numbers(name, values, dtype: str | type = np.int64):
     return numpy_helper.from_array(np.array(values, dtype), name)
 
 

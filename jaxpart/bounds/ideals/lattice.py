@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxpart.bounds.ideals.bitsets import Words, entry, words_for
-from jaxpart.bounds.ideals.walks import Found, compile_walk, walks
+from jaxpart.bounds.ideals.walks import WalkResult, compile_walk, walks
 from jaxpart.problem.problem import FloatArray, IntArray, Problem
 from jaxpart.problem.structure import largest_antichain
 
@@ -139,7 +139,7 @@ def enumerate_ideals(
     """
     if _is_beyond(problem, limit):
         return None
-    parts: list[Found] = []
+    parts: list[WalkResult] = []
     total = 1
     for found in walks(problem, limit):
         parts.append(found)
@@ -169,7 +169,7 @@ def _is_beyond(problem: Problem, limit: int) -> bool:
     return antichain > np.log2(limit)
 
 
-def _joined(problem: Problem, parts: list[Found]) -> Lattice:
+def _joined(problem: Problem, parts: list[WalkResult]) -> Lattice:
     """The lattice of the empty ideal and the layers of all parts, smallest first."""
     width = max((found.window.shape[1] for found in parts), default=1)
     ideals = np.concatenate([[1], *(found.ideals for found in parts)])

@@ -5,7 +5,8 @@ bisects the limit. The test of one limit is the probe of chains-on-chains partit
 Aykanat, J. Parallel Distrib. Comput. 64, 2004, section 3), on the lattice of ideals instead of one
 order:
 
-    fewest[y] = 1 + min of fewest[x] over ideals x < y whose segment y - x is within the limit.
+    chips_needed[y] = 1 + min of chips_needed[x] over ideals x < y whose segment y - x is within
+    the limit.
 
 Chips are alike and no node is fixed to a chip, so fewer chips for the same ideal are never worse.
 The program therefore needs no axis for chips: a long graph on a thousand chips takes seconds.
@@ -72,9 +73,9 @@ def compile_counting() -> None:
         np.zeros((1, 1)),
     )
     rules = _Rules(True, True, True, True, True, True, 1.0, 0.0, 1.0)
-    fewest, parent, least = _start(ideals)
-    _advance(ideals, rules, 2.0, 1, 1, _PAIRS, fewest, parent, least)
-    _labels(ideals, parent, fewest, one)
+    chips_needed, parent, least = _start(ideals)
+    _advance(ideals, rules, 2.0, 1, 1, _PAIRS, chips_needed, parent, least)
+    _labels(ideals, parent, chips_needed, one)
     _extents(ideals.layer_start, ideals.first_word, ideals.window)
 
 
@@ -267,20 +268,22 @@ class ParametricSearch:
     ) -> tuple[bool, Chain | None]:
         """Whether the answer is known, and a chain within the limit; None if there is none."""
         ideals, chips = self._ideals, self._problem.num_chips
-        fewest, parent, least = _start(ideals)
+        chips_needed, parent, least = _start(ideals)
         y, slack_s = 1, limit_s * (1 + _SLACK)
-        while y < len(fewest):
-            y = _advance(ideals, rules, slack_s, chips, y, _PAIRS, fewest, parent, least)
-            if y < len(fewest) and give_up():
+        while y < len(chips_needed):
+            y = _advance(ideals, rules, slack_s, chips, y, _PAIRS, chips_needed, parent, least)
+            if y < len(chips_needed) and give_up():
                 return False, None
-        if fewest[-1] > chips:
+        if chips_needed[-1] > chips:
             return True, None
-        return True, self._chain(parent, fewest, rules)
+        return True, self._chain(parent, chips_needed, rules)
 
-    def _chain(self, parent: IntArray, fewest: IntArray, rules: _Rules) -> Chain:
+    def _chain(self, parent: IntArray, chips_needed: IntArray, rules: _Rules) -> Chain:
         """The chain that ends with all contracted nodes, and its bottleneck under the rules."""
         ideals = self._ideals
-        labels = _labels(ideals, parent, fewest, np.zeros(self._problem.num_contracted, np.int64))
+        labels = _labels(
+            ideals, parent, chips_needed, np.zeros(self._problem.num_contracted, np.int64)
+        )
         tops = [len(parent) - 1]
         while tops[-1] > 0:
             tops.append(int(parent[tops[-1]]))
@@ -332,13 +335,13 @@ def _start(ideals: _Ideals) -> tuple[IntArray, IntArray, IntArray]:
     Returns:
       fewest: [I] fewest chips of each ideal; a huge number if none are known.
       parent: [I] the ideal before it on such a chain.
-      least: [layers] the smallest `fewest` of the layer and of all later layers.
+      least: [layers] the smallest `chips_needed` of the layer and of all later layers.
     """
     many = np.iinfo(np.int64).max // 2
-    fewest = np.full(len(ideals.load_s), many)
+    chips_needed = np.full(len(ideals.load_s), many)
     least = np.full(len(ideals.first_word), many)
-    fewest[0] = least[0] = 0
-    return fewest, np.zeros(len(ideals.load_s), np.int64), least
+    chips_needed[0] = least[0] = 0
+    return chips_needed, np.zeros(len(ideals.load_s), np.int64), least
 
 
 @entry
@@ -349,7 +352,7 @@ def _advance(
     chips: int,
     y: int,
     pairs: int,
-    fewest: IntArray,
+    chips_needed: IntArray,
     parent: IntArray,
     least: IntArray,
 ) -> int:
@@ -370,7 +373,7 @@ def _advance(
       The next ideal to count; I when all are counted.
     """
     total_s, layer = ideals.load_s[-1], 0
-    while y < len(fewest) and pairs > 0:
+    while y < len(chips_needed) and pairs > 0:
         while ideals.layer_start[layer + 1] <= y:
             layer += 1
         if not rules.has_links or ideals.cut_s[y] <= limit_s:
@@ -381,13 +384,15 @@ def _advance(
             while k < layer and least[k] + 1 < best:
                 pairs -= ideals.layer_start[k + 1] - ideals.layer_start[k]
                 for x in range(ideals.layer_start[k], ideals.layer_start[k + 1]):
-                    if fewest[x] + 1 < best and _is_segment(ideals, rules, limit_s, k, x, layer, y):
-                        best = fewest[x] + 1
-                        fewest[y], parent[y] = best, x
+                    if chips_needed[x] + 1 < best and _is_segment(
+                        ideals, rules, limit_s, k, x, layer, y
+                    ):
+                        best = chips_needed[x] + 1
+                        chips_needed[y], parent[y] = best, x
                 k += 1
             k = layer
-            while k >= 0 and least[k] > fewest[y]:
-                least[k] = fewest[y]
+            while k >= 0 and least[k] > chips_needed[y]:
+                least[k] = chips_needed[y]
                 k -= 1
         pairs -= 1
         y += 1
@@ -448,7 +453,9 @@ def _held(ideals: _Ideals, rules: _Rules, x: int, y: int) -> float:
 
 
 @entry
-def _labels(ideals: _Ideals, parent: IntArray, fewest: IntArray, labels: IntArray) -> IntArray:
+def _labels(
+    ideals: _Ideals, parent: IntArray, chips_needed: IntArray, labels: IntArray
+) -> IntArray:
     """[M] chips of the chain that ends with all contracted nodes, written into `labels`."""
     y = len(parent) - 1
     high = len(ideals.first_word) - 1
@@ -461,6 +468,6 @@ def _labels(ideals: _Ideals, parent: IntArray, fewest: IntArray, labels: IntArra
             is_after = v - first_x >= WORD * ideals.window.shape[1]
             is_new = is_after or not has(ideals.window[x], v - first_x)
             if is_new and (v < first_y or has(ideals.window[y], v - first_y)):
-                labels[v] = fewest[y] - 1
+                labels[v] = chips_needed[y] - 1
         y, high = x, low
     return labels

@@ -92,7 +92,7 @@ class _Links(NamedTuple):
     added: IntArray  # [R]
 
 
-class Found(NamedTuple):
+class WalkResult(NamedTuple):
     """The layers that one walk found, concatenated: I ideals and R covers in all.
 
     The fields are as in `Lattice`, but ideals are given by their positions within layers.
@@ -146,7 +146,7 @@ def _lists(owner: IntArray, items: IntArray, count: int) -> tuple[IntArray, IntA
     return start.astype(np.int64), items[order].astype(np.int64)
 
 
-def walks(problem: Problem, limit: int, *, in_order: bool = False) -> Iterator[Found]:
+def walks(problem: Problem, limit: int, *, in_order: bool = False) -> Iterator[WalkResult]:
     """The layers of 1, 2, ... contracted nodes, a few at a time.
 
     Args:
@@ -172,9 +172,9 @@ def walks(problem: Problem, limit: int, *, in_order: bool = False) -> Iterator[F
             return
 
 
-def _trimmed(found: Found, ideals: int, covers: int, layers: int) -> Found:
+def _trimmed(found: WalkResult, ideals: int, covers: int, layers: int) -> WalkResult:
     """The first of each, as copies: the room for more is not kept."""
-    return Found(
+    return WalkResult(
         found.window[:ideals].copy(),
         found.needed[:ideals].copy(),
         found.cut_bytes[:ideals].copy(),
@@ -209,17 +209,17 @@ def _wider(layer: _Layer) -> _Layer:
     return layer._replace(window=window, needed=needed, ready=ready)
 
 
-def _over_limit(count: int) -> Found:
+def _over_limit(count: int) -> WalkResult:
     """A placeholder for `count` ideals: callers count them by `parent`, and stop."""
     none, words = np.zeros(0, np.int64), np.zeros((0, 1), np.uint64)
     few = np.zeros(count, np.int32)
-    return Found(words, words, np.zeros(0), few, few, few, few, few, none, none, none)
+    return WalkResult(words, words, np.zeros(0), few, few, few, few, few, none, none, none)
 
 
 @entry
 def _walk(
     graph: _Graph, layer: _Layer, size: int, room: int, most: int, in_order: bool
-) -> tuple[int, _Layer, Found, tuple[int, int, int]]:
+) -> tuple[int, _Layer, WalkResult, tuple[int, int, int]]:
     """Grows layer after layer, as long as there is room.
 
     Args:
@@ -235,7 +235,7 @@ def _walk(
       for more; and how many ideals, covers and layers these are.
     """
     width = layer.window.shape[1]
-    found = Found(
+    found = WalkResult(
         np.empty((room, width), np.uint64),
         np.empty((room, width), np.uint64),
         np.empty(room),

@@ -21,7 +21,7 @@ from jaxpart.methods.clusters.quotient import Weigher, weigher_of
 from jaxpart.problem.problem import FloatArray, IntArray, Problem
 
 # Most contracted nodes for which clusters are grown: beyond, one step takes seconds.
-MAX_CONTRACTED = 2500
+MAX_GROWN = 2500
 # Steps without a clear gain after which a restart ends.
 STALL_LIMIT = 400
 # Partitions that are grown from single contracted nodes before the best of them is improved.
@@ -57,7 +57,7 @@ def can_grow(problem: Problem) -> bool:
     """Whether clusters can be grown: acyclic dataflow, no fixed chips, and not too many nodes."""
     has_fixed = bool((problem.contracted_fixed_chip != -1).any())
     is_acyclic = problem.mcm.constraints.acyclic
-    return is_acyclic and not has_fixed and problem.num_contracted <= MAX_CONTRACTED
+    return is_acyclic and not has_fixed and problem.num_contracted <= MAX_GROWN
 
 
 @dataclasses.dataclass(frozen=True, order=True)

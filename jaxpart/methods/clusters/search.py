@@ -17,7 +17,6 @@ import numpy as np
 
 from jaxpart.environment import usable_cores
 from jaxpart.methods.clusters.growth import (
-    MAX_CONTRACTED,
     Grower,
     Step,
     can_grow,
@@ -55,7 +54,7 @@ def cluster_search(search: Search) -> Generator[None]:
     problem = search.problem
     if not can_grow(problem):
         search.notes.append(
-            f"clusters are grown for graphs without fixed chips, up to {MAX_CONTRACTED} nodes"
+            f"clusters are grown for graphs without fixed chips, up to {MAX_GROWN} nodes"
         )
         return
     with search.compiling():
@@ -122,7 +121,7 @@ class _Growth:
         self._rng = np.random.default_rng([search.seed, number])
         self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         # Even workers begin with a restart of the best, odd ones from single contracted nodes.
-        self._last = Grown(Status.TIME_LIMIT, is_turn_of_best=number % 2 == 0)
+        self._last = Grown(Status.TIME_LIMIT, improves_best_next=number % 2 == 0)
         self._is_running = False
         self._failures = 0
 
@@ -151,7 +150,7 @@ class _Growth:
             best_s=search.best_s,
             incumbent=last.incumbent,
             stall_limit=last.stall_limit,
-            is_turn_of_best=last.is_turn_of_best,
+            improves_best_next=last.improves_best_next,
             seed=int(self._rng.integers(_SEEDS)),
         )
         task.add_done_callback(self._take)

@@ -38,7 +38,7 @@ class Grown(Outcome):
     samples: int = 0  # steps of growing
     incumbent: IntArray | None = None  # [M] chips of the restart under way
     stall_limit: int = STALL_LIMIT  # steps left to that restart without a clear gain
-    is_turn_of_best: bool = True  # whether the restart after it improves the best
+    improves_best_next: bool = True  # whether the restart after it improves the best
 
 
 def grow(
@@ -50,7 +50,7 @@ def grow(
     best_s: float = math.inf,
     incumbent: IntArray | None = None,
     stall_limit: int = STALL_LIMIT,
-    is_turn_of_best: bool = True,
+    improves_best_next: bool = True,
     seed: int = 0,
 ) -> Grown:
     """Grows and improves partitions, restart after restart, until time is up.
@@ -63,7 +63,7 @@ def grow(
       best_s: bottleneck of `best`, in seconds.
       incumbent: [M] chips from an earlier task, to go on with first.
       stall_limit: steps left to it without a clear gain.
-      is_turn_of_best: whether the restart after it improves `best`. From then on, such restarts
+      improves_best_next: whether the restart after it improves `best`. From then on, such restarts
         alternate with restarts from single contracted nodes.
       seed: of random choices.
 
@@ -78,7 +78,7 @@ def grow(
     # use, so `known` can be faster or slower where chips differ.
     found: Candidate | None = None
     grower = Grower(problem, bound_s, np.random.default_rng(seed))
-    restarts = _restarts(grower, known, first, best_s, stall_limit, is_turn_of_best)
+    restarts = _restarts(grower, known, first, best_s, stall_limit, improves_best_next)
     for samples, (step, is_turn) in enumerate(restarts, 1):
         least_s = best_s if found is None else found.merit.bottleneck_s
         if step.grown is not None and _is_better(step.grown, least_s):
@@ -87,7 +87,7 @@ def grow(
         if seconds > time_limit_s:
             labels = None if step.incumbent is None else step.incumbent.labels
             rest = {"samples": samples, "incumbent": labels, "stall_limit": step.stall_limit}
-            rest |= {"seconds": seconds, "is_turn_of_best": is_turn}
+            rest |= {"seconds": seconds, "improves_best_next": is_turn}
             if found is None:
                 return Grown(Status.TIME_LIMIT, **rest)
             chips = found.labels[problem.contraction]
@@ -106,7 +106,7 @@ def _restarts(
     incumbent: Candidate | None,
     best_s: float,
     stall_limit: int,
-    is_turn_of_best: bool,
+    improves_best_next: bool,
 ) -> Generator[tuple[Step, bool]]:
     """Steps without end: of the incumbent's restart, then of restarts of the best and fresh ones.
 
@@ -115,7 +115,7 @@ def _restarts(
     """
     if incumbent is not None:
         for step in grower.restart(incumbent, best_s, stall_limit):
-            yield step, is_turn_of_best
-    for number in itertools.count(int(not is_turn_of_best)):
+            yield step, improves_best_next
+    for number in itertools.count(int(not improves_best_next)):
         for step in grower.restart(best if number % 2 == 0 else None, best_s):
             yield step, number % 2 == 1

@@ -25,7 +25,7 @@ from jaxpart.runtime.state import Search
 # Most ideals for the program over pairs of ideals; listing this many takes about a second.
 MOST_IDEALS = 40_000
 # Most contracted nodes for the program over pairs of prefixes, which then takes a few seconds.
-MAX_CONTRACTED = 4000
+MAX_CUT = 4000
 # Share of the remaining time for cutting the program order, which only gives a first partition.
 _SHARE_TO_CUT = 0.15
 # Segments whose memory is weighed exactly while the program order is cut.
@@ -66,7 +66,7 @@ def program_order(search: Search) -> Generator[None]:
     is_best = can_count(problem) and _offer_best(
         search, ParametricSearch(problem, order), is_too_long
     )
-    if not is_best and problem.num_contracted <= MAX_CONTRACTED:
+    if not is_best and problem.num_contracted <= MAX_CUT:
         cutoff_s = search.best_s if search.best is not None else math.inf
         outcome = solve(
             problem,

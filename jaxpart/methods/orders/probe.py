@@ -4,7 +4,7 @@ Source: chains-on-chains partitioning (Pinar and Aykanat, J. Parallel Distrib. C
 section 3). For the first j nodes of an order the probe keeps one number: how few chips can hold
 them within the limit.
 
-    fewest[j] = 1 + minimum of fewest[i] over all i < j where segment [i, j) is within the limit
+    chips_needed[j] = 1 + min of chips_needed[i] over i < j where segment [i, j) is within the limit
 
 The work per order is N * window. The dynamic program of `slicing.py` finds the least bottleneck and
 does C times as much work. The probe is therefore the right tool to compare many orders with one
@@ -137,7 +137,7 @@ def chips_of(probed: Probed, order: np.ndarray, lane: int) -> np.ndarray:
 class _Starts:
     """The last W = `window` cuts, each as the start of a segment that grows."""
 
-    # Of cut i: (C + 1 - fewest[i]) * (N + 1) + i, so that fewer chips, then later cuts, are larger.
+    # Of cut i: (C + 1 - chips_needed[i]) * (N + 1) + i. Fewer chips, then later cuts, are larger.
     code: Int[Array, "W B"]  # -1: no start
     reach: Int[Array, "W B"]  # last position that consumes a tensor alive across the cut
     seconds: Float[Array, "S W B"]  # the cut's traffic (without overlap) - all compute before it
@@ -202,7 +202,7 @@ def probe(
         cut_s = jnp.maximum(cut_s + change_s[p], 0)
         reach = jnp.maximum(reach, last_at[p])
 
-        # A segment that starts at cut i runs on chip fewest[i].
+        # A segment that starts at cut i runs on chip chips_needed[i].
         chip = jnp.clip(chips + 1 - starts.code // (size + 1), 0, chips - 1)
         if kinds == 1:
             stage_s = starts.seconds[0] + load_s

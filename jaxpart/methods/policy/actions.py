@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxpart.methods.policy.network import Moves
+from jaxpart.methods.policy.network import MoveProposal
 
 Decoder = Literal["orders", "labels"]
 
@@ -43,7 +43,9 @@ class Shared:
 
     z: Float[Array, "R B"]  # distance along each direction, in steps
     step: Float[Array, " B"]  # size of a step: places of an order, or chips
-    ragged: Float[Array, " B"]  # standard deviation of a label if `Moves.log_spread` is 0, chips
+    ragged: Float[
+        Array, " B"
+    ]  # standard deviation of a label if `MoveProposal.log_spread` is 0, chips
     moves: Bool[Array, "N B"]  # whether a node may move
     centre: Int[Array, " B"]  # row of the contracted node at the centre of the stretch
     is_centred: Bool[Array, " B"]  # a stretch may move; otherwise all nodes may move, or none
@@ -87,7 +89,7 @@ def _column_roles(batch: int) -> tuple[Bool[Array, "1 B"], Bool[Array, "1 B"]]:
 def draw_shared(
     key: jax.Array,
     base: Float[Array, " N"],
-    moves: Moves,
+    moves: MoveProposal,
     count: Int[Array, ""],
     chips: int,
     *,
@@ -137,12 +139,12 @@ def draw_shared(
     return Shared(z, step, ragged, may_move, centre, ~(everywhere | is_first)[0])
 
 
-def _focus(moves: Moves, real: Bool[Array, " N"]) -> Float[Array, " N"]:
+def _focus(moves: MoveProposal, real: Bool[Array, " N"]) -> Float[Array, " N"]:
     """[N] log-probability of each contracted node to be the centre of a stretch."""
     return jax.nn.log_softmax(jnp.where(real, moves.focus, _PADDING_LOGIT))
 
 
-def _mean(moves: Moves, shared: Shared) -> Float[Array, "N B"]:
+def _mean(moves: MoveProposal, shared: Shared) -> Float[Array, "N B"]:
     """[N, B] the mean move of each node, in steps."""
     return moves.shift[:, None] + moves.directions @ shared.z
 
@@ -163,7 +165,7 @@ def order_keys(base: Float[Array, " N"], actions: Actions) -> Float[Array, "B N"
     return (base[:, None] + jnp.where(shared.moves, moved, 0.0)).T
 
 
-def draw_orders(key: jax.Array, moves: Moves, shared: Shared) -> Actions:
+def draw_orders(key: jax.Array, moves: MoveProposal, shared: Shared) -> Actions:
     """Draws the second stage for orders: a normal distribution per node.
 
     Args:
@@ -179,7 +181,7 @@ def draw_orders(key: jax.Array, moves: Moves, shared: Shared) -> Actions:
 
 
 def label_log_probs(
-    base: Float[Array, " N"], moves: Moves, scores: Float[Array, "N C"], shared: Shared
+    base: Float[Array, " N"], moves: MoveProposal, scores: Float[Array, "N C"], shared: Shared
 ) -> Float[Array, "N C B"]:
     """Log-probabilities of the chips, given the first stage.
 
@@ -207,7 +209,7 @@ def label_log_probs(
 def draw_labels(
     key: jax.Array,
     base: Float[Array, " N"],
-    moves: Moves,
+    moves: MoveProposal,
     scores: Float[Array, "N C"],
     shared: Shared,
 ) -> Actions:
@@ -235,7 +237,7 @@ def draw_labels(
 def log_probs(
     decoder: Decoder,
     base: Float[Array, " N"],
-    moves: Moves,
+    moves: MoveProposal,
     scores: Float[Array, "N C"],
     actions: Actions,
     real: Bool[Array, " N"],

@@ -25,7 +25,7 @@ VERSION = 2  # of the feature set; a checkpoint states the version that it was t
 OP_CLASSES = 16  # hash classes of the kinds of operations
 BASIS = 10  # columns of `Features.order_basis` and `Features.label_basis`
 _WAVES = 4  # sines, and as many cosines, in `Features.label_basis`
-MAX_CONTRACTED = 6000  # contracted nodes; the largest bucket has 6,144 rows
+MAX_FEATURE_ROWS = 6000  # contracted nodes; the largest bucket has 6,144 rows
 _TOPOLOGIES = ("chain", "host", "mesh")
 _MODULE_FIGURES = 16  # entries of `Features.module`
 _LARGEST_RATIO = 1e6  # a larger ratio of times or bytes is clipped to this
@@ -75,10 +75,10 @@ def features(problem: Problem, rows: int, pairs: int) -> Features:
     """
     contracted = problem.contracted
     count = contracted.num_nodes
-    if count > MAX_CONTRACTED:
+    if count > MAX_FEATURE_ROWS:
         raise InputError(
             f"the graph has {count} contracted nodes, more than the policy's largest bucket "
-            f"({MAX_CONTRACTED}); search without the policy"
+            f"({MAX_FEATURE_ROWS}); search without the policy"
         )
     load_s = contracted.node_s.mean(axis=1)
     total_s = max(float(load_s.sum()), 1e-30)

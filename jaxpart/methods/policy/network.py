@@ -45,7 +45,7 @@ class NetworkConfig:
 
 
 @struct.dataclass
-class Moves:
+class MoveProposal:
     """How one decoder changes the last placement, per contracted node.
 
     A node's mean move is shift + directions @ z, in units of the sample's step. Noise with standard
@@ -66,8 +66,8 @@ class Proposal:
 
     # The first placement: position of each contracted node in the module, 0..1.
     first: Float[Array, " N"]
-    orders: Moves
-    labels: Moves
+    orders: MoveProposal
+    labels: MoveProposal
     scores: Float[Array, "N C"]  # added to the log-probabilities of labels
 
 
@@ -209,12 +209,12 @@ def _mean_of(
     return total / jnp.maximum(number, 1.0)[:, None]
 
 
-def _moves(parts: Float[Array, "N K"], basis: Float[Array, "N R"]) -> Moves:
+def _moves(parts: Float[Array, "N K"], basis: Float[Array, "N R"]) -> MoveProposal:
     """One decoder's moves from its head [N, K]; each node scales the fixed directions `basis`."""
     shift, spread, focus = parts[:, 0], parts[:, 1], parts[:, 2]
     scale, learned = parts[:, 3 : 3 + BASIS], parts[:, 3 + BASIS :]
     fixed = basis * jnp.exp(_MAX_LOG_SCALE * jnp.tanh(scale)) / BASIS**0.5
-    return Moves(
+    return MoveProposal(
         shift, jnp.concatenate([fixed, learned], axis=1), _MAX_LOG_SCALE * jnp.tanh(spread), focus
     )
 

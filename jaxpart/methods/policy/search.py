@@ -45,7 +45,7 @@ from jaxpart.runtime.state import Method, Search
 BATCH = 16
 _LARGE_BATCH = 64
 ZERO_SHOT = 1024  # samples in small rounds; by default, learning starts after them
-MAX_CONTRACTED = 5000  # contracted nodes; on larger graphs a background step takes seconds
+MAX_PLAYED = 5000  # contracted nodes; on larger graphs a background step takes seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +140,7 @@ def with_policy(
     def method(search: Search) -> Generator[None]:
         search.enter("policy")
         task = Task.build(search.problem)
-        params, sizes = weights_of(trained, task, search.seed, config.network)
+        params, sizes = params_of(trained, task, search.seed, config.network)
         opt_state = ppo.optimizer(config.ppo_config).init(params)
         state, key, step, own = task.start, jax.random.key(search.seed), 0, 0
         compiled: set[tuple[int, Decoder]] = set()
@@ -190,7 +190,7 @@ def policy_background(search: Search, policy: PolicySource = None) -> Generator[
 
     Every round starts from the best partition of all methods. Under a time limit, the policy is
     compiled in a thread (`in_thread` in `runtime/background.py`). The generator ends at once if the
-    policy is `NO_POLICY`, or if the graph has more than `MAX_CONTRACTED` contracted nodes.
+    policy is `NO_POLICY`, or if the graph has more than `MAX_PLAYED` contracted nodes.
 
     Args:
       search: the search that it works for.
@@ -203,13 +203,13 @@ def policy_background(search: Search, policy: PolicySource = None) -> Generator[
     Raises:
       InputError: there is no such policy, or it is damaged.
     """
-    if policy == NO_POLICY or search.problem.num_contracted > MAX_CONTRACTED:
+    if policy == NO_POLICY or search.problem.num_contracted > MAX_PLAYED:
         return
 
     def prepared() -> tuple[Task, Any, NetworkConfig]:
         trained, _ = policy_of(policy)
         task = Task.build(search.problem)
-        params, sizes = weights_of(trained, task, search.seed)
+        params, sizes = params_of(trained, task, search.seed)
         made = _played(task, params, sizes, task.start, jax.random.key(0))
         jax.block_until_ready(_joined(search, task, made))
         return task, params, sizes
@@ -233,7 +233,7 @@ def _played(task: Task, params: Any, sizes: NetworkConfig, state: State, key: ja
     return play(params, sizes, task, state, key, batch=_LARGE_BATCH, decoder="labels", mode="fix")
 
 
-def weights_of(
+def params_of(
     trained: Policy | None, task: Task, seed: int, fresh: NetworkConfig | None = None
 ) -> tuple[Any, NetworkConfig]:
     """The weights of a policy, or fresh weights.

@@ -68,11 +68,11 @@ def test_however_short_the_slices_fresh_ones_and_the_best_alternate(problem):
     for _ in range(2000):
         step = grow(
             problem, best, time_limit_s=0.0, bound_s=1.0, best_s=1.0,
-            incumbent=incumbent, stall_limit=min(stall_limit, 20), is_turn_of_best=turn,
+            incumbent=incumbent, stall_limit=min(stall_limit, 20), improves_best_next=turn,
         )  # fmt: skip
-        if step.is_turn_of_best != turn:
+        if step.improves_best_next != turn:
             firsts.append(turn)
-        incumbent, stall_limit, turn = step.incumbent, step.stall_limit, step.is_turn_of_best
+        incumbent, stall_limit, turn = step.incumbent, step.stall_limit, step.improves_best_next
     assert firsts[:4] == [True, False, True, False]
 
 
@@ -158,7 +158,7 @@ def beside(problem, pool, limit_s=LONG_S):
 def test_slices_go_on_where_the_last_one_ended_and_what_they_find_is_offered(problem):
     better = grow(problem, IN_A_ROW, time_limit_s=0.5, bound_s=1.0)
     incumbent = np.zeros(problem.num_contracted, np.int64)
-    rest = {"samples": 5, "incumbent": incumbent, "stall_limit": 3, "is_turn_of_best": False}
+    rest = {"samples": 5, "incumbent": incumbent, "stall_limit": 3, "improves_best_next": False}
     pool = Asked(Grown(Status.FEASIBLE, better.assignment, **rest))
     search, steps = beside(problem, pool)
 
@@ -168,10 +168,10 @@ def test_slices_go_on_where_the_last_one_ended_and_what_they_find_is_offered(pro
     assert len(pool.asked) == 2  # the next one as soon as the first is home; it is not answered
     next(steps)
 
-    assert (pool.asked[0]["incumbent"], pool.asked[0]["is_turn_of_best"]) == (None, True)
+    assert (pool.asked[0]["incumbent"], pool.asked[0]["improves_best_next"]) == (None, True)
     assert pool.asked[0]["best_s"] == pytest.approx(200.0)
     assert pool.asked[1]["incumbent"] is incumbent
-    assert (pool.asked[1]["stall_limit"], pool.asked[1]["is_turn_of_best"]) == (3, False)
+    assert (pool.asked[1]["stall_limit"], pool.asked[1]["improves_best_next"]) == (3, False)
     assert pool.asked[1]["seed"] != pool.asked[0]["seed"]
     assert len(pool.asked) == 2
     assert search.best_s == pytest.approx(100.0)

@@ -21,7 +21,7 @@ from jaxpart.methods.policy.actions import (
     order_keys,
 )
 from jaxpart.methods.policy.features import features
-from jaxpart.methods.policy.network import PLACEMENT, Moves, PolicyNetwork
+from jaxpart.methods.policy.network import PLACEMENT, MoveProposal, PolicyNetwork
 from jaxpart.problem.mcm import load_mcm
 from jaxpart.problem.problem import Problem
 from tests.support import strategies
@@ -120,7 +120,7 @@ def test_fresh_heads_propose_no_shift_and_no_preference_for_a_chip():
 
 
 def test_a_graph_beyond_the_largest_bucket_is_refused_with_its_size(monkeypatch):
-    monkeypatch.setattr(feature_set, "MAX_CONTRACTED", 8)
+    monkeypatch.setattr(feature_set, "MAX_FEATURE_ROWS", 8)
 
     with pytest.raises(InputError, match=r"9 contracted nodes, more than .* largest bucket \(8\)"):
         features(Problem.build(ladder(), load_mcm("mcm4")), 16, 16)
@@ -128,7 +128,7 @@ def test_a_graph_beyond_the_largest_bucket_is_refused_with_its_size(monkeypatch)
 
 def example_moves(rows, rank=3):
     keys = jax.random.split(jax.random.key(7), 3)
-    return Moves(
+    return MoveProposal(
         jax.random.normal(keys[0], (rows,)),
         jax.random.normal(keys[1], (rows, rank)),
         0.3 * jax.random.normal(keys[2], (rows,)),
