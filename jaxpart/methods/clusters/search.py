@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxpart.environment import usable_cores
 from jaxpart.methods.clusters.growth import (
+    MAX_GROWN,
     Grower,
     Step,
     can_grow,
