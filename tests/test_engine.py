@@ -49,7 +49,7 @@ def test_best_methods_find_the_optimum_of_small_graphs(method):
         optimum = oracle.best(graph, module)
         if optimum is None:
             continue
-        result = partition(graph, module, method=method, time_limit_s=10, max_samples=600)
+        result = partition(graph, module, method=method, time_limit_s=100, max_samples=600)
         np.testing.assert_allclose(result.bottleneck_s, optimum[0], rtol=1e-9)
 
 
