@@ -9,6 +9,7 @@ and transcendentals are added. A ratio other than 1 is intended: see
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
