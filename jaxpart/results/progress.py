@@ -44,13 +44,15 @@ def shown(stream: TextIO | None) -> Iterator[Callable[[Progress], None]]:
 
 
 def _plain(stream: TextIO | None) -> Callable[[Progress], None]:
-    """Writes a line when the phase changes, and otherwise every `_PLAIN_EVERY_S`."""
-    last_phase, last_s = "", 0.0
+    """Writes a line when a phase begins for the first time, else every few seconds."""
+    seen: set[str] = set()
+    last_s = 0.0
 
     def show(progress: Progress) -> None:
-        nonlocal last_phase, last_s
-        if progress.phase != last_phase or progress.elapsed_s - last_s >= _PLAIN_EVERY_S:
-            last_phase, last_s = progress.phase, progress.elapsed_s
+        nonlocal last_s
+        if progress.phase not in seen or progress.elapsed_s - last_s >= _PLAIN_EVERY_S:
+            seen.add(progress.phase)
+            last_s = progress.elapsed_s
             with contextlib.suppress(OSError):  # a search goes on where nobody listens
                 tell(stream, line(progress))
 
