@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from importlib import metadata
+from pathlib import Path
 
 # Packages whose versions decide results and speed.
 _PACKAGES = ("jax", "jaxlib", "numpy", "scipy", "pyscipopt", "ortools")
@@ -20,8 +22,25 @@ def environment() -> dict[str, object]:
         "cores": os.cpu_count(),
         "machine": platform.machine(),
         "python": platform.python_version(),
+        "commit": commit(),
         **{package: metadata.version(package) for package in _PACKAGES},
     }
+
+
+def commit() -> str | None:
+    """The commit of the checkout that holds this package, "+" behind it if files were changed.
+
+    None where there is no checkout, or no git.
+    """
+    folder = Path(__file__).parents[1]
+    if not (folder / ".git").exists():
+        return None
+    command = ["git", "-C", os.fspath(folder), "describe", "--always", "--dirty=+", "--abbrev=7"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()
 
 
 def usable_cores() -> int:

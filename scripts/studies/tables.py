@@ -83,8 +83,9 @@ def measured(*names: str) -> str:
         environments = document.get("environments") or [document["environment"]]
         found = environments[0]
         versions = ", ".join(f"{key} {found[key]}" for key in _VERSIONS if key in found)
+        commit = found.get("commit") or told["commit"]
         lines.append(
-            f"`{told['command']}`, commit {told['commit']}, {told['cores']}, {found['machine']}, "
+            f"`{told['command']}`, commit {commit}, {told['cores']}, {found['machine']}, "
             f"Python {found['python']}, {versions}."
         )
     return "\n\n".join(lines) + "\n"
