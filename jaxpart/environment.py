@@ -28,18 +28,24 @@ def environment() -> dict[str, object]:
 
 
 def commit() -> str | None:
-    """The commit of the checkout that holds this package, "+" behind it if files were changed.
+    """The commit of the checkout that holds this package, "+" behind it if its code was changed.
 
     None where there is no checkout, or no git.
     """
     folder = Path(__file__).parents[1]
     if not (folder / ".git").exists():
         return None
-    command = ["git", "-C", os.fspath(folder), "describe", "--always", "--dirty=+", "--abbrev=7"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+        found = _git(folder, "rev-parse", "--short=7", "HEAD")
+        changed = _git(folder, "status", "--porcelain", "--", "jaxpart", "scripts")
     except (OSError, subprocess.SubprocessError):
         return None
+    return f"{found}+" if changed else found
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", os.fspath(folder), *arguments]
+    found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
     return found.stdout.strip()
 
 
