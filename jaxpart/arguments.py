@@ -7,6 +7,7 @@ import contextlib
 import math
 import re
 import sys
+import textwrap
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -105,9 +106,9 @@ def add_partition_arguments(parser: Parser) -> None:
     )
     islands = parser.add_argument_group(
         "islands",
-        "Processes that search for the same partition, with a seed each, and exchange the best. "
-        "Each goes on when others end, die or never come, and writes files of its own; the one "
-        "that ends last has the best of all. All three arguments, or none.",
+        "Processes that search for the same partition, with a seed each, and exchange the\n"
+        "best. Each goes on when others end, die or never come, and writes files of its own;\n"
+        "the one that ends last has the best of all. All three arguments, or none.",
     )
     islands.add_argument(
         "--coordinator",
@@ -180,10 +181,16 @@ def _add_graph_argument(parser: argparse.ArgumentParser) -> None:
 def _lists(*, with_methods: bool) -> str:
     from jaxpart import datasets
     from jaxpart.problem.mcm import PRESETS
-
-    lines = ["graphs:", f"  {', '.join(datasets.names())}", "modules:"]
     from jaxpart.results.report import module_line
 
+    names = textwrap.fill(
+        ", ".join(datasets.names()),
+        96,
+        break_on_hyphens=False,
+        initial_indent="  ",
+        subsequent_indent="  ",
+    )
+    lines = ["graphs:", names, "modules:"]
     lines += [f"  {module_line(make())}" for make in PRESETS.values()]
     if with_methods:
         from jaxpart.methods import METHODS

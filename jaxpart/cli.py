@@ -227,9 +227,7 @@ def _graph_and_mcm(arguments: argparse.Namespace, default: MCM | None = None) ->
         warnings.simplefilter("always", UserWarning)
         graph, brought = datasets.resolve(arguments.graph, dims=dict(arguments.dim))
     if brought is not None and named is not None:
-        raise InputError(
-            f"{arguments.graph}: this format brings its own machine, expected no --mcm"
-        )
+        raise InputError(f"{arguments.graph}: this format brings its own module, expected no --mcm")
     told = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
     for message in dict.fromkeys(told):
         _say(f"warning: {message}")

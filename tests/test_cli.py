@@ -241,12 +241,16 @@ def test_a_bad_module_is_refused_in_one_line_that_names_the_place(place, capsys,
         (["path.json", "--dim", "a=" + "9" * 5000], "--dim"),
         (["path.json", "--dim", "a=" + "9" * 17], "expected NAME=SIZE"),
         (["path.json", "--dim", "\n\x1b"], "--dim"),
+        (["path.json", "--dim", "batch=1"], "path.json: its sizes are all known"),
+        (["alexnet", "--dim", "batch=1", "--dim", "length=2"], "but got batch, length"),
+        (["open.json"], "open.json: Input data was truncated; expected a graph"),
     ],
 )
 def test_a_bad_argument_is_refused_in_one_line(capsys, arguments, expected):
     path_graph().save("path.json")
     os.mkfifo("fifo")
     os.symlink("nowhere.png", "link.png")
+    Path("open.json").write_text("{")
     arguments = [argument.replace("{}", Path.cwd().name) for argument in arguments]
 
     assert expected in refused(capsys, "partition", *arguments)

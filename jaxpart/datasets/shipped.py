@@ -11,7 +11,7 @@ from pathlib import Path
 from jaxpart.datasets import manifest
 from jaxpart.datasets.manifest import Entry, Manifest
 from jaxpart.errors import InputError
-from jaxpart.ingest.load import load_with_module
+from jaxpart.ingest.load import load_with_module, refuse_dims
 from jaxpart.problem.graph import Graph
 from jaxpart.problem.mcm import MCM
 
@@ -97,6 +97,7 @@ def resolve(
       InputError: there is no such graph and no such readable file of a known format.
     """
     if name_or_path in _files():
+        refuse_dims(dims, name_or_path)
         return load(name_or_path), None
     if not os.path.exists(name_or_path):
         raise InputError(f"{name_or_path!r} is no file, and {_unknown(name_or_path)}")

@@ -56,8 +56,10 @@ def load_with_module(
     if not content.strip():
         raise errors.FileFormatError(f"{path}: the file is empty, expected a graph")
     if content.lstrip()[:1] in (b"{", b"["):
+        refuse_dims(dims, path)
         return _from_json(content, path)
     if pipedream.is_profile(content):
+        refuse_dims(dims, path)
         return pipedream.decode(content, path), None
     if _is_text(content) and not os.fspath(path).endswith(".onnx"):
         raise errors.FileFormatError(
@@ -69,8 +71,21 @@ def load_with_module(
     return from_onnx_bytes(content, path, dims=dims), None
 
 
+def refuse_dims(dims: Mapping[str, int] | None, where: str | os.PathLike[str]) -> None:
+    """Refuses sizes of dimensions for a graph whose sizes are all known.
+
+    Raises:
+      InputError: there are some.
+    """
+    if dims:
+        raise errors.InputError(
+            f"{where}: its sizes are all known, expected sizes of dimensions for an ONNX model "
+            f"alone, but got {', '.join(dims)}"
+        )
+
+
 def _from_json(content: bytes, path: str | os.PathLike[str]) -> tuple[Graph, MCM | None]:
-    keys = decode_json(content, dict[str, msgspec.Raw], path).keys()
+    keys = decode_json(content, dict[str, msgspec.Raw], path, expected="; expected a graph").keys()
     if "format" not in keys and {"maxDevices", "maxMemoryPerDevice"} & keys:
         raise errors.FileFormatError(
             f"{path}: a Piper input (Tarnawski et al., NeurIPS 2021): it describes training with "

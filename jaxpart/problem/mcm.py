@@ -342,11 +342,17 @@ def _decode_toml(content: bytes, path: str | os.PathLike[str]) -> MCMFile:
     except RecursionError as error:
         raise errors.FileFormatError(f"{path}: is nested too deep, expected a module") from error
     except msgspec.DecodeError as error:
-        raise errors.FileFormatError(f"{path}: {error}") from error
+        known = f"; expected {', '.join(MCMFile.__struct_fields__)}" if _is_misspelt(error) else ""
+        raise errors.FileFormatError(f"{path}: {error}{known}") from error
     except ValueError as error:  # of Python's parser
         raise errors.FileFormatError(
             f"{path}: a number has thousands of digits, expected fewer"
         ) from error
+
+
+def _is_misspelt(error: msgspec.DecodeError) -> bool:
+    """Whether the outermost table has an unknown field."""
+    return "unknown field" in str(error) and " - at " not in str(error)
 
 
 def _check_positive(value: float, where: str, limits: tuple[float, float] = RATE_RANGE) -> None:
