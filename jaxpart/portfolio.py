@@ -82,9 +82,9 @@ def _proofs_and_searches(
 ) -> Generator[None]:
     """Runs ideals, then the searches in turn, with solvers and clusters in the background."""
     with (
-        IntervalProofs(search) as proofs,
-        Prover(search) as prover,
-        Workers(search) as workers,
+        closing(IntervalProofs(search)) as proofs,
+        closing(Prover(search)) as prover,
+        closing(Workers(search)) as workers,
     ):
         prover.step()
         for _ in ideals(search):

@@ -20,6 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pairs import add_arguments, names_in
+
 from jaxpart import datasets
 from jaxpart.errors import InfeasibleError, InputError, NothingFoundError
 from jaxpart.files import write_whole
@@ -37,17 +39,13 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("graphs", nargs="*", metavar="GRAPH")
-    add("--split", nargs="+", choices=datasets.SPLITS, default=[], help="all graphs of these sides")
-    add("--mcm", nargs="+", default=["mcm36"], metavar="NAME_OR_TOML")
+    add_arguments(parser, ["mcm36"])
     add("--time-limit", type=float, default=20.0, metavar="SECONDS", help="for each bound")
     add("--search", type=float, default=4.0, metavar="SECONDS", help="for the partition")
     add("--results", type=Path, metavar="FILE", help="rows of compare.py")
     add("--json", type=Path, metavar="FILE", help="write the rows here")
     arguments = parser.parse_args()
-    names = [*arguments.graphs, *(n for side in arguments.split for n in datasets.split(side))]
-    if not names:
-        parser.error("expected a GRAPH or --split")
+    names = names_in(arguments, parser)
     known = {} if arguments.results is None else _known(arguments.results)
     rows: list[dict[str, Any]] = []
     print(_LAYOUT.format("graph", "mcm", "T us", *(f"{m} s" for m in _METHODS), "best"), flush=True)

@@ -18,9 +18,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pairs import Row, Rows, by_module_and_class, pairs
+from pairs import (
+    Row,
+    Rows,
+    add_arguments,
+    by_module_and_class,
+    identity,
+    names_in,
+    pairs,
+)
 
-from jaxpart import datasets
 from jaxpart.environment import keep_compiled
 from jaxpart.errors import InfeasibleError, InputError, NothingFoundError
 
@@ -44,9 +51,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("graphs", nargs="*", metavar="GRAPH")
-    add("--split", nargs="+", choices=datasets.SPLITS, default=[], help="all graphs of these sides")
-    add("--mcm", nargs="+", default=["mcm4", "mcm8", "mcm36"], metavar="NAME_OR_TOML")
+    add_arguments(parser, ["mcm4", "mcm8", "mcm36"])
     add("--method", default="auto", choices=("auto", "exact", "ideals"))
     add("--seconds", type=float, default=60.0)
     add("--seed", type=int, default=0)
@@ -54,13 +59,7 @@ def main() -> int:
     arguments = parser.parse_args()
     keep_compiled()
     try:
-        names = [
-            *arguments.graphs,
-            *(name for side in arguments.split for name in datasets.split(side)),
-        ]
-        if not names:
-            parser.error("expected a GRAPH or --split")
-        return _certify(names, arguments.mcm, arguments)
+        return _certify(names_in(arguments, parser), arguments.mcm, arguments)
     except InputError as error:
         print(f"certify: {error}", file=sys.stderr)
         return 2
@@ -94,17 +93,11 @@ def certify(graph: Graph, mcm: MCM, *, method: str, seconds: float, seed: int) -
       seed: of the search.
     """
     from jaxpart.bounds.combinatorial import combinatorial_bound
-    from jaxpart.bounds.ideals.classes import class_of
     from jaxpart.engine import partition
     from jaxpart.problem.problem import Problem
 
     problem = Problem.build(graph, mcm)
-    row: Row = {
-        "graph": graph.name,
-        "mcm": mcm.name,
-        "nodes": len(graph.nodes),
-        "class": class_of(problem),
-    }
+    row = identity(problem)
     start_s = time.perf_counter()
     try:
         result = partition(

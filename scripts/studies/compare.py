@@ -19,9 +19,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pairs import Row, Rows, by_module_and_class, pairs
+from pairs import (
+    Row,
+    Rows,
+    add_arguments,
+    by_module_and_class,
+    identity,
+    names_in,
+    pairs,
+)
 
-from jaxpart import datasets
 from jaxpart.environment import keep_compiled
 from jaxpart.errors import InfeasibleError, InputError, NothingFoundError
 
@@ -51,9 +58,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("graphs", nargs="*", metavar="GRAPH")
-    add("--split", nargs="+", choices=datasets.SPLITS, default=[], help="all graphs of these sides")
-    add("--mcm", nargs="+", default=["mcm36"], metavar="NAME_OR_TOML")
+    add_arguments(parser, ["mcm36"])
     add("--method", default="auto")
     add("--time-limit", type=float, default=20.0, metavar="SECONDS")
     add("--seed", type=int, default=0)
@@ -61,9 +66,7 @@ def main() -> int:
     add("--results", metavar="FOLDER", type=Path, help="keep what was found, a file a pair")
     arguments = parser.parse_args()
     keep_compiled()
-    names = [*arguments.graphs, *(n for side in arguments.split for n in datasets.split(side))]
-    if not names:
-        parser.error("expected a GRAPH or --split")
+    names = names_in(arguments, parser)
     settings = {key: getattr(arguments, key) for key in ("method", "time_limit", "seed")}
     rows = Rows(arguments.json, settings)
     print(_LAYOUT.format(*_HEADER))
@@ -93,19 +96,13 @@ def run(graph: Graph, mcm: MCM, settings: dict[str, Any]) -> tuple[Row, Result |
     Returns:
       The row, and the result; None where no valid partition exists or was found.
     """
-    from jaxpart.bounds.ideals.classes import class_of
     from jaxpart.bounds.ideals.pairs import program_order_s
     from jaxpart.engine import partition
     from jaxpart.problem.problem import Problem
     from jaxpart.results.report import binding_kind
 
     problem = Problem.build(graph, mcm)
-    row: Row = {
-        "graph": graph.name,
-        "mcm": mcm.name,
-        "nodes": len(graph.nodes),
-        "class": class_of(problem),
-    }
+    row = identity(problem)
     start_s = time.perf_counter()
     try:
         result = partition(

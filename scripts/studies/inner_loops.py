@@ -53,13 +53,12 @@ import jax.numpy as jnp
 import numba
 import numpy as np
 import reference_evaluate
+from pairs import greedy_start
 
 from jaxpart.cost.device import lower, pad_assignments
 from jaxpart.cost.evaluate import evaluate, verify
-from jaxpart.cost.greedy import baseline
 from jaxpart.cost.host import peak_bounds
 from jaxpart.cost.sharding import devices_for, replicated, split
-from jaxpart.datasets.shipped import resolve
 from jaxpart.environment import environment
 from jaxpart.errors import InputError
 from jaxpart.files import write_whole
@@ -67,7 +66,6 @@ from jaxpart.methods.labels.projection import project
 from jaxpart.methods.orders.probe import can_probe, probe, weights_of
 from jaxpart.methods.orders.search import mutate, sorted_nodes, swept
 from jaxpart.methods.orders.slicing import slice_orders, window_for
-from jaxpart.problem.mcm import load_mcm
 from jaxpart.problem.problem import IntArray, Problem
 
 _NOISE_SHARE = 0.01  # share of labels that are randomised
@@ -104,11 +102,7 @@ def main() -> int:
         arguments.batch, arguments.orders, arguments.calls = [1024], [16], 3
     jax.config.update("jax_num_cpu_devices", arguments.devices)
 
-    graph, machine = resolve(arguments.graph)
-    problem = Problem.build(graph, machine or load_mcm(arguments.mcm))
-    start = baseline(problem)
-    if start is None:
-        raise InputError(f"{arguments.graph}: greedy finds nothing valid to start from")
+    problem, start = greedy_start(arguments.graph, arguments.mcm)
     bench = Bench(arguments.calls)
     print(
         f"{bench.bytes_per_s / 1e9:.1f} GB/s streamed, {bench.operations_per_s / 1e9:.1f} G adds/s"

@@ -27,10 +27,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from pairs import greedy_start
 
 from jaxpart.cost.device import pad_assignments
-from jaxpart.cost.greedy import baseline
-from jaxpart.datasets.shipped import resolve
 from jaxpart.environment import environment
 from jaxpart.errors import InputError
 from jaxpart.files import write_whole
@@ -39,7 +38,6 @@ from jaxpart.methods.annealing.moves import Chains, single_sweep
 from jaxpart.methods.annealing.price import energy_of
 from jaxpart.methods.annealing.row import row_sweep
 from jaxpart.methods.annealing.state import Moves, chip_graph_of, moves_of, tables_of
-from jaxpart.problem.mcm import load_mcm
 from jaxpart.problem.problem import Problem
 
 _CHAINS_PER_SLOT = (1, 2, 4, 8)  # chains per slot
@@ -69,11 +67,7 @@ def main() -> int:
     parser.add_argument("--json", metavar="FILE")
     arguments = parser.parse_args()
 
-    graph, machine = resolve(arguments.graph)
-    problem = Problem.build(graph, machine or load_mcm(arguments.mcm))
-    start = baseline(problem)
-    if start is None:
-        raise InputError(f"{arguments.graph}: greedy finds nothing valid to start from")
+    problem, start = greedy_start(arguments.graph, arguments.mcm)
     moves = moves_of(problem, chip_graph_of(problem, start, np.random.default_rng(arguments.seed)))
     rows = []
     print(_LAYOUT.format(*_HEADER))

@@ -2,21 +2,71 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxpart import datasets
-from jaxpart.bounds.ideals.classes import CLASSES
+from jaxpart.bounds.ideals.classes import CLASSES, class_of
 from jaxpart.errors import InputError
 from jaxpart.files import write_whole
 
 if TYPE_CHECKING:
     from jaxpart.problem.graph import Graph
     from jaxpart.problem.mcm import MCM
+    from jaxpart.problem.problem import IntArray, Problem
 
 Row = dict[str, Any]
+
+
+def add_arguments(parser: argparse.ArgumentParser, modules: Sequence[str]) -> None:
+    """Adds graphs, `--split` and `--mcm`; `names_in` and `pairs` read them.
+
+    Args:
+      parser: of the study.
+      modules: default of `--mcm`.
+    """
+    add = parser.add_argument
+    add("graphs", nargs="*", metavar="GRAPH")
+    add("--split", nargs="+", choices=datasets.SPLITS, default=[], help="all graphs of these sides")
+    add("--mcm", nargs="+", default=list(modules), metavar="NAME_OR_TOML")
+
+
+def names_in(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> list[str]:
+    """The graphs that the arguments name; exits with code 2 where they name none."""
+    names = [*arguments.graphs, *(n for side in arguments.split for n in datasets.split(side))]
+    if not names:
+        parser.error("expected a GRAPH or --split")
+    return names
+
+
+def identity(problem: Problem) -> Row:
+    """What every row says of its pair: graph, module, nodes and class."""
+    return {
+        "graph": problem.graph.name,
+        "mcm": problem.mcm.name,
+        "nodes": problem.num_nodes,
+        "class": class_of(problem),
+    }
+
+
+def greedy_start(graph_name: str, mcm_name: str) -> tuple[Problem, IntArray]:
+    """The problem of a pair, and the baseline [N], from which a study starts.
+
+    Raises:
+      InputError: there is no such graph or module, or there is no baseline.
+    """
+    from jaxpart.cost.greedy import baseline
+    from jaxpart.problem.problem import Problem
+
+    graph, mcm = next(pairs([graph_name], [mcm_name]))
+    problem = Problem.build(graph, mcm)
+    start = baseline(problem)
+    if start is None:
+        raise InputError(f"{graph.name} on {mcm.name}: greedy finds nothing valid to start from")
+    return problem, start
 
 
 def pairs(names: Sequence[str], modules: Sequence[str]) -> Iterator[tuple[Graph, MCM]]:

@@ -21,16 +21,14 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+from pairs import greedy_start
 
 from jaxpart.cost.device import lower, pad_assignments
 from jaxpart.cost.evaluate import verify
-from jaxpart.cost.greedy import baseline
-from jaxpart.datasets.shipped import resolve
 from jaxpart.environment import environment
 from jaxpart.errors import InputError
 from jaxpart.files import write_whole
 from jaxpart.methods.labels.projection import project
-from jaxpart.problem.mcm import load_mcm
 from jaxpart.problem.problem import Problem
 from jaxpart.solvers.minimum_cut import nearest_span, squeeze
 from jaxpart.solvers.repair import repair
@@ -91,11 +89,7 @@ def main() -> None:
     parser.add_argument("--out", metavar="FILE.json")
     arguments = parser.parse_args()
 
-    graph, machine = resolve(arguments.graph)
-    problem = Problem.build(graph, machine or load_mcm(arguments.mcm))
-    good = baseline(problem)
-    if good is None:
-        raise InputError(f"{graph.name} has no baseline on {problem.mcm.name} to randomise")
+    problem, good = greedy_start(arguments.graph, arguments.mcm)
     lowered = lower(problem)
 
     def projected(y: np.ndarray) -> np.ndarray:

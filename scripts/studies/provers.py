@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
+from pairs import add_arguments, names_in
+
 from jaxpart import datasets
 from jaxpart.bounds.combinatorial import combinatorial_bound
 from jaxpart.engine import partition
@@ -38,18 +40,14 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("graphs", nargs="*", metavar="GRAPH")
-    add("--split", nargs="+", choices=datasets.SPLITS, default=[], help="all graphs of these sides")
-    add("--mcm", nargs="+", default=["mcm4", "mcm8"], metavar="NAME_OR_TOML")
+    add_arguments(parser, ["mcm4", "mcm8"])
     add("--pairs", type=int, default=1000, help="stop after so many that are not proven at once")
     add("--search", type=float, default=3.0, metavar="SECONDS", help="for the incumbent")
     add("--seconds", type=float, default=30.0, help="for each prover")
     add("--seed", type=int, default=0)
     add("--json", type=Path, metavar="FILE", help="write the rows here")
     arguments = parser.parse_args()
-    names = [*arguments.graphs, *(n for side in arguments.split for n in datasets.split(side))]
-    if not names:
-        parser.error("expected a GRAPH or --split")
+    names = names_in(arguments, parser)
     rows: list[dict[str, Any]] = []
     print(_ROW.format("graph", "mcm", "nodes", "T us", "SCIP", "CP-SAT"))
     try:

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from jaxpart.bounds.reduction import destructive_bound, reduce_below
-from jaxpart.problem.graph import Graph, Node, Tensor, Weight
 from jaxpart.problem.mcm import MCM, Chip, Constraints
 from jaxpart.problem.problem import Problem
 from tests.support import oracle
+from tests.support.graphs import line
 from tests.support.strategies import TOPOLOGIES, random_graph, random_mcm
 
 SHARES = (1.0, 1.2, 2.0)  # of the optimum
@@ -63,15 +63,6 @@ def test_the_destructive_bound_is_never_above_the_optimum(seed, topology):
 def module(chips: int, *, capacity: float = 1e9, bandwidth: float = 1.0) -> MCM:
     chip = Chip(peak_flops=1.0, sram_bandwidth=1e9, sram_bytes=int(capacity))
     return MCM("test", "chain", (chip,) * chips, bandwidth, constraints=Constraints())
-
-
-def line(flops: list[float], sizes: list[int], weights: list[int] | None = None) -> Graph:
-    return Graph(
-        tuple(Node(f"v{i}", "op", x, 0) for i, x in enumerate(flops)),
-        tuple(Tensor(i, x, (i + 1,)) for i, x in enumerate(sizes)),
-        tuple(Weight(x, (i,)) for i, x in enumerate(weights or [])),
-        "line",
-    )
 
 
 def test_nodes_joined_by_a_slow_tensor_share_a_chip():

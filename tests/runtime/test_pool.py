@@ -14,10 +14,9 @@ import pytest
 
 from jaxpart.runtime.core_sharing import IS_POSSIBLE
 from jaxpart.runtime.pool import SolverPool
-from jaxpart.solvers.repair import repair
 from jaxpart.solvers.scip import Status
 from tests.support.problems import deep_graph_with_little_memory, layered
-from tests.support.workers import TIMEOUT_S, answer, ends, noisy
+from tests.support.workers import TIMEOUT_S, check_answers, ends, noisy
 
 
 def test_workers_give_way_by_the_niceness_asked_for():
@@ -31,21 +30,7 @@ def test_workers_give_way_by_the_niceness_asked_for():
 
 
 def test_the_pool_answers_as_a_call_does():
-    problem = deep_graph_with_little_memory()
-    y = np.minimum(np.arange(60) // 12, 3)
-    with SolverPool(problem) as pool:
-        repaired = pool.repair(y, time_limit_s=TIMEOUT_S).result()
-        expected = repair(problem, y, time_limit_s=TIMEOUT_S)
-        assert (repaired.status, repaired.objective) == (expected.status, expected.objective)
-        np.testing.assert_array_equal(answer(repaired)[0], answer(expected)[0])
-        f, _ = answer(repaired)
-        f, improved_s = answer(pool.lns(f, time_limit_s=TIMEOUT_S).result())
-        solved = pool.exact(f, time_limit_s=TIMEOUT_S).result()
-        assert solved.status is Status.OPTIMAL
-        assert answer(solved)[1] <= improved_s
-        refused = pool.repair(np.zeros(3, int)).result()
-        assert refused.status is Status.ERROR
-        assert refused.message
+    check_answers(SolverPool)
 
 
 def test_the_others_answer_when_a_worker_is_killed_again_and_again():

@@ -17,12 +17,11 @@ from jaxpart.errors import InputError
 from jaxpart.runtime.pool import SolverPool
 from jaxpart.runtime.ray_pool import RayPool, open_pool
 from jaxpart.runtime.repair_batch import RepairStatus
-from jaxpart.solvers.repair import repair
 from jaxpart.solvers.scip import Status
 from tests.support.graphs import parallel_chains as branching
 from tests.support.modules import THREE_CHIPS
-from tests.support.problems import deep_graph_with_little_memory, layered
-from tests.support.workers import TIMEOUT_S, answer, noisy
+from tests.support.problems import layered
+from tests.support.workers import TIMEOUT_S, check_answers, noisy
 
 
 def test_without_ray_a_ray_pool_is_refused_in_one_line(monkeypatch, capsys):
@@ -62,21 +61,7 @@ def cluster():
 
 @pytest.mark.ray
 def test_a_ray_pool_answers_as_a_call_does(cluster):
-    problem = deep_graph_with_little_memory()
-    y = np.minimum(np.arange(60) // 12, 3)
-    with RayPool(problem) as pool:
-        repaired = pool.repair(y, time_limit_s=TIMEOUT_S).result()
-        expected = repair(problem, y, time_limit_s=TIMEOUT_S)
-        assert (repaired.status, repaired.objective) == (expected.status, expected.objective)
-        np.testing.assert_array_equal(answer(repaired)[0], answer(expected)[0])
-        f, _ = answer(repaired)
-        f, improved_s = answer(pool.lns(f, time_limit_s=TIMEOUT_S).result())
-        proven = pool.prove(f, time_limit_s=TIMEOUT_S).result()
-        assert proven.status is Status.OPTIMAL
-        assert proven.bound <= improved_s * (1 + 1e-6)
-        refused = pool.repair(np.zeros(3, int)).result()
-        assert refused.status is Status.ERROR
-        assert refused.message
+    check_answers(RayPool)
 
 
 @pytest.mark.ray

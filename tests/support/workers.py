@@ -6,7 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxpart.solvers.repair import Outcome
+from jaxpart.runtime.pool import SolverPool
+from jaxpart.solvers.repair import Outcome, repair
+from jaxpart.solvers.scip import Status
+from tests.support.problems import deep_graph_with_little_memory
 
 TIMEOUT_S = 60.0
 
@@ -37,3 +40,30 @@ def answer(outcome: Outcome) -> tuple[np.ndarray, float]:
     assert outcome.assignment is not None
     assert outcome.objective is not None
     return outcome.assignment, outcome.objective
+
+
+def check_answers(pool_of):
+    """Asserts that a pool answers as calls in this process do, and tells of a call that fails.
+
+    Args:
+      pool_of: makes the pool of a problem.
+    """
+    problem = deep_graph_with_little_memory()
+    y = np.minimum(np.arange(60) // 12, 3)
+    pool: SolverPool
+    with pool_of(problem) as pool:
+        repaired = pool.repair(y, time_limit_s=TIMEOUT_S).result()
+        expected = repair(problem, y, time_limit_s=TIMEOUT_S)
+        assert (repaired.status, repaired.objective) == (expected.status, expected.objective)
+        np.testing.assert_array_equal(answer(repaired)[0], answer(expected)[0])
+        f, _ = answer(repaired)
+        f, improved_s = answer(pool.lns(f, time_limit_s=TIMEOUT_S).result())
+        solved = pool.exact(f, time_limit_s=TIMEOUT_S).result()
+        assert solved.status is Status.OPTIMAL
+        assert answer(solved)[1] <= improved_s
+        proven = pool.prove(f, time_limit_s=TIMEOUT_S).result()
+        assert proven.status is Status.OPTIMAL
+        assert proven.bound <= improved_s * (1 + 1e-6)
+        refused = pool.repair(np.zeros(3, int)).result()
+        assert refused.status is Status.ERROR
+        assert refused.message

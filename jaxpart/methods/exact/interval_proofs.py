@@ -8,7 +8,6 @@ chips gives a better bound, and is a small integer program.
 from __future__ import annotations
 
 from concurrent.futures import Future
-from types import TracebackType
 
 from jaxpart.bounds.combinatorial import Bound
 from jaxpart.bounds.intervals import distinct_weight_bytes, heaviest_interval, sums, two_chips
@@ -26,7 +25,7 @@ _TIMEOUT_S = 60.0
 
 
 class IntervalProofs:
-    """The interval proofs of one search; they run until the context ends."""
+    """The interval proofs of one search; they run until it is closed."""
 
     def __init__(self, search: Search) -> None:
         """Starts the proofs that may raise the bound.
@@ -60,15 +59,8 @@ class IntervalProofs:
             elif outcome.bound > 0:
                 self._search.raise_bound(Bound(outcome.bound, "edge interval"))
 
-    def __enter__(self) -> IntervalProofs:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Ends the proofs that run, and their workers."""
         for pool in self._pools:
             pool.close()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
-from types import TracebackType
 
 import numpy as np
 
@@ -41,7 +40,7 @@ PROGRAM = "integer program, CP-SAT"
 
 
 class Prover:
-    """Proves bounds and seeks better partitions, stage by stage, until the context ends.
+    """Proves bounds and seeks better partitions, stage by stage, until it is closed.
 
     The stages, in order:
 
@@ -148,14 +147,7 @@ class Prover:
             self._is_wanted = False
             search.notes.append(f"a proof failed: {outcome.message}")
 
-    def __enter__(self) -> Prover:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Ends the proof that runs, and its worker."""
         if self._pool is not None:
             self._pool.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import time
@@ -214,7 +215,7 @@ def exact(search: Search) -> Generator[None]:
     yield from itertools.islice(cluster_search(search), 1)
     search.start_clock()
     search.enter("integer program")
-    with Prover(search, always=True) as prover:
+    with contextlib.closing(Prover(search, always=True)) as prover:
         prover.step()
         while prover.is_running:
             time.sleep(_POLL_S)

@@ -8,6 +8,7 @@ candidates that do not fit.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Generator
 from functools import partial
 
@@ -48,7 +49,7 @@ def random(search: Search, batch: int = _BATCH) -> Generator[None]:
     draw, judge = split_draws(sample, batch, None, batch), split(evaluate, batch, (None, 1))
     key = jax.random.key(search.seed)
     step = 0
-    with Workers(search) as workers:
+    with contextlib.closing(Workers(search)) as workers:
         while True:
             assignments = draw(problem, jax.random.fold_in(key, step))
             costs = judge(problem, assignments)
@@ -100,7 +101,7 @@ def paper_annealing(
     search.offer_batch(start, costs)
     state = LabelChains(start, jnp.where(costs.valid, costs.bottleneck_s, jnp.inf))
     step, received = 1, search.received
-    with Workers(search) as workers:
+    with contextlib.closing(Workers(search)) as workers:
         while True:
             if search.received is not None and search.received is not received:
                 received = search.received

@@ -144,7 +144,7 @@ def with_policy(
         opt_state = ppo.optimizer(config.ppo_config).init(params)
         state, key, step, own = task.start, jax.random.key(search.seed), 0, 0
         compiled: set[tuple[int, Decoder]] = set()
-        with Workers(search) as workers:
+        with contextlib.closing(Workers(search)) as workers:
             while True:
                 decoder = _decoder(config, step)
                 learns = config.learn_after is not None and own >= config.learn_after

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
-from types import TracebackType
 
 import numpy as np
 
@@ -93,14 +92,7 @@ class Workers:
             self._pool = self._search.open_pool()
         return self._pool
 
-    def __enter__(self) -> Workers:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Ends the task that runs, and its worker."""
         if self._pool is not None:
             self._pool.close()

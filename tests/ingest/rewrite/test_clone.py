@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 import pytest
 
+from jaxpart.errors import EmptyGraphError
 from jaxpart.ingest.jaxpr.importer import from_jax
 from jaxpart.ingest.rewrite import clone
-from jaxpart.ingest.rewrite.clone import clone_inputs
+from jaxpart.ingest.rewrite.clone import clone_inputs, drop_dead
 from jaxpart.problem.graph import Graph, Node, Tensor, Weight
 
 
-def masked(constant_bytes: float, other_consumers: tuple[int, ...] = ()) -> Graph:
-    """A mask (nodes 0 and 1, node 0 reads a constant) that two layers (3, 4) read."""
+def masked(
+    constant_bytes: float | None = None, other_consumers: tuple[int, ...] = (), **of_first
+) -> Graph:
+    """A mask (nodes 0 and 1) that the main path (2, 3, 4) uses twice.
+
+    Args:
+      constant_bytes: of a constant that node 0 reads; None: there is none.
+      other_consumers: of the constant.
+      of_first: fields of node 0.
+    """
     nodes = (
-        Node("and", "and", 1, 8),
-        Node("select", "select_n", 2, 8),
+        msgspec.structs.replace(Node("compare", "gt", 1, 4), **of_first),
+        Node("select", "select_n", 2, 4),
         Node("embed", "gather", 0, 100),
         Node("first", "add", 100, 100),
         Node("second", "add", 100, 100),
@@ -29,18 +39,64 @@ def masked(constant_bytes: float, other_consumers: tuple[int, ...] = ()) -> Grap
         Tensor(3, 50, (4,)),
         Tensor(4, 50, ()),
     )
-    weights = (Weight(10, (2,)), Weight(constant_bytes, (0, *other_consumers), True))
+    weights = (Weight(10, (2,)),)
+    if constant_bytes is not None:
+        weights += (Weight(constant_bytes, (0, *other_consumers), True),)
     return Graph(nodes, tensors, weights, "masked", 1)
 
 
-def test_a_constant_goes_with_its_chain_to_each_consumer():
-    graph = clone_inputs(masked(64 * 1024), {1})
+def assert_cloned(graph: Graph) -> None:
+    """Asserts that both layers do the work of the mask, and that nothing else ties them to it."""
     assert [(node.name, node.flops) for node in graph.nodes] == [
         ("embed", 0),
         ("first", 103),
         ("second", 103),
     ]
     assert [(k.producer, k.consumers) for k in graph.tensors] == [(0, (1,)), (1, (2,)), (2, ())]
+
+
+def test_a_cheap_mask_becomes_part_of_each_consumer():
+    graph = clone_inputs(masked())
+    assert_cloned(graph)
+    assert graph.weights == (Weight(10, (0,)),)
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        masked(bytes_accessed=1000),
+        masked(pin=0),
+        masked(seconds=1.0),
+        masked(op="dot_general", flops=1000),
+    ],
+    ids=["dear", "pinned", "profiled", "a matrix product"],
+)
+def test_what_is_dear_or_fixed_is_not_cloned(graph):
+    assert clone_inputs(graph) == graph
+
+
+def test_the_start_of_the_main_path_stays_nodes():
+    nodes = tuple(Node(name, "add", 1, 8) for name in ("scale", "shift", "layer"))
+    tensors = (Tensor(0, 4, (1,)), Tensor(1, 4, (2,)), Tensor(2, 4, ()))
+    graph = Graph(nodes, tensors, (Weight(4, (2,)),), "path", 1)
+    assert clone_inputs(graph) == graph
+
+
+def test_nodes_that_reach_no_output_are_dropped():
+    nodes = tuple(Node(name, "add", 1, 8) for name in "abcd")
+    tensors = (Tensor(0, 4, (1, 2)), Tensor(1, 4, (3,)), Tensor(2, 4, ()))
+    weights = (Weight(1, (0,)), Weight(2, (1, 2)), Weight(3, (3,)))
+    graph = drop_dead(Graph(nodes, tensors, weights))  # d makes nothing, and b feeds d alone
+    assert [node.name for node in graph.nodes] == ["a", "c"]
+    assert graph.tensors == (Tensor(0, 4, (1,)), Tensor(1, 4, ()))
+    assert graph.weights == (Weight(1, (0,)), Weight(2, (1,)))
+    with pytest.raises(EmptyGraphError):
+        drop_dead(Graph(nodes[:1]))
+
+
+def test_a_constant_goes_with_its_chain_to_each_consumer():
+    graph = clone_inputs(masked(64 * 1024), {1})
+    assert_cloned(graph)
     assert graph.weights == (Weight(10, (0,)), Weight(64 * 1024, (1, 2), True))
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from jaxpart.errors import CycleError, EmptyGraphError, GraphError, InputError, PinError
-from jaxpart.ingest.rewrite.clone import clone_inputs, drop_dead
+from jaxpart.errors import CycleError, GraphError, InputError, PinError
+from jaxpart.ingest.rewrite.clone import clone_inputs
 from jaxpart.ingest.rewrite.contract import contract
 from jaxpart.problem.graph import Graph, Node, Tensor, Weight
 from tests.support import oracle
@@ -98,69 +98,6 @@ def test_cloning_never_loses_work_weights_or_adds_edges(graph):
     for node in small.nodes:
         assert node.flops >= before[node.name].flops
         assert node.bytes_accessed == before[node.name].bytes_accessed
-
-
-def mask_graph(mask_bytes: float = 4.0, **fields) -> Graph:
-    """A mask (nodes 0 and 1) that the main path (2, 3, 4) uses twice."""
-    nodes = (
-        msgspec.structs.replace(Node("compare", "gt", 1, mask_bytes), **fields),
-        Node("select", "select_n", 2, 4),
-        Node("embed", "gather", 0, 100),
-        Node("first", "add", 100, 100),
-        Node("second", "add", 100, 100),
-    )
-    tensors = (
-        Tensor(0, 4, (1,)),
-        Tensor(1, 4, (3, 4)),
-        Tensor(2, 50, (3,)),
-        Tensor(3, 50, (4,)),
-        Tensor(4, 50, ()),
-    )
-    return Graph(nodes, tensors, (Weight(10, (2,)),), "masked", 1)
-
-
-def test_a_cheap_mask_becomes_part_of_each_consumer():
-    graph = clone_inputs(mask_graph())
-    assert [(node.name, node.flops) for node in graph.nodes] == [
-        ("embed", 0),
-        ("first", 103),
-        ("second", 103),
-    ]
-    assert edges(graph) == {("embed", "first"), ("first", "second")}
-    assert graph.weights == (Weight(10, (0,)),)
-
-
-@pytest.mark.parametrize(
-    "graph",
-    [
-        mask_graph(mask_bytes=1000),
-        mask_graph(pin=0),
-        mask_graph(seconds=1.0),
-        mask_graph(op="dot_general", flops=1000),
-    ],
-    ids=["dear", "pinned", "profiled", "a matrix product"],
-)
-def test_what_is_dear_or_fixed_is_not_cloned(graph):
-    assert clone_inputs(graph) == graph
-
-
-def test_the_start_of_the_main_path_stays_nodes():
-    nodes = tuple(Node(name, "add", 1, 8) for name in ("scale", "shift", "layer"))
-    tensors = (Tensor(0, 4, (1,)), Tensor(1, 4, (2,)), Tensor(2, 4, ()))
-    graph = Graph(nodes, tensors, (Weight(4, (2,)),), "path", 1)
-    assert clone_inputs(graph) == graph
-
-
-def test_nodes_that_reach_no_output_are_dropped():
-    nodes = tuple(Node(name, "add", 1, 8) for name in "abcd")
-    tensors = (Tensor(0, 4, (1, 2)), Tensor(1, 4, (3,)), Tensor(2, 4, ()))
-    weights = (Weight(1, (0,)), Weight(2, (1, 2)), Weight(3, (3,)))
-    graph = drop_dead(Graph(nodes, tensors, weights))  # d makes nothing, and b feeds d alone
-    assert [node.name for node in graph.nodes] == ["a", "c"]
-    assert graph.tensors == (Tensor(0, 4, (1,)), Tensor(1, 4, ()))
-    assert graph.weights == (Weight(1, (0,)), Weight(2, (1,)))
-    with pytest.raises(EmptyGraphError):
-        drop_dead(Graph(nodes[:1]))
 
 
 def test_contracting_joins_colocation_groups_fixed_chips_and_seconds():
