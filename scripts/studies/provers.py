@@ -87,6 +87,7 @@ def _pair(name: str, mcm: str, arguments: argparse.Namespace) -> dict[str, Any] 
             method="clusters",
             time_limit_s=arguments.search,
             seed=arguments.seed,
+            count_compilation=False,
         )
     except (InfeasibleError, NothingFoundError):
         return None
