@@ -319,11 +319,21 @@ def test_random_numbers_effects_and_gradients_are_traced_without_warnings():
     assert ops(graph).count("dot_general") == 2
 
 
+@pytest.mark.parametrize("position", [1, -1, np.int64(1), (1,), np.array([1])])
+def test_positions_are_whole_numbers_of_any_kind(position):
+    graph = from_jax(jnp.matmul, array(4, 8), array(8, 2), param_argnums=position)
+    assert [w.bytes for w in graph.weights] == [64]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"param_argnums": 2}, "param_argnums names argument 2, expected 0 to 1"),
         ({"param_argnums": (0, -3)}, "param_argnums names argument -3"),
+        ({"param_argnums": "0"}, "param_argnums is '0', expected positions"),
+        ({"param_argnums": 0.0}, "param_argnums is 0.0, expected positions"),
+        ({"param_argnums": None}, "param_argnums is None, expected positions"),
+        ({"state_argnums": ("x",)}, "state_argnums is .*, expected positions"),
         ({"unroll_limit": -1}, "unroll_limit is -1, expected 0 or more"),
         ({"element_bytes": 0}, "element_bytes is 0, expected a positive number"),
     ],

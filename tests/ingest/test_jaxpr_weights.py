@@ -240,23 +240,27 @@ def test_regions_are_grouped_where_they_share_an_element():
         (jnp.int8, 15, 15, True),
         (jnp.bool_, 15, 15, True),
         (jnp.int32, 15, 60, True),
-        (jnp.float4_e2m1fn, 15, 8, False),
-        (jnp.float8_e4m3fn, 15, 15, False),
+        (jnp.float4_e2m1fn, 15, 8, True),
+        (jnp.float8_e4m3fn, 15, 15, True),
+        (jnp.float8_e5m2, 15, 15, True),
         (jnp.bfloat16, 15, 30, False),
         (jnp.float32, 15, 60, False),
     ],
 )
-def test_each_type_counts_its_own_bits_and_floats_alone_scale(dtype, count, size, fixed):
-    graph = from_jax(
-        lambda w, x: x * w.astype(jnp.float32),
-        array(count, dtype=dtype),
-        array(count),
-        param_argnums=0,
-    )
+def test_each_type_counts_its_own_bits_and_floats_of_16_bits_and_more_alone_scale(
+    dtype, count, size, fixed
+):
+    def fn(w, x):
+        return x * w.astype(jnp.float32)
+
+    given = array(count, dtype=dtype), array(count)
+    graph = from_jax(fn, *given, param_argnums=0)
     assert [(w.bytes, w.fixed) for w in graph.weights] == [(size, fixed)]
     # a weight that is cast is read in its own type
     assert graph.nodes[0].bytes_accessed == size + 2 * 4 * count
     assert graph.nodes[0].fixed_bytes == (size if fixed else 0)
+    deployed = from_jax(fn, *given, param_argnums=0, element_bytes=2)
+    assert [w.bytes for w in deployed.weights] == [size if fixed else 2 * count]
 
 
 def test_tensors_of_integers_and_booleans_are_fixed():

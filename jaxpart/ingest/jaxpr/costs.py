@@ -112,6 +112,10 @@ _SCATTERS = frozenset(
 )
 
 
+# Bits of the narrowest float that is no quantised value.
+_LEAST_FLOAT_BITS = 16
+
+
 @dataclasses.dataclass(frozen=True)
 class Cost:
     """The cost of one equation.
@@ -205,8 +209,10 @@ def is_elementwise(name: str) -> bool:
 
 
 def is_float(aval: Any) -> bool:
-    """Whether elements of `aval` are real or complex floating-point numbers."""
-    return hasattr(aval, "dtype") and jnp.issubdtype(aval.dtype, np.inexact)
+    """Whether elements are real or complex floats of 16 bits or more; narrower are quantised."""
+    if not hasattr(aval, "dtype") or not jnp.issubdtype(aval.dtype, np.inexact):
+        return False
+    return element_bits(aval) >= _LEAST_FLOAT_BITS
 
 
 def element_bits(aval: Any) -> int:

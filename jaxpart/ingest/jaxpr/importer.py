@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import collections
 import math
+import operator
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -138,9 +139,13 @@ def _positions(argnums: int | Sequence[int], count: int, where: str) -> frozense
       where: for the message.
 
     Raises:
-      InputError: there is no such argument.
+      InputError: there is no such argument, or a position is no whole number.
     """
-    positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    several = argnums if isinstance(argnums, Iterable) else (argnums,)
+    try:
+        positions = [operator.index(position) for position in several]
+    except TypeError as error:
+        raise InputError(f"{where} is {argnums!r}, expected positions of arguments") from error
     for position in positions:
         if not -count <= position < count:
             raise InputError(f"{where} names argument {position}, expected 0 to {count - 1}")
