@@ -4,7 +4,7 @@
 
 XLA analyses the program before optimisation (`jax.jit(f).lower(...).cost_analysis()`). Its FLOPs
 and transcendentals are added. A ratio other than 1 is intended: see
-`jaxpart/ingest/jaxpr/costs.py`.
+`jaxpart/ingest/jaxpr/flops.py`.
 """
 
 from __future__ import annotations

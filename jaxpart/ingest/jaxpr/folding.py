@@ -9,8 +9,9 @@ from typing import Any
 
 import jax
 
-from jaxpart.ingest.jaxpr import costs, known, parts
+from jaxpart.ingest.jaxpr import known, parts, sizes
 from jaxpart.ingest.jaxpr.costs import Cost
+from jaxpart.ingest.jaxpr.flops import is_elementwise
 from jaxpart.ingest.jaxpr.values import Known, Op, Values, regions
 from jaxpart.ingest.jaxpr.views import Change, View, whole
 
@@ -63,7 +64,7 @@ class Folding(Values):
                     folded=True,
                     sources=sources,
                     reads=min(size, reads),
-                    fixed=share if reads < size else 0.0 if costs.is_float(aval) else 1.0,
+                    fixed=share if reads < size else 0.0 if sizes.is_float(aval) else 1.0,
                     **{"density": density, **more},
                 )
             )
@@ -96,7 +97,7 @@ class Folding(Values):
             return self._stack_of_parts(eqn, [(operands[0], i) for i in positions])
         if name in ("concatenate", "stack"):
             return self._joined(eqn, operands)
-        if costs.is_elementwise(name):
+        if is_elementwise(name):
             return self._elementwise(eqn, operands)
         return None
 
@@ -127,7 +128,7 @@ class Folding(Values):
             reads, fixed = value.reads, value.fixed
             if len(views) != 1:  # computed ahead of time
                 reads, density = min(size, reads), 1.0
-                fixed = 0.0 if costs.is_float(aval) else 1.0
+                fixed = 0.0 if sizes.is_float(aval) else 1.0
         else:
             stored = math.fsum(self.region_bytes(*source) for source in sources)
             density, fixed = value.density, value.fixed

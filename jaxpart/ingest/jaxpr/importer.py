@@ -30,7 +30,7 @@ from typing import Any
 import jax
 
 from jaxpart.errors import EmptyGraphError, InputError
-from jaxpart.ingest.jaxpr import costs
+from jaxpart.ingest.jaxpr import sizes
 from jaxpart.ingest.jaxpr.program import Program
 from jaxpart.ingest.jaxpr.values import Op, Source, live, part_bytes
 from jaxpart.ingest.jaxpr.views import View, overlap_groups
@@ -113,9 +113,9 @@ def from_jax(
             raise InputError(f"{name}: an argument has shape {shape}, expected whole numbers")
 
     def size(aval: Any) -> float:
-        if element_bytes is None or not costs.is_float(aval):
-            return costs.array_bytes(aval)
-        return costs.elements(aval) * element_bytes * (2 if aval.dtype.kind == "c" else 1)
+        if element_bytes is None or not sizes.is_float(aval):
+            return sizes.array_bytes(aval)
+        return sizes.elements(aval) * element_bytes * (2 if aval.dtype.kind == "c" else 1)
 
     program = Program(size, unroll_limit)
     add = [
@@ -267,4 +267,4 @@ def _weights(program: Program, uses: dict[Source, list[int]]) -> Iterable[tuple[
             elements[readers] = elements.get(readers, 0) + count
         for readers, count in elements.items():
             size = part_bytes(program.size, aval, count)
-            yield parameter, Weight(min(size, whole), readers, not costs.is_float(aval))
+            yield parameter, Weight(min(size, whole), readers, not sizes.is_float(aval))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxpart.ingest.jaxpr import costs
+from jaxpart.ingest.jaxpr import costs, sizes
 
 MAX_ELEMENTS = 65536  # of an array that is kept known
 
@@ -43,7 +43,7 @@ def known_results(eqn: Any, operands: Sequence[np.ndarray | None]) -> list[np.nd
     if rule is None or len(arrays) != len(operands):
         return None
     for aval in avals:
-        if costs.elements(aval) > MAX_ELEMENTS or not _is_integer(getattr(aval, "dtype", None)):
+        if sizes.elements(aval) > MAX_ELEMENTS or not _is_integer(getattr(aval, "dtype", None)):
             return None
     with np.errstate(all="ignore"):
         results = rule(eqn.params, arrays)

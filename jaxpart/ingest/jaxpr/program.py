@@ -20,7 +20,7 @@ from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Literal
 
-from jaxpart.ingest.jaxpr import costs, known
+from jaxpart.ingest.jaxpr import costs, known, sizes
 from jaxpart.ingest.jaxpr.costs import Cost
 from jaxpart.ingest.jaxpr.folding import Folding
 from jaxpart.ingest.jaxpr.values import Known, Op, live
@@ -125,8 +125,8 @@ class Program(Folding):
         copies = max((self.copies(aval) for aval in avals), default=1)
         flops = cost.flops * copies
         if eqn.primitive.name in _SUMS:
-            before = sum(self.copies(v.aval) * costs.elements(v.aval) for v in eqn.invars)
-            after = sum(costs.elements(v.aval) for v in eqn.outvars)
+            before = sum(self.copies(v.aval) * sizes.elements(v.aval) for v in eqn.invars)
+            after = sum(sizes.elements(v.aval) for v in eqn.outvars)
             flops = max(0, before - after)  # one addition per element folded in
         return dataclasses.replace(cost, flops=flops)
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxpart.ingest.jaxpr import costs, known
+from jaxpart.ingest.jaxpr import known, sizes
 from jaxpart.ingest.jaxpr.costs import Cost
 from jaxpart.ingest.jaxpr.views import View, whole
 
@@ -126,7 +126,7 @@ class Values:
           The number of the value.
         """
         if aval is not None and "fixed" not in known_of_it:
-            known_of_it["fixed"] = 0.0 if costs.is_float(aval) else 1.0
+            known_of_it["fixed"] = 0.0 if sizes.is_float(aval) else 1.0
         self.values.append(Value(size, **known_of_it))
         return len(self.values) - 1
 
@@ -181,7 +181,7 @@ class Values:
         aval = jax.typeof(constant)
         size = self.size(aval)
         values = known.known_value(constant)
-        if costs.array_bytes(aval) > SMALL_CONSTANT_BYTES:
+        if sizes.array_bytes(aval) > SMALL_CONSTANT_BYTES:
             self.constants.add(len(self.parameters))
             value = self.parameter(aval)
             self.values[value] = dataclasses.replace(self.values[value], known=values)
@@ -252,9 +252,9 @@ class Values:
 
     def count_float(self, aval: Any) -> None:
         """Adds the bytes of `aval` to `float_bytes` if its elements are floats."""
-        if costs.is_float(aval):
-            width = costs.element_bits(aval) / 8 / (2 if aval.dtype.kind == "c" else 1)
-            self.float_bytes[width] += costs.elements(aval) * width
+        if sizes.is_float(aval):
+            width = sizes.element_bits(aval) / 8 / (2 if aval.dtype.kind == "c" else 1)
+            self.float_bytes[width] += sizes.elements(aval) * width
 
 
 def part_bytes(size: Callable[[Any], float], aval: Any, count: int) -> float:

@@ -1,6 +1,6 @@
 """FLOPs and bytes of one ONNX node, computed from shapes alone.
 
-Operations that JAX has too are counted as in `ingest/jaxpr/costs.py`.
+Operations that JAX has too are counted as in `ingest/jaxpr/flops.py`.
 
 - Conv, ConvTranspose: 2 per multiply-add that reads a real input element (padding counts nothing),
   plus 1 per result element for the bias.
