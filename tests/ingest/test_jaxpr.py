@@ -102,6 +102,21 @@ def test_wrappers_are_opened():
     assert edges(graph) == [("exp_0", "tanh_0"), ("sin_0", "cos_0"), ("tanh_0", "sin_0")]
 
 
+def test_a_reduction_counts_the_work_of_combining_two_elements():
+    def fn(x):
+        def combine(a, b):
+            return jnp.tanh(a) + b
+
+        total = lax.reduce(x, np.float32(0), combine, (0,))
+        return lax.reduce_window(total, np.float32(0), combine, (3,), (1,), "SAME")
+
+    graph = from_jax(fn, array(5, 8))
+    assert [(node.op, node.flops) for node in graph.nodes] == [
+        ("reduce", 2 * (5 * 8 - 8)),
+        ("reduce_window", 2 * (3 - 1) * 8),
+    ]
+
+
 def test_the_small_programs_inside_reductions_and_sorts_stay_shut():
     def fn(x, u):
         x = lax.reduce_window(x, 0.0, lambda a, b: a * b, (3,), (1,), "SAME")

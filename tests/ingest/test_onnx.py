@@ -6,40 +6,23 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
-from jaxpart.errors import CycleError, EmptyGraphError, FileFormatError, InputError
-from jaxpart.ingest.onnx.importer import from_onnx, from_onnx_bytes
+from jaxpart.errors import InputError
+from jaxpart.ingest.onnx.importer import from_onnx
+from tests.support.onnx_models import (
+    FLOAT,
+    INT64,
+    model,
+    node,
+    numbers,
+    out,
+    stored,
+    value,
+)
 
-FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 DATA = Path(onnx.__file__).parent / "backend" / "test" / "data"
 LIGHT = sorted(path.stem.removeprefix("light_") for path in DATA.glob("light/light_*.onnx"))
-
-
-def value(name, shape, dtype=FLOAT):
-    return helper.make_tensor_value_info(name, dtype, shape)
-
-
-def stored(name, *shape, dtype: type = np.float32):
-    return numpy_helper.from_array(np.zeros(shape, dtype), name)
-
-
-def numbers(name, values, dtype: type = np.int64):
-    return numpy_helper.from_array(np.array(values, dtype), name)
-
-
-def node(op, inputs, outputs, **attributes):
-    return helper.make_node(op, inputs.split(), outputs.split(), **attributes)
-
-
-def model(nodes, inputs, outputs, stored=(), opset=17, **fields):
-    graph = helper.make_graph(nodes, "model", inputs, outputs, list(stored), **fields)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
-
-
-def out(name="y", dtype: int = FLOAT):
-    """An output whose shape inference finds."""
-    return helper.make_value_info(name, helper.make_tensor_type_proto(dtype, None))
 
 
 def single(op, shape, *operands, outputs="y", dtype=FLOAT, opset=17, **attributes):
@@ -47,14 +30,6 @@ def single(op, shape, *operands, outputs="y", dtype=FLOAT, opset=17, **attribute
     names = " ".join(["x", *(tensor.name for tensor in operands)])
     body = [node(op, names, outputs, **attributes)]
     return from_onnx(model(body, [value("x", shape)], [out(dtype=dtype)], operands, opset=opset))
-
-
-def edges(graph):
-    return {
-        (graph.nodes[k.producer].name, graph.nodes[q].name)
-        for k in graph.tensors
-        for q in k.consumers
-    }
 
 
 # Parameters (M) of the published models with the running statistics of their normalisations, and
@@ -283,7 +258,7 @@ def test_weights_in_files_that_are_not_there_are_counted_by_their_shapes():
 def test_a_tensor_with_several_consumers_is_one_and_a_result_nobody_reads_is_none():
     body = [
         node("Dropout", "x", "d mask"),
-        node("Split", "d", "a b c", axis=0),
+        node("Split", "d", "a b c", axis=0, num_outputs=3),
         node("Add", "a b", "s"),
         node("Mul", "a s", "y"),
     ]
@@ -419,89 +394,6 @@ def test_element_bytes_must_be_positive(wrong):
         from_onnx(model([node("Relu", "x", "y")], [value("x", [3])], [out()]), element_bytes=wrong)
 
 
-def body_of(*nodes, inputs=(), outputs=(), weights=()):
-    return helper.make_graph(list(nodes), "body", list(inputs), list(outputs), list(weights))
-
-
-def test_a_branch_is_one_node_that_costs_as_much_as_its_costlier_side():
-    big = body_of(node("MatMul", "x w", "t"), outputs=[value("t", [4, 4])])
-    small = body_of(node("Relu", "x", "e"), outputs=[value("e", [4, 4])])
-    either = [
-        node("Relu", "x0", "x"),
-        node("If", "which", "y", then_branch=big, else_branch=small),
-    ]
-    inputs = [value("x0", [4, 4]), value("which", [], BOOL)]
-
-    graph = from_onnx(model(either, inputs, [value("y", [4, 4])], [stored("w", 4, 4)]))
-
-    assert [v.op for v in graph.nodes] == ["Relu", "If"]
-    assert graph.nodes[1].flops == 2 * 4**3
-    assert graph.nodes[1].bytes_accessed == 1 + 3 * 64  # what its sides capture is read
-    assert edges(graph) == {("Relu_0", "If_0")}
-    assert [(w.bytes, w.consumers) for w in graph.weights] == [(64, (1,))]
-
-
-def test_a_branch_that_shapes_decide_is_opened():
-    # As PyTorch exports squeeze: the last dimension goes where it is 1.
-    squeeze = body_of(node("Squeeze", "x axes", "t"), outputs=[out("t")], weights=[])
-    keep = body_of(node("Mul", "x w", "e"), outputs=[out("e")])
-    body = [
-        node("Shape", "x", "shape"),
-        node("Gather", "shape last", "size"),
-        node("Equal", "size one", "is_one"),
-        node("If", "is_one", "b", then_branch=squeeze, else_branch=keep),
-        node("Relu", "b", "y"),
-    ]
-    constants = [numbers("last", 1), numbers("one", 1), numbers("axes", [1]), stored("w", 5)]
-
-    one = from_onnx(model(body, [value("x", [4, 1])], [out()], constants))
-    five = from_onnx(model(body, [value("x", [4, 5])], [out()], constants))
-
-    assert [v.op for v in one.nodes] == ["Squeeze", "Relu"]
-    assert [v.op for v in five.nodes] == ["Mul", "Relu"]
-    assert (one.weight_bytes, five.weight_bytes) == (0, 20)
-
-
-def loop(trips):
-    body = body_of(
-        node("MatMul", "h u", "next"),
-        node("Identity", "go", "still"),
-        inputs=[value("i", [], INT64), value("go", [], BOOL), value("h", [4, 4])],
-        outputs=[value("still", [], BOOL), value("next", [4, 4])],
-        weights=[stored("u", 4, 4)],
-    )
-    inputs = [value("x", [4, 4]), *([value("trips", [], INT64)] if trips is None else [])]
-    constants = [] if trips is None else [numbers("trips", trips)]
-    return model(
-        [helper.make_node("Loop", ["trips", "", "x"], ["y"], body=body)],
-        inputs,
-        [value("y", [4, 4])],
-        constants,
-    )
-
-
-@pytest.mark.parametrize(("trips", "times"), [(7, 7), (None, 1)])
-def test_a_loop_is_one_node_with_its_trips_where_they_are_known_and_one_elsewhere(trips, times):
-    graph = from_onnx(loop(trips))
-
-    assert [v.op for v in graph.nodes] == ["Loop"]
-    assert graph.nodes[0].flops == times * 2 * 4**3
-    assert [(w.bytes, w.consumers) for w in graph.weights] == [(64, (0,))]
-
-
-def test_a_scan_is_one_node_that_costs_its_steps():
-    body = body_of(
-        node("Add", "s e", "t"),
-        inputs=[value("s", [4]), value("e", [4])],
-        outputs=[value("t", [4])],
-    )
-    scan = helper.make_node("Scan", ["s0", "x"], ["y"], body=body, num_scan_inputs=1)
-
-    graph = from_onnx(model([scan], [value("s0", [4]), value("x", [9, 4])], [value("y", [4])]))
-
-    assert graph.nodes[0].flops == 9 * 4
-
-
 def test_an_operator_of_another_domain_is_counted_by_its_shapes_and_named():
     custom = helper.make_node("Sparkle", ["x"], ["a"], domain="acme")
     described = model(
@@ -520,130 +412,3 @@ def test_known_operators_bring_no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         single("Relu", [3])
-
-
-def test_a_local_function_is_opened():
-    twice = helper.make_function(
-        "local",
-        "Twice",
-        ["a"],
-        ["b"],
-        [node("Add", "a a", "b")],
-        [helper.make_opsetid("", 17)],
-    )
-    caller = helper.make_node("Twice", ["x"], ["y"], domain="local")
-    whole = model([caller], [value("x", [3])], [value("y", [3])])
-    whole.functions.append(twice)
-    whole.opset_import.append(helper.make_opsetid("local", 1))
-
-    graph = from_onnx(whole)
-
-    assert [v.op for v in graph.nodes] == ["Add"]
-
-
-def test_the_model_given_stays_as_it_was():
-    given = loop(3)
-    before = given.SerializeToString(deterministic=True)
-
-    from_onnx(given)
-
-    assert given.SerializeToString(deterministic=True) == before
-
-
-def test_a_circle_of_nodes_is_refused_by_its_names():
-    body = [
-        node("Add", "x b", "a", name="first"),
-        node("Relu", "a", "b", name="second"),
-        node("Relu", "b", "y"),
-    ]
-
-    with pytest.raises(CycleError, match=r"first \(Add\) -> second \(Relu\) -> first"):
-        from_onnx(model(body, [value("x", [3])], [out()]))
-
-
-# fmt: off
-BROKEN = [
-    (model([node("Add", "x z", "y")], [value("x", [3])], [out()]),
-     FileFormatError, r"node 0, a node \(Add\), reads 'z', expected"),
-    (model([node("Relu", "x", "a")], [value("x", [3])], [out()]),
-     FileFormatError, "nothing makes the output 'y'"),
-    (model([node("Relu", "x", "y"), node("Exp", "x", "y")], [value("x", [3])], [out()]),
-     FileFormatError, "value 'y' is made twice"),
-    (model([node("MatMul", "x w", "y")], [value("x", [3])], [out()], [stored("w", 4, 5)]),
-     FileFormatError, "broken ONNX model .*Incompatible dimensions"),
-    (model([node("Relu", "x", "y")], [value("x", None)], [out()]),
-     InputError, "input 'x' has no shape"),
-    (model([node("NonZero", "x", "y")], [value("x", [3])], [out(dtype=INT64)]),
-     InputError, r"the shape of 'y', made by a node \(NonZero\), cannot be inferred"),
-    (model([node("SequenceConstruct", "x", "s"), node("SequenceAt", "s i", "y")],
-           [value("x", [3])], [out()], [numbers("i", 0)]),
-     FileFormatError, "'s', made by a node \\(SequenceConstruct\\), is no tensor"),
-    (model([], [value("x", [3])], [value("x", [3])]),
-     EmptyGraphError, "no node depends on an input"),
-    (model([node("Identity", "x", "y")], [value("x", [3])], [out()]),
-     EmptyGraphError, "no node depends on an input"),
-]
-# fmt: on
-
-
-@pytest.mark.parametrize(("broken", "error", "message"), BROKEN)
-def test_a_model_that_cannot_be_is_refused_by_file_and_place(tmp_path, broken, error, message):
-    path = tmp_path / "broken.onnx"
-    path.write_bytes(broken.SerializeToString())
-
-    with pytest.raises(error, match=message) as caught:
-        from_onnx(path)
-
-    assert str(caught.value).startswith(f"{path}: ")
-    assert "\n" not in str(caught.value)
-
-
-def test_bytes_that_are_no_model_are_refused():
-    for content in (b"", b"\x00\x01rubbish", b"\x08\x03"):
-        with pytest.raises(FileFormatError, match=r"^some\.onnx: .*expected an ONNX model"):
-            from_onnx_bytes(content, "some.onnx")
-
-
-def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(InputError, match="cannot be read"):
-        from_onnx(tmp_path / "none.onnx")
-
-
-def test_damaged_bytes_never_bring_another_error_than_one_clear_line():
-    source = (DATA / "light" / "light_squeezenet.onnx").read_bytes()
-    rng = np.random.default_rng(0)
-    refused = []
-    for trial in range(60):
-        damaged = bytearray(source)
-        if trial % 3:
-            for place in rng.integers(0, len(source), 3):
-                damaged[place] = rng.integers(0, 256)
-        else:
-            del damaged[rng.integers(0, len(source)) :]
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # a damaged operator is one without a rule
-                from_onnx_bytes(bytes(damaged), "damaged.onnx")
-        except InputError as error:
-            refused.append(str(error))
-    assert len(refused) > 20
-    assert all(m.startswith("damaged.onnx: ") and "\n" not in m for m in refused)
-
-
-@pytest.mark.parametrize(
-    ("node", "message"),
-    [
-        (helper.make_node("Gemm", ["x", ""], ["y"]), "has no operand 1"),
-        (helper.make_node("Loop", ["", "", "x"], ["y"]), "has no attribute 'body'"),
-        (helper.make_node("Split", ["x"], ["y", "z"], num_outputs=1), "expected num_outputs, 1"),
-        (helper.make_node("Einsum", ["x"], ["y"], equation=b"\xff"), "expected ASCII"),
-    ],
-)
-def test_a_node_without_what_its_operator_needs_is_refused_before_inference(node, message):
-    values = [
-        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, (2, 2)) for name in ("x", "y")
-    ]
-    graph = helper.make_graph([node], "bad", values[:1], values[1:])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
-    with pytest.raises(InputError, match=message):
-        from_onnx(model)

@@ -3,6 +3,8 @@
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
+from jaxpart.problem.graph import Graph
+
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 
 
@@ -17,6 +19,11 @@ def out(name="y", dtype: int = FLOAT):
 
 def numbers(name, values, dtype: str | type = np.int64):
     return numpy_helper.from_array(np.array(values, dtype), name)
+
+
+def stored(name, *shape, dtype: str | type = np.float32):
+    """A stored tensor of zeros."""
+    return numpy_helper.from_array(np.zeros(shape, dtype), name)
 
 
 def far(name, *dims, dtype: int = FLOAT, path: str | None = "weights.bin"):
@@ -45,3 +52,12 @@ def model(nodes, inputs, outputs, stored=(), opset=18, functions=(), **fields):
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid(*o) for o in opsets])
     made.functions.extend(functions)
     return made
+
+
+def edges(graph: Graph) -> set[tuple[str, str]]:
+    """Producer and consumer of each edge, by name."""
+    return {
+        (graph.nodes[k.producer].name, graph.nodes[q].name)
+        for k in graph.tensors
+        for q in k.consumers
+    }

@@ -1,0 +1,117 @@
+"""ONNX models: branches, loops and functions, which are opened or are one node."""
+
+import pytest
+from onnx import helper
+
+from jaxpart.ingest.onnx.importer import from_onnx
+from tests.support.onnx_models import (
+    BOOL,
+    INT64,
+    body,
+    edges,
+    model,
+    node,
+    numbers,
+    out,
+    stored,
+    value,
+)
+
+
+def test_a_branch_is_one_node_that_costs_as_much_as_its_costlier_side():
+    big = body([node("MatMul", "x w", "t")], [], [value("t", [4, 4])])
+    small = body([node("Relu", "x", "e")], [], [value("e", [4, 4])])
+    either = [
+        node("Relu", "x0", "x"),
+        node("If", "which", "y", then_branch=big, else_branch=small),
+    ]
+    inputs = [value("x0", [4, 4]), value("which", [], BOOL)]
+
+    graph = from_onnx(model(either, inputs, [value("y", [4, 4])], [stored("w", 4, 4)]))
+
+    assert [v.op for v in graph.nodes] == ["Relu", "If"]
+    assert graph.nodes[1].flops == 2 * 4**3
+    assert graph.nodes[1].bytes_accessed == 1 + 3 * 64  # what its sides capture is read
+    assert edges(graph) == {("Relu_0", "If_0")}
+    assert [(w.bytes, w.consumers) for w in graph.weights] == [(64, (1,))]
+
+
+def test_a_branch_that_shapes_decide_is_opened():
+    # As PyTorch exports squeeze: the last dimension goes where it is 1.
+    squeeze = body([node("Squeeze", "x axes", "t")], [], [out("t")])
+    keep = body([node("Mul", "x w", "e")], [], [out("e")])
+    nodes = [
+        node("Shape", "x", "shape"),
+        node("Gather", "shape last", "size"),
+        node("Equal", "size one", "is_one"),
+        node("If", "is_one", "b", then_branch=squeeze, else_branch=keep),
+        node("Relu", "b", "y"),
+    ]
+    constants = [numbers("last", 1), numbers("one", 1), numbers("axes", [1]), stored("w", 5)]
+
+    one = from_onnx(model(nodes, [value("x", [4, 1])], [out()], constants))
+    five = from_onnx(model(nodes, [value("x", [4, 5])], [out()], constants))
+
+    assert [v.op for v in one.nodes] == ["Squeeze", "Relu"]
+    assert [v.op for v in five.nodes] == ["Mul", "Relu"]
+    assert (one.weight_bytes, five.weight_bytes) == (0, 20)
+
+
+def loop(trips):
+    step = body(
+        [node("MatMul", "h u", "next"), node("Identity", "go", "still")],
+        [value("i", [], INT64), value("go", [], BOOL), value("h", [4, 4])],
+        [value("still", [], BOOL), value("next", [4, 4])],
+        [stored("u", 4, 4)],
+    )
+    inputs = [value("x", [4, 4]), *([value("trips", [], INT64)] if trips is None else [])]
+    constants = [] if trips is None else [numbers("trips", trips)]
+    return model(
+        [node("Loop", "trips _ x", "y", body=step)],
+        inputs,
+        [value("y", [4, 4])],
+        constants,
+    )
+
+
+@pytest.mark.parametrize(("trips", "times"), [(7, 7), (None, 1)])
+def test_a_loop_is_one_node_with_its_trips_where_they_are_known_and_one_elsewhere(trips, times):
+    graph = from_onnx(loop(trips))
+
+    assert [v.op for v in graph.nodes] == ["Loop"]
+    assert graph.nodes[0].flops == times * 2 * 4**3
+    assert [(w.bytes, w.consumers) for w in graph.weights] == [(64, (0,))]
+
+
+def test_a_scan_is_one_node_that_costs_its_steps():
+    step = body([node("Add", "s e", "t")], [value("s", [4]), value("e", [4])], [value("t", [4])])
+    scan = node("Scan", "s0 x", "y", body=step, num_scan_inputs=1)
+
+    graph = from_onnx(model([scan], [value("s0", [4]), value("x", [9, 4])], [value("y", [4])]))
+
+    assert graph.nodes[0].flops == 9 * 4
+
+
+def test_a_local_function_is_opened():
+    twice = helper.make_function(
+        "local",
+        "Twice",
+        ["a"],
+        ["b"],
+        [node("Add", "a a", "b")],
+        [helper.make_opsetid("", 18)],
+    )
+    caller = node("Twice", "x", "y", domain="local")
+
+    graph = from_onnx(model([caller], [value("x", [3])], [value("y", [3])], functions=[twice]))
+
+    assert [v.op for v in graph.nodes] == ["Add"]
+
+
+def test_the_model_given_stays_as_it_was():
+    given = loop(3)
+    before = given.SerializeToString(deterministic=True)
+
+    from_onnx(given)
+
+    assert given.SerializeToString(deterministic=True) == before
