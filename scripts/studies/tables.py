@@ -424,6 +424,36 @@ def provers() -> str:
     )
 
 
+def latency() -> str:
+    """Runs of the command by the state of its caches, and what signals took."""
+    document = raw("latency")
+    lines = [
+        [
+            row["graph"],
+            row["mcm"],
+            f"{row['limit_s']:g}",
+            row["caches"],
+            number(row.get("search_s"), 1),
+            number(row["wall_s"], 1),
+            number(row.get("bottleneck_s"), 1, 1e6, none="nothing found"),
+            percent(row.get("gap"), 2),
+        ]
+        for row in document["rows"]
+    ]
+    runs = markdown("graph | module | >limit, s | caches | >search, s | >wall, s | >T, us | >gap", lines)
+    lines = [
+        [
+            row["signal"],
+            f"{row['after_s']:g}",
+            number(row["ends_s"], 2),
+            str(row["code"]),
+            number(row.get("bottleneck_s"), 1, 1e6, none="nothing yet"),
+        ]
+        for row in document["stops"]
+    ]
+    return runs + "\n" + markdown("signal | >sent after, s | >ends in, s | >exit code | >saved T, us", lines)
+
+
 def headline() -> str:
     """What the first page says: a line per claim."""
     bert = {row["mcm"]: row for row in raw("bert-large")["rows"]}["mcm36"]
@@ -476,6 +506,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "headline": headline,
     "graphs": lambda: graphs() + "\n" + measured("dataset"),
     "bert-large": lambda: compared("bert-large", with_bound=True) + "\n" + measured("bert-large"),
+    "latency": lambda: latency() + "\n" + measured("latency"),
     "published-inputs": lambda: compared("published-inputs") + "\n" + measured("published-inputs"),
     "onnx": lambda: (
         compared("onnx-light", "onnx-light-128mib", with_nodes=True)
