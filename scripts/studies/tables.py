@@ -440,7 +440,8 @@ def latency() -> str:
         ]
         for row in document["rows"]
     ]
-    runs = markdown("graph | module | >limit, s | caches | >search, s | >wall, s | >T, us | >gap", lines)
+    header = "graph | module | >limit, s | caches | >search, s | >wall, s | >T, us | >gap"
+    runs = markdown(header, lines)
     lines = [
         [
             row["signal"],
@@ -451,7 +452,8 @@ def latency() -> str:
         ]
         for row in document["stops"]
     ]
-    return runs + "\n" + markdown("signal | >sent after, s | >ends in, s | >exit code | >saved T, us", lines)
+    header = "signal | >sent after, s | >ends in, s | >exit code | >saved T, us"
+    return runs + "\n" + markdown(header, lines)
 
 
 def headline() -> str:
