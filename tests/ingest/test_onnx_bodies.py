@@ -124,6 +124,59 @@ def test_an_if_in_a_body_costs_the_side_that_a_constant_takes():
     assert [v.flops for v in graph.nodes] == [3 * 16]
 
 
+def test_sizes_in_bodies_are_computed_from_constants_around_them():
+    def side(name):
+        wide = [node("Mul", "two three", f"n{name}"), node("Expand", f"x n{name}", name)]
+        return body(wide, [], [out(name)], [numbers("three", [3])])
+
+    either = node("If", "c", "y", then_branch=side("t"), else_branch=side("e"))
+    inputs = [value("x", [1]), value("c", [], BOOL)]
+
+    graph = from_onnx(model([either], inputs, [out()], [numbers("two", [2])]))
+
+    assert [k.bytes for k in graph.tensors] == [4 * 6]
+
+
+def test_rows_of_a_size_that_a_body_computes_are_counted():
+    step = body(
+        [
+            node("Abs", "five", "n"),
+            node("Expand", "h n", "row"),
+            node("ReduceSum", "row", "s", keepdims=0),
+            node("Add", "h s", "next"),
+            node("Identity", "go", "still"),
+        ],
+        [value("i", [], INT64), value("go", [], BOOL), value("h", [1])],
+        [value("still", [], BOOL), value("next", [1]), out("row")],
+    )
+    looped = node("Loop", "three _ x", "last rows", body=step)
+    constants = [numbers("three", 3), numbers("five", [-5])]
+
+    graph = from_onnx(model([looped], [value("x", [1])], [out("rows")], constants))
+
+    assert [k.bytes for k in graph.tensors] == [4 * 3 * 5]
+    assert graph.nodes[0].flops == 3 * (4 + 1)  # a sum of five and an addition
+
+
+def test_a_branch_in_a_body_reads_the_sizes_around_both():
+    wide = [node("Expand", "h five", "t")]
+    either = node(
+        "If", "go", "row", then_branch=body(wide, [], [out("t")]),
+        else_branch=body([node("Concat", "h h h h h", "e", axis=0)], [], [value("e", [5])]),
+    )  # fmt: skip
+    step = body(
+        [either, node("Relu", "h", "next"), node("Identity", "go", "still")],
+        [value("i", [], INT64), value("go", [], BOOL), value("h", [1])],
+        [value("still", [], BOOL), value("next", [1]), out("row")],
+    )
+    looped = node("Loop", "three _ x", "last rows", body=step)
+    constants = [numbers("three", 3), numbers("five", [5])]
+
+    graph = from_onnx(model([looped], [value("x", [1])], [out("rows")], constants))
+
+    assert [k.bytes for k in graph.tensors] == [4 * 3 * 5]
+
+
 def test_a_local_function_is_opened():
     twice = helper.make_function(
         "local",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import TypeVar
 
@@ -19,7 +19,7 @@ from jaxpart.errors import FileFormatError, InputError
 from jaxpart.ingest.onnx import shapes
 from jaxpart.ingest.onnx.bodies import Value
 from jaxpart.ingest.onnx.evaluation import COMMON, Evaluator
-from jaxpart.ingest.onnx.folding import Folded, fold_graph
+from jaxpart.ingest.onnx.folding import Folded, fold, fold_graph
 from jaxpart.ingest.onnx.limits import may_follow_values
 from jaxpart.ingest.onnx.loops import TRIPS, all_loops, is_loop, rows, set_results, told_trips
 from jaxpart.ingest.onnx.operation import STANDARD, label, live, reads, subgraphs
@@ -124,7 +124,11 @@ def with_shapes(
             found = propagate(model, arrays, hidden, where)
             declared |= found
             folded = fold_graph(model.graph, arrays, sizes.stored, evaluator)
-            if _replace(model.graph, folded, {name for _, name in unknown}) or found:
+            placed = bodies and _place_constants(
+                model.graph, inferred.graph, folded.known, evaluator
+            )
+            replaced = _replace(model.graph, folded, {name for _, name in unknown})
+            if placed or replaced or found:
                 with_values = False
                 conditions = bodies
                 continue
@@ -367,6 +371,77 @@ def _replace(graph: GraphProto, folded: Folded, unknown: AbstractSet[str]) -> bo
     del graph.node[:]
     graph.node.extend(nodes)
     return opened or bool(values)
+
+
+def _place_constants(
+    graph: GraphProto,
+    inferred: GraphProto,
+    known: Mapping[str, Value],
+    evaluator: Evaluator,
+) -> bool:
+    """Stores the sizes that nodes in bodies read in these bodies: inference sees no others there.
+
+    Args:
+      graph: a graph or a body; it is changed in place.
+      inferred: the same with the shapes that inference has found.
+      known: contents of values of the graph and around it, by name.
+      evaluator: computes the nodes.
+
+    Returns:
+      Whether it stored one.
+
+    Raises:
+      FileFormatError: a computation fails.
+    """
+    changed = False
+    for node, seen in zip(graph.node, inferred.node, strict=True):
+        for body, seen_body in zip(subgraphs(node), subgraphs(seen), strict=True):
+            inputs = {value.name for value in body.input}
+            constants = shapes.small_values(body, evaluator.where)
+            inner = {k: v for k, v in known.items() if k not in inputs}
+            inner.update((k, v) for k, v in constants.items() if shapes.followed(v))
+            arrays = shapes.known_arrays(seen_body)
+            hidden = [n for n in body.node if any(k and k not in arrays for k in n.output)]
+            read = {name for each in hidden for name in reads(each)}
+            folded = Folded(inner, {})
+            fold(live(read, body.node), arrays, folded, evaluator)
+            stored = {tensor.name for tensor in body.initializer}
+            # The inner bodies first: nodes of this one may go.
+            changed |= _place_constants(body, seen_body, folded.known, evaluator)
+            changed |= _store(body, hidden, folded.known, stored)
+    return changed
+
+
+def _store(
+    body: GraphProto, nodes: Iterable[NodeProto], known: Mapping[str, Value], stored: set[str]
+) -> bool:
+    """Stores the integers that nodes of a body read; returns whether it stored one.
+
+    Args:
+      body: it is changed in place.
+      nodes: nodes of the body.
+      known: contents of values, by name.
+      stored: names of the tensors that the body stores.
+    """
+    changed = False
+    for node in nodes:
+        for i, name in enumerate(node.input):
+            content = known.get(name)
+            if name in stored or not isinstance(content, np.ndarray):
+                continue
+            if content.dtype.kind not in "biu":
+                continue
+            fresh = f"{name}/known"
+            if fresh not in stored:
+                body.initializer.append(onnx.numpy_helper.from_array(content, fresh))
+                stored.add(fresh)
+            node.input[i] = fresh
+            changed = True
+    if changed:  # what made them goes
+        kept = live((output.name for output in body.output), list(body.node))
+        del body.node[:]
+        body.node.extend(kept)
+    return changed
 
 
 def _results(
