@@ -22,19 +22,24 @@ The rows of a candidate are contracted nodes or nodes, both padded to N.
 from __future__ import annotations
 
 import functools
+import operator
+from collections.abc import Callable
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
+from jaxpart.cost.chip_sets import WORD
 from jaxpart.cost.chunks import in_chunks
 from jaxpart.cost.device import DeviceProblem, StaticConfig
+from jaxpart.cost.tables import Tables, reduce_segments, take
 from jaxpart.problem.problem import CONTRADICTORY
 
-_WORD = 32  # bits in a word of a chip set
+Mask = Bool[Array, " K"] | np.ndarray  # of columns; NumPy's if it is known while tracing
 
 
 @jax.jit
@@ -78,11 +83,10 @@ def _project(
     y = jnp.clip(wish, low, high)
     kept = _vote(problem, y, low == high)
     batch = y.shape[1]
-    # Four blocks of B columns; the second and the fourth hold -f (see `close`).
-    starts = (jnp.where(kept, y, low), -jnp.where(kept, y, high), y, -y)
-    negated = jnp.arange(4 * batch) // batch % 2 == 1
-    closed = close(problem, jnp.concatenate(starts, axis=1), negated)
-    above, below, all_above, all_below = jnp.split(closed, 4, axis=1)
+    # Four blocks of B columns; the last two hold -f (see `close`).
+    starts = (jnp.where(kept, y, low), y, -jnp.where(kept, y, high), -y)
+    closed = close(problem, jnp.concatenate(starts, axis=1), _last_half(4 * batch))
+    above, all_above, below, all_below = jnp.split(closed, 4, axis=1)
     middle, all_middle = (above - below) // 2, (all_above - all_below) // 2
     f, distance = above, _distance(problem, above, y)
     for other in (-below, middle, all_middle):
@@ -95,7 +99,11 @@ def _project(
         closed = close(problem, start, jnp.full(batch, side == 1))
         return jnp.where(side == 0, closed, -closed)
 
-    f = lax.fori_loop(0, 2, return_from, f)
+    if distances(problem) is None:
+        f = lax.fori_loop(0, 2, return_from, f)
+    else:
+        f = close(problem, jnp.minimum(f, y), np.zeros(batch, bool))
+        f = -close(problem, -jnp.maximum(f, y), np.ones(batch, bool))
     f, is_filled = contiguous(problem, _from_first_chip(problem, f, y, low), low, high)
     holds = (
         is_filled & jnp.all(low <= high) & jnp.all(problem.contracted_fixed_chip != CONTRADICTORY)
@@ -114,16 +122,14 @@ def bounds(problem: DeviceProblem) -> tuple[Int[Array, "N 1"], Int[Array, "N 1"]
     low, high = jnp.where(fixed >= 0, fixed, 0), jnp.where(fixed >= 0, fixed, last)
 
     def tighten(_):
-        closed = close(problem, jnp.concatenate([low, -high], axis=1), jnp.array([False, True]))
+        closed = close(problem, jnp.concatenate([low, -high], axis=1), _last_half(2))
         return closed[:, :1], -closed[:, 1:]
 
     # Without fixed chips these bounds keep the rule on edges already.
     return lax.cond(jnp.any(fixed >= 0), tighten, lambda _: (low, high), None)
 
 
-def close(
-    problem: DeviceProblem, values: Int[Array, "N K"], negated: Bool[Array, " K"]
-) -> Int[Array, "N K"]:
+def close(problem: DeviceProblem, values: Int[Array, "N K"], negated: Mask) -> Int[Array, "N K"]:
     """The least values, at or above the given ones, that keep the rule on edges.
 
     Args:
@@ -131,11 +137,20 @@ def close(
       values: a column holds f, or -f. For -f, the result is minus the greatest f at or below.
       negated: which columns hold -f.
     """
-    rules = problem.config.constraints
-    if not rules.acyclic:
+    if not problem.config.constraints.acyclic:
         return values
+    distance = distances(problem)
+    if distance is None:
+        return _close_by_sweeps(problem, values, negated)
+    return _close_at_once(distance, values, negated)
+
+
+def _close_by_sweeps(
+    problem: DeviceProblem, values: Int[Array, "N K"], negated: Mask
+) -> Int[Array, "N K"]:
+    """`close` by walks along and against the edges, until nothing changes."""
     # The rule on edges is x(v) >= x(u) + ahead and x(u) >= x(v) + back, for x = f and for x = -f.
-    reach = 1 if rules.triangle else problem.config.num_chips
+    reach = 1 if problem.config.constraints.triangle else problem.config.num_chips
     ahead = jnp.where(negated, -reach, 0).astype(values.dtype)
     back = jnp.where(negated, 0, -reach).astype(values.dtype)
 
@@ -162,6 +177,67 @@ def close(
 
     start = (jnp.int32(0), values, jnp.array(True))
     return lax.while_loop(lambda carry: carry[2], sweep, start)[1]
+
+
+def _close_at_once(
+    distance: Int[Array, "N N"], values: Int[Array, "N K"], negated: Mask
+) -> Int[Array, "N K"]:
+    """`close` as a product: x(v) = max over u of y(u) - distance(u, v); for -f, distance(v, u).
+
+    The difference of each pair of nodes is reduced at once and never stored.
+    """
+    if isinstance(negated, np.ndarray):  # known while tracing: one product for each sign
+        columns = [np.flatnonzero(~negated), np.flatnonzero(negated)]
+        tables = [distance, distance.T]
+        closed = [
+            _product(d[..., None], values[:, c]) for d, c in zip(tables, columns, strict=True)
+        ]
+        return jnp.concatenate(closed, axis=1)[:, np.argsort(np.concatenate(columns))]
+    return _product(jnp.where(negated, distance.T[..., None], distance[..., None]), values)
+
+
+def _product(distance: Int[Array, "N N _"], values: Int[Array, "N K"]) -> Int[Array, "N K"]:
+    return jnp.max(values[:, None] - distance, axis=0)
+
+
+def distances(problem: DeviceProblem) -> Int[Array, "N N"] | None:
+    """The distances between contracted nodes, where programs compute on whole arrays."""
+    return None if problem.tables is None else problem.tables.distance
+
+
+def raise_one(
+    problem: DeviceProblem,
+    f: Int[Array, "N B"],
+    node: Int[Array, " B"],
+    chip: Int[Array, " B"],
+) -> Int[Array, "N B"]:
+    """The least partition at or above `f` that has one node of each candidate at or above a chip.
+
+    Args:
+      problem: its contracted nodes are the rows, padded to N.
+      f: partitions that keep the rule on edges.
+      node: the node of each candidate.
+      chip: its least chip.
+    """
+    distance = distances(problem)
+    if distance is None or not problem.config.constraints.acyclic:
+        raised = f.at[node, jnp.arange(f.shape[1])].max(chip)
+        return close(problem, raised, np.zeros(f.shape[1], bool))
+    return jnp.maximum(f, chip[None] - take(distance, node).T)
+
+
+def lower_one(
+    problem: DeviceProblem,
+    f: Int[Array, "N B"],
+    node: Int[Array, " B"],
+    chip: Int[Array, " B"],
+) -> Int[Array, "N B"]:
+    """The greatest partition at or below `f` with one node at or below a chip; as `raise_one`."""
+    distance = distances(problem)
+    if distance is None or not problem.config.constraints.acyclic:
+        lowered = f.at[node, jnp.arange(f.shape[1])].min(chip)
+        return -close(problem, -lowered, np.ones(f.shape[1], bool))
+    return jnp.minimum(f, chip[None] + take(distance.T, node).T)
 
 
 def contiguous(
@@ -201,19 +277,21 @@ def contiguous(
         can = is_real & (lower <= chip) & (upper >= chip)
         node = jnp.argmin(jnp.where(can, upper, chips), axis=0)
         chosen = jnp.where(can[node, lane], chip, lower[node, lane]).astype(f.dtype)
-        lower = lower.at[node, lane].max(chosen)
+        lower = raise_one(problem, lower, node, chosen)
         chosen = jnp.where(can[node, lane], chip, upper[node, lane]).astype(f.dtype)
-        upper = upper.at[node, lane].min(chosen)
-        negated = jnp.arange(2 * f.shape[1]) >= f.shape[1]
-        lower, upper = jnp.split(
-            close(problem, jnp.concatenate([lower, -upper], axis=1), negated), 2, axis=1
-        )
-        return lower, -upper
+        return lower, lower_one(problem, upper, node, chosen)
 
     def fill(f):
         none = jnp.zeros_like(f)
-        lower, upper = lax.fori_loop(0, highest_fixed, anchor, (none + low, none + high))
-        filled = close(problem, jnp.clip(f, lower, upper), jnp.zeros(f.shape[1], bool))
+        last, step = highest_fixed, anchor
+        if problem.tables is not None:  # a static number of steps
+
+            def step(chip, bounds):
+                return lax.cond(chip < highest_fixed, anchor, lambda _, b: b, chip, bounds)
+
+            last = chips - 1
+        lower, upper = lax.fori_loop(0, last, step, (none + low, none + high))
+        filled = close(problem, jnp.clip(f, lower, upper), np.zeros(f.shape[1], bool))
         return jnp.where(is_filled(f)[None], f, filled)
 
     def squeeze(f):
@@ -228,6 +306,11 @@ def contiguous(
     has_gap = jnp.any(used[1:] & ~used[:-1])
     f = lax.cond(has_gap, mend, lambda f: f, f)
     return f, is_filled(f)
+
+
+def _last_half(columns: int) -> np.ndarray:
+    """The last half of some columns, as a mask that is known while tracing."""
+    return np.arange(columns) >= columns // 2
 
 
 def on_nodes(problem: DeviceProblem, f: Int[Array, "N B"]) -> Int[Array, "N B"]:
@@ -255,13 +338,23 @@ def _wishes(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> Int[Array,
         for bit in reversed(range((chips - 1).bit_length())):
             raised = wish + (1 << bit)
             reaches = (y >= raised[problem.contraction]).astype(jnp.int32)
-            votes = jax.ops.segment_sum(reaches, problem.contraction, y.shape[0])
+            votes = _sum_of_members(problem, reaches)
             wish = jnp.where(2 * votes > problem.contracted_size[:, None], raised, wish).astype(
                 dtype
             )
         return wish
 
     return lax.cond(problem.num_contracted < problem.num_nodes, median, lambda y: y, y)
+
+
+def _sum_of_members(problem: DeviceProblem, votes: Int[Array, "N B"]) -> Int[Array, "N B"]:
+    """The sum over the nodes of each contracted node."""
+    tables = problem.tables
+    if tables is None:
+        return jax.ops.segment_sum(votes, problem.contraction, votes.shape[0])
+    return reduce_segments(
+        lambda i: take(votes, tables.by_contraction[i]), tables.members, operator.add, 0
+    )
 
 
 def _vote(
@@ -275,10 +368,16 @@ def _vote(
     kept = jnp.ones(y.shape, bool)
     if not rules.acyclic:
         return kept
+    ends = jnp.arange(problem.pair_from.shape[0]) < problem.num_pairs
+    degree = jnp.zeros(y.shape[0], jnp.int32).at[problem.pair_from].add(ends)
+    degree = degree.at[problem.pair_to].add(ends).astype(jnp.float32)
 
     def broken(e):
         step = y[problem.pair_to[e]] - y[problem.pair_from[e]]
         return (step < 0) | (step > 1) if rules.triangle else step < 0
+
+    if problem.tables is not None:
+        return _vote_at_once(problem, problem.tables, broken, degree, is_fixed)
 
     def accuse(e, votes):
         against = broken(e).astype(votes.dtype)
@@ -287,9 +386,6 @@ def _vote(
     # A contracted node has fewer neighbours than there are rows.
     dtype = jnp.int16 if y.shape[0] <= 32767 else jnp.int32
     votes = lax.fori_loop(0, problem.num_pairs, accuse, jnp.zeros(y.shape, dtype))
-    ends = jnp.arange(problem.pair_from.shape[0]) < problem.num_pairs
-    degree = jnp.zeros(y.shape[0], jnp.int32).at[problem.pair_from].add(ends)
-    degree = degree.at[problem.pair_to].add(ends).astype(jnp.float32)
 
     def drop(e, kept):
         u, v = problem.pair_from[e], problem.pair_to[e]
@@ -300,6 +396,47 @@ def _vote(
         return kept.at[v].set(kept[v] & ~(is_broken & (share_v >= share_u)))
 
     return lax.fori_loop(0, problem.num_pairs, drop, kept)
+
+
+def _vote_at_once(
+    problem: DeviceProblem,
+    tables: Tables,
+    broken: Callable[[Array], Bool[Array, "Q B"]],
+    degree: Float[Array, " N"],
+    is_fixed: Bool[Array, "N 1"],
+) -> Bool[Array, "N B"]:
+    """`_vote` by reductions over the edges of each node.
+
+    Args:
+      problem: padded to N contracted nodes.
+      tables: its tables.
+      broken: whether each of some edges breaks the rule.
+      degree: number of edges of each contracted node.
+      is_fixed: as in `_vote`.
+    """
+
+    def over_edges(leaving, entering, combine):
+        first = reduce_segments(leaving, tables.pairs_from, combine, 0)
+        second = reduce_segments(
+            lambda i: entering(tables.by_second[i]), tables.pairs_to, combine, 0
+        )
+        return combine(first, second)
+
+    def against(e):
+        return broken(e).astype(jnp.int32)
+
+    votes = over_edges(against, against, operator.add)
+    share = jnp.where(is_fixed, -1.0, votes / jnp.maximum(degree, 1.0)[:, None])
+
+    def dropped(e, loser, winner):
+        return broken(e) & (take(share, loser[e]) >= take(share, winner[e]))
+
+    is_dropped = over_edges(
+        lambda e: dropped(e, problem.pair_from, problem.pair_to),
+        lambda e: dropped(e, problem.pair_to, problem.pair_from),
+        operator.or_,
+    )
+    return ~is_dropped
 
 
 def _distance(
@@ -327,7 +464,8 @@ def _from_first_chip(
     first = jnp.min(jnp.where(is_real, f, problem.config.num_chips - 1), axis=0, keepdims=True)
 
     def begin(f):
-        lowered = -close(problem, -f.at[0].set(low[0]), jnp.ones(f.shape[1], bool))
+        lowest = jnp.broadcast_to(low[0], f.shape[1:])
+        lowered = lower_one(problem, f, jnp.zeros(f.shape[1], jnp.int32), lowest)
         is_nearer = _distance(problem, lowered, y) < _distance(problem, f - first, y)
         is_nearer |= jnp.any(problem.contracted_fixed_chip >= 0)  # then no shift of the whole
         return jnp.where((first > 0) & is_nearer[None], lowered, f)
@@ -340,10 +478,10 @@ def _used_chips(problem: DeviceProblem, f: Int[Array, "N B"]) -> Bool[Array, "C 
     chips = problem.config.num_chips
     is_real = (jnp.arange(f.shape[0]) < problem.num_contracted)[:, None]
     words = []
-    for word in range(-(-chips // _WORD)):
-        here = is_real & (f // _WORD == word)
-        bit = jnp.where(here, jnp.uint32(1) << (f % _WORD).astype(jnp.uint32), jnp.uint32(0))
+    for word in range(-(-chips // WORD)):
+        here = is_real & (f // WORD == word)
+        bit = jnp.where(here, jnp.uint32(1) << (f % WORD).astype(jnp.uint32), jnp.uint32(0))
         words.append(lax.reduce(bit, jnp.uint32(0), lax.bitwise_or, (0,)))
     sets: UInt32[Array, "words B"] = jnp.stack(words)
     number = jnp.arange(chips)
-    return (sets[number // _WORD] >> (number % _WORD).astype(jnp.uint32)[:, None]) & 1 == 1
+    return (sets[number // WORD] >> (number % WORD).astype(jnp.uint32)[:, None]) & 1 == 1

@@ -45,8 +45,11 @@ def in_set(graph, mcm, f):
 
 
 def projected(problem, y):
-    lowered = lower(problem)
-    f, holds = project(lowered, pad_assignments(lowered, y))
+    """What `project` returns; its two forms return the same."""
+    lowered, on_arrays = lower(problem, form="rows"), lower(problem, form="arrays")
+    padded = pad_assignments(lowered, y)
+    f, holds = project(lowered, padded)
+    chex.assert_trees_all_equal(project(on_arrays, padded), (f, holds))
     return np.asarray(f)[: problem.num_nodes], np.asarray(holds)
 
 
