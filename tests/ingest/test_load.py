@@ -303,6 +303,15 @@ def test_a_profile_brings_its_graph_and_no_machine(file):
     )
 
 
+def test_numbers_of_a_profile_are_decimal_however_they_are_written(file):
+    written = {"8.0": 8, "12": 12, "+1.5e3": 1500, ".5": 0.5, "5.": 5, "1E-3": 0.001, "[8]": 8}
+    written |= {"[ 8.0 ;4.0]": 12, "0": 0, "-0.0": 0, " 7 ": 7}
+    for text, size in written.items():
+        content = profile().replace("activation_size=8.0", f"activation_size={text}")
+        graph, _ = load_with_module(file(content))
+        assert next(k.bytes for k in graph.tensors if k.producer == 0) == size
+
+
 # fmt: off
 BAD_PROFILES = [
     (("LSTM(  (a)", "LSTM -(  (a)"), ("\tnode1 -- node2", "node1 > node2"), FileFormatError,
@@ -311,13 +320,29 @@ BAD_PROFILES = [
      "line 3: forward_compute_time is missing"),
     (("parameter_size=40.000", "parameter_size=many"), FileFormatError,
      "line 3: parameter_size is 'many', expected a number"),
-    (("activation_size=8.0", "activation_size=nan"), CostError, "bytes is nan"),
-    (("forward_compute_time=2.000", "forward_compute_time=-2"), CostError, "seconds is -0.002"),
+    *[
+        (("activation_size=8.0", f"activation_size={no_number}"), FileFormatError,
+         r"line 2: activation_size is .*, expected a number or a list such as \[8\.0; 4\.0\]")
+        for no_number in (
+            "", "[]", "[[[[", "[[[[8.0]]]]", "[8.0", "8.0]", "[8.0;]", "[8.0, 4.0]", "8.0; 4.0",
+            "\uff11\uff16", "1_0", "1e1_0", "1e", "0x10", "nan", "inf", "-inf", "Infinity",
+            "8.0 4.0", "8.0MB", "[8.0; nan]", "[8.0; \uff14]", "\u30008",
+        )
+    ],
+    (("activation_size=8.0", "activation_size=8.0, activation_size=9.0"), FileFormatError,
+     "line 2: activation_size is there twice, expected it once"),
+    (("activation_size=8.0", "activation_size=[8.0; -4.0]"), CostError,
+     "line 2: activation_size is .*: -4 bytes, expected a finite number, 0 or more"),
+    (("parameter_size=40.000", "parameter_size=-40"), CostError,
+     "line 3: parameter_size is -40: -40 bytes, expected a finite number, 0 or more"),
+    (("forward_compute_time=2.000", "forward_compute_time=-2"), CostError,
+     "line 3: forward_compute_time is -2: -0.002 s"),
     (("\tnode2 -- node3", "\tnode2 -- node9"), FileFormatError,
      "line 6: node9 is no node of the file"),
-    (("activation_size=8.0", "activation_size=[1e308; 1e308]"), CostError, "bytes is inf"),
-    (("activation_size=8.0", "activation_size=" + "9" * 5000), CostError, "bytes is inf"),
-    (("forward_compute_time=2.000", "forward_compute_time=1e300"), CostError, r"is 1e\+297"),
+    (("activation_size=8.0", "activation_size=[1e308; 1e308]"), CostError,
+     r"line 2: .*: 1e\+308 bytes"),
+    (("activation_size=8.0", "activation_size=" + "9" * 5000), CostError, "line 2: .*: inf bytes"),
+    (("forward_compute_time=2.000", "forward_compute_time=1e300"), CostError, "is 1e300: "),
     (("\tnode2 -- node3", "\tnode2 -- \x1b[31m"), FileFormatError, r"line 6: \\x1b\[31m is no"),
     (("parameter_size=40.000", "parameter_size=\x07"), FileFormatError, r"is '\\x07', expected"),
     (("forward_compute_time=2.000", "a" * 3_000_000), FileFormatError, "line 3: forward_compute"),
