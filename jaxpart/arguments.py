@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from jaxpart.text import one_line, tell
+from jaxpart.text import decimal, one_line, tell
 
 DEFAULT_MCM = "mcm36"
 DEFAULT_TIME_LIMIT_S = 20.0
@@ -72,22 +72,22 @@ def add_partition_arguments(parser: Parser) -> None:
     add(
         "--time-limit",
         metavar="SECONDS",
-        type=_positive,
+        type=positive,
         help="search time, compilation included; start-up comes beside it (default: "
         f"{DEFAULT_TIME_LIMIT_S:g}, or none where --samples is given)",
     )
     add(
         "--samples",
         metavar="N",
-        type=_count,
+        type=count,
         help="stop after N costs or changes of cost: same seed, same answer (default: no limit)",
     )
-    add("--seed", metavar="N", type=_seed, default=0, help="of the search (default: 0)")
+    add("--seed", metavar="N", type=seed, default=0, help="of the search (default: 0)")
     add("--init", metavar="FILE.json", help="start from this partition: a result, or {node: chip}")
     add(
         "--gap",
         metavar="G",
-        type=_fraction,
+        type=non_negative,
         default=1e-4,
         help="stop when proven this close to the optimum (default: %(default)s)",
     )
@@ -115,8 +115,8 @@ def add_partition_arguments(parser: Parser) -> None:
         metavar="HOST:PORT",
         help="where they meet: the first one's host and a free port, on a network to be trusted",
     )
-    islands.add_argument("--processes", metavar="N", type=_count, help="how many there are")
-    islands.add_argument("--process", metavar="I", type=_seed, help="which this is, from 0 on")
+    islands.add_argument("--processes", metavar="N", type=count, help="how many there are")
+    islands.add_argument("--process", metavar="I", type=seed, help="which this is, from 0 on")
     add("--out", metavar="FILE.json", help="the result file (default: GRAPH-MCM.result.json)")
     add(
         "--plot",
@@ -149,9 +149,10 @@ def add_graphs_arguments(parser: Parser) -> None:
 
 def _dimension(text: str) -> tuple[str, int]:
     name, _, size = text.rpartition("=")
-    if not name or not re.fullmatch(r"\d{1,16}", size) or int(size) < 1:
+    value = _digits(size)
+    if not name or value is None or value < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=SIZE, such as batch=1")
-    return name, int(size)
+    return name, value
 
 
 def _add_graph_argument(parser: argparse.ArgumentParser) -> None:
@@ -172,7 +173,7 @@ def _add_graph_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--element-bytes",
         metavar="BYTES",
-        type=_positive,
+        type=positive,
         help="of a float in the deployment (1: int8); integers and quantised weights keep their "
         "size (default: the module's, or as counted)",
     )
@@ -200,33 +201,45 @@ def _lists(*, with_methods: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _positive(text: str) -> float:
+def positive(text: str) -> float:
+    """An argument: a number above 0."""
     return _number(text, lambda value: 0 < value < math.inf, "a positive number")
 
 
-def _fraction(text: str) -> float:
+def non_negative(text: str) -> float:
+    """An argument: a number, 0 or more."""
     return _number(text, lambda value: 0 <= value < math.inf, "a number, 0 or more")
 
 
+def count(text: str) -> int:
+    """An argument: a whole number, 1 or more."""
+    return _integer(text, 1, 10**15, "a whole number, 1 or more")
+
+
+def whole_number(text: str) -> int:
+    """An argument: a whole number, 0 or more."""
+    return _integer(text, 0, 10**15, "a whole number, 0 or more")
+
+
+def seed(text: str) -> int:
+    """An argument: a seed, which has 31 bits."""
+    return _integer(text, 0, 2**31 - 1, "a whole number from 0 to 2147483647")
+
+
 def _number(text: str, is_good: Callable[[float], bool], expected: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not is_good(value):
+    value = decimal(text)
+    if value is None or not is_good(value):
         raise argparse.ArgumentTypeError(f"{text!r}, expected {expected}")
     return value
 
 
-def _count(text: str) -> int:
-    return _integer(text, 1, 10**15, "a whole number, 1 or more")
-
-
-def _seed(text: str) -> int:
-    return _integer(text, 0, 2**31 - 1, "a whole number from 0 to 2147483647")
-
-
 def _integer(text: str, low: int, high: int, expected: str) -> int:
-    if not re.fullmatch(r"\d{1,16}", text) or not low <= int(text) <= high:
+    value = _digits(text)
+    if value is None or not low <= value <= high:
         raise argparse.ArgumentTypeError(f"{text!r}, expected {expected}")
-    return int(text)
+    return value
+
+
+def _digits(text: str) -> int | None:
+    """The value of at most 16 decimal digits; None: the text is another one."""
+    return int(text) if re.fullmatch(r"[0-9]{1,16}", text) else None

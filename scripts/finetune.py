@@ -15,25 +15,22 @@ import dataclasses
 import sys
 from pathlib import Path
 
+from jaxpart.arguments import Parser, count, seed
 from jaxpart.errors import InputError, JaxpartError
 
 
 def main() -> int:
     """Fine-tunes; returns exit code 1 if nothing valid was found, 2 on bad input."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("graph", metavar="GRAPH", help="a shipped graph's name, or a file")
     add("--mcm", default="mcm36", metavar="NAME_OR_TOML")
     add("--policy", default=None, metavar="NAME_OR_FILE", help="fresh: from scratch")
     add("--decoder", choices=("labels", "orders", "both"), default="labels")
-    add("--samples", type=int, default=20_000)
-    add("--seed", type=int, default=0)
+    add("--samples", type=count, default=20_000)
+    add("--seed", type=seed, default=0)
     add("--out", type=Path, metavar="FILE.policy", help="default: GRAPH-MCM.policy")
     arguments = parser.parse_args()
-    if arguments.samples <= 0:
-        parser.error(f"--samples is {arguments.samples}, expected more than 0")
     try:
         return _finetune(arguments)
     except InputError as error:

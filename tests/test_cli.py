@@ -205,6 +205,14 @@ def test_a_bad_module_is_refused_in_one_line_that_names_the_place(place, capsys,
         (["path.json", "--samples", "-3"], "--samples: '-3', expected a whole number"),
         (["path.json", "--samples", "1.5"], "--samples: '1.5', expected a whole number"),
         (["path.json", "--seed", "99999999999"], "--seed: '99999999999', expected"),
+        *[
+            (["path.json", option, text], f"{option}: {text!r}, expected a")
+            for option in ("--time-limit", "--samples", "--seed", "--gap", "--element-bytes")
+            for text in ("1_0", "\uff11", "\u0661", "1e1_0", " 1", "inf", "nan", "0x1", "")
+        ],
+        (["path.json", "--processes", "\uff12"], "--processes: '\uff12', expected a whole"),
+        (["path.json", "--dim", "a=\uff11"], "expected NAME=SIZE"),
+        (["path.json", "--dim", "a=1_0"], "expected NAME=SIZE"),
         (["path.json", "--gap", "-1"], "--gap: '-1', expected a number, 0 or more"),
         (["path.json", "--colour"], "unrecognized arguments: --colour"),
         ([], "required: GRAPH"),

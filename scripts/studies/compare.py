@@ -30,6 +30,7 @@ from pairs import (
     pairs,
 )
 
+from jaxpart.arguments import non_negative, whole_number
 from jaxpart.environment import keep_compiled
 from jaxpart.errors import InfeasibleError, InputError, NothingFoundError
 
@@ -61,8 +62,8 @@ def main() -> int:
     add = parser.add_argument
     add_arguments(parser, ["mcm36"])
     add("--method", default="auto")
-    add("--time-limit", type=float, default=20.0, metavar="SECONDS")
-    add("--seed", type=int, default=0)
+    add("--time-limit", type=non_negative, default=20.0, metavar="SECONDS")
+    add("--seed", type=whole_number, default=0)
     add("--json", metavar="FILE", type=Path, help="keep the rows here, and go on from them")
     add("--results", metavar="FOLDER", type=Path, help="keep what was found, a file a pair")
     arguments = parser.parse_args()
