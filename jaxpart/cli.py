@@ -166,13 +166,12 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     assignment = stored.on(graph, mcm)
 
     _start_jax()
-    from jaxpart.cost.evaluate import score
     from jaxpart.results.evaluation import evaluation_of, rescaling_notes
 
-    notes = rescaling_notes(graph, problem)
+    evaluation = evaluation_of(problem, assignment, rescaling_notes(graph, problem))
     if isinstance(stored, StoredResult):
-        notes += stored.notes(problem, float(score(problem, assignment).bottleneck_s))
-    evaluation = evaluation_of(problem, assignment, notes)
+        notes = (*evaluation.notes, *stored.notes(evaluation))
+        evaluation = dataclasses.replace(evaluation, notes=notes)
     _show(evaluation.summary())
     return 0 if evaluation.valid else 1
 

@@ -452,6 +452,23 @@ def test_evaluate_says_when_graph_or_module_are_others(place, capsys):
     assert "made for another module (pair)" in printed
 
 
+def test_evaluate_says_what_contradicts_the_partition_and_refuses_nonsense(place, capsys):
+    path_graph().save("path.json")
+    run("partition path.json --mcm pair.toml --out r.json")
+    right = json.loads(Path("r.json").read_text())
+    capsys.readouterr()
+
+    (place / "r.json").write_text(json.dumps(right | {"throughput_per_s": 1e9, "improvement": 5}))
+    assert run("evaluate", "path.json", "r.json") == 0
+    printed = capsys.readouterr().out
+    assert "1e+09 inferences/s for the throughput, it is 3333.33 inferences/s" in printed
+    assert "the file says 5x for the improvement, it is 1x" in printed
+
+    (place / "r.json").write_text(json.dumps(right | {"lower_bound_s": 1.0}))
+    line = refused(capsys, "evaluate", "path.json", "r.json")
+    assert "r.json: lower_bound_s is 1.0, expected at most bottleneck_s, 0.0003" in line
+
+
 def test_evaluate_refuses_names_that_are_not_the_graphs(place, capsys):
     path_graph().save("path.json")
     (place / "own.json").write_text(json.dumps({"x": 0}))
