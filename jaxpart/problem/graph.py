@@ -19,7 +19,14 @@ from typing import Literal
 import msgspec
 
 from jaxpart import errors
-from jaxpart.files import decode_json, read_bytes, stem_of, uncompressed, write_whole
+from jaxpart.files import (
+    decode_json,
+    read_bytes,
+    stem_of,
+    uncompressed,
+    without_mark,
+    write_whole,
+)
 from jaxpart.problem.limits import COST_EXPECTED, ELEMENT_RANGE, is_cost
 from jaxpart.problem.topological import find_cycle, topological_order
 
@@ -219,7 +226,7 @@ def decode(content: bytes, path: str | os.PathLike[str]) -> Graph:
       FileFormatError: the file is empty or breaks the schema.
       GraphError: the graph breaks a rule (see `Graph`); the message begins with the path.
     """
-    if not content.strip():
+    if not without_mark(content).strip():
         raise errors.FileFormatError(f"{path}: the file is empty, expected a graph")
     file = decode_json(content, _GraphFile, path)
     name = file.name if file.name is not None else stem_of(path)

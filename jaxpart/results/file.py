@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from jaxpart.errors import FileFormatError, InputError, MCMError
-from jaxpart.files import decode_json, read_bytes
+from jaxpart.files import decode_json, read_bytes, without_mark
 from jaxpart.problem.graph import Graph
 from jaxpart.problem.mcm import MCM, MCMFile
 from jaxpart.problem.problem import IntArray, Problem
@@ -133,7 +133,7 @@ def read_partition(path: str | os.PathLike[str]) -> StoredPartition:
       FileFormatError: the file is neither of the two, or breaks the schema (negative figures
         included); the lower bound is above the bottleneck, or the gap is not the one between them.
     """
-    content = read_bytes(path)
+    content = without_mark(read_bytes(path))
     if not content.strip():
         raise FileFormatError(f"{path}: the file is empty, expected a result or a partition")
     expected = "; expected a result or a partition"

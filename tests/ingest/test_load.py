@@ -1,5 +1,6 @@
 """Graph files of every format: what is read, and what is refused with one clear line."""
 
+import codecs
 import gzip
 import json
 
@@ -104,7 +105,12 @@ NO_GRAPHS = [
     (b'{"format": "jaxpart-graph", "version": 2}', FileFormatError, r"2 - at `\$\.version`"),
     (json.dumps(UNKNOWN_FIELD).encode(), FileFormatError, "unknown field `colour`"),
     (b"hello world", FileFormatError, "line 1: expected a graph: JSON"),
-    (b"\x89PNG\r\n\x1a\n\x00\x00", FileFormatError, "expected an ONNX model"),
+    (b"\x89PNG\r\n\x1a\n\x00\x00", FileFormatError, "is a picture, expected an ONNX model or text"),
+    (b"PK\x03\x04" + bytes(99), FileFormatError, "is a zip archive, expected an ONNX model or te"),
+    (codecs.BOM_UTF8, FileFormatError, "the file is empty, expected a graph"),
+    (codecs.BOM_UTF8 * 2 + b"{}", FileFormatError, "expected an ONNX model"),
+    (gzip.compress(gzip.compress(b"{}")), FileFormatError,
+     "is gzip within gzip, expected it compressed once"),
     (bytes(range(256)), FileFormatError, "expected an ONNX model"),
 ]
 # fmt: on
@@ -113,6 +119,31 @@ NO_GRAPHS = [
 @pytest.mark.parametrize(("content", "error", "message"), NO_GRAPHS)
 def test_what_is_no_graph_is_refused_by_its_place(file, content, error, message):
     assert_refused(file(content), error, message)
+
+
+def own_text():
+    node = {"name": "größe", "op": "dot", "flops": 8, "bytes_accessed": 12}
+    own = {"format": "jaxpart-graph", "version": 1, "nodes": [node], "tensors": [], "weights": []}
+    return json.dumps(own, ensure_ascii=False)
+
+
+def test_a_byte_order_mark_of_utf_8_is_no_part_of_the_text(file):
+    for text, count in ((own_text(), 1), (json.dumps(max_load_input()), 4), (profile(), 3)):
+        marked = codecs.BOM_UTF8 + text.encode()
+        for content in (marked, gzip.compress(marked)):
+            assert load_with_module(file(content)) == load_with_module(file(text))
+            assert len(load_with_module(file(content))[0].nodes) == count
+    assert Graph.load(file(codecs.BOM_UTF8 + own_text().encode())).nodes[0].name == "größe"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_text_in_another_encoding_is_called_so(file, encoding):
+    kind = rf"input: is {encoding[:6].upper()} text, expected .* in UTF-8"
+    for text in (own_text(), profile()):
+        for content in (text.encode(encoding), gzip.compress(text.encode(encoding))):
+            assert_refused(file(content), FileFormatError, kind)
+    with pytest.raises(FileFormatError, match=kind):
+        Graph.load(file(own_text().encode(encoding)))
 
 
 def test_every_truncation_of_a_graph_file_is_refused(tmp_path, file):

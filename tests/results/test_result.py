@@ -1,6 +1,8 @@
 """Results: figures derived from each other, the file, and what loading it anew does."""
 
+import codecs
 import dataclasses
+import gzip
 import json
 
 import numpy as np
@@ -413,6 +415,23 @@ def test_letters_that_the_font_lacks_are_no_warning(tmp_path, recwarn):
 def test_a_file_that_cannot_be_written_is_said_so(tmp_path):
     with pytest.raises(InputError, match="cannot write here"):
         make_result().save(tmp_path / "nowhere" / "r.json")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_result_or_a_partition(saved, tmp_path):
+    saved.write_bytes(codecs.BOM_UTF8 + saved.read_bytes())
+    (tmp_path / "plain.json").write_bytes(codecs.BOM_UTF8 + b'{"a": 1}')
+
+    assert Result.load(saved, path_graph()).bottleneck_s == pytest.approx(5e-4)
+    graph = Graph((Node("a", "add", 1, 1),))
+    assert read_assignment(tmp_path / "plain.json", graph, CHAIN).tolist() == [1]
+
+
+def test_a_result_in_another_encoding_or_compressed_is_called_so(saved):
+    text = saved.read_text()
+    for content, kind in ((text.encode("utf-16"), "UTF-16 text"), (gzip.compress(b"{}"), "gzip")):
+        saved.write_bytes(content)
+        with pytest.raises(FileFormatError, match=f"json: is {kind}, expected JSON in UTF-8"):
+            Result.load(saved, path_graph())
 
 
 def test_saving_replaces_the_old_file_whole(saved):
