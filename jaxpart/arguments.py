@@ -9,6 +9,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from jaxpart.text import decimal, one_line, tell
@@ -67,7 +68,12 @@ def add_partition_arguments(parser: Parser) -> None:
     """`partition GRAPH [...]`."""
     add = parser.add_argument
     _add_graph_argument(parser)
-    add("--mcm", metavar="NAME_OR_TOML", help=f"the module (default: {DEFAULT_MCM})")
+    add(
+        "--mcm",
+        metavar="NAME_OR_TOML",
+        type=name_or_file,
+        help=f"the module (default: {DEFAULT_MCM})",
+    )
     add("--method", default="auto", help="how to search, see below (default: %(default)s)")
     add(
         "--time-limit",
@@ -83,7 +89,12 @@ def add_partition_arguments(parser: Parser) -> None:
         help="stop after N costs or changes of cost: same seed, same answer (default: no limit)",
     )
     add("--seed", metavar="N", type=seed, default=0, help="of the search (default: 0)")
-    add("--init", metavar="FILE.json", help="start from this partition: a result, or {node: chip}")
+    add(
+        "--init",
+        metavar="FILE.json",
+        type=file_name,
+        help="start from this partition: a result, or {node: chip}",
+    )
     add(
         "--gap",
         metavar="G",
@@ -94,6 +105,7 @@ def add_partition_arguments(parser: Parser) -> None:
     add(
         "--policy",
         metavar="NAME_OR_FILE",
+        type=name_or_file,
         help="of --method auto and policy: a shipped policy or a checkpoint; fresh: an untrained "
         "one; none: no policy at all (default: shipped)",
     )
@@ -117,10 +129,16 @@ def add_partition_arguments(parser: Parser) -> None:
     )
     islands.add_argument("--processes", metavar="N", type=count, help="how many there are")
     islands.add_argument("--process", metavar="I", type=seed, help="which this is, from 0 on")
-    add("--out", metavar="FILE.json", help="the result file (default: GRAPH-MCM.result.json)")
+    add(
+        "--out",
+        metavar="FILE.json",
+        type=file_name,
+        help="the result file (default: GRAPH-MCM.result.json)",
+    )
     add(
         "--plot",
         metavar="FILE.png",
+        type=file_name,
         help="the picture; .svg and .pdf work too (default: GRAPH-MCM.png)",
     )
     parser.lists = lambda: f"{_PARTITION_EXAMPLES}\n{_lists(with_methods=True)}\n{_EXIT_CODES}"
@@ -129,10 +147,13 @@ def add_partition_arguments(parser: Parser) -> None:
 def add_evaluate_arguments(parser: Parser) -> None:
     """`evaluate GRAPH RESULT [...]`."""
     _add_graph_argument(parser)
-    parser.add_argument("result", metavar="RESULT", help="a result file, or JSON {node: chip}")
+    parser.add_argument(
+        "result", metavar="RESULT", type=file_name, help="a result file, or JSON {node: chip}"
+    )
     parser.add_argument(
         "--mcm",
         metavar="NAME_OR_TOML",
+        type=name_or_file,
         help=f"the module (default: the result file's; {DEFAULT_MCM} for plain JSON)",
     )
     parser.lists = lambda: f"{_EVALUATE_EXAMPLES}\n{_lists(with_methods=False)}\n{_EXIT_CODES}"
@@ -141,10 +162,10 @@ def add_evaluate_arguments(parser: Parser) -> None:
 def add_graphs_arguments(parser: Parser) -> None:
     """`graphs [NAME ...] [--split SIDE] [--show NAME] [--plot FILE.png]`."""
     add = parser.add_argument
-    add("graphs", nargs="*", metavar="NAME", help="only these (default: all)")
+    add("graphs", nargs="*", metavar="NAME", type=name_or_file, help="only these (default: all)")
     add("--split", metavar="SIDE", help="only this side: train, valid, test, or extra")
-    add("--show", metavar="NAME", help="all that is known of one graph")
-    add("--plot", metavar="FILE.png", help="draw the graphs named, as PNG")
+    add("--show", metavar="NAME", type=name_or_file, help="all that is known of one graph")
+    add("--plot", metavar="FILE.png", type=file_name, help="draw the graphs named, as PNG")
 
 
 def _dimension(text: str) -> tuple[str, int]:
@@ -159,6 +180,7 @@ def _add_graph_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "graph",
         metavar="GRAPH",
+        type=name_or_file,
         help="a shipped graph's name, or a file: jaxpart's own format, ONNX, max-load JSON or a "
         "PipeDream profile, recognised by its content",
     )
@@ -199,6 +221,36 @@ def _lists(*, with_methods: bool) -> str:
         width = max(map(len, METHODS))
         lines += ["methods:", *(f"  {name:{width}}  {what}" for name, what in METHODS.items())]
     return "\n".join(lines) + "\n"
+
+
+def file_name(text: str) -> str:
+    """An argument: the path of a file."""
+    return _name(text, "the name of a file")
+
+
+def file_path(text: str) -> Path:
+    """An argument: the path of a file or a folder."""
+    return Path(_name(text, "the name of a file or a folder"))
+
+
+def name_or_file(text: str) -> str:
+    """An argument: the name of something that is shipped, or the path of a file."""
+    return _name(text, "a name, or the name of a file")
+
+
+def _name(text: str, expected: str) -> str:
+    """Refuses the empty name, and "-".
+
+    Elsewhere "-" is a standard stream. Nothing here reads or writes one.
+    """
+    if text == "-":
+        raise argparse.ArgumentTypeError(
+            f"'-', expected {expected}; standard input is not read, and standard output has the "
+            "summary (a file of this name is ./-)"
+        )
+    if not text:
+        raise argparse.ArgumentTypeError(f"'', expected {expected}")
+    return text
 
 
 def positive(text: str) -> float:

@@ -180,12 +180,16 @@ def _graphs(arguments: argparse.Namespace) -> int:
     from jaxpart import datasets
     from jaxpart.datasets import catalog
     from jaxpart.files import write_whole
+    from jaxpart.results.picture import kind_of
 
     if arguments.show is not None:
         _show(catalog.record(datasets.entry(arguments.show)))
     elif arguments.plot is not None:
         if not arguments.graphs:
             raise InputError(f"{arguments.plot}: expected the names of the graphs to draw")
+        if kind_of(arguments.plot) != "png":
+            raise InputError(f"{arguments.plot}: this picture is a PNG, expected a name in .png")
+        check_writable(arguments.plot)
         graphs = [datasets.load(name) for name in arguments.graphs]
         write_whole(arguments.plot, catalog.draw(graphs))
         _show(one_line(f"written: {arguments.plot}"))

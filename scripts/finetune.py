@@ -15,7 +15,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from jaxpart.arguments import Parser, count, seed
+from jaxpart.arguments import Parser, count, file_path, name_or_file, seed
 from jaxpart.errors import InputError, JaxpartError
 
 
@@ -23,13 +23,19 @@ def main() -> int:
     """Fine-tunes; returns exit code 1 if nothing valid was found, 2 on bad input."""
     parser = Parser(description=__doc__)
     add = parser.add_argument
-    add("graph", metavar="GRAPH", help="a shipped graph's name, or a file")
-    add("--mcm", default="mcm36", metavar="NAME_OR_TOML")
-    add("--policy", default=None, metavar="NAME_OR_FILE", help="fresh: from scratch")
+    add("graph", metavar="GRAPH", type=name_or_file, help="a shipped graph's name, or a file")
+    add("--mcm", default="mcm36", metavar="NAME_OR_TOML", type=name_or_file)
+    add(
+        "--policy",
+        default=None,
+        metavar="NAME_OR_FILE",
+        type=name_or_file,
+        help="fresh: from scratch",
+    )
     add("--decoder", choices=("labels", "orders", "both"), default="labels")
     add("--samples", type=count, default=20_000)
     add("--seed", type=seed, default=0)
-    add("--out", type=Path, metavar="FILE.policy", help="default: GRAPH-MCM.policy")
+    add("--out", type=file_path, metavar="FILE.policy", help="default: GRAPH-MCM.policy")
     arguments = parser.parse_args()
     try:
         return _finetune(arguments)

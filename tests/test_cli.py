@@ -223,12 +223,31 @@ def test_a_bad_module_is_refused_in_one_line_that_names_the_place(place, capsys,
         (["path.json", "--out", "x.png", "--plot", "x.png"], "x.png: named for both"),
         (["path.json", "--init", "nowhere.json"], "nowhere.json: cannot be read"),
         (["path.json", "--init", "path.json"], "path.json: "),
-        (["path.json", "--init", ""], "the path of a file is empty"),
-        (["path.json", "--out", ""], "the path of a file is empty"),
-        (["path.json", "--plot", ""], "a picture ends in"),
-        (["path.json", "--policy", ""], "'': no such file, and no shipped policy"),
-        (["path.json", "--mcm", ""], "'' is neither a module"),
-        ([""], "'' is no file"),
+        *[
+            (
+                ["path.json", option, text],
+                f"argument {option}: '{text}', expected the name of a file",
+            )
+            for option in ("--init", "--out", "--plot")
+            for text in ("", "-")
+        ],
+        *[
+            (
+                ["path.json", option, text],
+                f"argument {option}: '{text}', expected a name, or the na",
+            )
+            for option in ("--policy", "--mcm")
+            for text in ("", "-")
+        ],
+        ([""], "argument GRAPH: '', expected a name, or the name of a file"),
+        (
+            ["-"],
+            "argument GRAPH: '-', expected a name, or the name of a file; standard inp",
+        ),
+        (
+            ["path.json", "--out", "-"],
+            "standard output has the summary (a file of this name is ./-)",
+        ),
         (["path.json", "--out", "new/"], "new/: is a folder"),
         (["path.json", "--out", "x" * 300], "cannot write here"),
         (["path.json", "--out", "a\0b"], r"'a\x00b': is no valid path"),
@@ -264,6 +283,34 @@ def test_a_bad_argument_is_refused_in_one_line(capsys, arguments, expected):
     assert expected in refused(capsys, "partition", *arguments)
     assert path_graph().sha256 == Graph.load("path.json").sha256
     assert not Path("nowhere.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["evaluate", "path.json", ""], "argument RESULT: '', expected the name of a file"),
+        (["evaluate", "path.json", "-"], "argument RESULT: '-', expected the name of a file"),
+        (["evaluate", "", "r.json"], "argument GRAPH: '', expected a name"),
+        (["evaluate", "path.json", "r.json", "--mcm", ""], "argument --mcm: '', expected a name"),
+        (["graphs", "--plot", ""], "argument --plot: '', expected the name of a file"),
+        (["graphs", "alexnet", "--plot", "-"], "argument --plot: '-', expected the name of a file"),
+        (["graphs", "alexnet", "--plot", "p.svg"], "p.svg: this picture is a PNG, expected a name"),
+        (["graphs", "alexnet", "--plot", "p.bmp"], "p.bmp: a picture ends in .png"),
+        (["graphs", "alexnet", "--plot", "missing/p.png"], "missing/p.png: cannot write here"),
+        (["graphs", "--show", ""], "argument --show: '', expected a name"),
+        (["graphs", ""], "argument NAME: '', expected a name"),
+    ],
+)
+def test_names_of_files_of_the_other_commands_are_checked(place, capsys, arguments, expected):
+    assert expected in refused(capsys, *arguments)
+    assert [path.name for path in place.iterdir()] == ["pair.toml"]
+
+
+def test_a_file_may_have_the_name_of_a_stream(place, capsys):
+    path_graph().save(place / "-")
+
+    assert run("partition", "./-", "--mcm", "pair.toml", "--method", "greedy", "--out", "./r-") == 0
+    assert (place / "r-").exists()
 
 
 def test_bad_input_is_found_before_the_search_and_leaves_no_file(place, capsys):

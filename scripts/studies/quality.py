@@ -45,7 +45,7 @@ from rows import Row, Rows
 from runs import WITHOUT_POLICY
 
 from jaxpart import datasets
-from jaxpart.arguments import Parser, non_negative, whole_number
+from jaxpart.arguments import Parser, file_path, non_negative, whole_number
 from jaxpart.files import write_whole
 from jaxpart.methods import METHODS
 
@@ -127,9 +127,15 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--base-nodes", type=whole_number, default=30_000, help="of growing chips (30,000)")
     add("--base-chips", type=whole_number, default=256, help="of growing nodes (256)")
     add("--growth-seconds", type=non_negative, default=60.0, help="of each size (60)")
-    add("--json", type=Path, metavar="FILE", help="(data/benchmarks/benchmark.json)")
-    add("--pictures", type=Path, metavar="FOLDER", help="(data/benchmarks, without --json)")
-    add("--merge", type=Path, nargs="+", metavar="FILE", help="measure nothing; show these as one")
+    add("--json", type=file_path, metavar="FILE", help="(data/benchmarks/benchmark.json)")
+    add("--pictures", type=file_path, metavar="FOLDER", help="(data/benchmarks, without --json)")
+    add(
+        "--merge",
+        type=file_path,
+        nargs="+",
+        metavar="FILE",
+        help="measure nothing; show these as one",
+    )
     add("--quick", action="store_true", help="few, small and short, anew; no pictures")
     # --quick changes the defaults, so arguments on the command line override it.
     if parser.parse_args(argv).quick:

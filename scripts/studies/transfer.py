@@ -43,7 +43,7 @@ from typing import TYPE_CHECKING, Any
 
 from transfer_figures import METHODS, draw, tables
 
-from jaxpart.arguments import whole_number
+from jaxpart.arguments import file_path, whole_number
 from jaxpart.bounds.ideals.pairs import program_order_s
 from jaxpart.errors import InputError, JaxpartError
 
@@ -72,8 +72,12 @@ def main() -> int:
     add("--samples", type=whole_number, help="per run (default: 10240 labels, 2048 orders)")
     add("--seeds", type=whole_number, default=3)
     add("--quick", action="store_true")
-    add("--out", type=Path, help="default: data/benchmarks/transfer.json, or transfer-quick.json")
-    add("--picture", type=Path, metavar="FILE", help="of the means against samples")
+    add(
+        "--out",
+        type=file_path,
+        help="default: data/benchmarks/transfer.json, or transfer-quick.json",
+    )
+    add("--picture", type=file_path, metavar="FILE", help="of the means against samples")
     arguments = parser.parse_args()
     try:
         return _study(arguments)
