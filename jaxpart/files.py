@@ -275,7 +275,7 @@ def _checked_target(path: str | os.PathLike[str]) -> Path:
         return Path(name)
     except OSError as error:
         raise InputError(f"{name}: cannot write here ({error.strerror})") from error
-    if kind := _irregular(found.st_mode):
+    if kind := irregular_kind(found.st_mode):
         raise InputError(f"{name}: is {kind}, expected a file to write")
     # A file that nobody may write is protected on purpose, also from root.
     if not found.st_mode & 0o222 or not os.access(name, os.W_OK):
@@ -293,15 +293,15 @@ _KINDS = (
 )
 
 
-def _irregular(mode: int) -> str:
-    """What a file is that is no regular one; empty for a regular file."""
+def irregular_kind(mode: int) -> str:
+    """What a file with this mode is that is no regular one; empty for a regular file."""
     if stat.S_ISREG(mode):
         return ""
     return next((kind for is_kind, kind in _KINDS if is_kind(mode)), "no regular file")
 
 
 def _refuse_to_read(mode: int, name: str) -> None:
-    if kind := _irregular(mode):
+    if kind := irregular_kind(mode):
         raise InputError(f"{name}: cannot be read (it is {kind}), expected a regular file")
 
 
