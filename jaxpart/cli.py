@@ -228,7 +228,7 @@ def _graph_and_mcm(arguments: argparse.Namespace, default: MCM | None = None) ->
     named = None if arguments.mcm is None else load_mcm(arguments.mcm)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        graph, brought = datasets.resolve(arguments.graph, dims=dict(arguments.dim))
+        graph, brought = datasets.resolve(arguments.graph, dims=_sizes(arguments.dim))
     if brought is not None and named is not None:
         raise InputError(f"{arguments.graph}: this format brings its own module, expected no --mcm")
     told = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
@@ -238,6 +238,15 @@ def _graph_and_mcm(arguments: argparse.Namespace, default: MCM | None = None) ->
     if arguments.element_bytes is not None:
         mcm = dataclasses.replace(mcm, element_bytes=arguments.element_bytes)
     return graph, mcm
+
+
+def _sizes(dims: Sequence[tuple[str, int]]) -> dict[str, int]:
+    """The sizes given by --dim, each once."""
+    sizes: dict[str, int] = {}
+    for name, size in dims:
+        if sizes.setdefault(name, size) != size:
+            raise InputError(f"--dim: {name} is {sizes[name]} and {size}, expected one size")
+    return sizes
 
 
 def _islands(arguments: argparse.Namespace) -> Islands | None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from pathlib import Path
 
 from jaxpart.arguments import Parser, count, file_path, name_or_file, seed
 from jaxpart.errors import InputError, JaxpartError
@@ -51,11 +50,14 @@ def _finetune(arguments: argparse.Namespace) -> int:
     import jaxpart
     from jaxpart import datasets
     from jaxpart.environment import environment, keep_compiled
+    from jaxpart.files import check_writable
     from jaxpart.results import progress
 
     keep_compiled()
     graph, machine = datasets.resolve(arguments.graph)
     mcm = machine or jaxpart.load_mcm(arguments.mcm)
+    inputs = [arguments.graph, arguments.mcm, *filter(None, [arguments.policy])]
+    out = check_writable(arguments.out or f"{graph.name}-{mcm.name}.policy", inputs)
     with progress.shown(sys.stderr) as callback:
         policy, result = jaxpart.finetune(
             graph,
@@ -68,7 +70,6 @@ def _finetune(arguments: argparse.Namespace) -> int:
         )
     made = {"command": " ".join(["python", *sys.argv]), "graph": graph.name, **environment()}
     made |= {"seed": arguments.seed, "samples": result.search.samples, "from": arguments.policy}
-    out = arguments.out or Path(f"{graph.name}-{mcm.name}.policy")
     dataclasses.replace(policy, made=made).save(out)
     better = "" if result.improvement is None else f", {result.improvement:.4f} x the baseline"
     print(f"best {result.bottleneck_s * 1e6:,.6g} us{better}; written: {out}")
