@@ -190,7 +190,8 @@ def _add_graph_argument(parser: argparse.ArgumentParser) -> None:
         type=_dimension,
         action="append",
         default=[],
-        help="size of a free dimension of an ONNX model; may be repeated",
+        help="size of a free dimension of an ONNX model, or how often a Loop runs "
+        "(RESULT:trips=SIZE); may be repeated",
     )
     parser.add_argument(
         "--element-bytes",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from jaxpart.bounds.intervals import distinct_weight_bytes, heaviest_interval
-from jaxpart.problem.problem import CONTRADICTORY, Problem
+from jaxpart.problem.problem import CONTRADICTORY, FloatArray, Problem
 
 _MIB = 2**20
 
@@ -14,9 +14,9 @@ def why_infeasible(problem: Problem) -> str | None:
     """Looks for a simple reason why no partition is valid.
 
     The reasons are: fixed chips that contradict each other, the dataflow or the no-skip rule;
-    weights that are too large for one chip or for all chips together; and an edge interval whose
-    weights are too large for two chips (triangle rule). Each reason is a proof. If none is found,
-    nothing is proven.
+    weights that are too large for one chip or for all chips together; tensors of one node that are
+    too large for a chip beside its weights; and an edge interval whose weights are too large for
+    two chips (triangle rule). Each reason is a proof. If none is found, nothing is proven.
 
     Args:
       problem: of N nodes.
@@ -101,15 +101,21 @@ def _too_large(problem: Problem) -> str | None:
         m = int(np.argmax(held - room))
         members = np.flatnonzero(problem.contraction == m)
         others = f" and the {len(members) - 1} nodes colocated with it" if len(members) > 1 else ""
-        where = (
-            f"chip {contracted.fixed_chip[m]}"
-            if contracted.fixed_chip[m] >= 0
-            else "the largest chip"
-        )
         return (
             f"the weights of {_name(problem, int(members[0]))}{others} take "
-            f"{held[m] / _MIB:.1f} MiB, {where} has {room[m] / _MIB:.1f} MiB"
+            f"{held[m] / _MIB:.1f} MiB, {_chip(problem, m)} has {room[m] / _MIB:.1f} MiB"
         )
+    if problem.mcm.memory_model == "full":
+        live = _live_bytes(problem)
+        excess = held[problem.contraction] + live - room[problem.contraction]
+        v = int(np.argmax(excess))
+        m = int(problem.contraction[v])
+        if excess[v] > 0:
+            return (
+                f"{_name(problem, v)} reads and writes tensors of {live[v] / _MIB:.1f} MiB beside "
+                f"{held[m] / _MIB:.1f} MiB of weights on its chip, {_chip(problem, m)} has "
+                f"{room[m] / _MIB:.1f} MiB"
+            )
     used = np.unique(contracted.use_weight)
     total, capacity = contracted.weight_bytes[used].sum(), contracted.capacity_bytes.sum()
     if total > capacity:
@@ -118,6 +124,23 @@ def _too_large(problem: Problem) -> str | None:
             f"{capacity / _MIB:.1f} MiB"
         )
     return None
+
+
+def _chip(problem: Problem, m: int) -> str:
+    """The chip with the most room for a contracted node."""
+    fixed = problem.contracted.fixed_chip[m]
+    return f"chip {fixed}" if fixed >= 0 else "the largest chip"
+
+
+def _live_bytes(problem: Problem) -> FloatArray:
+    """Bytes [N] of the tensors that each node reads and writes: they are live while it runs.
+
+    A tensor that comes from another chip takes twice its bytes, in buffers.
+    """
+    live = np.zeros(problem.num_nodes)
+    np.add.at(live, problem.tensor_producer, problem.tensor_bytes)
+    np.add.at(live, problem.edge_consumer, problem.tensor_bytes[problem.edge_tensor])
+    return live
 
 
 def _too_large_between(problem: Problem) -> str | None:

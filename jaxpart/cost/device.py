@@ -9,7 +9,7 @@ padding edges run from the last padding node to itself, so they break no rule.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,11 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int
 
+from jaxpart.cost.tables import Tables, make_tables, offsets
 from jaxpart.problem.mcm import Constraints, MemoryModel, Topology
 from jaxpart.problem.problem import Problem
+
+Form = Literal["rows", "arrays"]
 
 # The largest number of chips for which an assignment fits each type; beyond them int32.
 _INT_TYPES = ((127, jnp.int8), (32767, jnp.int16))
@@ -88,6 +91,8 @@ class DeviceProblem:
     pair_from: Int[Array, " E"]
     pair_to: Int[Array, " E"]
     config: StaticConfig = struct.field(pytree_node=False)
+    # With tables, programs compute on whole arrays; without, by loops over rows of candidates.
+    tables: Tables | None = None
 
     @property
     def padded_nodes(self) -> int:
@@ -103,15 +108,19 @@ def bucket_size(count: int) -> int:
     return size * 3 // 4 if size >= 2048 and size * 3 // 4 >= count else size
 
 
-def lower(problem: Problem, dtype: Any = jnp.float32) -> DeviceProblem:
+def lower(problem: Problem, dtype: Any = jnp.float32, form: Form | None = None) -> DeviceProblem:
     """Pads `problem` to its bucket and puts it on the default device.
 
     One bucket size sets the lengths of all arrays of a graph, so that graphs of about the same size
-    share one compilation.
+    share one compilation. With the form "arrays" so do the longest fan-outs: the number of levels
+    of a segmented reduction is static (`tables.py`).
 
     Args:
       problem: the host problem.
       dtype: of all floats; float64 needs `jax.enable_x64`.
+      form: of the programs that get this problem: "rows" loops over rows of candidates, "arrays"
+        computes on whole arrays. Both give the same results. The default is "rows" on a CPU, and
+        "arrays" on a GPU or TPU.
     """
     by_producer = np.argsort(problem.tensor_producer, kind="stable")
     rank = np.empty_like(by_producer)
@@ -143,15 +152,15 @@ def lower(problem: Problem, dtype: Any = jnp.float32) -> DeviceProblem:
         "group_head": _group_heads(problem, size),
         "tensor_producer": _padded(problem.tensor_producer[by_producer], size, spare),
         "tensor_bytes": _padded(problem.tensor_bytes[by_producer], size, 0, dtype),
-        "tensor_edges": _offsets(edge_tensor, size),
-        "node_tensors": _offsets(problem.tensor_producer, size),
+        "tensor_edges": offsets(edge_tensor, size),
+        "node_tensors": offsets(problem.tensor_producer, size),
         "edge_tensor": _padded(edge_tensor, wide, size - 1),
         "edge_producer": _padded(problem.tensor_producer[by_producer][edge_tensor], wide, spare),
         "edge_consumer": _padded(edge_consumer, wide, spare),
-        "node_in_edges": _offsets(edge_consumer, size),
+        "node_in_edges": offsets(edge_consumer, size),
         "in_edge_tensor": _padded(edge_tensor[by_consumer], wide, size - 1),
         "weight_bytes": _padded(problem.weight_bytes, size, 0, dtype),
-        "weight_uses": _offsets(problem.use_weight, size),
+        "weight_uses": offsets(problem.use_weight, size),
         "use_weight": _padded(problem.use_weight, wide, size - 1),
         "use_node": _padded(problem.use_node, wide, spare),
         "contraction": _padded(problem.contraction, size, spare),
@@ -170,7 +179,10 @@ def lower(problem: Problem, dtype: Any = jnp.float32) -> DeviceProblem:
         mcm.cols or 1,
         u > len(np.unique(problem.use_weight)),
     )
-    return DeviceProblem(**jax.device_put(arrays), config=config)
+    if form is None:
+        form = "rows" if jax.default_backend() == "cpu" else "arrays"
+    tables = make_tables(problem, arrays) if form == "arrays" else None
+    return DeviceProblem(**jax.device_put(arrays), config=config, tables=jax.device_put(tables))
 
 
 def pad_assignments(problem: DeviceProblem, assignments: np.ndarray) -> np.ndarray:
@@ -182,12 +194,6 @@ def _padded(values: np.ndarray, size: int, fill: float, dtype: Any = np.int32) -
     out = np.full((size, *values.shape[1:]), fill, dtype)
     out[: len(values)] = values
     return out
-
-
-def _offsets(owner: np.ndarray, size: int) -> np.ndarray:
-    """CSR offsets [size + 1] of entries whose owners (0..size-1) are `owner`, in any order."""
-    counts = np.bincount(owner, minlength=size) if len(owner) else np.zeros(size, np.int64)
-    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
 
 
 def _group_heads(problem: Problem, size: int) -> np.ndarray:

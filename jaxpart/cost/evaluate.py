@@ -3,10 +3,10 @@
 Only this module decides what a partition costs and whether it is valid. Definitions:
 `jaxpart/README.md`; Xie et al. (MLSys 2022), section 3.
 
-A batch of assignments is [N, B] with the batch last, in the smallest integer type that holds a chip
-number. The chips of one node over all candidates are therefore one contiguous row. The code loops
-over edges, nodes or uses of weights, and each loop body works on rows of B candidates. Sums per
-chip are [C, B].
+The sums exist in two forms with one meaning: loops over rows of candidates (`by_rows.py`), which a
+CPU likes, and operations on whole arrays (`by_arrays.py`), which a GPU or TPU likes. A problem that
+was lowered with `tables` has the second form (`lower` in `device.py` chooses). Seconds, memory and
+verdicts are made of them here.
 
 `evaluate` computes in the dtype of its problem. In float32 on the device it screens thousands of
 candidates; in float64 on the host (`verify`) it decides.
@@ -22,15 +22,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int
 
-from jaxpart.cost import stage
+from jaxpart.cost import by_arrays, by_rows, stage
+from jaxpart.cost.chip_sets import is_first_chips
+from jaxpart.cost.chunks import in_chunks
 from jaxpart.cost.device import DeviceProblem, lower, pad_assignments
-from jaxpart.cost.links import Links
-from jaxpart.cost.rows import add_row, add_up, in_chunks, set_row
 from jaxpart.problem.problem import IntArray, Problem
 
-_WORD = 32  # bits of one word of a chip set
 _SMALLEST_BATCH = 4  # candidates in the smallest batch that `verify` compiles
 
 
@@ -73,58 +72,54 @@ def evaluate(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> Costs:
       Arrays of shapes [C, B], [L, B] and [B], in the dtype of the problem's floats.
     """
     chex.assert_shape(assignment, (problem.padded_nodes, None))
-    return in_chunks(functools.partial(_evaluate, problem), assignment)
+    run = functools.partial(_evaluate, problem)
+    return in_chunks(problem, run, assignment, by_arrays.candidate_bytes(problem))
 
 
 def _evaluate(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> Costs:
     config = problem.config
     rules = config.constraints
-    traffic = _traffic(problem, assignment)
-    nodes = _node_rules(problem, assignment)
-    compute_s = _compute_s(problem, assignment)
-    memory = _weight_bytes(problem, assignment)
+    form = by_rows if problem.tables is None else by_arrays
+    found = form.amounts(problem, assignment)
+    memory = found.weights
     if config.memory_model == "full":
-        peak = _peak_bytes(problem, assignment, traffic)
-        memory += 2 * (traffic.sent + traffic.received) + peak
-    in_s = traffic.received / problem.link_bandwidth
-    out_s = traffic.sent / problem.link_bandwidth
-    link_s = traffic.link / problem.link_bandwidth
-    stage_s = stage.stage_s(config.overlap, compute_s, in_s, out_s)
+        memory += 2 * (found.sent + found.received) + found.peak
+    in_s = found.received / problem.link_bandwidth
+    out_s = found.sent / problem.link_bandwidth
+    link_s = found.link / problem.link_bandwidth
+    stage_s = stage.stage_s(config.overlap, found.compute_s, in_s, out_s)
     bottleneck_s = jnp.max(stage_s, axis=0)
     if link_s.shape[0]:
         bottleneck_s = jnp.maximum(bottleneck_s, jnp.max(link_s, axis=0))
 
-    chips_used = jnp.sum(lax.population_count(nodes.used), axis=0, dtype=jnp.int32)
-    no_skip = _is_first_chips(nodes.used)
+    chips_used = jnp.sum(lax.population_count(found.used), axis=0, dtype=jnp.int32)
+    no_skip = is_first_chips(found.used)
     memory_ok = jnp.all(memory <= problem.capacity_bytes[:, None], axis=0)
-    # A candidate of span 1 keeps the triangle rule, and one with backward dataflow fails it.
-    is_settled = traffic.span | ~traffic.acyclic
-    triangle = traffic.acyclic & _triangle(problem, assignment, is_settled)
     true = jnp.ones_like(no_skip)
     valid = (
-        nodes.colocation
-        & nodes.fixed_chips
-        & (traffic.acyclic if rules.acyclic else true)
+        found.colocation
+        & found.fixed_chips
+        & (found.acyclic if rules.acyclic else true)
         & (no_skip if rules.no_skip else true)
-        & (triangle if rules.triangle else true)
+        & (found.triangle if rules.triangle else true)
         & (memory_ok if rules.memory else true)
     )
     return Costs(
         bottleneck_s=bottleneck_s,
-        compute_s=compute_s,
+        compute_s=found.compute_s,
         in_s=in_s,
         out_s=out_s,
         stage_s=stage_s,
         link_s=link_s,
         memory_bytes=memory,
         chips_used=chips_used,
-        sent_bytes=jnp.sum(traffic.sent, axis=0),
-        acyclic=traffic.acyclic,
+        sent_bytes=jnp.sum(found.sent, axis=0),
+        acyclic=found.acyclic,
         no_skip=no_skip,
-        triangle=triangle,
+        triangle=found.triangle,
         memory=memory_ok,
-        colocation=nodes.colocation,
-        fixed_chips=nodes.fixed_chips,
+        colocation=found.colocation,
+        fixed_chips=found.fixed_chips,
         valid=valid,
     )
 
@@ -165,235 +160,4 @@ def score(problem: Problem, assignment: IntArray) -> Costs:
 
 @functools.lru_cache(maxsize=4)
 def _lowered_exactly(problem: Problem) -> DeviceProblem:
-    return lower(problem, jnp.float64)
-
-
-@struct.dataclass
-class _Traffic:
-    received: Float[Array, "C B"]  # bytes; a tensor counts once per receiving chip
-    sent: Float[Array, "C B"]  # bytes; a tensor counts once
-    link: Float[Array, "L B"]  # bytes; a tensor counts once per link
-    kept: Float[Array, "N B"]  # bytes that a node makes for consumers on its own chip
-    freed: Float[Array, "N B"]  # bytes made on its chip for which it is the last consumer
-    acyclic: Bool[Array, " B"]
-    span: Bool[Array, " B"]  # every edge goes to the same chip or the next
-
-
-def _traffic(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> _Traffic:
-    """Computes the traffic in one walk over the edges, from the last to the first.
-
-    The edges of a tensor are adjacent and sorted by consumer, so the walk meets the last consumer
-    first. For each edge it records the chip on which the tensor arrives, or -1 if the tensor is on
-    that chip already. For each tensor it records the chip that sends it, or -1 if no chip does, and
-    its route (`Links`). `add_up` then sums the bytes.
-    """
-    config = problem.config
-    chips, batch = config.num_chips, assignment.shape[1]
-    links = Links(problem, batch)
-    chip_dtype = config.chip_dtype
-
-    def visit(step, carry):
-        arrivals, departures, routes, kept, freed, state = carry
-        seen, is_kept, is_sent, reach, acyclic, span = state
-        e = problem.num_edges - 1 - step
-        k, consumer = problem.edge_tensor[e], problem.edge_consumer[e]
-        producer, size = problem.edge_producer[e], problem.tensor_bytes[k]
-        source, target = assignment[producer], assignment[consumer]
-        begins, ends = e + 1 == problem.tensor_edges[k + 1], e == problem.tensor_edges[k]
-        is_local = source == target
-        kept_before = is_kept & ~begins
-        is_kept = kept_before | is_local
-        is_sent = (is_sent & ~begins) | ~is_local
-        seen = jnp.where(begins, 0, seen)
-        bit = _chip_bit(target, chips)
-        is_new = jnp.all((seen & bit) == 0, axis=0) & ~is_local
-        freed = add_row(freed, consumer, jnp.where(is_local & ~kept_before, size, 0))
-        kept = add_row(kept, producer, jnp.where(ends & is_kept, size, 0))
-        reach = links.extend(reach, begins, source, target)
-        state = (
-            seen | bit,
-            is_kept,
-            is_sent,
-            reach,
-            acyclic & (target >= source),
-            span & (target - source <= 1) & (target >= source),
-        )
-        arrivals = set_row(arrivals, e, jnp.where(is_new, target, -1))
-        departures = set_row(departures, k, jnp.where(is_sent, source, -1))
-        routes = links.note(routes, reach, source, k, ends)
-        return arrivals, departures, routes, kept, freed, state
-
-    false, true = jnp.zeros((batch,), bool), jnp.ones((batch,), bool)
-    nowhere = jnp.full((problem.edge_tensor.shape[0], batch), -1, chip_dtype)
-    nothing = jnp.zeros(assignment.shape, problem.tensor_bytes.dtype)
-    seen = jnp.zeros((-(-chips // _WORD), batch), jnp.uint32)
-    carry = (
-        nowhere,
-        nowhere[: problem.tensor_bytes.shape[0]],
-        links.notes(),
-        nothing,
-        nothing,
-        (seen, false, false, links.begin(assignment[0]), true, true),
-    )
-    arrivals, departures, routes, kept, freed, state = lax.fori_loop(
-        0, problem.num_edges, visit, carry
-    )
-    sizes = problem.tensor_bytes
-    sent = add_up(departures, problem.num_tensors, chips, lambda k, _: sizes[k])
-    return _Traffic(
-        received=add_up(
-            arrivals, problem.num_edges, chips, lambda e, _: sizes[problem.edge_tensor[e]]
-        ),
-        sent=sent,
-        link=links.loads(routes, departures, sent),
-        kept=kept,
-        freed=freed,
-        acyclic=state[-2],
-        span=state[-1],
-    )
-
-
-@struct.dataclass
-class _Nodes:
-    used: UInt32[Array, "words B"]  # the set of chips in use
-    colocation: Bool[Array, " B"]
-    fixed_chips: Bool[Array, " B"]
-
-
-def _node_rules(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> _Nodes:
-    """Finds the chips in use and checks colocation and fixed chips."""
-    chips, batch = problem.config.num_chips, assignment.shape[1]
-
-    def visit(v, nodes):
-        chip = assignment[v]
-        return _Nodes(
-            nodes.used | _chip_bit(chip, chips),
-            nodes.colocation & (assignment[problem.group_head[v]] == chip),
-            nodes.fixed_chips & ((problem.fixed_chip[v] < 0) | (chip == problem.fixed_chip[v])),
-        )
-
-    true = jnp.ones((batch,), bool)
-    nothing = jnp.zeros((-(-chips // _WORD), batch), jnp.uint32)
-    return lax.fori_loop(0, problem.num_nodes, visit, _Nodes(nothing, true, true))
-
-
-def _is_first_chips(used: UInt32[Array, "words B"]) -> Bool[Array, " B"]:
-    """Whether each set of chips is 0..max with no chip left out."""
-    full = jnp.uint32(2**_WORD - 1)
-    runs = (used & (used + 1)) == 0  # ones from the lowest bit on, without a gap
-    follows = (used[1:] == 0) | (used[:-1] == full)
-    return jnp.all(runs, axis=0) & jnp.all(follows, axis=0)
-
-
-def _compute_s(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> Float[Array, "C B"]:
-    """Compute seconds of each chip."""
-
-    def seconds(v, chip):
-        if problem.node_s.shape[1] == 1:
-            return problem.node_s[v, 0]
-        return problem.node_s[v][problem.chip_kind[chip]]
-
-    return add_up(assignment, problem.num_nodes, problem.config.num_chips, seconds)
-
-
-def _peak_bytes(
-    problem: DeviceProblem, assignment: Int[Array, "N B"], traffic: _Traffic
-) -> Float[Array, "C B"]:
-    """Peak bytes of live activations per chip. A chip runs its nodes in number order."""
-    chips, batch = problem.config.num_chips, assignment.shape[1]
-    made = jnp.zeros(problem.padded_nodes, problem.tensor_bytes.dtype)
-    made = made.at[problem.tensor_producer].add(problem.tensor_bytes)
-    lane = jnp.arange(batch)
-
-    def visit(v, carry):
-        live, peak = carry
-        chip = assignment[v].astype(jnp.int32)
-        before = live.at[chip, lane].get(mode="promise_in_bounds")
-        peak = peak.at[chip, lane].max(
-            before + made[v], unique_indices=True, mode="promise_in_bounds"
-        )
-        after = before + traffic.kept[v] - traffic.freed[v]
-        return live.at[chip, lane].set(after, unique_indices=True, mode="promise_in_bounds"), peak
-
-    zeros = jnp.zeros((chips, batch), made.dtype)
-    return lax.fori_loop(0, problem.num_nodes, visit, (zeros, zeros))[1]
-
-
-def _weight_bytes(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> Float[Array, "C B"]:
-    """Bytes of weights per chip. Every chip with a consumer of a weight holds one copy."""
-    chips, batch = problem.config.num_chips, assignment.shape[1]
-
-    def visit(u, carry):
-        copies, seen = carry
-        chip = assignment[problem.use_node[u]]
-        begins = u == problem.weight_uses[problem.use_weight[u]]
-        seen = jnp.where(begins, 0, seen)
-        bit = _chip_bit(chip, chips)
-        is_new = jnp.all((seen & bit) == 0, axis=0)
-        return set_row(copies, u, jnp.where(is_new, chip, -1)), seen | bit
-
-    uses = problem.weight_uses[problem.num_weights]
-    copies = jnp.full((problem.use_node.shape[0], batch), -1, problem.config.chip_dtype)
-    seen = jnp.zeros((-(-chips // _WORD), batch), jnp.uint32)
-    copies = lax.fori_loop(0, uses, visit, (copies, seen))[0]
-    return add_up(copies, uses, chips, lambda u, _: problem.weight_bytes[problem.use_weight[u]])
-
-
-def _triangle(
-    problem: DeviceProblem, assignment: Int[Array, "N B"], is_settled: Bool[Array, " B"]
-) -> Bool[Array, " B"]:
-    """Whether no edge a -> b of the chip graph has a longer path from a to b.
-
-    If every edge of a candidate stays on its chip or goes to the next, the chip graph has no edges
-    other than c -> c + 1, and the rule holds. Reachability of chips is computed only where the
-    batch has a candidate that is not settled.
-
-    Args:
-      problem: padded to N nodes.
-      assignment: [N, B] chips.
-      is_settled: [B] candidates that need no check: span 1, or dataflow that is not acyclic.
-
-    Returns:
-      [B] the verdicts, right for every candidate with acyclic dataflow.
-    """
-    chips, batch = problem.config.num_chips, assignment.shape[1]
-    words = -(-chips // _WORD)
-    lane = jnp.arange(batch)
-
-    def check(_):
-        def join(e, adjacent):
-            source = assignment[problem.edge_producer[e]].astype(jnp.int32)
-            target = assignment[problem.edge_consumer[e]].astype(jnp.int32)
-            bit = jnp.where((source == target)[None], 0, _chip_bit(target, chips))
-            return adjacent.at[source, :, lane].set(adjacent[source, :, lane] | bit.T)
-
-        adjacent = jnp.zeros((chips, words, batch), jnp.uint32)
-        adjacent = lax.fori_loop(0, problem.num_edges, join, adjacent)
-
-        def close(step, carry):
-            reachable, holds = carry
-            chip = chips - 1 - step
-            direct = adjacent[chip]  # [words, B]
-            number = jnp.arange(chips)
-            is_next = (direct[number // _WORD] >> (number % _WORD).astype(jnp.uint32)[:, None]) & 1
-            beyond = lax.reduce(
-                jnp.where((is_next == 1)[:, None], reachable, jnp.uint32(0)),
-                jnp.uint32(0),
-                lax.bitwise_or,
-                (0,),
-            )
-            holds &= jnp.all((direct & beyond) == 0, axis=0)
-            return reachable.at[chip].set(direct | beyond), holds
-
-        start = (jnp.zeros_like(adjacent), jnp.ones((batch,), bool))
-        return lax.fori_loop(0, chips, close, start)[1]
-
-    return lax.cond(jnp.all(is_settled), lambda _: jnp.ones((batch,), bool), check, None)
-
-
-def _chip_bit(chip: Int[Array, " B"], chips: int) -> UInt32[Array, "words B"]:
-    """For each candidate the set that holds only its chip, in words of 32 bits."""
-    word = jnp.arange(-(-chips // _WORD), dtype=jnp.int32)[:, None]
-    chip = chip.astype(jnp.int32)
-    bit = jnp.uint32(1) << (chip & (_WORD - 1)).astype(jnp.uint32)
-    return jnp.where(word == (chip >> 5)[None], bit[None], jnp.uint32(0))
+    return lower(problem, jnp.float64, form="rows")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxpart.cost.device import DeviceProblem
+from jaxpart.cost.device import DeviceProblem, StaticConfig
 from jaxpart.cost.rows import add_up, set_row
 
 
@@ -145,17 +145,26 @@ class Links:
             stops = jnp.where(departures >= 0, notes, -1)
             ended = add_up(stops, self.problem.num_tensors, config.num_chips, lambda k, _: sizes[k])
             return jnp.cumsum(sent - ended, axis=0)[: config.num_chips - 1]
-        position = {}
-        for row in range(config.rows):
-            for col in range(config.cols):
-                chip = row * config.cols + col
-                flat = [plane * config.num_chips + chip for plane in range(4)]
-                if col + 1 < config.cols:
-                    position[chip, chip + 1], position[chip + 1, chip] = flat[0], flat[1]
-                if row + 1 < config.rows:
-                    position[chip, chip + config.cols], position[chip + config.cols, chip] = (
-                        flat[2],
-                        flat[3],
-                    )
-        order = jnp.array([position[pair] for pair in sorted(position)], jnp.int32)
-        return notes.reshape(-1, self.batch)[order]
+        return in_link_order(config, notes)
+
+
+def in_link_order(config: StaticConfig, planes: Float[Array, "4 rows cols B"]) -> Array:
+    """The links of a mesh [L, B] in the order of `MCM.links`.
+
+    Args:
+      config: of the mesh.
+      planes: of each chip, four links: to its right neighbour, from it, to its lower neighbour,
+        from it.
+    """
+    position = {}
+    for row in range(config.rows):
+        for col in range(config.cols):
+            chip = row * config.cols + col
+            flat = [plane * config.num_chips + chip for plane in range(4)]
+            if col + 1 < config.cols:
+                position[chip, chip + 1], position[chip + 1, chip] = flat[0], flat[1]
+            if row + 1 < config.rows:
+                below = chip + config.cols
+                position[chip, below], position[below, chip] = flat[2], flat[3]
+    order = jnp.array([position[pair] for pair in sorted(position)], jnp.int32)
+    return planes.reshape(-1, planes.shape[-1])[order]

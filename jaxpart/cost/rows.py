@@ -3,49 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-# Candidates of one chunk on a CPU: enough to spread a loop's overhead, few enough for the cache.
-_CHUNK = 512
-
 # The amount of row i, from i and the chips [B] of that row.
 Amount = Callable[[Array, Int[Array, " B"]], Array]
-
-
-def in_chunks(function: Callable[[Array], Any], assignment: Int[Array, "N B"]) -> Any:
-    """Applies `function` to a batch; on a CPU to one chunk after the other.
-
-    The temporary arrays on a CPU are then those of one chunk.
-
-    Args:
-      function: takes [N, any] candidates to a pytree of arrays whose last axis is the candidates.
-      assignment: the batch.
-
-    Returns:
-      The pytree for all B candidates.
-    """
-    rows, batch = assignment.shape
-    chunks = -(-batch // _CHUNK)
-    if chunks == 1:
-        return function(assignment)
-    width = -(-batch // chunks)
-
-    def one_by_one(assignment: Array) -> Any:
-        padded = jnp.pad(assignment, ((0, 0), (0, chunks * width - batch)))
-        parts = jnp.moveaxis(padded.reshape(rows, chunks, width), 1, 0)
-
-        def whole(values: Array) -> Array:
-            joined = jnp.moveaxis(values, 0, -2)
-            return joined.reshape(*joined.shape[:-2], chunks * width)[..., :batch]
-
-        return jax.tree.map(whole, lax.map(function, parts))
-
-    return lax.platform_dependent(assignment, cpu=one_by_one, default=function)
 
 
 def add_up(

@@ -1,5 +1,6 @@
 """The batched cost model against the oracle: every figure, every verdict."""
 
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxpart.cost import device
-from jaxpart.cost.device import lower, pad_assignments
+from jaxpart.cost.device import Form, lower, pad_assignments
 from jaxpart.cost.evaluate import evaluate, verify
 from jaxpart.problem.graph import Graph
 from jaxpart.problem.mcm import PRESETS
@@ -40,14 +41,17 @@ def module(topology, chips, seed):
     return random_mcm(np.random.default_rng(seed), num_chips=chips, topology=topology)
 
 
-def problems(mcm, count=GRAPHS, seed=0, max_nodes=8):
+FORMS: tuple[Form, ...] = ("rows", "arrays")
+
+
+def problems(mcm, count=GRAPHS, seed=0, max_nodes=8, form: Form = "rows"):
     """Random graphs on one module that share a compilation, with a batch of partitions each."""
     rng = np.random.default_rng(seed)
     config = None
     while count:
         graph = random_graph(rng, max_nodes, len(mcm.chips))
         problem = Problem.build(graph, mcm)
-        lowered = lower(problem)
+        lowered = lower(problem, form=form)
         config = config or lowered.config
         if lowered.config != config:
             continue
@@ -85,10 +89,14 @@ def test_float64_figures_and_verdicts_equal_the_oracles(spec):
         assert_equal_to_oracle(verify(problem, f), graph, mcm, f, 1e-12)
 
 
-@pytest.mark.parametrize("spec", MODULES[::2], ids=str)
-def test_float32_figures_are_within_a_hundred_thousandth(spec):
+@pytest.mark.parametrize(
+    ("spec", "form"),
+    [(spec, "rows") for spec in MODULES[::2]] + [(spec, "arrays") for spec in MODULES],
+    ids=str,
+)
+def test_float32_figures_are_within_a_hundred_thousandth(spec, form):
     mcm = module(*spec)
-    for graph, _, lowered, f in problems(mcm, seed=1):
+    for graph, _, lowered, f in problems(mcm, seed=1, form=form):
         costs = evaluate(lowered, pad_assignments(lowered, f))
         assert_equal_to_oracle(costs, graph, mcm, f, 1e-5)
 
@@ -103,22 +111,24 @@ def test_modules_cover_every_switch_both_ways():
     assert {len(set(mcm.chips)) > 1 for mcm in modules} == {True, False}
 
 
-def test_padding_changes_nothing(monkeypatch):
+@pytest.mark.parametrize("form", FORMS)
+def test_padding_changes_nothing(monkeypatch, form):
     mcm = module("chain", 4, 0)
-    _, problem, lowered, f = next(problems(mcm))
+    _, problem, lowered, f = next(problems(mcm, form=form))
     costs = evaluate(lowered, pad_assignments(lowered, f))
     monkeypatch.setattr(device, "bucket_size", lambda count: 256)
 
-    larger = lower(problem)
+    larger = lower(problem, form=form)
     padded = pad_assignments(larger, f)
     padded[problem.num_nodes :] = 3  # what stands in padding rows does not matter
 
     chex.assert_trees_all_equal(evaluate(larger, padded), costs)
 
 
-def test_a_candidate_costs_the_same_alone_and_in_a_batch():
+@pytest.mark.parametrize("form", FORMS)
+def test_a_candidate_costs_the_same_alone_and_in_a_batch(form):
     mcm = module(*MODULES[0])
-    _, _, lowered, f = next(problems(mcm))
+    _, _, lowered, f = next(problems(mcm, form=form))
     padded = pad_assignments(lowered, f)
     batch = evaluate(lowered, padded)
 
@@ -128,11 +138,12 @@ def test_a_candidate_costs_the_same_alone_and_in_a_batch():
     chex.assert_trees_all_equal(together, batch)
 
 
-def test_a_second_graph_of_the_same_bucket_compiles_nothing():
+@pytest.mark.parametrize("form", FORMS)
+def test_a_second_graph_of_the_same_bucket_compiles_nothing(form):
     chex.clear_trace_counter()
     once = jax.jit(chex.assert_max_traces(evaluate.__wrapped__, n=1))  # pyright: ignore
 
-    for _, _, lowered, f in problems(module("chain", 4, 0), count=4):
+    for _, _, lowered, f in problems(module("chain", 4, 0), count=4, form=form):
         once(lowered, pad_assignments(lowered, f))
 
 
@@ -161,3 +172,36 @@ def test_bert_large_costs_what_the_oracle_says():
     f = np.clip(share + rng.integers(-1, 2, share.shape), 0, 35)[:, None]
 
     assert_equal_to_oracle(verify(Problem.build(graph, mcm), f), graph, mcm, f, 1e-12)
+
+
+def test_bert_large_costs_the_same_on_whole_arrays():
+    graph, mcm = Graph.load(BERT), PRESETS["mcm36"]()
+    rng = np.random.default_rng(1)
+    share = np.arange(len(graph.nodes)) * 36 // len(graph.nodes)
+    near = [np.clip(share + rng.integers(-1, 2, share.shape), 0, 35) for _ in range(2)]
+    f = np.stack([*near, share], axis=1)
+
+    lowered = lower(Problem.build(graph, mcm), form="arrays")
+    assert_equal_to_oracle(evaluate(lowered, pad_assignments(lowered, f)), graph, mcm, f, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("topology", "chips", "nodes"),
+    [("chain", 1024, 6000), ("mesh", 256, 1500), ("host", 130, 1500)],
+)
+def test_both_forms_agree_on_large_problems(topology, chips, nodes):
+    rng = np.random.default_rng(2)
+    graph = random_graph(rng, num_nodes=nodes, max_chips=chips, num_tensors=nodes, pins=False)
+    mcm = random_mcm(rng, num_chips=chips, topology=topology)
+    full = dataclasses.replace(mcm, memory_model="full")
+    problem = Problem.build(graph, full)
+    rise = np.sort(rng.integers(0, chips, nodes))
+    f = np.stack([rise, rng.integers(0, chips, nodes), rise // 2], axis=1)
+
+    costs = [
+        evaluate(lowered, pad_assignments(lowered, f))
+        for lowered in (lower(problem, form=form) for form in FORMS)
+    ]
+
+    assert costs[0].acyclic.tolist() == [True, False, True]
+    chex.assert_trees_all_close(*costs, rtol=1e-5)

@@ -374,3 +374,24 @@ def test_symbolic_shapes_are_refused():
 def test_a_function_of_parameters_alone_has_no_graph():
     with pytest.raises(EmptyGraphError, match="no operation depends on an input"):
         from_jax(jnp.tanh, array(4), param_argnums=0)
+
+
+class Unnamed:
+    """A function whose name raises, or is no text."""
+
+    def __init__(self, name):
+        self.name = name
+
+    @property
+    def __name__(self):
+        if self.name is None:
+            raise RuntimeError
+        return self.name
+
+    def __call__(self, x):
+        return x + 1
+
+
+@pytest.mark.parametrize("name", [None, 3, b"model"])
+def test_a_function_without_a_name_of_text_is_named_by_its_type(name):
+    assert from_jax(Unnamed(name), jnp.ones(2)).name == "Unnamed"

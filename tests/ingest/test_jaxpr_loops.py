@@ -265,5 +265,29 @@ def test_forgotten_parameters_are_mentioned():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         from_jax(fn, params, x, param_argnums=0)
-        from_jax(fn, [array(512, 512)], array(2, 512))  # 1 MiB is not large
+        from_jax(fn, [array(512, 511)], array(2, 512))  # less than 1 MiB is not large
         from_jax(lambda x: x + 1, array(1024, 1024))
+        # a product with a weight has an activation as its other operand
+        from_jax(jnp.matmul, array(1024, 1024), array(1024, 8), param_argnums=1)
+
+
+@pytest.mark.parametrize(
+    ("use", "op"),
+    [
+        (lambda w, ids, x: x @ w, "dot_general"),
+        (lambda w, ids, x: x @ w.astype(jnp.bfloat16), "dot_general"),
+        (lambda w, ids, x: x @ w.T.reshape(2, -1, 512)[0].T, "dot_general"),
+        (lambda w, ids, x: x + w[ids], "gather"),
+        (lambda w, ids, x: x + jnp.take(w, ids, axis=0), "gather"),
+    ],
+    ids=["product", "cast", "laid out", "rows", "taken rows"],
+)
+@pytest.mark.parametrize("named", [(), (0,)])
+def test_a_forgotten_parameter_is_mentioned_however_it_is_used(use, op, named):
+    def fn(head, w, ids, x):
+        return use(w, ids, x @ head)
+
+    given = array(256, 512), array(512, 512), array(8, dtype=jnp.int32), array(8, 256)
+    none = "" if named else "0 MiB of weights: .* and "
+    with pytest.warns(UserWarning, match=f"fn: {none}an input of 1 MiB goes into {op}; "):
+        from_jax(fn, *given, param_argnums=named)

@@ -3,33 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxpart.ingest.jaxpr import known, parts, sizes
-from jaxpart.ingest.jaxpr.costs import Cost
+from jaxpart.ingest.jaxpr.arrays import MAX_ROWS, Arrays, row_span
+from jaxpart.ingest.jaxpr.boxes import (
+    Box,
+    box_of,
+    contains,
+    disjoint,
+    read_box,
+    whole_box,
+    written_box,
+)
+from jaxpart.ingest.jaxpr.boxes import extents as box_extents
+from jaxpart.ingest.jaxpr.costs import equation_cost
 from jaxpart.ingest.jaxpr.flops import is_elementwise
-from jaxpart.ingest.jaxpr.values import Known, Op, Values, regions
-from jaxpart.ingest.jaxpr.views import Change, View, whole
+from jaxpart.ingest.jaxpr.values import Known, Op, Pieces
+from jaxpart.ingest.jaxpr.views import Change, View, changed, whole
 
 _MAX_VIEWS = 16  # most parts of parameters that an elementwise function of them keeps apart
-_MAX_ROWS = 4096  # most rows of an array that are kept apart
+_MAX_COLUMNS = 16  # most columns of indices that are kept apart
 
 
-class Folding(Values):
+class Folding(Arrays):
     """Values that equations make without an operation.
 
     A value that depends on parameters and constants alone is folded: a compiler computes it once,
     ahead of time. A part of a parameter or state, and a row of a stack, is read where it is.
     """
-
-    def __init__(self, size: Callable[[Any], float]) -> None:
-        """Starts an empty program; `size` is as in `Values`."""
-        super().__init__(size)
-        self.depth = 0  # of unrolled loops
 
     def folded(self, eqn: Any, operands: Sequence[int], constants: Sequence[Known]) -> list[int]:
         """Adds the results of an equation on parameters and constants alone."""
@@ -47,29 +53,6 @@ class Folding(Values):
             self.values[v] = dataclasses.replace(self.values[v], known=array)
         return results
 
-    def fold(self, operands: Sequence[int], avals: Sequence[Any], **more: Any) -> list[int]:
-        """Adds folded results. A compiler computes them once, ahead of time."""
-        sources = frozenset().union(*(self.values[v].sources for v in operands))
-        distinct = [self.values[v] for v in set(operands)]
-        reads = sum(value.reads for value in distinct)
-        results = []
-        for aval in avals:
-            size = self.size(aval)
-            # Quantised weights and their scales stay as they are; what is smaller is precomputed.
-            share = math.fsum(v.reads * v.fixed for v in distinct) / reads if reads else 0.0
-            density = min(1.0, reads / size) if size and more.get("views") is not None else 1.0
-            results.append(
-                self.value(
-                    size,
-                    folded=True,
-                    sources=sources,
-                    reads=min(size, reads),
-                    fixed=share if reads < size else 0.0 if sizes.is_float(aval) else 1.0,
-                    **{"density": density, **more},
-                )
-            )
-        return results
-
     def _parts(
         self, eqn: Any, operands: Sequence[int], constants: Sequence[Known]
     ) -> list[int] | None:
@@ -84,15 +67,10 @@ class Folding(Values):
         name = eqn.primitive.name
         changes = parts.changes(eqn, constants)
         if changes is not None:
-            rows = self._rows_taken(eqn, operands[0], constants)
-            if rows is not None:
-                return rows
-            pairs = zip(changes, eqn.outvars, strict=True)
-            taken = [self._changed(operands[0], change, v.aval, eqn) for change, v in pairs]
-            return None if None in taken else [v for v in taken if v is not None]
+            return self._changed(eqn, operands[0], changes, constants)
         if name == "gather" and first.folded:
             positions = parts.gathered_rows(eqn, constants)
-            if positions is None or len(positions) > _MAX_ROWS or not first.sources:
+            if positions is None or len(positions) > MAX_ROWS or not first.sources:
                 return None
             return self._stack_of_parts(eqn, [(operands[0], i) for i in positions])
         if name in ("concatenate", "stack"):
@@ -101,47 +79,27 @@ class Folding(Values):
             return self._elementwise(eqn, operands)
         return None
 
-    def _changed(self, v: int, change: Change, aval: Any, eqn: Any) -> int | None:
-        """Adds a part of a value that is folded or a state; None if it cannot be told apart."""
-        value = self.values[v]
-        if value.rows is not None and eqn is not None and eqn.primitive.name in parts.IDENTITIES:
-            row = jax.ShapeDtypeStruct(aval.shape[1:], aval.dtype)
-            rows = [self._changed(r, change, row, eqn) for r in value.rows]
-            if value.folded and None not in rows:
-                return self.stack_of_rows([r for r in rows if r is not None], aval)[0]
-        if value.views is None:
+    def _changed(
+        self, eqn: Any, v: int, changes: Sequence[Change], constants: Sequence[Known]
+    ) -> list[int] | None:
+        """Adds the parts that an equation takes of a value; None if one cannot be told apart."""
+        found = self.rows_taken(eqn, v, constants) or self._boxes_taken(eqn, v, changes)
+        if found is not None:
+            return found
+        pairs = zip(changes, eqn.outvars, strict=True)
+        taken = [self.part(v, change, out.aval, eqn.primitive.name) for change, out in pairs]
+        return None if None in taken else [v for v in taken if v is not None]
+
+    def _boxes_taken(self, eqn: Any, v: int, changes: Sequence[Change]) -> list[int] | None:
+        """Adds the boxes that an equation takes of a value that is made of pieces."""
+        if self.values[v].pieces is None:
             return None
-        views = []
-        for parameter, view in value.views:
-            changed = change(view)
-            if changed is None:
-                return None
-            views.append((parameter, changed))
-        sources = regions(views)
-        size = self.size(aval)
-        if not value.folded:
-            return self.value(size, aval, sources=sources, views=tuple(views))
-        name = eqn.primitive.name if eqn is not None else "slice"
-        if name in ("convert_element_type", "reduce_precision"):
-            # A weight that is cast is read in its own type.
-            density = value.density * value.bytes / size if size else 1.0
-            reads, fixed = value.reads, value.fixed
-            if len(views) != 1:  # computed ahead of time
-                reads, density = min(size, reads), 1.0
-                fixed = 0.0 if sizes.is_float(aval) else 1.0
-        else:
-            stored = math.fsum(self.region_bytes(*source) for source in sources)
-            density, fixed = value.density, value.fixed
-            reads = min(value.reads, stored) if views else min(size, value.reads)
-        return self.value(
-            size,
-            folded=True,
-            sources=sources,
-            reads=reads,
-            density=density,
-            fixed=fixed,
-            views=tuple(views),
-        )
+        shape, taken = eqn.invars[0].aval.shape, []
+        for change, out in zip(changes, eqn.outvars, strict=True):
+            view = changed(whole(shape), change)
+            box = None if view is None else box_of(shape, view)
+            taken.append(None if box is None else self.box(v, shape, box, out.aval))
+        return None if None in taken else [v for v in taken if v is not None]
 
     def _elementwise(self, eqn: Any, operands: Sequence[int]) -> list[int] | None:
         """Adds the results of an elementwise function; its operands repeat along axes of extent 1.
@@ -164,20 +122,35 @@ class Folding(Values):
 
     def _joined(self, eqn: Any, operands: Sequence[int]) -> list[int] | None:
         """Adds folded values that are joined on their first axis, as a stack of its rows."""
-        name, params = eqn.primitive.name, eqn.params
-        if params["axis" if name == "stack" else "dimension"] != 0:
+        name, params, aval = eqn.primitive.name, eqn.params, eqn.outvars[0].aval
+        if len(operands) > MAX_ROWS or not any(self.values[v].sources for v in operands):
             return None
-        if not any(self.values[v].sources for v in operands):
+        axis = params["axis" if name == "stack" else "dimension"]
+        if axis == 0 and name == "stack":
+            return self.stack_of_rows(operands, aval)
+        extents = [1 if name == "stack" else atom.aval.shape[axis] for atom in eqn.invars]
+        if axis == 0 and sum(extents) <= MAX_ROWS:
+            return self._stack_of_parts(
+                eqn,
+                [
+                    (v, i)
+                    for v, extent in zip(operands, extents, strict=True)
+                    for i in range(extent)
+                ],
+            )
+        where, start = [], 0
+        for extent in extents:
+            box = list(whole_box(aval.shape))
+            box[axis] = (start, start + extent)
+            where.append(tuple(box))
+            start += extent
+        pieces = [
+            self.shaped(v, jax.ShapeDtypeStruct(box_extents(box), aval.dtype))
+            for v, box in zip(operands, where, strict=True)
+        ]
+        if None in pieces:
             return None
-        if name == "stack":
-            return self.stack_of_rows(operands, eqn.outvars[0].aval)
-        extents = [atom.aval.shape[0] for atom in eqn.invars]
-        if sum(extents) > _MAX_ROWS:
-            return None
-        return self._stack_of_parts(
-            eqn,
-            [(v, i) for v, extent in zip(operands, extents, strict=True) for i in range(extent)],
-        )
+        return self.joined(where, [v for v in pieces if v is not None], aval)
 
     def _stack_of_parts(self, eqn: Any, positions: Sequence[tuple[int, int]]) -> list[int] | None:
         """Adds a folded stack of rows; each is a value and a position on its first axis."""
@@ -192,10 +165,6 @@ class Folding(Values):
             return None
         return self.stack_of_rows([v for v in rows if v is not None], aval)
 
-    def stack_of_rows(self, rows: Sequence[int], aval: Any) -> list[int]:
-        """Adds the folded stack of some folded rows; returns its number alone in a list."""
-        return self.fold(rows, [aval], rows=tuple(rows))
-
     def taken(
         self, eqn: Any, operands: Sequence[int], constants: Sequence[Known]
     ) -> list[int] | None:
@@ -208,149 +177,154 @@ class Folding(Values):
         name, first = eqn.primitive.name, self.values[operands[0]]
         if first.folded or name not in (
             *("slice", "squeeze", "unstack", "split", "dynamic_slice", "gather", "reshape"),
-            *("rev", "copy", "stop_gradient"),
+            *("rev", "copy", "stop_gradient", "broadcast_in_dim", "expand_dims"),
         ):
             return None
-        if first.rows is not None or first.fed is not None:
-            rows = self._rows_taken(eqn, operands[0], constants)
-            if rows is not None:
-                return rows
-        if not first.is_state:
-            return None
-        changes = parts.changes(eqn, constants)
-        if changes is None or name == "rev":
-            return None
-        pairs = zip(changes, eqn.outvars, strict=True)
-        taken = [self._changed(operands[0], change, v.aval, eqn) for change, v in pairs]
-        return None if None in taken else [v for v in taken if v is not None]
-
-    def _rows_taken(self, eqn: Any, v: int, constants: Sequence[Known]) -> list[int] | None:
-        """Values of whole rows that an equation takes of a stack; None if it takes others.
-
-        Rows of a stack are values of the program. Rows of an input are fed by the host; they are
-        taken so inside unrolled loops alone.
-        """
-        value, name = self.values[v], eqn.primitive.name
-        if value.rows is None and (
-            value.fed is None or not self.depth or name not in ("dynamic_slice", "gather")
-        ):
-            return None
-        shape = eqn.invars[0].aval.shape
-        if not shape or shape[0] > _MAX_ROWS:
+        if sizes.elements(eqn.outvars[0].aval) > sizes.elements(eqn.invars[0].aval):
             return None
         changes = parts.changes(eqn, constants)
         if changes is None:
             return None
-        original, results = whole(shape), []
-        for change, out in zip(changes, eqn.outvars, strict=True):
-            view = change(original)
-            span = None if view is None else _row_span(original, view)
-            if span is None:
-                return None
-            start, step, count, squeezed = span
-            if not value.folded and not squeezed and count != 1:
-                return None
-            row = jax.ShapeDtypeStruct(shape[1:], out.aval.dtype)
-            rows = [self.row_of(v, start + i * step, row) for i in range(count)]
-            if squeezed:
-                results.append(rows[0])
-            elif value.folded:
-                results.extend(self.stack_of_rows([r for r in rows if r is not None], out.aval))
-            elif rows[0] is not None:
-                results.append(self._with_axis(rows[0], out.aval))
-        return results if None not in results else None
+        if first.is_state and name != "rev":  # an axis of extent 1 more is no work
+            return self._changed(eqn, operands[0], changes, constants)
+        return self.rows_taken(eqn, operands[0], constants) or self._boxes_taken(
+            eqn, operands[0], changes
+        )
 
-    def _with_axis(self, row: int, aval: Any) -> int:
-        """Adds a row with a first axis of extent 1; no operation if the host feeds the row."""
-        size, value = self.size(aval), self.values[row]
-        if value.fed is not None or value.folded:
-            return self.value(
-                size,
-                aval,
-                fed=value.fed,
-                folded=value.folded,
-                sources=value.sources,
-                reads=value.reads,
-                rows=(row,),
-            )
-        stack = self.value(size, aval, rows=(row,))
-        self.ops.append(Op("reshape", (row,), (stack,), Cost(0.0, (value.bytes,), (size,))))
-        return stack
+    def narrowed(self, eqn: Any, operands: list[int], constants: Sequence[Known]) -> list[int]:
+        """The operands of an equation; instead of a table, the box of it that can be read.
 
-    def row_of(self, v: int, index: int, aval: Any) -> int | None:
-        """A row of a value, as a value; None where it cannot be told apart.
-
-        Args:
-          v: number of the value.
-          index: position on its first axis.
-          aval: abstract value of the row.
+        An index that is known while tracing selects a part of a parameter, whatever the others are.
         """
-        value, size = self.values[v], self.size(aval)
-        if value.rows is not None:
-            return value.rows[index]
-        constant = None if value.known is None else value.known[index]
-        if value.views is not None and not self.shards:
-            row = self._changed(v, lambda view: view.row(index), aval, None)
-            if row is not None and constant is not None:
-                self.values[row] = dataclasses.replace(self.values[row], known=constant)
-            return row
-        if value.folded:
-            return self.fold([v], [aval], known=constant)[0]
-        if value.fed is not None:
-            return self.value(size, aval, fed=value.fed)
-        return None
+        if self.shards or not operands:
+            return operands
+        table = self.values[operands[0]]
+        if not (table.sources or table.pieces is not None or table.rows is not None):
+            return operands
+        box = read_box(eqn, constants, self._columns(eqn, operands, constants))
+        if box is None:
+            return operands
+        aval = eqn.invars[0].aval
+        part = jax.ShapeDtypeStruct(box_extents(box), aval.dtype)
+        taken = self.box(operands[0], aval.shape, box, part)
+        return operands if taken is None else [taken, *operands[1:]]
 
-    def note_rows(
+    def _columns(
+        self, eqn: Any, operands: Sequence[int], constants: Sequence[Known]
+    ) -> Sequence[Known]:
+        """The indices of a gather or scatter, those of each indexed axis."""
+        if len(operands) < 2 or not getattr(eqn.invars[1].aval, "shape", ()):
+            return ()
+        columns = self.values[operands[1]].columns
+        if constants[1] is not None:
+            return list(np.moveaxis(constants[1], -1, 0))
+        return columns or (None,) * eqn.invars[1].aval.shape[-1]
+
+    def note(
         self, eqn: Any, operands: Sequence[int], results: Sequence[int], constants: Sequence[Known]
     ) -> None:
-        """Records the rows of the result where an equation writes one row of known position."""
-        if self.shards:
+        """Records what is known of the result of an operation: its rows, pieces, or columns."""
+        if self.shards or not results or not operands:
             return
-        name, (first, *_) = eqn.primitive.name, (*results, None)
-        if first is None:
-            return
-        aval = eqn.outvars[0].aval
+        name, aval, before = eqn.primitive.name, eqn.outvars[0].aval, self.values[operands[0]]
+        more: dict[str, Any] = {}
         if name in ("broadcast_in_dim", "reshape") and len(operands) == 1:
-            before = tuple(eqn.invars[0].aval.shape)
-            if tuple(aval.shape) == (1, *before):
-                self.values[first] = dataclasses.replace(self.values[first], alone=operands[0])
-            return
-        if name in ("slice", "rev", "dynamic_slice") and self.values[operands[0]].rows is not None:
-            change = parts.changes(eqn, constants)
-            view = None if change is None else change[0](whole(eqn.invars[0].aval.shape))
-            span = None if view is None else _row_span(whole(eqn.invars[0].aval.shape), view)
-            if span is not None:
-                start, step, count, _ = span
-                stacked = self.values[operands[0]].rows or ()
-                rows = tuple(stacked[start + i * step] for i in range(count))
-                self.values[first] = dataclasses.replace(self.values[first], rows=rows)
-            return
-        written = parts.updated_row(eqn, constants)
-        if written is None or aval.shape[0] > _MAX_ROWS:
-            return
-        index, with_axis = written
-        update = operands[1] if with_axis else operands[2]
-        row = self.values[update].alone if with_axis else update
-        if row is None or self.values[row].folded or self.values[row].fed is not None:
-            return
-        shape = jax.ShapeDtypeStruct(aval.shape[1:], aval.dtype)
-        rows = [self.row_of(operands[0], i, shape) for i in range(aval.shape[0])]
-        if any(r is None for i, r in enumerate(rows) if i != index):
-            return
-        rows[index] = row
-        kept = tuple(r for r in rows if r is not None)
-        self.values[first] = dataclasses.replace(self.values[first], rows=kept)
+            if tuple(aval.shape) == (1, *eqn.invars[0].aval.shape):
+                more["alone"] = operands[0]
+        elif name in ("slice", "rev", "dynamic_slice"):
+            more["rows"] = self._rows_kept(eqn, operands[0], constants)
+        elif name == "concatenate" and eqn.params["dimension"] == len(aval.shape) - 1:
+            more["columns"] = self._columns_joined(eqn, operands, constants)
+        elif name in parts.IDENTITIES:
+            more["columns"] = before.columns
+        else:
+            more["pieces"] = self._written(eqn, operands, constants)
+        self.values[results[0]] = dataclasses.replace(self.values[results[0]], **more)
 
+    def _rows_kept(self, eqn: Any, v: int, constants: Sequence[Known]) -> tuple[int, ...] | None:
+        """The rows of a result that is made of whole rows of a stack; None if it is not."""
+        value, aval = self.values[v], eqn.invars[0].aval
+        if value.rows is None and value.pieces is None:
+            return None
+        changes = parts.changes(eqn, constants)
+        view = None if changes is None else changed(whole(aval.shape), changes[0])
+        span = None if view is None else row_span(whole(aval.shape), view)
+        if span is None or span[2] > MAX_ROWS:
+            return None
+        start, step, count, _ = span
+        row = jax.ShapeDtypeStruct(aval.shape[1:], aval.dtype)
+        rows = [self.row_of(v, start + i * step, row) for i in range(count)]
+        return None if None in rows else tuple(v for v in rows if v is not None)
 
-def _row_span(original: View, part: View) -> tuple[int, int, int, bool] | None:
-    """The rows that a part consists of: first, step, count, and whether it is one row alone."""
-    stride = original.strides[0]
-    if stride and part.shape == original.shape[1:] and part.strides == original.strides[1:]:
-        return None if part.offset % stride else (part.offset // stride, 1, 1, True)
-    if part.shape[1:] != original.shape[1:] or not part.shape or not stride:
-        return None
-    if len(part.shape) != len(original.shape) or part.strides[1:] != original.strides[1:]:
-        return None
-    if part.strides[0] % stride or part.offset % stride:
-        return None
-    return part.offset // stride, part.strides[0] // stride, part.shape[0], False
+    def _columns_joined(
+        self, eqn: Any, operands: Sequence[int], constants: Sequence[Known]
+    ) -> tuple[Known, ...] | None:
+        """The columns of indices that are joined of known and unknown ones; None if none is."""
+        columns: list[Known] = []
+        for v, atom, constant in zip(operands, eqn.invars, constants, strict=True):
+            extent = atom.aval.shape[-1]
+            if constant is not None:
+                columns.extend(np.moveaxis(constant, -1, 0))
+            else:
+                columns.extend(self.values[v].columns or (None,) * extent)
+            if len(columns) > _MAX_COLUMNS:
+                return None
+        return tuple(columns) if any(column is not None for column in columns) else None
+
+    def _written(
+        self, eqn: Any, operands: Sequence[int], constants: Sequence[Known]
+    ) -> Pieces | None:
+        """The pieces of an array after an equation wrote a box of known position into it.
+
+        An update that replaces the box is the new piece. Any other is an operation on what was in
+        the box before: it touches this part of a state alone.
+        """
+        table = self.values[operands[0]]
+        if not (
+            table.folded
+            or table.is_state
+            or table.fed is not None
+            or table.rows is not None
+            or table.pieces is not None
+        ):
+            return None
+        found = written_box(eqn, constants, self._columns(eqn, operands, constants))
+        if found is None:
+            return None
+        box, replaced = found
+        shape = tuple(eqn.outvars[0].aval.shape)
+        pieces = table.pieces or Pieces(shape, operands[0], {})
+        touched = [other for other in pieces.boxes if not disjoint(other, box)]
+        if len(touched) == 1 and contains(touched[0], box):
+            box, replaced = touched[0], replaced and touched[0] == box
+        elif touched and not (replaced and all(contains(box, other) for other in touched)):
+            return None
+        if len(pieces.boxes) >= MAX_ROWS:
+            return None
+        piece = self._replaced(eqn, operands) if replaced else None
+        if piece is None:
+            piece = self._updated(eqn, operands, box)
+        if piece is None:
+            return None
+        kept = {other: v for other, v in pieces.boxes.items() if other not in touched}
+        return Pieces(shape, pieces.base, {**kept, box: piece})
+
+    def _replaced(self, eqn: Any, operands: Sequence[int]) -> int | None:
+        """The update of an equation that replaces a box; None if no operation computes it."""
+        update = operands[1 if eqn.primitive.name == "dynamic_update_slice" else 2]
+        alone = self.values[update].alone
+        piece = update if alone is None else alone
+        value = self.values[piece]
+        return None if value.folded or value.is_state or value.fed is not None else piece
+
+    def _updated(self, eqn: Any, operands: Sequence[int], box: Box) -> int | None:
+        """Adds the operation that updates a box of an array; None if the box is not known."""
+        aval = eqn.outvars[0].aval
+        after = jax.ShapeDtypeStruct(box_extents(box), aval.dtype)
+        before = self.box(operands[0], aval.shape, box, after)
+        if before is None:
+            return None
+        result = self.value(self.size(after), after)
+        cost = equation_cost(eqn, self.size)
+        self.ops.append(Op(eqn.primitive.name, (before, *operands[1:]), (result,), cost))
+        return result

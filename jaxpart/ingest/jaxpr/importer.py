@@ -39,6 +39,11 @@ from jaxpart.ingest.rewrite.fuse import fuse as fused
 from jaxpart.problem.graph import Graph, Node, Tensor, Weight
 
 _PRODUCTS = ("dot_general", "conv_general_dilated", "ragged_dot_general")
+# They hand on their first operand, or a part of it, cast or laid out in another way.
+_LAYOUTS = (
+    *("broadcast_in_dim", "convert_element_type", "copy", "dynamic_slice", "expand_dims"),
+    *("reshape", "rev", "slice", "split", "squeeze", "transpose", "unstack"),
+)
 _LARGE_INPUT_BYTES = 2**20  # of an input that is likely a forgotten parameter
 _MAX_NAMED = 5  # most kinds of kept loops that are named, one warning each
 
@@ -84,10 +89,10 @@ def from_jax(
 
     Warns:
       UserWarning: an operation has no cost rule and is counted by its shapes, or a loop is kept as
-        one node (the message names it), or there are no weights and a large input goes into a
-        matrix product or convolution.
+        one node (the message names it), or a large input is used as parameters are: in a matrix
+        product or convolution without a weight, or as a table of rows.
     """
-    name = name if name is not None else str(getattr(fn, "__name__", type(fn).__name__))
+    name = name if name is not None else _name_of(fn)
     params = _positions(param_argnums, len(args), f"{name}: param_argnums")
     states = _positions(state_argnums, len(args), f"{name}: state_argnums")
     if params & states:
@@ -100,7 +105,8 @@ def from_jax(
     if unroll_limit is not None and unroll_limit < 0:
         raise InputError(f"{name}: unroll_limit is {unroll_limit}, expected 0 or more")
     try:
-        closed = jax.make_jaxpr(fn)(*args)
+        # JAX refuses an object whose name is no text; a lambda around it has one.
+        closed = jax.make_jaxpr(lambda *given: fn(*given))(*args)
     except Exception as error:  # the user's function can raise any exception
         lines = str(error).strip().splitlines() or [""]
         raise InputError(
@@ -128,6 +134,14 @@ def from_jax(
     graph, constants = _to_graph(program, outputs, name, element_bytes)
     graph = clone_inputs(graph, constants)
     return fused(graph) if fuse else graph
+
+
+def _name_of(fn: Callable[..., Any]) -> str:
+    try:
+        name = getattr(fn, "__name__", None)
+    except Exception:  # a property of the user's object can raise any exception
+        name = None
+    return name if isinstance(name, str) else type(fn).__name__
 
 
 def _positions(argnums: int | Sequence[int], count: int, where: str) -> frozenset[int]:
@@ -235,21 +249,46 @@ def _doubts(program: Program, ops: Sequence[Op], graph: Graph) -> Iterable[str]:
         yield f"{first} is kept as one node, on one chip{like}: {reason}"
     if rest := list(kept.values())[_MAX_NAMED:]:
         yield f"{sum(map(len, rest))} more nodes are kept whole, as {rest[0][0]} is"
-    if not graph.weights:
-        large = [
-            (program.values[leaf].bytes, op.name)
-            for op in ops
-            if op.name in _PRODUCTS
-            for operand in op.operands
-            for leaf in [program.values[operand].fed]
-            if leaf is not None and program.values[leaf].bytes > _LARGE_INPUT_BYTES
-        ]
-        if large:
-            size, op = max(large)
-            yield (
-                f"0 MiB of weights: no argument is named as parameters, and an input of "
-                f"{size / 2**20:.3g} MiB goes into {op}; param_argnums names parameters"
-            )
+    forgotten = _likely_parameters(program, ops)
+    if forgotten:
+        size, op = max(forgotten)
+        none = "" if graph.weights else "0 MiB of weights: no argument is named as parameters, and "
+        yield (
+            f"{none}an input of {size / 2**20:.3g} MiB goes into {op}; if it is a parameter, name "
+            "it in param_argnums (a cache: state_argnums)"
+        )
+
+
+def _likely_parameters(program: Program, ops: Sequence[Op]) -> list[tuple[float, str]]:
+    """Large inputs that are used as parameters are: their bytes, and the operation.
+
+    A product or convolution with a weight has an activation as its other operand. One without a
+    weight has a parameter that was not named, or a cache, if an operand is a large input that was
+    at most cast, cut, or laid out in another way. So has a lookup of rows by computed positions.
+    """
+    values = program.values
+    origin: dict[int, int] = {}  # value -> the input that it is laid out from
+
+    def fed(v: int) -> int | None:
+        leaf = values[v].fed
+        return origin.get(v) if leaf is None else leaf
+
+    found = []
+    for op in ops:
+        first = fed(op.operands[0]) if op.operands else None
+        if op.name in _LAYOUTS and first is not None:
+            origin.update(dict.fromkeys(op.results, first))
+        candidates: list[int | None] = []
+        if op.name in _PRODUCTS and not any(values[v].sources for v in op.operands):
+            candidates = [fed(v) for v in op.operands]
+        elif not program.lookups.isdisjoint(op.results):
+            candidates = [first]
+        found.extend(
+            (values[leaf].bytes, op.name)
+            for leaf in candidates
+            if leaf is not None and values[leaf].bytes >= _LARGE_INPUT_BYTES
+        )
+    return found
 
 
 def _weights(program: Program, uses: dict[Source, list[int]]) -> Iterable[tuple[int, Weight]]:

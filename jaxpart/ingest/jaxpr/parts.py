@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jax.lax import GatherScatterMode
 
-from jaxpart.ingest.jaxpr.views import Change, View
+from jaxpart.ingest.jaxpr.views import Change, NotStridedError, View
 
 # Equations that hand on their only operand.
 IDENTITIES = frozenset(
@@ -27,8 +27,8 @@ def changes(eqn: Any, known: Sequence[np.ndarray | None]) -> list[Change] | None
       known: its operands; None for each whose value is not known while tracing.
 
     Returns:
-      For each result, the change from the operand's view to that of the result. A change returns
-      None if strides cannot describe the result. None if the equation does anything else.
+      For each result, the change from the operand's view to that of the result. None if the
+      equation does anything else.
     """
     name, params = eqn.primitive.name, eqn.params
     shape = getattr(eqn.outvars[0].aval, "shape", ()) if eqn.outvars else ()
@@ -76,52 +76,25 @@ def gathered_rows(eqn: Any, known: Sequence[np.ndarray | None]) -> list[int] | N
       Positions on the first axis of the operand, one for each position on the first axis of the
       result. None if the equation does anything else.
     """
-    if eqn.primitive.name != "gather" or known[1] is None:
+    if not looks_up_rows(eqn) or known[1] is None or known[1].ndim != 2:
         return None
-    operand = eqn.invars[0].aval
-    numbers = eqn.params["dimension_numbers"]
-    if (
-        known[1].ndim != 2
-        or tuple(numbers.start_index_map) != (0,)
-        or tuple(numbers.collapsed_slice_dims) != (0,)
-        or tuple(numbers.operand_batching_dims)
-        or tuple(eqn.params["slice_sizes"]) != (1, *operand.shape[1:])
-        or tuple(numbers.offset_dims) != tuple(range(1, operand.ndim))
-    ):
-        return None
-    rows = _inside(eqn.params["mode"], known[1][:, 0], operand.shape[0] - 1)
+    rows = _inside(eqn.params["mode"], known[1][:, 0], eqn.invars[0].aval.shape[0] - 1)
     return None if rows is None else [int(i) for i in rows]
 
 
-def updated_row(eqn: Any, known: Sequence[np.ndarray | None]) -> tuple[int, bool] | None:
-    """The row that an equation writes into its first operand, if it writes one whole row.
-
-    Args:
-      eqn: the equation.
-      known: its operands; None for each whose value is not known while tracing.
-
-    Returns:
-      The position on the first axis, and whether the update has that axis too, with extent 1.
-      None if the equation does anything else.
-    """
-    name, params = eqn.primitive.name, eqn.params
-    shape = getattr(eqn.invars[0].aval, "shape", ()) if eqn.invars else ()
-    if name == "dynamic_update_slice" and shape:
-        update = eqn.invars[1].aval.shape
-        if known[2] is None or tuple(update) != (1, *shape[1:]):
-            return None
-        return min(max(int(known[2]), 0), shape[0] - 1), True
-    if name == "scatter" and shape and known[1] is not None and known[1].size == 1:
-        numbers = params["dimension_numbers"]
-        index = int(known[1].reshape(()))
-        if (
-            tuple(numbers.inserted_window_dims) == (0,)
-            and tuple(numbers.scatter_dims_to_operand_dims) == (0,)
-            and tuple(eqn.invars[2].aval.shape) == tuple(shape[1:])
-            and 0 <= index < shape[0]
-        ):
-            return index, False
-    return None
+def looks_up_rows(eqn: Any) -> bool:
+    """Whether an equation takes whole rows of its first operand, at the positions of its second."""
+    if eqn.primitive.name != "gather":
+        return False
+    numbers, shape = eqn.params["dimension_numbers"], eqn.invars[0].aval.shape
+    batch = len(eqn.invars[1].aval.shape) - 1
+    return (
+        tuple(numbers.start_index_map) == (0,)
+        and tuple(numbers.collapsed_slice_dims) == (0,)
+        and not numbers.operand_batching_dims
+        and tuple(eqn.params["slice_sizes"]) == (1, *shape[1:])
+        and tuple(numbers.offset_dims) == tuple(range(batch, batch + len(shape) - 1))
+    )
 
 
 def _sliced(view: View, params: Any) -> View:
@@ -181,7 +154,7 @@ def _gathered(eqn: Any, indices: np.ndarray) -> Change | None:
     if len(starts) == 1:
         first = {axis: int(p[0]) for axis, p in zip(axes, inside, strict=True)}
 
-        def window(view: View) -> View | None:
+        def window(view: View) -> View:
             for axis, size in enumerate(sizes):
                 start = first.get(axis, 0)
                 view = view.sliced(axis, start, start + size)
@@ -196,7 +169,7 @@ def _gathered(eqn: Any, indices: np.ndarray) -> Change | None:
         return None
     start, step, count = int(positions[0]), int(steps[0]), len(positions)
 
-    def stepped(view: View) -> View | None:
+    def stepped(view: View) -> View:
         for other, size in enumerate(sizes):
             if other != axis:
                 view = view.sliced(other, 0, size)
@@ -204,7 +177,7 @@ def _gathered(eqn: Any, indices: np.ndarray) -> Change | None:
         # The batch axes of the indices come in place of the gathered axis: where the others go.
         batch = [d for d in range(len(result)) if d not in numbers.offset_dims]
         if batch != list(range(batch[0], batch[0] + len(batch))):
-            return None
+            raise NotStridedError
         kept = [a for a in range(len(sizes)) if a != axis]
         view = view.transposed([*kept[: batch[0]], axis, *kept[batch[0] :]])
         return view.reshaped(result)

@@ -20,7 +20,7 @@ from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Literal
 
-from jaxpart.ingest.jaxpr import costs, known, sizes
+from jaxpart.ingest.jaxpr import costs, known, parts, sizes
 from jaxpart.ingest.jaxpr.costs import Cost
 from jaxpart.ingest.jaxpr.folding import Folding
 from jaxpart.ingest.jaxpr.values import Known, Op, live
@@ -36,6 +36,7 @@ class Program(Folding):
     """A flat list of operations; `run_all` extends it by those of a function.
 
     Attributes:
+      lookups: numbers of the values that are rows of a table, at positions of run time.
       unroll_limit: loops of at most this many steps are unrolled. None: as far as there are at most
         `MAX_NODES` operations.
     """
@@ -48,6 +49,7 @@ class Program(Folding):
           unroll_limit: as in the class.
         """
         super().__init__(size)
+        self.lookups: set[int] = set()
         self.unroll_limit = unroll_limit
         self._spare = float(MAX_NODES)  # operations that unrolled loops may still add
 
@@ -104,9 +106,12 @@ class Program(Folding):
             return taken_parts
         if name == "cond":
             return self._append(eqn, operands, self._branch_cost(eqn, operands))
+        operands = self.narrowed(eqn, operands, constants)
         kept = _EXPORTED if name == "call_exported" else ""
         results = self._append(eqn, operands, self._cost(eqn), kept)
-        self.note_rows(eqn, operands, results, constants)
+        if parts.looks_up_rows(eqn) and constants[1] is None:
+            self.lookups.update(results)
+        self.note(eqn, operands, results, constants)
         return results
 
     def _append(self, eqn: Any, operands: Sequence[int], cost: Cost, kept: str = "") -> list[int]:
@@ -331,10 +336,12 @@ class Program(Folding):
         """The value, without what is known of parts: shards have other shapes."""
         value = self.values[v]
         if value.folded:
-            self.values.append(dataclasses.replace(value, views=None, known=None, rows=None))
+            whole = dataclasses.replace(value, views=None, known=None, rows=None, pieces=None)
+            self.values.append(whole)
             return len(self.values) - 1
-        if value.rows is not None or value.fed is not None:
-            self.values[v] = dataclasses.replace(value, rows=None, alone=None, fed=None)
+        if value.rows is not None or value.pieces is not None or value.fed is not None:
+            whole = dataclasses.replace(value, rows=None, pieces=None, alone=None, fed=None)
+            self.values[v] = whole
         return v
 
 

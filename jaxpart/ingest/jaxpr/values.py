@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from jaxpart.ingest.jaxpr import known, sizes
+from jaxpart.ingest.jaxpr.boxes import Box, whole_box
 from jaxpart.ingest.jaxpr.costs import Cost
 from jaxpart.ingest.jaxpr.views import View, whole
 
@@ -20,6 +21,21 @@ SMALL_CONSTANT_BYTES = 1024
 
 Source = tuple[int, View]  # number of a parameter, and a region of it (`View.region`)
 Known = np.ndarray | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Pieces:
+    """An array of which some boxes are values of their own.
+
+    Attributes:
+      shape: of the array.
+      base: number of the array that the rest is as in; None if there is no rest.
+      boxes: box -> number of its value; the boxes share no element.
+    """
+
+    shape: tuple[int, ...]
+    base: int | None
+    boxes: dict[Box, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +55,9 @@ class Value:
         shape of the value. None if the value is anything else.
       known: the elements, if the value is small, of integers, and known while tracing.
       rows: numbers of the values that are stacked in this one on its first axis; None if unknown.
+      pieces: the values that were written into this one, or that it is joined of; None if unknown.
+      columns: the elements at each position of the last axis, None for each that is not known, if
+        the value is small, of integers, and joined of columns that are partly known.
       alone: number of the value that this one is with a first axis of extent 1; None if unknown.
       fed: number of the input of the graph that the value is, or is a row of; else None.
     """
@@ -52,6 +71,8 @@ class Value:
     views: tuple[tuple[int, View], ...] | None = None
     known: Known = None
     rows: tuple[int, ...] | None = None
+    pieces: Pieces | None = None
+    columns: tuple[Known, ...] | None = None
     alone: int | None = None
     fed: int | None = None
 
@@ -223,7 +244,10 @@ class Values:
         return accessed, fixed
 
     def outputs(self, results: Sequence[int]) -> list[int]:
-        """The values that a function returns; an array that steps of a loop stack up is its rows.
+        """The values that a function returns.
+
+        An array that steps of a loop stack up is its rows. An array that was written into is what
+        was written, and the rows of before that were not overwritten.
 
         Args:
           results: numbers of the values that the function returns.
@@ -233,9 +257,21 @@ class Values:
         """
         leaves: list[int] = []
         for v in results:
-            rows = self.values[v].rows
-            leaves.extend(self.outputs(rows) if rows is not None else [v])
+            value = self.values[v]
+            if value.pieces is not None:
+                leaves.extend(self.outputs(self._pieces_and_rest(value.pieces)))
+            else:
+                leaves.extend(self.outputs(value.rows) if value.rows is not None else [v])
         return leaves
+
+    def _pieces_and_rest(self, pieces: Pieces) -> list[int]:
+        written = list(pieces.boxes.values())
+        if pieces.base is None or self.values[pieces.base].rows is None:
+            return written
+        rest = whole_box(pieces.shape)[1:]
+        covered = {i for box in pieces.boxes if box[1:] == rest for i in range(*box[0])}
+        rows = enumerate(self.values[pieces.base].rows or ())
+        return [*written, *(row for i, row in rows if i not in covered)]
 
     def region_bytes(self, parameter: int, region: View) -> float:
         """Bytes of a part of a parameter, in its own type."""

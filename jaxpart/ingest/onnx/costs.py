@@ -14,8 +14,8 @@ Operations that JAX has too are counted as in `ingest/jaxpr/flops.py`.
 - LSTM, GRU, RNN: 2 per multiply-add with the input weights and the recurrent weights, plus the
   gates.
 - Layout (Reshape, Transpose, Concat, Slice, Gather, ...): zero.
-- If: the branch with the most FLOPs. Scan: length * body. Loop: trips * body if the trip count is
-  a constant, else one trip.
+- If: the branch with the most FLOPs. Scan: length * body. Loop: trips * body; `loops.py` says how
+  many trips, one if only the run knows.
 - Operators of com.microsoft: `contrib.py`.
 
 Bytes: operands and results, each once. Operators that index a table (Gather, Slice, Scatter, ...)
@@ -35,6 +35,8 @@ from onnx import GraphProto
 
 from jaxpart.errors import FileFormatError, JaxpartError
 from jaxpart.ingest.onnx import contrib
+from jaxpart.ingest.onnx.evaluation import Evaluator
+from jaxpart.ingest.onnx.loops import trip_count
 from jaxpart.ingest.onnx.operation import Operation, label, reads
 from jaxpart.ingest.onnx.rules import flops_of
 from jaxpart.ingest.onnx.shapes import Array, attributes, known_arrays, small_values
@@ -83,6 +85,7 @@ class Cost:
       unknown: names of the operators that could not be counted, in the node or its bodies. An
         operator without a rule counts one FLOP per result element. An operator in a body with an
         unknown shape counts zero.
+      assumed: what was assumed of Loops, in words: only the run knows how often they run.
     """
 
     flops: float
@@ -91,14 +94,25 @@ class Cost:
     states: tuple[tuple[Array, float], ...] = ()
     body: Traffic | None = None
     unknown: frozenset[str] = frozenset()
+    assumed: frozenset[str] = frozenset()
 
 
-def operation_cost(operation: Operation, where: str) -> Cost:
+@dataclasses.dataclass
+class _Run:
+    """One run of a body: FLOPs, what it accesses, and what could not be counted (see `Cost`)."""
+
+    flops: float = 0.0
+    traffic: Traffic = dataclasses.field(default_factory=Traffic)
+    unknown: frozenset[str] = frozenset()
+    assumed: frozenset[str] = frozenset()
+
+
+def operation_cost(operation: Operation, evaluator: Evaluator) -> Cost:
     """The cost of one node; the docstring of this module gives the rules.
 
     Args:
       operation: the node with the types and shapes of its values.
-      where: name of the model, for messages.
+      evaluator: computes the conditions of Loops; it has the name of the model, for messages.
 
     Returns:
       FLOPs of the node, and how often it reads and writes its operands and results.
@@ -107,17 +121,18 @@ def operation_cost(operation: Operation, where: str) -> Cost:
       FileFormatError: the attributes of the node do not fit its shapes.
     """
     try:
-        return _cost(operation, where)
+        return _cost(operation, evaluator)
     except JaxpartError:  # of a node in a body
         raise
     except (ValueError, IndexError, ZeroDivisionError, OverflowError) as error:
         # The rules do not check.
         raise FileFormatError(
-            f"{where}: {label(operation.node)}: its attributes do not fit its shapes ({error})"
+            f"{evaluator.where}: {label(operation.node)}: its attributes do not fit its shapes "
+            f"({error})"
         ) from error
 
 
-def _cost(operation: Operation, where: str) -> Cost:
+def _cost(operation: Operation, evaluator: Evaluator) -> Cost:
     """As `operation_cost`; errors of a rule are raised as they are."""
     read, written = [1.0] * len(operation.inputs), [1.0] * len(operation.outputs)
     name = operation.node.op_type
@@ -127,15 +142,29 @@ def _cost(operation: Operation, where: str) -> Cost:
             read[position] = share
         return Cost(flops, tuple(read), tuple(written), unknown=unknown)
     if name == "If":
-        runs = [_run(graph, operation, where) for graph in _branches(operation)]
-        flops, body, _ = max(runs, key=lambda run: run[0])
-        unknown = frozenset().union(*(names for _, _, names in runs))
-        return Cost(flops, tuple(read), tuple(written), body=body, unknown=unknown)
+        runs = [_run(graph, operation, evaluator) for graph in _branches(operation)]
+        costliest = max(runs, key=lambda run: run.flops)
+        return Cost(
+            costliest.flops,
+            tuple(read),
+            tuple(written),
+            body=costliest.traffic,
+            unknown=frozenset().union(*(run.unknown for run in runs)),
+            assumed=frozenset().union(*(run.assumed for run in runs)),
+        )
     if name in ("Loop", "Scan"):
-        flops, once, unknown = _run(attributes(operation.node)["body"].g, operation, where)
-        trips, body = _trips(operation), Traffic()
-        body.add(once, trips)
-        return Cost(trips * flops, tuple(read), tuple(written), body=body, unknown=unknown)
+        once = _run(attributes(operation.node)["body"].g, operation, evaluator)
+        trips, assumed = _trips(operation, evaluator)
+        body = Traffic()
+        body.add(once.traffic, trips)
+        return Cost(
+            trips * once.flops,
+            tuple(read),
+            tuple(written),
+            body=body,
+            unknown=once.unknown,
+            assumed=once.assumed.union((assumed,) if assumed else ()),
+        )
     flops, unknown = _flops(operation)
     if name in _RECURRENT:
         return _recurrent_cost(operation, flops)
@@ -179,44 +208,49 @@ def _recurrent_cost(operation: Operation, flops: float) -> Cost:
 
 
 def _branches(operation: Operation) -> list[GraphProto]:
+    """The branches of an If that may run."""
     given = attributes(operation.node)
-    return [given[key].g for key in _BRANCHES if key in given]
+    condition = operation.values.get(operation.node.input[0])
+    taken = _BRANCHES if condition is None else (_BRANCHES[0 if condition.all() else 1],)
+    return [given[key].g for key in taken if key in given]
 
 
-def _run(
-    body: GraphProto, operation: Operation, where: str
-) -> tuple[float, Traffic, frozenset[str]]:
-    """One run of a body: FLOPs, what it accesses, and the operators that are not counted."""
+def _run(body: GraphProto, operation: Operation, evaluator: Evaluator) -> _Run:
+    """One run of a body."""
     own = known_arrays(body)
     arrays = {**operation.outer, **own}
-    values = {**operation.values, **small_values(body, where)}
+    values = {**operation.values, **small_values(body, evaluator.where)}
     made = {value.name for value in body.input} | {tensor.name for tensor in body.initializer}
     made.update(name for node in body.node for name in node.output)
-    flops, traffic, unknown = 0.0, Traffic(), frozenset[str]()
+    run = _Run()
+    used = {value.name for value in body.output}.union(*(reads(node) for node in body.node))
     for node in body.node:
-        names = [name for name in (*node.input, *node.output) if name]
-        if not all(name in arrays for name in names):
-            unknown |= {f"{node.op_type} of unknown shape"}
+        results = [name if name in arrays or name in used else "" for name in node.output]
+        if not all(name in arrays for name in (*node.input, *results) if name):
+            run.unknown |= {f"{node.op_type} of unknown shape"}
             continue
         inner = Operation(
             node,
             [arrays[name] if name else None for name in node.input],
-            [arrays[name] if name else None for name in node.output],
+            [arrays[name] if name else None for name in results],
             values,
             arrays,
             operation.opset,
+            operation.told,
         )
-        cost = operation_cost(inner, where)
-        flops += cost.flops
-        unknown |= cost.unknown
+        cost = operation_cost(inner, evaluator)
+        run.flops += cost.flops
+        run.unknown |= cost.unknown
+        run.assumed |= cost.assumed
+        captured = run.traffic.captured
         for name, times in _accesses(inner, cost).items():
             if name in made:
-                traffic.inner.append((arrays[name], times))
+                run.traffic.inner.append((arrays[name], times))
             else:
-                traffic.captured[name] = traffic.captured.get(name, 0.0) + times
-        traffic.inner.extend(cost.states)
-        traffic.inner.extend(cost.body.inner if cost.body else ())
-    return flops, traffic, unknown
+                captured[name] = captured.get(name, 0.0) + times
+        run.traffic.inner.extend(cost.states)
+        run.traffic.inner.extend(cost.body.inner if cost.body else ())
+    return run
 
 
 def _accesses(operation: Operation, cost: Cost) -> dict[str, float]:
@@ -230,19 +264,19 @@ def _accesses(operation: Operation, cost: Cost) -> dict[str, float]:
     for name, times in zip(node.input, cost.reads, strict=True):
         if name:
             accesses[name] = max(accesses[name], times)
-    for name, times in zip(node.output, cost.writes, strict=True):
-        if name:
+    for name, times, array in zip(node.output, cost.writes, operation.outputs, strict=True):
+        if array is not None:
             accesses[name] = times
     return accesses
 
 
-def _trips(operation: Operation) -> int:
-    """Number of times that a Loop or Scan runs its body; 1 if it is not known."""
+def _trips(operation: Operation, evaluator: Evaluator) -> tuple[int, str]:
+    """Number of times that a Loop or Scan runs its body; what was assumed, "" if nothing."""
     if operation.node.op_type == "Loop":
-        return max(operation.number(0, 1), 0)
+        return trip_count(operation, operation.told, evaluator)
     # The last operand is a scanned one; the first need not be (in opset 8 it is a length).
     scanned = operation.shape(len(operation.inputs) - 1).shape
     if operation.opset < 9:  # [batch, length, ...]: the body sees one element of the batch
-        return scanned[0] * scanned[1]
+        return scanned[0] * scanned[1], ""
     axes = operation.wholes("scan_input_axes", [0])
-    return scanned[axes[-1]] if scanned else 1
+    return scanned[axes[-1]], ""

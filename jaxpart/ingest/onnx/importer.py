@@ -32,6 +32,7 @@ from jaxpart.errors import EmptyGraphError, GraphError, InputError
 from jaxpart.files import read_bytes, stem_of
 from jaxpart.ingest.onnx import costs
 from jaxpart.ingest.onnx.constants import constant_weights, is_index_type
+from jaxpart.ingest.onnx.evaluation import Evaluator
 from jaxpart.ingest.onnx.external import check_external_files
 from jaxpart.ingest.onnx.model import Model, parse, prepare
 from jaxpart.ingest.onnx.operation import Operation, body_constants, reads
@@ -61,6 +62,7 @@ def from_onnx(
         that are there must be regular files within the folder of the model (`external.py`).
       dims: size of each free dimension by its name, or by "VALUE:AXIS" if it has no name. The value
         is an input, or a result whose size only the run knows (the rows that a loop collects).
+        "RESULT:trips" is how often the Loop with that result runs, where only the run knows.
       element_bytes: bytes to count per element of a float tensor or weight (1 for an int8
         deployment). A complex element counts twice that. Integers, booleans and quantised values
         (floats below 16 bits too) keep their size. By default all sizes are as stored.
@@ -75,12 +77,13 @@ def from_onnx(
     Raises:
       FileFormatError: the file is not an ONNX model, the model is broken, or a weight file is no
         regular file within the folder of the model.
-      InputError: `element_bytes` is out of range, or a dimension or shape is not known before the
-        model runs; the message names it.
+      InputError: `element_bytes` is out of range, a dimension or shape is not known before the
+        model runs, or `dims` contradicts the model; the message names it.
       GraphError: the nodes close a cycle, or no node depends on an input.
 
     Warns:
-      UserWarning: an operator has no cost rule and is counted by its shapes; the message names it.
+      UserWarning: an operator has no cost rule and is counted by its shapes, only the run knows how
+        often a Loop runs, or the model gives one name to unlike sizes; the message names it.
     """
     if isinstance(model, ModelProto):
         where = name or model.graph.name or "model"
@@ -205,7 +208,9 @@ def _graph(
     nodes: list[Node] = []
     weights: list[Weight] = []
     unknown: set[str] = set()
+    assumed: dict[str, None] = {}
     names = _names(computed)
+    evaluator = Evaluator(model.opset, where)
     for v, proto_node in enumerate(computed):
         operands = [alias.get(operand, operand) for operand in reads(proto_node)]
         for operand in dict.fromkeys(operands):
@@ -214,8 +219,9 @@ def _graph(
                 uses.setdefault(source, []).append(v)
         inner = [array for array in body_constants(proto_node) if not _is_small(array)]
         weights += [_weight(array, size(array), (v,)) for array in inner]
-        cost, accessed = _cost(proto_node, model, alias, constants, size, where)
+        cost, accessed = _cost(proto_node, model, alias, constants, size, evaluator)
         unknown |= cost.unknown
+        assumed.update(dict.fromkeys(sorted(cost.assumed)))
         nodes.append(
             Node(
                 names[v],
@@ -232,6 +238,9 @@ def _graph(
             "hang on it",
             stacklevel=3,
         )
+    if assumed:
+        shown = "; ".join([*list(assumed)[:3], *(["..."] if len(assumed) > 3 else [])])
+        warnings.warn(f"{where}: {shown}; the figures hang on it", stacklevel=3)
     wanted = {alias.get(output, output) for output in model.outputs}
     tensors = [
         Tensor(
@@ -349,7 +358,7 @@ def _cost(
     alias: Mapping[str, str],
     constants: Mapping[str, _Constant],
     size: Size,
-    where: str,
+    evaluator: Evaluator,
 ) -> tuple[costs.Cost, Bytes]:
     """The cost of a node, and the bytes that it accesses."""
     operation = Operation(
@@ -359,8 +368,9 @@ def _cost(
         model.values,
         model.arrays,
         model.opset,
+        model.told,
     )
-    cost = costs.operation_cost(operation, where)
+    cost = costs.operation_cost(operation, evaluator)
 
     def read(name: str, times: float) -> Bytes:
         value = alias.get(name, name)

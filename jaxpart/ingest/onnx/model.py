@@ -18,9 +18,10 @@ from jaxpart.errors import CycleError, FileFormatError, InputError
 from jaxpart.files import kind_of_content
 from jaxpart.ingest.onnx import shapes
 from jaxpart.ingest.onnx.check import check_nodes
-from jaxpart.ingest.onnx.inference import FreeSizes, checked, live, with_shapes
+from jaxpart.ingest.onnx.inference import FreeSizes, checked, with_shapes
 from jaxpart.ingest.onnx.limits import check_limits
-from jaxpart.ingest.onnx.operation import attribute_tensors, label, reads, subgraphs
+from jaxpart.ingest.onnx.loops import TRIPS, all_loops
+from jaxpart.ingest.onnx.operation import attribute_tensors, label, live, reads, subgraphs
 from jaxpart.ingest.onnx.propagation import standard_version
 from jaxpart.ingest.onnx.shapes import SMALL, Array
 from jaxpart.problem.topological import find_cycle, topological_order
@@ -40,6 +41,7 @@ class Model:
       initializers: name of a stored tensor -> bytes.
       values: name of a small constant -> contents, if known: shapes, axes, trip counts.
       opset: version of the standard operators.
+      told: "RESULT:trips" -> number of trips of a Loop that the user tells.
     """
 
     nodes: tuple[NodeProto, ...]
@@ -48,6 +50,7 @@ class Model:
     initializers: dict[str, float]
     values: dict[str, np.ndarray]
     opset: int
+    told: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 def parse(content: bytes, where: str) -> ModelProto:
@@ -82,14 +85,14 @@ def prepare(model: ModelProto, where: str, dims: Mapping[str, int]) -> Model:
     Args:
       model: the model; it is not changed.
       where: name of the model, for messages.
-      dims: size of each free dimension by its name, or by "VALUE:AXIS" if it has no name.
+      dims: as in `from_onnx`.
 
     Returns:
       The prepared model.
 
     Raises:
-      InputError: `dims` has a wrong size or an unknown name, a free dimension has no size, or a
-        shape cannot be inferred; the message names it.
+      InputError: `dims` has a wrong size or an unknown name or contradicts the model, a free
+        dimension has no size, or a shape cannot be inferred; the message names it.
       CycleError: the nodes close a cycle.
       FileFormatError: the model is broken.
     """
@@ -100,12 +103,13 @@ def prepare(model: ModelProto, where: str, dims: Mapping[str, int]) -> Model:
     if light.functions:
         light = checked(lambda: onnx.inliner.inline_local_functions(light), where)
     check_nodes(light.graph.node, light, where)
-    named, places = _set_dims(light.graph, frozenset(stored), dims, where)
-    order = live(light.graph, _sorted(light.graph, where))
+    sizes = _set_dims(light.graph, frozenset(stored), dims, where)
+    sizes = dataclasses.replace(sizes, stored=_unread(stored))
+    outputs = tuple(output.name for output in light.graph.output)
+    order = live(outputs, _sorted(light.graph, where))
     del light.graph.node[:]
     light.graph.node.extend(order)
-    unread = frozenset(name for name, (array, _) in stored.items() if array.elements <= SMALL)
-    light, arrays = with_shapes(light, where, FreeSizes(places, named, unread))
+    light, arrays = with_shapes(light, where, sizes)
     arrays.update((name, array) for name, (array, _) in stored.items())
     for name, array in arrays.items():
         if array.elements > _MOST_ELEMENTS:
@@ -116,13 +120,14 @@ def prepare(model: ModelProto, where: str, dims: Mapping[str, int]) -> Model:
     return Model(
         nodes=tuple(light.graph.node),
         arrays=arrays,
-        outputs=tuple(output.name for output in light.graph.output),
+        outputs=outputs,
         initializers={
             **{tensor.name: shapes.array_of(tensor).bytes for tensor in light.graph.initializer},
             **{name: size for name, (_, size) in stored.items()},
         },
         values=shapes.small_values(light.graph, where),
         opset=standard_version(light),
+        told=sizes.trips,
     )
 
 
@@ -163,6 +168,18 @@ def _stored(graph: GraphProto) -> dict[str, tuple[Array, float]]:
     return stored
 
 
+def _unread(stored: Mapping[str, tuple[Array, float]]) -> dict[str, str]:
+    """Name of each stored tensor whose contents are not read -> why, for messages."""
+    return {
+        name: f"it depends on {name!r}, which is in another file; expected small tensors in the "
+        "model itself"
+        if array.elements <= SMALL
+        else f"it depends on the contents of {name!r}, {array.elements:,} elements; expected sizes "
+        f"that depend on at most {SMALL:,}"
+        for name, (array, _) in stored.items()
+    }
+
+
 def _without_weights(
     model: ModelProto, stored: Mapping[str, tuple[Array, float]], where: str
 ) -> ModelProto:
@@ -189,12 +206,14 @@ def _without_weights(
 
 def _set_dims(
     graph: GraphProto, constant: frozenset[str], dims: Mapping[str, int], where: str
-) -> tuple[dict[str, str], dict[str, int]]:
-    """Sets the sizes of free dimensions. Clears other names, because inference sets their sizes.
+) -> FreeSizes:
+    """Sets the sizes of free dimensions of inputs and in bodies.
+
+    Sizes of results are cleared, because inference finds them. What the user told of them is used
+    where it does not.
 
     Returns:
-      "VALUE:AXIS" -> the name of that dimension, for names that were cleared; the sizes in `dims`
-      that belong to axes of results ("VALUE:AXIS").
+      What the user told of results.
     """
     for name, size in dims.items():
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
@@ -202,6 +221,7 @@ def _set_dims(
                 f"{where}: dimension {name!r} is {size!r}, expected a whole number > 0"
             )
     known: set[str] = set()
+    of_inputs: set[str] = set()
     missing: dict[str, str] = {}  # free dimension -> the input that has it
     for value in graph.input:
         if value.name in constant:
@@ -217,6 +237,7 @@ def _set_dims(
                 continue
             place = f"{value.name}:{axis}"
             known.add(place)
+            of_inputs.add(dim.dim_param)
             if place in dims:
                 dim.dim_value = dims[place]
             elif not dim.dim_param or dim.dim_param not in dims:
@@ -224,27 +245,31 @@ def _set_dims(
     values = [*graph.input, *_values(graph)]
     known.update(dim.dim_param for value in values for dim in _dims(value) if dim.dim_param)
     results = {name for node in graph.node for name in node.output if name}
+    looped = {f"{name}:{TRIPS}" for node in all_loops(graph) for name in node.output if name}
+    told = {name: size for name, size in dims.items() if name not in known}
+    trips = {name: size for name, size in told.items() if name in looped}
     places = {
         name: size
-        for name, size in dims.items()
-        if name not in known and _is_place(name) and name.rpartition(":")[0] in results
+        for name, size in told.items()
+        if _is_place(name) and name.rpartition(":")[0] in results
     }
-    if unknown := [name for name in dims if name not in known and name not in places]:
+    if unknown := [name for name in dims if name not in known | places.keys() | trips.keys()]:
         names = ", ".join(sorted(known)) or "none"
         raise InputError(f"{where}: no dimension is named {unknown[0]!r}, it has: {names}")
     if missing:
         listed = ", ".join(f"{name} (of input {owner!r})" for name, owner in missing.items())
         raise InputError(f"{where}: free dimensions {listed}: expected a size for each (dims)")
     named: dict[str, str] = {}
+    own = {value.name for value in (*graph.value_info, *graph.output)} & results
     for value in values:
         for axis, dim in enumerate(_dims(value)):
-            if dim.dim_param in dims:
+            if dim.dim_param in dims and value.name not in own:
                 dim.dim_value = dims[dim.dim_param]
             elif dim.dim_param or dim.dim_value < 0:
                 if dim.dim_param:
                     named[f"{value.name}:{axis}"] = dim.dim_param
                 dim.Clear()
-    return named, places
+    return FreeSizes(places, trips, named, dims, frozenset(of_inputs), {})
 
 
 def _is_place(name: str) -> bool:

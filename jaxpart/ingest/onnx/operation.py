@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto
@@ -56,6 +56,25 @@ def reads(node: NodeProto) -> list[str]:
     return list(names)
 
 
+def live(outputs: Iterable[str], order: Sequence[NodeProto]) -> list[NodeProto]:
+    """The nodes that an output depends on.
+
+    Args:
+      outputs: names of the outputs.
+      order: nodes in a topological order.
+
+    Returns:
+      Those nodes, in the same order.
+    """
+    needed = set(outputs)
+    kept = []
+    for node in reversed(order):
+        if not needed.isdisjoint(node.output):
+            needed.update(reads(node))
+            kept.append(node)
+    return kept[::-1]
+
+
 def body_constants(node: NodeProto) -> list[Array]:
     """Types and shapes of the tensors that are stored in the bodies of a node."""
     found: list[Array] = []
@@ -79,6 +98,7 @@ class Operation:
       outer: name of a value of the graph that holds the node -> type and shape. The bodies of the
         node may capture these values.
       opset: version of the standard operators; some changed their meaning.
+      told: "RESULT:trips" -> number of trips of a Loop that the user tells.
     """
 
     node: NodeProto
@@ -87,6 +107,7 @@ class Operation:
     values: Mapping[str, np.ndarray]
     outer: Mapping[str, Array]
     opset: int = 99
+    told: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def is_standard(self) -> bool:

@@ -65,9 +65,9 @@ def propagate(
             continue
         operation = _operation(node, model, known, values)
         if contrib.is_known(operation):
-            made = _contributed(operation, model, values, where)
+            made = _contributed(operation, values, where)
         elif started and node.domain in STANDARD and not subgraphs(node):
-            made = _inferred(node, operation, model, values)
+            made = _inferred(node, operation, values)
         else:
             continue
         for name, array in made.items():
@@ -100,7 +100,7 @@ def standard_version(model: ModelProto) -> int:
 
 
 def _contributed(
-    operation: Operation, model: ModelProto, values: Mapping[str, np.ndarray], where: str
+    operation: Operation, values: Mapping[str, np.ndarray], where: str
 ) -> dict[str, Array]:
     """Name of each result of an operator that `contrib.py` knows -> type and shape."""
     node = operation.node
@@ -109,12 +109,12 @@ def _contributed(
         alike = NodeProto()
         alike.CopyFrom(node)
         alike.op_type, alike.domain = standard, ""
-        schema = onnx.defs.get_schema(standard, standard_version(model), "")
+        schema = onnx.defs.get_schema(standard, operation.opset, "")
         del alike.input[schema.max_input :]
         kept = [a for a in node.attribute if a.name in schema.attributes]
         del alike.attribute[:]
         alike.attribute.extend(kept)
-        return _inferred(alike, operation, model, values)
+        return _inferred(alike, operation, values)
     try:
         results = contrib.results(operation)
     except (ValueError, IndexError, ZeroDivisionError, OverflowError) as error:
@@ -126,28 +126,45 @@ def _contributed(
 
 
 def _inferred(
-    node: NodeProto,
-    operation: Operation,
-    model: ModelProto,
-    values: Mapping[str, np.ndarray],
+    node: NodeProto, operation: Operation, values: Mapping[str, np.ndarray]
 ) -> dict[str, Array]:
-    """Name of each result of a standard operator that the onnx package finds -> its array."""
-    version = standard_version(model)
-    if not onnx.defs.has(node.op_type, version, ""):
+    """As `inferred_results`; `node` reads the operands of `operation`, or the first of them."""
+    operands = zip(node.input, operation.inputs, strict=False)
+    arrays = {name: array for name, array in operands if array is not None}
+    return inferred_results(node, arrays, values, operation.opset)
+
+
+def inferred_results(
+    node: NodeProto,
+    arrays: Mapping[str, Array],
+    values: Mapping[str, np.ndarray],
+    opset: int,
+) -> dict[str, Array]:
+    """The results of a standard operator, as the onnx package finds them from its operands.
+
+    Args:
+      node: the node; its operator is one of ONNX itself.
+      arrays: name of each operand -> type and shape.
+      values: name of a value -> contents, if known.
+      opset: version of the standard operators.
+
+    Returns:
+      Name of a result -> type and shape; those that are not found are left out.
+    """
+    if not onnx.defs.has(node.op_type, opset, ""):
         return {}
-    schema = onnx.defs.get_schema(node.op_type, version, "")
-    arrays = dict(zip(node.input, operation.inputs, strict=False))
+    schema = onnx.defs.get_schema(node.op_type, opset, "")
     types = {
-        name: onnx.helper.make_tensor_type_proto(array.dtype, list(array.shape))
-        for name, array in arrays.items()
-        if array is not None
+        name: onnx.helper.make_tensor_type_proto(arrays[name].dtype, list(arrays[name].shape))
+        for name in node.input
+        if name in arrays
     }
     data = {
         name: onnx.numpy_helper.from_array(values[name], name) for name in types if name in values
     }
     try:
         found = onnx.shape_inference.infer_node_outputs(
-            schema, node, types, data, opset_imports=list(model.opset_import)
+            schema, node, types, data, opset_imports=[onnx.helper.make_opsetid("", opset)]
         )
     except ONNX_ERRORS:
         return {}  # the inference of the whole model names what is wrong

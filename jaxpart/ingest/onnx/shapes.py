@@ -13,6 +13,8 @@ from jaxpart.errors import FileFormatError
 
 # Elements: contents of constants up to this size are read (shapes, axes, trip counts).
 SMALL = 1024
+# Elements: floats up to this size may be factors of sizes; larger ones are weights.
+_MOST_FLOATS = 64
 
 _TYPES = frozenset(TensorProto.DataType.values()) - {TensorProto.UNDEFINED}
 # Floats of 16 bits and more. Narrower ones (FLOAT8, FLOAT4) are quantised values.
@@ -155,6 +157,11 @@ def small_values(graph: GraphProto, where: str) -> dict[str, np.ndarray]:
             content = onnx.helper.get_attribute_value(attribute)
             values[node.output[0]] = np.asarray(content, dtype)
     return values
+
+
+def followed(content: np.ndarray) -> bool:
+    """Whether sizes may be computed from the contents of a small constant."""
+    return content.dtype.kind in "biuSUO" or content.size <= _MOST_FLOATS
 
 
 def is_external(tensor: TensorProto) -> bool:

@@ -30,8 +30,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
+from jaxpart.cost.chunks import in_chunks
 from jaxpart.cost.device import DeviceProblem, StaticConfig
-from jaxpart.cost.rows import in_chunks
 from jaxpart.problem.problem import CONTRADICTORY
 
 _WORD = 32  # bits in a word of a chip set
@@ -65,7 +65,8 @@ def project(
       chips contradict the rules, or that step 4 found no node for an unused chip.
     """
     chex.assert_shape(assignment, (problem.padded_nodes, None))
-    return in_chunks(functools.partial(_project, problem), assignment)
+    run = functools.partial(_project, problem)
+    return in_chunks(problem, run, assignment, 16 * problem.padded_nodes)
 
 
 def _project(

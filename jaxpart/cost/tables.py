@@ -1,0 +1,180 @@
+"""Tables that only whole-array programs read: segments of rows, and distances between nodes.
+
+A GPU or TPU waits for each step of a loop, so its programs reduce all segments at once. A segment
+is a run of rows: the edges of a tensor, the uses of a weight. Its rows are reduced eight at a time,
+then the results eight at a time, until one row is left. The number of levels depends on the longest
+segment alone, and each level is one fused kernel.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Int
+
+from jaxpart.cost.distances import shortest_paths
+from jaxpart.problem.problem import Problem
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_FAN_IN = 8  # rows that one step reduces to one
+_NODE_LIMIT = 8192  # most padded nodes for which distances between all pairs are stored
+
+
+@struct.dataclass
+class Level:
+    """One step of a segmented reduction: result q is made of `count[q]` rows from `start[q]` on."""
+
+    start: Int[Array, " Q"]
+    count: Int[Array, " Q"]
+
+
+Segments = tuple[Level, ...]
+
+
+@struct.dataclass
+class Tables:
+    """Tables of a problem; the letters are those of `DeviceProblem`."""
+
+    tensor_edges: Segments  # edges of each tensor
+    node_tensors: Segments  # tensors of each node
+    node_in_edges: Segments  # edges to each node
+    in_edge_consumer: Int[Array, " E"]  # the edges sorted by consumer: that consumer
+    weight_uses: Segments  # uses of each weight
+    pairs_from: Segments  # pairs of each first contracted node
+    pairs_to: Segments  # pairs of each second one, in the order of `by_second`
+    by_second: Int[Array, " E"]
+    members: Segments  # nodes of each contracted node, in the order of `by_contraction`
+    by_contraction: Int[Array, " N"]
+    # distance[u, v]: a partition that keeps the rule on edges has f(v) >= f(u) - distance[u, v].
+    # None if there are too many nodes.
+    distance: Int[Array, "N N"] | None
+
+
+def reduce_segments(
+    rows: Callable[[Int[Array, " Q"]], Array],
+    segments: Segments,
+    combine: Callable[[Array, Array], Array],
+    identity: Any,
+) -> Array:
+    """Reduces the rows of each segment to one.
+
+    Args:
+      rows: takes numbers of rows [Q] to these rows [Q, ..., B].
+      segments: of G segments.
+      combine: an associative and commutative operation.
+      identity: its identity.
+
+    Returns:
+      [G, ..., B]; the identity for an empty segment.
+    """
+    for level in segments:
+        last = jnp.maximum(level.count - 1, 0)
+        result = None
+        for j in range(_FAN_IN):
+            row = rows(level.start + jnp.minimum(j, last))
+            here = (j < level.count).reshape(-1, *[1] * (row.ndim - 1))
+            row = jnp.where(here, row, jnp.asarray(identity, row.dtype))
+            result = row if result is None else combine(result, row)
+        assert result is not None
+        rows = functools.partial(take, result)
+    assert result is not None
+    return result
+
+
+def take(rows: Array, numbers: Int[Array, " Q"]) -> Array:
+    """Rows [Q, ..., B] of an array [M, ..., B]; all numbers are those of rows."""
+    return rows.at[numbers].get(mode="promise_in_bounds")
+
+
+def make_tables(problem: Problem, arrays: dict[str, Any]) -> Tables:
+    """The tables of a problem, as NumPy arrays.
+
+    Args:
+      problem: the host problem.
+      arrays: the padded arrays of `DeviceProblem`.
+    """
+    nodes, edges = len(arrays["fixed_chip"]), len(arrays["edge_tensor"])
+    real = len(problem.edge_consumer)
+    pairs = problem.contracted_pairs
+    by_second = np.argsort(pairs[:, 1], kind="stable")
+    by_contraction = np.argsort(problem.contraction, kind="stable")
+    consumers = arrays["edge_consumer"].copy()
+    consumers[:real] = np.sort(consumers[:real], kind="stable")
+    return Tables(
+        tensor_edges=segments(arrays["tensor_edges"], edges),
+        node_tensors=segments(arrays["node_tensors"], nodes),
+        node_in_edges=segments(arrays["node_in_edges"], edges),
+        in_edge_consumer=consumers,
+        weight_uses=segments(arrays["weight_uses"], edges),
+        pairs_from=segments(offsets(pairs[:, 0], nodes), edges),
+        pairs_to=segments(offsets(pairs[:, 1], nodes), edges),
+        by_second=_padded(by_second, edges),
+        members=segments(offsets(problem.contraction, nodes), nodes),
+        by_contraction=_padded(by_contraction, nodes),
+        distance=_distances(problem, nodes) if nodes <= _NODE_LIMIT else None,
+    )
+
+
+def offsets(owner: NDArray[np.int64], size: int) -> NDArray[np.int32]:
+    """CSR offsets [size + 1] of entries whose owners (0..size-1) are `owner`, in any order."""
+    counts = np.bincount(owner, minlength=size) if len(owner) else np.zeros(size, np.int64)
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+
+
+def segments(bounds: NDArray[np.int32], rows: int) -> Segments:
+    """Segments of rows.
+
+    Args:
+      bounds: [G + 1] segment g is made of rows bounds[g] to bounds[g + 1] - 1.
+      rows: how many there are, padding included; it sets the lengths of the levels.
+    """
+    levels: list[Any] = []
+    groups = len(bounds) - 1
+    while True:
+        start, counts = bounds[:-1], np.diff(bounds)
+        if counts.max() <= _FAN_IN:
+            first = np.where(counts > 0, start, 0)
+            levels.append(Level(_padded(first, groups), _padded(counts, groups)))
+            return tuple(levels)
+        parts = -(-counts // _FAN_IN)
+        owner = np.repeat(np.arange(groups), parts)
+        before = _FAN_IN * (np.arange(len(owner)) - (np.cumsum(parts) - parts)[owner])
+        rows = groups + rows // _FAN_IN
+        levels.append(
+            Level(
+                _padded(start[owner] + before, rows),
+                _padded(np.minimum(_FAN_IN, counts[owner] - before), rows),
+            )
+        )
+        bounds = np.concatenate([[0], np.cumsum(parts)]).astype(np.int32)
+
+
+def _padded(values: NDArray[Any], size: int) -> Any:
+    out = np.zeros(size, np.int32)
+    out[: len(values)] = values
+    return out
+
+
+def _distances(problem: Problem, size: int) -> Any:
+    """Shortest paths between contracted nodes under the constraints f(v) >= f(u) - distance.
+
+    An edge (u, v) has distance 0 from u to v. From v to u it is 1 with the triangle rule, and far
+    without. Nothing is near if dataflow may go backward.
+    """
+    far = problem.num_chips  # no two chips are farther apart
+    found = np.full((size, size), far, np.int8 if far <= 63 else np.int16)
+    np.fill_diagonal(found, 0)
+    rules = problem.mcm.constraints
+    if rules.acyclic:
+        pairs, count = problem.contracted_pairs.astype(np.int64), problem.num_contracted
+        order = np.argsort(pairs[:, 1], kind="stable")
+        back = offsets(pairs[:, 1], count) * rules.triangle
+        shortest_paths(offsets(pairs[:, 0], count), pairs[:, 1], back, pairs[order, 0], found)
+    return found
