@@ -9,9 +9,10 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
-from jaxpart.text import one_line, tell
+from jaxpart.text import decimal, one_line, tell
 
 DEFAULT_MCM = "mcm36"
 DEFAULT_TIME_LIMIT_S = 20.0
@@ -67,33 +68,44 @@ def add_partition_arguments(parser: Parser) -> None:
     """`partition GRAPH [...]`."""
     add = parser.add_argument
     _add_graph_argument(parser)
-    add("--mcm", metavar="NAME_OR_TOML", help=f"the module (default: {DEFAULT_MCM})")
+    add(
+        "--mcm",
+        metavar="NAME_OR_TOML",
+        type=name_or_file,
+        help=f"the module (default: {DEFAULT_MCM})",
+    )
     add("--method", default="auto", help="how to search, see below (default: %(default)s)")
     add(
         "--time-limit",
         metavar="SECONDS",
-        type=_positive,
+        type=positive,
         help="search time, compilation included; start-up comes beside it (default: "
         f"{DEFAULT_TIME_LIMIT_S:g}, or none where --samples is given)",
     )
     add(
         "--samples",
         metavar="N",
-        type=_count,
+        type=count,
         help="stop after N costs or changes of cost: same seed, same answer (default: no limit)",
     )
-    add("--seed", metavar="N", type=_seed, default=0, help="of the search (default: 0)")
-    add("--init", metavar="FILE.json", help="start from this partition: a result, or {node: chip}")
+    add("--seed", metavar="N", type=seed, default=0, help="of the search (default: 0)")
+    add(
+        "--init",
+        metavar="FILE.json",
+        type=file_name,
+        help="start from this partition: a result, or {node: chip}",
+    )
     add(
         "--gap",
         metavar="G",
-        type=_fraction,
+        type=non_negative,
         default=1e-4,
         help="stop when proven this close to the optimum (default: %(default)s)",
     )
     add(
         "--policy",
         metavar="NAME_OR_FILE",
+        type=name_or_file,
         help="of --method auto and policy: a shipped policy or a checkpoint; fresh: an untrained "
         "one; none: no policy at all (default: shipped)",
     )
@@ -115,12 +127,18 @@ def add_partition_arguments(parser: Parser) -> None:
         metavar="HOST:PORT",
         help="where they meet: the first one's host and a free port, on a network to be trusted",
     )
-    islands.add_argument("--processes", metavar="N", type=_count, help="how many there are")
-    islands.add_argument("--process", metavar="I", type=_seed, help="which this is, from 0 on")
-    add("--out", metavar="FILE.json", help="the result file (default: GRAPH-MCM.result.json)")
+    islands.add_argument("--processes", metavar="N", type=count, help="how many there are")
+    islands.add_argument("--process", metavar="I", type=seed, help="which this is, from 0 on")
+    add(
+        "--out",
+        metavar="FILE.json",
+        type=file_name,
+        help="the result file (default: GRAPH-MCM.result.json)",
+    )
     add(
         "--plot",
         metavar="FILE.png",
+        type=file_name,
         help="the picture; .svg and .pdf work too (default: GRAPH-MCM.png)",
     )
     parser.lists = lambda: f"{_PARTITION_EXAMPLES}\n{_lists(with_methods=True)}\n{_EXIT_CODES}"
@@ -129,10 +147,13 @@ def add_partition_arguments(parser: Parser) -> None:
 def add_evaluate_arguments(parser: Parser) -> None:
     """`evaluate GRAPH RESULT [...]`."""
     _add_graph_argument(parser)
-    parser.add_argument("result", metavar="RESULT", help="a result file, or JSON {node: chip}")
+    parser.add_argument(
+        "result", metavar="RESULT", type=file_name, help="a result file, or JSON {node: chip}"
+    )
     parser.add_argument(
         "--mcm",
         metavar="NAME_OR_TOML",
+        type=name_or_file,
         help=f"the module (default: the result file's; {DEFAULT_MCM} for plain JSON)",
     )
     parser.lists = lambda: f"{_EVALUATE_EXAMPLES}\n{_lists(with_methods=False)}\n{_EXIT_CODES}"
@@ -141,23 +162,25 @@ def add_evaluate_arguments(parser: Parser) -> None:
 def add_graphs_arguments(parser: Parser) -> None:
     """`graphs [NAME ...] [--split SIDE] [--show NAME] [--plot FILE.png]`."""
     add = parser.add_argument
-    add("graphs", nargs="*", metavar="NAME", help="only these (default: all)")
+    add("graphs", nargs="*", metavar="NAME", type=name_or_file, help="only these (default: all)")
     add("--split", metavar="SIDE", help="only this side: train, valid, test, or extra")
-    add("--show", metavar="NAME", help="all that is known of one graph")
-    add("--plot", metavar="FILE.png", help="draw the graphs named, as PNG")
+    add("--show", metavar="NAME", type=name_or_file, help="all that is known of one graph")
+    add("--plot", metavar="FILE.png", type=file_name, help="draw the graphs named, as PNG")
 
 
 def _dimension(text: str) -> tuple[str, int]:
     name, _, size = text.rpartition("=")
-    if not name or not re.fullmatch(r"\d{1,16}", size) or int(size) < 1:
+    value = _digits(size)
+    if not name or value is None or value < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=SIZE, such as batch=1")
-    return name, int(size)
+    return name, value
 
 
 def _add_graph_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "graph",
         metavar="GRAPH",
+        type=name_or_file,
         help="a shipped graph's name, or a file: jaxpart's own format, ONNX, max-load JSON or a "
         "PipeDream profile, recognised by its content",
     )
@@ -173,7 +196,7 @@ def _add_graph_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--element-bytes",
         metavar="BYTES",
-        type=_positive,
+        type=positive,
         help="of a float in the deployment (1: int8); integers and quantised weights keep their "
         "size (default: the module's, or as counted)",
     )
@@ -201,33 +224,75 @@ def _lists(*, with_methods: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _positive(text: str) -> float:
+def file_name(text: str) -> str:
+    """An argument: the path of a file."""
+    return _name(text, "the name of a file")
+
+
+def file_path(text: str) -> Path:
+    """An argument: the path of a file or a folder."""
+    return Path(_name(text, "the name of a file or a folder"))
+
+
+def name_or_file(text: str) -> str:
+    """An argument: the name of something that is shipped, or the path of a file."""
+    return _name(text, "a name, or the name of a file")
+
+
+def _name(text: str, expected: str) -> str:
+    """Refuses the empty name, and "-".
+
+    Elsewhere "-" is a standard stream. Nothing here reads or writes one.
+    """
+    if text == "-":
+        raise argparse.ArgumentTypeError(
+            f"'-', expected {expected}; standard input is not read, and standard output has the "
+            "summary (a file of this name is ./-)"
+        )
+    if not text:
+        raise argparse.ArgumentTypeError(f"'', expected {expected}")
+    return text
+
+
+def positive(text: str) -> float:
+    """An argument: a number above 0."""
     return _number(text, lambda value: 0 < value < math.inf, "a positive number")
 
 
-def _fraction(text: str) -> float:
+def non_negative(text: str) -> float:
+    """An argument: a number, 0 or more."""
     return _number(text, lambda value: 0 <= value < math.inf, "a number, 0 or more")
 
 
+def count(text: str) -> int:
+    """An argument: a whole number, 1 or more."""
+    return _integer(text, 1, 10**15, "a whole number, 1 or more")
+
+
+def whole_number(text: str) -> int:
+    """An argument: a whole number, 0 or more."""
+    return _integer(text, 0, 10**15, "a whole number, 0 or more")
+
+
+def seed(text: str) -> int:
+    """An argument: a seed, which has 31 bits."""
+    return _integer(text, 0, 2**31 - 1, "a whole number from 0 to 2147483647")
+
+
 def _number(text: str, is_good: Callable[[float], bool], expected: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not is_good(value):
+    value = decimal(text)
+    if value is None or not is_good(value):
         raise argparse.ArgumentTypeError(f"{text!r}, expected {expected}")
     return value
 
 
-def _count(text: str) -> int:
-    return _integer(text, 1, 10**15, "a whole number, 1 or more")
-
-
-def _seed(text: str) -> int:
-    return _integer(text, 0, 2**31 - 1, "a whole number from 0 to 2147483647")
-
-
 def _integer(text: str, low: int, high: int, expected: str) -> int:
-    if not re.fullmatch(r"\d{1,16}", text) or not low <= int(text) <= high:
+    value = _digits(text)
+    if value is None or not low <= value <= high:
         raise argparse.ArgumentTypeError(f"{text!r}, expected {expected}")
-    return int(text)
+    return value
+
+
+def _digits(text: str) -> int | None:
+    """The value of at most 16 decimal digits; None: the text is another one."""
+    return int(text) if re.fullmatch(r"[0-9]{1,16}", text) else None

@@ -166,13 +166,12 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     assignment = stored.on(graph, mcm)
 
     _start_jax()
-    from jaxpart.cost.evaluate import score
     from jaxpart.results.evaluation import evaluation_of, rescaling_notes
 
-    notes = rescaling_notes(graph, problem)
+    evaluation = evaluation_of(problem, assignment, rescaling_notes(graph, problem))
     if isinstance(stored, StoredResult):
-        notes += stored.notes(problem, float(score(problem, assignment).bottleneck_s))
-    evaluation = evaluation_of(problem, assignment, notes)
+        notes = (*evaluation.notes, *stored.notes(evaluation))
+        evaluation = dataclasses.replace(evaluation, notes=notes)
     _show(evaluation.summary())
     return 0 if evaluation.valid else 1
 
@@ -181,12 +180,16 @@ def _graphs(arguments: argparse.Namespace) -> int:
     from jaxpart import datasets
     from jaxpart.datasets import catalog
     from jaxpart.files import write_whole
+    from jaxpart.results.picture import kind_of
 
     if arguments.show is not None:
         _show(catalog.record(datasets.entry(arguments.show)))
     elif arguments.plot is not None:
         if not arguments.graphs:
             raise InputError(f"{arguments.plot}: expected the names of the graphs to draw")
+        if kind_of(arguments.plot) != "png":
+            raise InputError(f"{arguments.plot}: this picture is a PNG, expected a name in .png")
+        check_writable(arguments.plot)
         graphs = [datasets.load(name) for name in arguments.graphs]
         write_whole(arguments.plot, catalog.draw(graphs))
         _show(one_line(f"written: {arguments.plot}"))
@@ -225,7 +228,7 @@ def _graph_and_mcm(arguments: argparse.Namespace, default: MCM | None = None) ->
     named = None if arguments.mcm is None else load_mcm(arguments.mcm)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        graph, brought = datasets.resolve(arguments.graph, dims=dict(arguments.dim))
+        graph, brought = datasets.resolve(arguments.graph, dims=_sizes(arguments.dim))
     if brought is not None and named is not None:
         raise InputError(f"{arguments.graph}: this format brings its own module, expected no --mcm")
     told = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
@@ -235,6 +238,15 @@ def _graph_and_mcm(arguments: argparse.Namespace, default: MCM | None = None) ->
     if arguments.element_bytes is not None:
         mcm = dataclasses.replace(mcm, element_bytes=arguments.element_bytes)
     return graph, mcm
+
+
+def _sizes(dims: Sequence[tuple[str, int]]) -> dict[str, int]:
+    """The sizes given by --dim, each once."""
+    sizes: dict[str, int] = {}
+    for name, size in dims:
+        if sizes.setdefault(name, size) != size:
+            raise InputError(f"--dim: {name} is {sizes[name]} and {size}, expected one size")
+    return sizes
 
 
 def _islands(arguments: argparse.Namespace) -> Islands | None:

@@ -5,6 +5,7 @@ Nothing but regular files is read or replaced. What is read has a limit.
 
 from __future__ import annotations
 
+import codecs
 import os
 import stat
 import tempfile
@@ -23,6 +24,22 @@ MAX_TEXT_BYTES = 128 * MIB  # of JSON: several hundred thousand nodes
 _MAX_RATIO = 4  # a file may grow by this when decompressed, or to `MAX_TEXT_BYTES`
 _MAX_GZIP_PARTS = 100
 _CHUNK = MIB
+_GZIP = b"\x1f\x8b"
+# Beginnings of files that are taken for a graph or a module by mistake.
+_KINDS_OF_CONTENT = (
+    (codecs.BOM_UTF32_LE, "UTF-32 text"),  # before UTF-16, whose mark it begins with
+    (codecs.BOM_UTF32_BE, "UTF-32 text"),
+    (codecs.BOM_UTF16_LE, "UTF-16 text"),
+    (codecs.BOM_UTF16_BE, "UTF-16 text"),
+    (_GZIP, "gzip"),
+    (b"PK\x03\x04", "a zip archive"),
+    (b"\xfd7zXZ\0", "xz"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"BZh", "bzip2"),
+    (b"\x89HDF\r\n", "HDF5"),
+    (b"\x89PNG\r\n", "a picture"),
+    (b"%PDF-", "a PDF"),
+)
 
 _Decoded = TypeVar("_Decoded")
 
@@ -73,9 +90,9 @@ def uncompressed(content: bytes, path: str | os.PathLike[str]) -> bytes:
       path: for messages.
 
     Raises:
-      FileFormatError: the gzip data is broken, or expands to more than the limit.
+      FileFormatError: the gzip data is broken, expands to more than the limit, or contains gzip.
     """
-    if content[:2] != b"\x1f\x8b":
+    if not content.startswith(_GZIP):
         return content
     packed = len(content)
     limit = min(max(MAX_TEXT_BYTES, _MAX_RATIO * packed), MAX_FILE_BYTES)
@@ -97,8 +114,31 @@ def uncompressed(content: bytes, path: str | os.PathLike[str]) -> bytes:
             raise FileFormatError(f"{path}: broken gzip file (it is truncated)")
         content = inflater.unused_data.lstrip(b"\0")
         if not content:
-            return b"".join(parts)
+            whole = b"".join(parts)
+            if whole.startswith(_GZIP):
+                raise FileFormatError(f"{path}: is gzip within gzip, expected it compressed once")
+            return whole
     raise FileFormatError(f"{path}: broken gzip file (more than {_MAX_GZIP_PARTS} parts)")
+
+
+def without_mark(content: bytes) -> bytes:
+    """The bytes of a text in UTF-8 without its byte order mark, which some editors write."""
+    return content.removeprefix(codecs.BOM_UTF8)
+
+
+def kind_of_content(content: bytes) -> str:
+    """What a file is that could not be read, such as "UTF-16 text"; empty if it is not known.
+
+    Only for messages: few bytes are looked at.
+    """
+    for beginning, kind in _KINDS_OF_CONTENT:
+        if content.startswith(beginning):
+            return kind
+    # ASCII in two bytes each, without a byte order mark.
+    for first, second in ((content[0:4:2], content[1:4:2]), (content[1:4:2], content[0:4:2])):
+        if second == b"\0\0" and first.isascii() and first.decode().isprintable():
+            return "UTF-16 text"
+    return ""
 
 
 def decode_json(
@@ -112,7 +152,7 @@ def decode_json(
     """Decodes JSON.
 
     Args:
-      content: the JSON.
+      content: the JSON, with or without a byte order mark.
       kind: its schema.
       path: for messages.
       place: in the file, for messages, such as "assignment: ".
@@ -128,12 +168,14 @@ def decode_json(
             f"{where}is larger than {_in_mib(MAX_TEXT_BYTES)}, the limit for JSON{expected}"
         )
     try:
-        return msgspec.json.decode(content, type=kind)
-    except UnicodeDecodeError as error:
-        raise FileFormatError(f"{where}is no utf-8 text ({error.reason}){expected}") from error
+        return msgspec.json.decode(without_mark(content), type=kind)
     except RecursionError as error:
         raise FileFormatError(f"{where}is nested too deep{expected}") from error
-    except msgspec.DecodeError as error:
+    except (UnicodeDecodeError, msgspec.DecodeError) as error:
+        if found := kind_of_content(content):
+            raise FileFormatError(f"{where}is {found}, expected JSON in UTF-8{expected}") from error
+        if isinstance(error, UnicodeDecodeError):
+            raise FileFormatError(f"{where}is no utf-8 text ({error.reason}){expected}") from error
         raise FileFormatError(f"{where}{error}{expected}") from error
 
 
@@ -233,7 +275,7 @@ def _checked_target(path: str | os.PathLike[str]) -> Path:
         return Path(name)
     except OSError as error:
         raise InputError(f"{name}: cannot write here ({error.strerror})") from error
-    if kind := _irregular(found.st_mode):
+    if kind := irregular_kind(found.st_mode):
         raise InputError(f"{name}: is {kind}, expected a file to write")
     # A file that nobody may write is protected on purpose, also from root.
     if not found.st_mode & 0o222 or not os.access(name, os.W_OK):
@@ -251,15 +293,15 @@ _KINDS = (
 )
 
 
-def _irregular(mode: int) -> str:
-    """What a file is that is no regular one; empty for a regular file."""
+def irregular_kind(mode: int) -> str:
+    """What a file with this mode is that is no regular one; empty for a regular file."""
     if stat.S_ISREG(mode):
         return ""
     return next((kind for is_kind, kind in _KINDS if is_kind(mode)), "no regular file")
 
 
 def _refuse_to_read(mode: int, name: str) -> None:
-    if kind := _irregular(mode):
+    if kind := irregular_kind(mode):
         raise InputError(f"{name}: cannot be read (it is {kind}), expected a regular file")
 
 

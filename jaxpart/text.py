@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 from typing import TextIO
 
 _LINE_LIMIT = 2000  # characters of a message
 _WORD_LIMIT = 300  # characters of a word in a message; paths are words, too
 _NAME_LIMIT = 80  # characters of a name in a table or a title
+_DECIMAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 
 
 def printable(text: str) -> str:
@@ -49,6 +51,18 @@ def one_line(message: str) -> str:
     lines = " ".join(part.strip() for part in message.splitlines())
     words = [shortened(word, _WORD_LIMIT) for word in printable(lines).split(" ")]
     return shortened(" ".join(words), _LINE_LIMIT)
+
+
+def decimal(text: str) -> float | None:
+    """The value of a decimal number as files and users write it, such as 12, -0.5 or 1e-3.
+
+    `float` takes more: underscores, the digits of other scripts, spaces, nan and inf. In a file
+    these are mistakes.
+
+    Returns:
+      The nearest float64, which is infinite beyond its range; None if the text is no such number.
+    """
+    return float(text) if _DECIMAL.fullmatch(text) else None
 
 
 def tell(stream: TextIO | None, text: str) -> None:

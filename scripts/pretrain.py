@@ -25,31 +25,39 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
+from jaxpart.arguments import Parser, count, file_path, name_or_file, positive, seed
 from jaxpart.errors import InputError, JaxpartError
 
 
 def main() -> int:
     """Trains; returns exit code 1 if training failed, 2 on bad input, 130 after Ctrl-C."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     add = parser.add_argument
-    add("folder", type=Path, help="of the run; goes on where it holds one")
-    add("--steps", type=int, default=100_000, help="of training (default: %(default)s)")
-    add("--minutes", type=float, help="stop after so long, with a checkpoint")
-    add("--seed", type=int, default=0)
-    add("--modules", type=int, default=2, help="per training graph (default: %(default)s)")
-    add("--teachers", type=Path, metavar="FOLDER", help="result files of training graphs")
-    add("--epochs", type=int, default=60, help="over the teachers (default: %(default)s)")
-    add("--train", nargs="+", default=[], metavar="GRAPH", help="default: the training split")
-    add("--valid", nargs="+", default=[], metavar="GRAPH", help="default: the validation split")
+    add("folder", type=file_path, help="of the run; goes on where it holds one")
+    add("--steps", type=count, default=100_000, help="of training (default: %(default)s)")
+    add("--minutes", type=positive, help="stop after so long, with a checkpoint")
+    add("--seed", type=seed, default=0)
+    add("--modules", type=count, default=2, help="per training graph (default: %(default)s)")
+    add("--teachers", type=file_path, metavar="FOLDER", help="result files of training graphs")
+    add("--epochs", type=count, default=60, help="over the teachers (default: %(default)s)")
+    add(
+        "--train",
+        nargs="+",
+        default=[],
+        metavar="GRAPH",
+        type=name_or_file,
+        help="default: the training split",
+    )
+    add(
+        "--valid",
+        nargs="+",
+        default=[],
+        metavar="GRAPH",
+        type=name_or_file,
+        help="default: the validation split",
+    )
     arguments = parser.parse_args()
-    for name in ("steps", "minutes", "modules", "epochs"):
-        value = getattr(arguments, name)
-        if value is not None and value <= 0:
-            parser.error(f"--{name} is {value}, expected more than 0")
     try:
         return _train(arguments)
     except InputError as error:

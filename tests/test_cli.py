@@ -205,6 +205,14 @@ def test_a_bad_module_is_refused_in_one_line_that_names_the_place(place, capsys,
         (["path.json", "--samples", "-3"], "--samples: '-3', expected a whole number"),
         (["path.json", "--samples", "1.5"], "--samples: '1.5', expected a whole number"),
         (["path.json", "--seed", "99999999999"], "--seed: '99999999999', expected"),
+        *[
+            (["path.json", option, text], f"{option}: {text!r}, expected a")
+            for option in ("--time-limit", "--samples", "--seed", "--gap", "--element-bytes")
+            for text in ("1_0", "\uff11", "\u0661", "1e1_0", " 1", "inf", "nan", "0x1", "")
+        ],
+        (["path.json", "--processes", "\uff12"], "--processes: '\uff12', expected a whole"),
+        (["path.json", "--dim", "a=\uff11"], "expected NAME=SIZE"),
+        (["path.json", "--dim", "a=1_0"], "expected NAME=SIZE"),
         (["path.json", "--gap", "-1"], "--gap: '-1', expected a number, 0 or more"),
         (["path.json", "--colour"], "unrecognized arguments: --colour"),
         ([], "required: GRAPH"),
@@ -215,12 +223,31 @@ def test_a_bad_module_is_refused_in_one_line_that_names_the_place(place, capsys,
         (["path.json", "--out", "x.png", "--plot", "x.png"], "x.png: named for both"),
         (["path.json", "--init", "nowhere.json"], "nowhere.json: cannot be read"),
         (["path.json", "--init", "path.json"], "path.json: "),
-        (["path.json", "--init", ""], "the path of a file is empty"),
-        (["path.json", "--out", ""], "the path of a file is empty"),
-        (["path.json", "--plot", ""], "a picture ends in"),
-        (["path.json", "--policy", ""], "'': no such file, and no shipped policy"),
-        (["path.json", "--mcm", ""], "'' is neither a module"),
-        ([""], "'' is no file"),
+        *[
+            (
+                ["path.json", option, text],
+                f"argument {option}: '{text}', expected the name of a file",
+            )
+            for option in ("--init", "--out", "--plot")
+            for text in ("", "-")
+        ],
+        *[
+            (
+                ["path.json", option, text],
+                f"argument {option}: '{text}', expected a name, or the na",
+            )
+            for option in ("--policy", "--mcm")
+            for text in ("", "-")
+        ],
+        ([""], "argument GRAPH: '', expected a name, or the name of a file"),
+        (
+            ["-"],
+            "argument GRAPH: '-', expected a name, or the name of a file; standard inp",
+        ),
+        (
+            ["path.json", "--out", "-"],
+            "standard output has the summary (a file of this name is ./-)",
+        ),
         (["path.json", "--out", "new/"], "new/: is a folder"),
         (["path.json", "--out", "x" * 300], "cannot write here"),
         (["path.json", "--out", "a\0b"], r"'a\x00b': is no valid path"),
@@ -241,6 +268,7 @@ def test_a_bad_module_is_refused_in_one_line_that_names_the_place(place, capsys,
         (["path.json", "--dim", "a=" + "9" * 5000], "--dim"),
         (["path.json", "--dim", "a=" + "9" * 17], "expected NAME=SIZE"),
         (["path.json", "--dim", "\n\x1b"], "--dim"),
+        (["path.json", "--dim", "b=1", "--dim", "b=2"], "--dim: b is 1 and 2, expected one size"),
         (["path.json", "--dim", "batch=1"], "path.json: its sizes are all known"),
         (["alexnet", "--dim", "batch=1", "--dim", "length=2"], "but got batch, length"),
         (["open.json"], "open.json: Input data was truncated; expected a graph"),
@@ -256,6 +284,34 @@ def test_a_bad_argument_is_refused_in_one_line(capsys, arguments, expected):
     assert expected in refused(capsys, "partition", *arguments)
     assert path_graph().sha256 == Graph.load("path.json").sha256
     assert not Path("nowhere.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["evaluate", "path.json", ""], "argument RESULT: '', expected the name of a file"),
+        (["evaluate", "path.json", "-"], "argument RESULT: '-', expected the name of a file"),
+        (["evaluate", "", "r.json"], "argument GRAPH: '', expected a name"),
+        (["evaluate", "path.json", "r.json", "--mcm", ""], "argument --mcm: '', expected a name"),
+        (["graphs", "--plot", ""], "argument --plot: '', expected the name of a file"),
+        (["graphs", "alexnet", "--plot", "-"], "argument --plot: '-', expected the name of a file"),
+        (["graphs", "alexnet", "--plot", "p.svg"], "p.svg: this picture is a PNG, expected a name"),
+        (["graphs", "alexnet", "--plot", "p.bmp"], "p.bmp: a picture ends in .png"),
+        (["graphs", "alexnet", "--plot", "missing/p.png"], "missing/p.png: cannot write here"),
+        (["graphs", "--show", ""], "argument --show: '', expected a name"),
+        (["graphs", ""], "argument NAME: '', expected a name"),
+    ],
+)
+def test_names_of_files_of_the_other_commands_are_checked(place, capsys, arguments, expected):
+    assert expected in refused(capsys, *arguments)
+    assert [path.name for path in place.iterdir()] == ["pair.toml"]
+
+
+def test_a_file_may_have_the_name_of_a_stream(place, capsys):
+    path_graph().save(place / "-")
+
+    assert run("partition", "./-", "--mcm", "pair.toml", "--method", "greedy", "--out", "./r-") == 0
+    assert (place / "r-").exists()
 
 
 def test_bad_input_is_found_before_the_search_and_leaves_no_file(place, capsys):
@@ -442,6 +498,23 @@ def test_evaluate_says_when_graph_or_module_are_others(place, capsys):
     printed = capsys.readouterr().out
     assert "made for another graph (path)" in printed
     assert "made for another module (pair)" in printed
+
+
+def test_evaluate_says_what_contradicts_the_partition_and_refuses_nonsense(place, capsys):
+    path_graph().save("path.json")
+    run("partition path.json --mcm pair.toml --out r.json")
+    right = json.loads(Path("r.json").read_text())
+    capsys.readouterr()
+
+    (place / "r.json").write_text(json.dumps(right | {"throughput_per_s": 1e9, "improvement": 5}))
+    assert run("evaluate", "path.json", "r.json") == 0
+    printed = capsys.readouterr().out
+    assert "1e+09 inferences/s for the throughput, it is 3333.33 inferences/s" in printed
+    assert "the file says 5x for the improvement, it is 1x" in printed
+
+    (place / "r.json").write_text(json.dumps(right | {"lower_bound_s": 1.0}))
+    line = refused(capsys, "evaluate", "path.json", "r.json")
+    assert "r.json: lower_bound_s is 1.0, expected at most bottleneck_s, 0.0003" in line
 
 
 def test_evaluate_refuses_names_that_are_not_the_graphs(place, capsys):

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import math
 import os
 import socket
 
@@ -18,7 +19,7 @@ from jaxpart.files import (
     uncompressed,
     write_whole,
 )
-from jaxpart.text import name_of, one_line, printable, shortened, tell
+from jaxpart.text import decimal, name_of, one_line, printable, shortened, tell
 
 
 @pytest.fixture
@@ -74,6 +75,25 @@ def test_errors_are_printable_whatever_is_in_them():
     assert str(error).startswith(r"a\x1b[2J xxx")
     assert str(error).isprintable()
     assert str(InputError(str(error))) == str(error)
+
+
+def test_decimal_numbers_are_those_that_are_written_in_ascii():
+    values = {
+        "0": 0,
+        "12": 12,
+        "-0.5": -0.5,
+        "+3": 3,
+        ".25": 0.25,
+        "4.": 4,
+        "1e3": 1e3,
+        "2E-2": 0.02,
+    }
+    assert {text: decimal(text) for text in values} == values
+    assert decimal("1e999") == math.inf
+    for text in ("", " 1", "1 ", "1\n", "1_0", "1e1_0", "\uff11", "\u0661", "nan", "inf", "-inf"):
+        assert decimal(text) is None
+    for text in (".", "-", "e5", "1e", "1e+", "0x1", "1,5", "1.2.3", "--1", "[1]", "1j", "True"):
+        assert decimal(text) is None
 
 
 def test_lines_are_spelled_in_the_encoding_of_the_stream():

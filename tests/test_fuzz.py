@@ -27,6 +27,7 @@ from jaxpart.methods.policy.network import NetworkConfig, PolicyNetwork
 from jaxpart.problem.graph import Graph, Node, Tensor, Weight
 from jaxpart.problem.mcm import MCM, Chip, MCMFile
 from jaxpart.problem.problem import Problem
+from jaxpart.results.evaluation import evaluation_of
 from jaxpart.results.file import StoredResult, read_partition
 from jaxpart.results.report import headline
 
@@ -279,9 +280,10 @@ def loads_module(path):
 def reads_result(path):
     stored = read_partition(path)
     if isinstance(stored, StoredResult):
-        notes = stored.notes(Problem.build(GRAPH, PAIR), 0.25)
+        scored = evaluation_of(Problem.build(GRAPH, PAIR), np.array([0, 1]))
+        notes = stored.notes(scored)
         assert stored.mcm.num_chips == len(stored.file.stages)
-        assert len(notes) <= 3
+        assert len(notes) <= 7
     chips = stored.on(GRAPH, PAIR)
     assert chips.shape == (2,)
     assert set(chips.tolist()) <= {0, 1}

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import msgspec
 
 from jaxpart import errors
-from jaxpart.files import decode_json, read_bytes, uncompressed
+from jaxpart.files import decode_json, read_bytes, uncompressed, without_mark
 from jaxpart.ingest import max_load, pipedream
 from jaxpart.problem.graph import Graph, decode
 from jaxpart.problem.mcm import MCM
@@ -52,7 +52,7 @@ def load_with_module(
 
     Args and errors are those of `load_graph`.
     """
-    content = uncompressed(read_bytes(path), path)
+    content = without_mark(uncompressed(read_bytes(path), path))
     if not content.strip():
         raise errors.FileFormatError(f"{path}: the file is empty, expected a graph")
     if content.lstrip()[:1] in (b"{", b"["):

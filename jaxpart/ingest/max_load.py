@@ -5,30 +5,38 @@
 - Nodes are named by their id. Parameter nodes stay nodes.
 - All edges out of a node are one tensor. Its bytes are the cost of the edges; the link bandwidth is
   1 byte/s, so the cost is also the transfer time.
-- Unknown keys are ignored, since the format is not ours.
+- Unknown keys are ignored, since the format is not ours. Known keys are checked, also those of the
+  CPUs.
 """
 
 from __future__ import annotations
 
 import os
 import warnings
+from typing import Annotated
 
 import msgspec
 
 from jaxpart import errors
 from jaxpart.files import decode_json, stem_of
 from jaxpart.problem.graph import Graph, Node, Tensor, Weight, from_unordered
-from jaxpart.problem.limits import MAX_CHIPS
+from jaxpart.problem.limits import COST_EXPECTED, MAX_CHIPS, RATE_RANGE, is_cost
 from jaxpart.problem.mcm import MCM, Chip, Constraints
+
+# The published inputs have 0 and 1 as well as false and true.
+_Flag = Annotated[int, msgspec.Meta(ge=0, le=1)] | bool
+_MOST_CPUS = 10**6  # of a machine; more is a mistake
 
 
 class _Node(msgspec.Struct, frozen=True):
     id: int | str
     fpgaLatency: float  # noqa: N815 (names of the format)
     size: float
-    supportedOnFpga: int | bool = True  # noqa: N815
-    isBackwardNode: int | bool = False  # noqa: N815
-    colorClass: int | None = None  # noqa: N815
+    cpuLatency: float = 0  # noqa: N815
+    supportedOnFpga: _Flag = True  # noqa: N815
+    isBackwardNode: _Flag = False  # noqa: N815
+    # No negative numbers: -1 may mean "none", and would put all of these nodes on one chip.
+    colorClass: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] | None = None  # noqa: N815
 
 
 class _Edge(msgspec.Struct, frozen=True):
@@ -58,10 +66,11 @@ def decode(content: bytes, path: str | os.PathLike[str]) -> tuple[Graph, MCM]:
     Raises:
       FileFormatError: the file breaks the schema, or is not an inference on accelerators.
       GraphError: as for `Graph`; the message begins with the path.
-      MCMError: as for `MCM`; the message begins with the path.
+      MCMError: as for `MCM`, or a count is out of range; the message begins with the path.
     """
     file = decode_json(content, _File, path)
     _refuse_what_is_not_inference(file, path)
+    _refuse_what_is_out_of_range(file, path)
     if file.maxCPUs > 0:
         warnings.warn(
             f"{path}: its {file.maxCPUs} CPUs are left out: bottleneck and bound are those of the "
@@ -83,10 +92,6 @@ def decode(content: bytes, path: str | os.PathLike[str]) -> tuple[Graph, MCM]:
             name,
             None,
         )
-        if not 1 <= file.maxFPGAs <= MAX_CHIPS:
-            raise errors.MCMError(
-                f"maxFPGAs is {file.maxFPGAs}, expected 1 or more, at most {MAX_CHIPS:,}"
-            )
         mcm = MCM(
             name,
             "host",
@@ -116,6 +121,41 @@ def _refuse_what_is_not_inference(file: _File, path: str | os.PathLike[str]) -> 
             )
 
 
+def _refuse_what_is_out_of_range(file: _File, path: str | os.PathLike[str]) -> None:
+    """Refuses numbers that no machine and no node has; the message names the key and the place."""
+    if not 1 <= file.maxFPGAs <= MAX_CHIPS:
+        raise errors.MCMError(
+            f"{path}: maxFPGAs is {file.maxFPGAs}, expected 1 or more, at most {MAX_CHIPS:,}"
+        )
+    if not 0 <= file.maxCPUs <= _MOST_CPUS:
+        raise errors.MCMError(
+            f"{path}: maxCPUs is {file.maxCPUs}, expected 0 or more, at most {_MOST_CPUS:,}"
+        )
+    low, high = RATE_RANGE
+    if not low <= file.maxSizePerFPGA <= high:
+        raise errors.MCMError(
+            f"{path}: maxSizePerFPGA is {file.maxSizePerFPGA}, expected a positive number, "
+            f"{low:g} to {high:g}"
+        )
+    places = [
+        (f"node {node.id}: {key}", value, f"nodes[{v}].{key}")
+        for v, node in enumerate(file.nodes)
+        for key, value in (
+            ("fpgaLatency", node.fpgaLatency),
+            ("cpuLatency", node.cpuLatency),
+            ("size", node.size),
+        )
+    ]
+    places += [
+        (f"edge {e}: cost", edge.cost, f"edges[{e}].cost") for e, edge in enumerate(file.edges)
+    ]
+    for what, value, place in places:
+        if not is_cost(value):
+            raise errors.CostError(
+                f"{path}: {what} is {value} - at `$.{place}`: expected {COST_EXPECTED}"
+            )
+
+
 def _refuse_repeated_ids(file: _File) -> None:
     seen: set[str] = set()
     for v, node in enumerate(file.nodes):
@@ -138,8 +178,6 @@ def _tensors(
                 raise errors.UnknownNodeError(
                     f"edge {e} names node {end}, expected an id of one of the nodes"
                 )
-        if not edge.cost >= 0:
-            raise errors.CostError(f"cost of edge {e} is {edge.cost}, expected 0 or more")
         u = number[edge.sourceId]
         consumers.setdefault(u, []).append(number[edge.destId])
         if cost.setdefault(u, edge.cost) != edge.cost:

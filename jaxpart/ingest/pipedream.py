@@ -3,9 +3,11 @@
 - A line is a node, `node4 -- Embedding(...) -- forward_compute_time=0.073, ...`, or an indented
   edge, `node4 -- node5`. Nodes are named by their id. Input nodes stay nodes.
 - forward_compute_time (ms) gives the profiled seconds of the node.
-- activation_size (bytes; the sum if it is a list) gives the one tensor that the node produces.
+- activation_size (bytes; the sum if it is a list, `[8.0; 4.0]`) gives the one tensor that the node
+  produces.
 - parameter_size (bytes) gives one weight.
 - Other fields are ignored.
+- Numbers are decimal, in ASCII.
 """
 
 from __future__ import annotations
@@ -16,11 +18,17 @@ import re
 from jaxpart import errors
 from jaxpart.files import MIB, stem_of
 from jaxpart.problem.graph import Graph, Node, Tensor, Weight, from_unordered
+from jaxpart.problem.limits import COST_EXPECTED, is_cost
+from jaxpart.text import decimal
 
 _NODE = re.compile(r"^(?P<id>\S+) -- (?P<op>.*) -- (?P<fields>[^-].*)$")
 _EDGE = re.compile(r"^\s+(?P<source>\S+) -- (?P<target>\S+)\s*$")
-# Without the look-behind, a long word that is no key is searched from each of its letters.
-_FIELD = re.compile(r"(?<!\w)(?P<key>\w+)=(?P<value>\[[^\]]*\]|[^,\s]+)")
+# What the numbers of a field are divided by, and the unit after that.
+_UNITS = {
+    "forward_compute_time": (1000, "s"),
+    "activation_size": (1, "bytes"),
+    "parameter_size": (1, "bytes"),
+}
 _MAX_BYTES = 16 * MIB  # profiles have some hundred lines
 _HEAD_BYTES = 10_000  # what is looked at to recognise a profile
 
@@ -40,7 +48,8 @@ def decode(content: bytes, path: str | os.PathLike[str]) -> Graph:
 
     Raises:
       FileFormatError: the file is not UTF-8 text, a line is neither a node nor an edge, a number is
-        missing or wrong, or an edge names an unknown node.
+        missing, given twice or wrong, or an edge names an unknown node.
+      CostError: a number is out of range.
       DuplicateNameError: two nodes have the same id.
       GraphError: as for `Graph`; the message begins with the path.
     """
@@ -61,14 +70,14 @@ def decode(content: bytes, path: str | os.PathLike[str]) -> Graph:
             raise errors.FileFormatError(
                 f"{where}: expected 'ID -- layer -- name=value, ...' or an indented 'ID -- ID'"
             )
-        fields = {field["key"]: field["value"] for field in _FIELD.finditer(node["fields"])}
+        fields = _fields(node["fields"], where)
         if node["id"] in number:
             raise errors.DuplicateNameError(
                 f"{where}: {node['id']} is there twice, expected unique ids"
             )
         number[node["id"]] = len(nodes)
         op = re.split(r"\W", node["op"].strip(), maxsplit=1)[0] or "layer"
-        seconds = _figure(fields, "forward_compute_time", where) / 1000
+        seconds = _figure(fields, "forward_compute_time", where)
         weights.append(Weight(_figure(fields, "parameter_size", where), (len(nodes),)))
         sizes.append(_figure(fields, "activation_size", where))
         nodes.append(Node(node["id"], op, 0, 0, seconds=seconds))
@@ -98,12 +107,38 @@ def _text(content: bytes, path: str | os.PathLike[str]) -> str:
         raise errors.FileFormatError(f"{path}: byte {error.start} is no UTF-8 text") from error
 
 
+def _fields(text: str, where: str) -> dict[str, str]:
+    """The fields of a node, `name=value` between commas; what has no `=` is ignored."""
+    fields: dict[str, str] = {}
+    for part in text.split(","):
+        key, equals, value = part.partition("=")
+        key = key.strip()
+        if equals and key in fields:
+            raise errors.FileFormatError(f"{where}: {key} is there twice, expected it once")
+        if equals:
+            fields[key] = value.strip(" \t\r")
+    return fields
+
+
 def _figure(fields: dict[str, str], key: str, where: str) -> float:
+    """The value of a field in seconds or bytes: a number, or the sum of a list of numbers."""
     if key not in fields:
         raise errors.FileFormatError(f"{where}: {key} is missing")
-    try:
-        return sum(float(part) for part in fields[key].strip("[]").split(";") if part.strip())
-    except ValueError as error:
+    text = fields[key]
+    is_list = text.startswith("[") and text.endswith("]")
+    parts = text[1:-1].split(";") if is_list else [text]
+    numbers = [number for part in parts if (number := decimal(part.strip(" "))) is not None]
+    if len(numbers) < len(parts):
         raise errors.FileFormatError(
-            f"{where}: {key} is {fields[key]!r}, expected a number"
-        ) from error
+            f"{where}: {key} is {text!r}, expected a number or a list such as [8.0; 4.0]"
+        )
+    per_unit, unit = _UNITS[key]
+    total = sum(numbers) / per_unit
+    # Each is checked: a negative part must not hide in the sum.
+    each = [number / per_unit for number in numbers]
+    wrong = next((value for value in (*each, total) if not is_cost(value)), None)
+    if wrong is not None:
+        raise errors.CostError(
+            f"{where}: {key} is {text}: {wrong:g} {unit}, expected {COST_EXPECTED}"
+        )
+    return total

@@ -19,13 +19,19 @@ from typing import Literal
 import msgspec
 
 from jaxpart import errors
-from jaxpart.files import decode_json, read_bytes, stem_of, uncompressed, write_whole
-from jaxpart.problem.limits import COST_RANGE, ELEMENT_RANGE
+from jaxpart.files import (
+    decode_json,
+    read_bytes,
+    stem_of,
+    uncompressed,
+    without_mark,
+    write_whole,
+)
+from jaxpart.problem.limits import COST_EXPECTED, ELEMENT_RANGE, is_cost
 from jaxpart.problem.topological import find_cycle, topological_order
 
 _COSTS = ("flops", "bytes_accessed", "seconds", "fixed_bytes")  # of a node
 _EXACT = 2**53  # float64 has every whole number up to here
-_COST_EXPECTED = "a finite number, 0 or more ({:g} to {:g} if not 0)".format(*COST_RANGE)
 
 
 class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -220,7 +226,7 @@ def decode(content: bytes, path: str | os.PathLike[str]) -> Graph:
       FileFormatError: the file is empty or breaks the schema.
       GraphError: the graph breaks a rule (see `Graph`); the message begins with the path.
     """
-    if not content.strip():
+    if not without_mark(content).strip():
         raise errors.FileFormatError(f"{path}: the file is empty, expected a graph")
     file = decode_json(content, _GraphFile, path)
     name = file.name if file.name is not None else stem_of(path)
@@ -290,9 +296,9 @@ def _check_nodes(nodes: tuple[Node, ...]) -> None:
         _check_text(node.op, f"node {v}: the op")
         for field in _COSTS:
             value = getattr(node, field)
-            if value is not None and not _is_cost(value):
+            if value is not None and not is_cost(value):
                 raise errors.CostError(
-                    f"node {v} ({node.name!r}): {field} is {value}, expected {_COST_EXPECTED}"
+                    f"node {v} ({node.name!r}): {field} is {value}, expected {COST_EXPECTED}"
                 )
         # Rounding of sums may leave the part a little larger than the whole.
         if not 0 <= node.fixed_bytes <= node.bytes_accessed * (1 + 1e-9):
@@ -329,11 +335,6 @@ def _checked_consumers(consumers: Iterable[int], count: int, where: str) -> tupl
     return distinct
 
 
-def _is_cost(value: float) -> bool:
-    low, high = COST_RANGE
-    return value == 0 or low <= value <= high
-
-
 def _in_float(value: float) -> float:
     """A whole number that float64 does not have becomes the nearest one: files are read in it."""
     return float(value) if isinstance(value, int) and value > _EXACT else value
@@ -348,8 +349,8 @@ def _in_floats(node: Node) -> Node:
 
 
 def _check_bytes(value: float, where: str) -> None:
-    if not _is_cost(value):
-        raise errors.CostError(f"{where}: bytes is {value}, expected {_COST_EXPECTED}")
+    if not is_cost(value):
+        raise errors.CostError(f"{where}: bytes is {value}, expected {COST_EXPECTED}")
 
 
 def _check_text(name: str, what: str) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import msgspec
 
 from jaxpart import errors
-from jaxpart.files import MIB, read_bytes
+from jaxpart.files import MIB, kind_of_content, read_bytes, without_mark
 from jaxpart.problem.limits import ELEMENT_RANGE, MAX_CHIPS, RATE_RANGE
 
 _MAX_TOML_BYTES = MIB
@@ -336,12 +336,15 @@ def _decode_toml(content: bytes, path: str | os.PathLike[str]) -> MCMFile:
             f"{path}: a line is longer than {_MAX_TOML_LINE:,} bytes, expected a module"
         )
     try:
-        return msgspec.toml.decode(content, type=MCMFile)
+        return msgspec.toml.decode(without_mark(content), type=MCMFile)
     except UnicodeDecodeError as error:
-        raise errors.FileFormatError(f"{path}: is no utf-8 text ({error.reason})") from error
+        found = kind_of_content(content) or f"no utf-8 text ({error.reason})"
+        raise errors.FileFormatError(f"{path}: is {found}, expected TOML in UTF-8") from error
     except RecursionError as error:
         raise errors.FileFormatError(f"{path}: is nested too deep, expected a module") from error
     except msgspec.DecodeError as error:
+        if found := kind_of_content(content):
+            raise errors.FileFormatError(f"{path}: is {found}, expected TOML in UTF-8") from error
         known = f"; expected {', '.join(MCMFile.__struct_fields__)}" if _is_misspelt(error) else ""
         raise errors.FileFormatError(f"{path}: {error}{known}") from error
     except ValueError as error:  # of Python's parser

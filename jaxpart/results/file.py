@@ -9,28 +9,33 @@ import dataclasses
 import json
 import math
 import os
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 import numpy as np
 
 from jaxpart.errors import FileFormatError, InputError, MCMError
-from jaxpart.files import decode_json, read_bytes
+from jaxpart.files import decode_json, read_bytes, without_mark
 from jaxpart.problem.graph import Graph
 from jaxpart.problem.mcm import MCM, MCMFile
 from jaxpart.problem.problem import IntArray, Problem
+from jaxpart.results.ratios import gap_of
 
+if TYPE_CHECKING:
+    from jaxpart.results.scored import ScoredPartition
+
+_Figure = Annotated[float, msgspec.Meta(ge=0)]
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-# Largest relative difference of two float64 bottlenecks that is only rounding; no note is made.
+# Largest relative difference of two float64 figures that is only rounding; no note is made.
 _ROUNDING_ERROR = 1e-9
 
 
 class _Stage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     chip: int
-    compute_s: float
-    in_s: float
-    out_s: float
-    memory_bytes: float
+    compute_s: _Figure
+    in_s: _Figure
+    out_s: _Figure
+    memory_bytes: _Figure
 
 
 class _Link(
@@ -41,7 +46,7 @@ class _Link(
 ):
     source: int
     target: int
-    busy_s: float
+    busy_s: _Figure
 
 
 class _Search(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -61,13 +66,13 @@ class ResultFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mcm: MCMFile
     assignment: msgspec.Raw
     valid: bool
-    bottleneck_s: float
-    throughput_per_s: float | None
-    baseline_s: float | None
-    improvement: float | None
-    lower_bound_s: float
+    bottleneck_s: _Figure
+    throughput_per_s: _Figure | None
+    baseline_s: _Figure | None
+    improvement: _Figure | None
+    lower_bound_s: _Figure
     bound_method: str
-    gap: float | None
+    gap: _Figure | None
     stages: tuple[_Stage, ...]
     links: tuple[_Link, ...]
     search: _Search
@@ -96,24 +101,20 @@ class StoredResult(StoredPartition):
     file: ResultFile
     mcm: MCM
 
-    def notes(self, problem: Problem, bottleneck_s: float) -> tuple[str, ...]:
+    def notes(self, scored: ScoredPartition) -> tuple[str, ...]:
         """The differences between the file and a new scoring of it, one sentence each.
 
+        The figures of the file are compared only if it was made for the same graph and module.
+
         Args:
-          problem: the problem of the new scoring.
-          bottleneck_s: the bottleneck of the new scoring, in seconds.
+          scored: the new scoring.
         """
-        file, notes = self.file, []
+        file, problem, notes = self.file, scored.problem, []
         if file.graph_sha256 != problem.graph.sha256:
             notes.append(f"made for another graph ({file.graph}); scored on {problem.graph.name}")
         if self.mcm.sha256 != problem.mcm.sha256:
             notes.append(f"made for another module ({self.mcm.name}); scored on {problem.mcm.name}")
-        if not notes and not math.isclose(file.bottleneck_s, bottleneck_s, rel_tol=_ROUNDING_ERROR):
-            notes.append(
-                f"the file says {file.bottleneck_s * 1e6:.6g} us for the bottleneck, it is "
-                f"{bottleneck_s * 1e6:.6g} us"
-            )
-        return tuple(notes)
+        return tuple(notes or _contradictions(file, scored))
 
     def is_for(self, problem: Problem) -> bool:
         """Whether the file was made for the same graph and module; names may differ."""
@@ -129,9 +130,10 @@ def read_partition(path: str | os.PathLike[str]) -> StoredPartition:
 
     Raises:
       InputError: the file cannot be read.
-      FileFormatError: the file is neither of the two, or breaks the schema.
+      FileFormatError: the file is neither of the two, or breaks the schema (negative figures
+        included); the lower bound is above the bottleneck, or the gap is not the one between them.
     """
-    content = read_bytes(path)
+    content = without_mark(read_bytes(path))
     if not content.strip():
         raise FileFormatError(f"{path}: the file is empty, expected a result or a partition")
     expected = "; expected a result or a partition"
@@ -140,6 +142,7 @@ def read_partition(path: str | os.PathLike[str]) -> StoredPartition:
     if not bytes(top.get("format", b"")).startswith(b'"'):
         return StoredPartition(os.fspath(path), _chips_by_name(content, path))
     file = decode_json(content, ResultFile, path)
+    _check_bound(file, path)
     chips = _chips_by_name(bytes(file.assignment), path)
     return StoredResult(os.fspath(path), chips, file, _module_of(file, path))
 
@@ -187,6 +190,88 @@ def _module_of(file: ResultFile, path: str | os.PathLike[str]) -> MCM:
     if sorted((link.source, link.target) for link in file.links) != list(mcm.links):
         raise FileFormatError(f"{path}: links: expected the {len(mcm.links)} links of the module")
     return mcm
+
+
+def _check_bound(file: ResultFile, path: str | os.PathLike[str]) -> None:
+    """Refuses a lower bound that is none, and a gap that is not the one between the two figures."""
+    bottleneck_s, bound_s = file.bottleneck_s, file.lower_bound_s
+    if bound_s > bottleneck_s * (1 + _ROUNDING_ERROR):
+        raise FileFormatError(
+            f"{path}: lower_bound_s is {bound_s}, expected at most bottleneck_s, {bottleneck_s}"
+        )
+    gap = gap_of(bottleneck_s, bound_s)
+    # A gap near 0 has few digits: what is compared is T / lower bound.
+    if not _agree(*(None if one is None else 1 + one for one in (file.gap, gap))):
+        raise FileFormatError(
+            f"{path}: gap is {_shown(file.gap)}, expected bottleneck_s / lower_bound_s - 1, "
+            f"{_shown(gap)}"
+        )
+
+
+def _contradictions(file: ResultFile, scored: ScoredPartition) -> list[str]:
+    """What the file says otherwise than a new scoring of it on the same graph and module."""
+    notes = []
+    if file.valid != scored.valid:
+        word = {True: "valid", False: "not valid"}
+        notes.append(f"the file says {word[file.valid]}, the partition is {word[scored.valid]}")
+    for what, said, found, unit in (
+        ("the bottleneck", _in_us(file.bottleneck_s), _in_us(scored.bottleneck_s), " us"),
+        ("the throughput", file.throughput_per_s, scored.throughput_per_s, " inferences/s"),
+        ("the baseline", _in_us(file.baseline_s), _in_us(scored.baseline_s), " us"),
+        ("the improvement", file.improvement, scored.improvement, "x"),
+    ):
+        if not _agree(said, found):
+            notes.append(f"the file says {_difference(what, said, found, unit)}")
+    if file.lower_bound_s > scored.bottleneck_s * (1 + _ROUNDING_ERROR):
+        notes.append(
+            f"the file says {_shown(_in_us(file.lower_bound_s))} us for the lower bound, the "
+            f"bottleneck is {_shown(_in_us(scored.bottleneck_s))} us"
+        )
+    return notes + _contradictions_of_parts(file, scored)
+
+
+def _contradictions_of_parts(file: ResultFile, scored: ScoredPartition) -> list[str]:
+    """At most one note: the first figure of a chip or link that differs, and how many others do."""
+    costs, links = scored.costs, scored.problem.mcm.links
+    busy = {(link.source, link.target): link.busy_s for link in file.links}
+    stated: list[tuple[str, float, float]] = [  # what, in the file, found
+        (f"{key} of chip {stage.chip}", getattr(stage, key), float(getattr(costs, key)[stage.chip]))
+        for stage in file.stages
+        for key in ("compute_s", "in_s", "out_s", "memory_bytes")
+    ]
+    stated += [
+        (f"busy_s of link {source} -> {target}", busy[source, target], float(found))
+        for (source, target), found in zip(links, costs.link_s, strict=True)
+    ]
+    different = [part for part in stated if not _agree(*part[1:])]
+    if not different:
+        return []
+    others = len(different) - 1
+    more = f" (and {others} more figures of chips and links differ)" if others else ""
+    return [f"the file says {_difference(*different[0], unit='')}{more}"]
+
+
+def _agree(said: float | None, found: float | None) -> bool:
+    if said is None or found is None:
+        return said is found
+    return math.isclose(said, found, rel_tol=_ROUNDING_ERROR)
+
+
+def _in_us(seconds: float | None) -> float | None:
+    return None if seconds is None else seconds * 1e6
+
+
+def _difference(what: str, said: float | None, found: float | None, unit: str) -> str:
+    """Two figures that differ, in as few digits as show it."""
+    digits = next((d for d in (6, 12) if _shown(said, d) != _shown(found, d)), 17)
+    words = [
+        "none" if value is None else f"{_shown(value, digits)}{unit}" for value in (said, found)
+    ]
+    return f"{words[0]} for {what}, it is {words[1]}"
+
+
+def _shown(value: float | None, digits: int = 6) -> str:
+    return "none" if value is None else f"{value:.{digits}g}"
 
 
 def _chips_by_name(content: bytes, path: str | os.PathLike[str]) -> dict[str, int]:

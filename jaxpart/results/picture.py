@@ -30,7 +30,10 @@ def kind_of(path: str | os.PathLike[str]) -> str:
     """
     ending = Path(path).suffix.lower()
     if ending not in KINDS:
-        raise InputError(f"{path}: a picture ends in {', '.join(KINDS)}, not {ending or 'nothing'}")
+        shown = os.fspath(path) or "''"
+        raise InputError(
+            f"{shown}: a picture ends in {', '.join(KINDS)}, not {ending or 'nothing'}"
+        )
     return ending[1:]
 
 

@@ -121,7 +121,8 @@ class Result(ScoredPartition):
 
         The lower bound of the file is used only if it was proven for the same graph and module and
         is the better bound; a note says so. If the file was made for another graph or module, a
-        note says that too.
+        note says that too. If it was made for these, a note names each figure that contradicts the
+        new scoring.
 
         Args:
           path: of the file.
@@ -129,7 +130,8 @@ class Result(ScoredPartition):
           mcm: the module to score on. None: the module in the file.
 
         Raises:
-          FileFormatError: the file breaks the schema.
+          FileFormatError: the file breaks the schema, or its figures are nonsense, as for
+            `read_partition`.
           InputError: the file cannot be read, its node names differ from the graph's, or the
             partition is not valid for this graph and module.
         """
@@ -143,21 +145,25 @@ class Result(ScoredPartition):
                 f"{path}: not valid for {graph.name} on {problem.mcm.name} ({reason.rule}: "
                 f"{reason.detail}), expected a valid partition"
             )
-        bottleneck_s = float(costs.bottleneck_s)
-        notes = stored.notes(problem, bottleneck_s)
         bound_s, bound_method = combinatorial_bound(problem)
-        file = stored.file
-        if stored.is_for(problem) and bound_s < file.lower_bound_s <= bottleneck_s:
-            bound_s, bound_method = file.lower_bound_s, file.bound_method
-            notes = (*notes, f"the lower bound ({bound_method}) is the file's, not proven again")
-        search = file.search
-        return cls(
+        file, search = stored.file, stored.file.search
+        result = cls(
             problem,
             assignment,
             costs,
             baseline_s_of(problem),
-            min(bound_s, bottleneck_s),
+            min(bound_s, float(costs.bottleneck_s)),
             bound_method,
-            notes,
+            (),
             SearchInfo(search.method, search.samples, search.wall_s, search.seed),
         )
+        notes = stored.notes(result)
+        if stored.is_for(problem) and bound_s < file.lower_bound_s <= result.bottleneck_s:
+            notes = (
+                *notes,
+                f"the lower bound ({file.bound_method}) is the file's, not proven again",
+            )
+            result = dataclasses.replace(
+                result, lower_bound_s=file.lower_bound_s, bound_method=file.bound_method
+            )
+        return dataclasses.replace(result, notes=notes)

@@ -9,6 +9,7 @@ import numpy as np
 from jaxpart.cost.evaluate import Costs
 from jaxpart.errors import InputError
 from jaxpart.problem.problem import IntArray, Problem
+from jaxpart.results.ratios import gap_of, improvement_of, throughput_of
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,21 +37,17 @@ class ScoredPartition:
     @property
     def throughput_per_s(self) -> float | None:
         """1 / T, in inferences/s; None if T is 0."""
-        return 1 / self.bottleneck_s if self.bottleneck_s > 0 else None
+        return throughput_of(self.bottleneck_s)
 
     @property
     def improvement(self) -> float | None:
         """T of the baseline / T; None if there is no baseline or T is 0."""
-        if self.baseline_s is None or self.bottleneck_s == 0:
-            return None
-        return self.baseline_s / self.bottleneck_s
+        return improvement_of(self.bottleneck_s, self.baseline_s)
 
     @property
     def gap(self) -> float | None:
         """T / lower bound - 1; None if T or the lower bound is 0."""
-        if self.bottleneck_s == 0 or self.lower_bound_s == 0:
-            return None
-        return self.bottleneck_s / self.lower_bound_s - 1
+        return gap_of(self.bottleneck_s, self.lower_bound_s)
 
     @property
     def chips_used(self) -> int:

@@ -76,7 +76,7 @@ class Islands:
           InputError: a field is not as described.
         """
         port = self.coordinator.rpartition(":")[2]
-        if not re.fullmatch(r"[^\s:/]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}", self.coordinator):
+        if not re.fullmatch(r"[^\s:/]+:[0-9]{1,5}|\[[0-9a-fA-F:]+\]:[0-9]{1,5}", self.coordinator):
             raise InputError(f"coordinator is {self.coordinator!r}, expected HOST:PORT")
         if not 0 < int(port) < 2**16:
             raise InputError(f"coordinator has port {port}, expected 1 to 65535")

@@ -27,6 +27,7 @@ from pathlib import Path
 import msgspec
 from models import catalog
 
+from jaxpart.arguments import file_path, whole_number
 from jaxpart.datasets import manifest
 from jaxpart.errors import InputError
 
@@ -51,8 +52,8 @@ def main() -> int:
     )
     parser.add_argument("--only", nargs="+", metavar="NAME", help="build these models, again")
     parser.add_argument("--check", action="store_true", help="compare with what is shipped")
-    parser.add_argument("--jobs", type=int, default=2, help="models at a time (default 2)")
-    parser.add_argument("--out", type=Path, default=FOLDER, help="default: data/graphs")
+    parser.add_argument("--jobs", type=whole_number, default=2, help="models at a time (default 2)")
+    parser.add_argument("--out", type=file_path, default=FOLDER, help="default: data/graphs")
     parser.add_argument("--one", metavar="NAME", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     models = {model.name: model for model in catalog.models()}

@@ -25,6 +25,7 @@ import numpy as np
 
 import jaxpart
 from jaxpart import datasets
+from jaxpart.arguments import file_path
 from jaxpart.environment import environment, keep_compiled
 from jaxpart.errors import InfeasibleError, NothingFoundError
 from jaxpart.files import write_whole
@@ -119,8 +120,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--json", metavar="FILE", type=Path, required=True)
-    parser.add_argument("--against", metavar="FILE", type=Path)
+    parser.add_argument("--json", metavar="FILE", type=file_path, required=True)
+    parser.add_argument("--against", metavar="FILE", type=file_path)
     arguments = parser.parse_args()
     keep_compiled()
     rows: list[dict[str, Any]] = []

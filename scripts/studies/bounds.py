@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from pairs import add_arguments, names_in
 
 from jaxpart import datasets
+from jaxpart.arguments import file_path, non_negative
 from jaxpart.errors import InfeasibleError, InputError, NothingFoundError
 from jaxpart.files import write_whole
 
@@ -40,10 +41,10 @@ def main() -> int:
     )
     add = parser.add_argument
     add_arguments(parser, ["mcm36"])
-    add("--time-limit", type=float, default=20.0, metavar="SECONDS", help="for each bound")
-    add("--search", type=float, default=4.0, metavar="SECONDS", help="for the partition")
-    add("--results", type=Path, metavar="FILE", help="rows of compare.py")
-    add("--json", type=Path, metavar="FILE", help="write the rows here")
+    add("--time-limit", type=non_negative, default=20.0, metavar="SECONDS", help="for each bound")
+    add("--search", type=non_negative, default=4.0, metavar="SECONDS", help="for the partition")
+    add("--results", type=file_path, metavar="FILE", help="rows of compare.py")
+    add("--json", type=file_path, metavar="FILE", help="write the rows here")
     arguments = parser.parse_args()
     names = names_in(arguments, parser)
     known = {} if arguments.results is None else _known(arguments.results)

@@ -28,6 +28,7 @@ from pairs import (
     pairs,
 )
 
+from jaxpart.arguments import file_path, non_negative, whole_number
 from jaxpart.environment import keep_compiled
 from jaxpart.errors import InfeasibleError, InputError, NothingFoundError
 
@@ -53,9 +54,9 @@ def main() -> int:
     add = parser.add_argument
     add_arguments(parser, ["mcm4", "mcm8", "mcm36"])
     add("--method", default="auto", choices=("auto", "exact", "ideals"))
-    add("--seconds", type=float, default=60.0)
-    add("--seed", type=int, default=0)
-    add("--out", type=Path, default=_OUT, metavar="FILE")
+    add("--seconds", type=non_negative, default=60.0)
+    add("--seed", type=whole_number, default=0)
+    add("--out", type=file_path, default=_OUT, metavar="FILE")
     arguments = parser.parse_args()
     keep_compiled()
     try:

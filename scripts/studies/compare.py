@@ -17,7 +17,6 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pairs import (
@@ -30,6 +29,7 @@ from pairs import (
     pairs,
 )
 
+from jaxpart.arguments import file_path, non_negative, whole_number
 from jaxpart.environment import keep_compiled
 from jaxpart.errors import InfeasibleError, InputError, NothingFoundError
 
@@ -61,10 +61,10 @@ def main() -> int:
     add = parser.add_argument
     add_arguments(parser, ["mcm36"])
     add("--method", default="auto")
-    add("--time-limit", type=float, default=20.0, metavar="SECONDS")
-    add("--seed", type=int, default=0)
-    add("--json", metavar="FILE", type=Path, help="keep the rows here, and go on from them")
-    add("--results", metavar="FOLDER", type=Path, help="keep what was found, a file a pair")
+    add("--time-limit", type=non_negative, default=20.0, metavar="SECONDS")
+    add("--seed", type=whole_number, default=0)
+    add("--json", metavar="FILE", type=file_path, help="keep the rows here, and go on from them")
+    add("--results", metavar="FOLDER", type=file_path, help="keep what was found, a file a pair")
     arguments = parser.parse_args()
     keep_compiled()
     names = names_in(arguments, parser)

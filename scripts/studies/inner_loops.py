@@ -55,6 +55,7 @@ import numpy as np
 import reference_evaluate
 from pairs import greedy_start
 
+from jaxpart.arguments import whole_number
 from jaxpart.cost.device import lower, pad_assignments
 from jaxpart.cost.evaluate import evaluate, verify
 from jaxpart.cost.host import peak_bounds
@@ -90,11 +91,11 @@ def main() -> int:
     )
     parser.add_argument("--graph", default="bert-large")
     parser.add_argument("--mcm", default="mcm36")
-    parser.add_argument("--batch", type=int, nargs="+", default=[64, 512, 4096])
-    parser.add_argument("--orders", type=int, nargs="+", default=[16, 64, 512])
-    parser.add_argument("--calls", type=int, default=7, help="of which the median counts")
-    parser.add_argument("--devices", type=int, default=os.cpu_count(), help="on a CPU")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch", type=whole_number, nargs="+", default=[64, 512, 4096])
+    parser.add_argument("--orders", type=whole_number, nargs="+", default=[16, 64, 512])
+    parser.add_argument("--calls", type=whole_number, default=7, help="of which the median counts")
+    parser.add_argument("--devices", type=whole_number, default=os.cpu_count(), help="on a CPU")
+    parser.add_argument("--seed", type=whole_number, default=0)
     parser.add_argument("--quick", action="store_true", help="one size each, three calls")
     parser.add_argument("--json", metavar="FILE")
     arguments = parser.parse_args()

@@ -24,6 +24,7 @@ from typing import Any
 
 from pairs import Row
 
+from jaxpart.arguments import file_path, non_negative
 from jaxpart.environment import environment
 from jaxpart.files import write_whole
 
@@ -41,10 +42,10 @@ def main() -> int:
     )
     add = parser.add_argument
     add("--pairs", nargs="+", default=["bert-large:mcm36", "elmo:mcm36"], metavar="GRAPH:MCM")
-    add("--limits", nargs="+", type=float, default=[2.0, 10.0], metavar="SECONDS")
+    add("--limits", nargs="+", type=non_negative, default=[2.0, 10.0], metavar="SECONDS")
     add("--stopped", default="elmo:mcm36", metavar="GRAPH:MCM", help="search that signals end")
-    add("--after", nargs="+", type=float, default=[1.0, 3.0, 6.0, 10.0], metavar="SECONDS")
-    add("--json", metavar="FILE", type=Path)
+    add("--after", nargs="+", type=non_negative, default=[1.0, 3.0, 6.0, 10.0], metavar="SECONDS")
+    add("--json", metavar="FILE", type=file_path)
     arguments = parser.parse_args()
     runs, stops = [], []
     print(_RUNS.format("graph", "mcm", "limit s", "caches", "search s", "wall s", "outcome"))

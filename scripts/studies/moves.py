@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from pairs import greedy_start
 
+from jaxpart.arguments import whole_number
 from jaxpart.cost.device import pad_assignments
 from jaxpart.environment import environment
 from jaxpart.errors import InputError
@@ -60,10 +61,10 @@ def main() -> int:
     )
     parser.add_argument("--graph", default="bert-large")
     parser.add_argument("--mcm", default="mcm36")
-    parser.add_argument("--chains", type=int, nargs="+", default=[256, 1024, 4096])
-    parser.add_argument("--share", type=int, nargs="+", default=list(_CHAINS_PER_SLOT))
-    parser.add_argument("--calls", type=int, default=5)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--chains", type=whole_number, nargs="+", default=[256, 1024, 4096])
+    parser.add_argument("--share", type=whole_number, nargs="+", default=list(_CHAINS_PER_SLOT))
+    parser.add_argument("--calls", type=whole_number, default=5)
+    parser.add_argument("--seed", type=whole_number, default=0)
     parser.add_argument("--json", metavar="FILE")
     arguments = parser.parse_args()
 

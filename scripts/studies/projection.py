@@ -23,6 +23,7 @@ import jax
 import numpy as np
 from pairs import greedy_start
 
+from jaxpart.arguments import non_negative, whole_number
 from jaxpart.cost.device import lower, pad_assignments
 from jaxpart.cost.evaluate import verify
 from jaxpart.environment import environment
@@ -81,11 +82,11 @@ def main() -> None:
     )
     parser.add_argument("graph", nargs="?", default="bert-large", metavar="GRAPH")
     parser.add_argument("--mcm", default="mcm36", metavar="NAME_OR_TOML")
-    parser.add_argument("--candidates", type=int, default=4096)
-    parser.add_argument("--cut", type=int, default=256, help="candidates for the cut")
-    parser.add_argument("--scip", type=int, default=16, help="candidates for SCIP")
-    parser.add_argument("--scip-limit", type=float, default=5.0, metavar="SECONDS")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--candidates", type=whole_number, default=4096)
+    parser.add_argument("--cut", type=whole_number, default=256, help="candidates for the cut")
+    parser.add_argument("--scip", type=whole_number, default=16, help="candidates for SCIP")
+    parser.add_argument("--scip-limit", type=non_negative, default=5.0, metavar="SECONDS")
+    parser.add_argument("--seed", type=whole_number, default=0)
     parser.add_argument("--out", metavar="FILE.json")
     arguments = parser.parse_args()
 

@@ -13,12 +13,12 @@ import json
 import statistics
 import sys
 import time
-from pathlib import Path
 from typing import Any, Literal
 
 from pairs import add_arguments, names_in
 
 from jaxpart import datasets
+from jaxpart.arguments import file_path, non_negative, whole_number
 from jaxpart.bounds.combinatorial import combinatorial_bound
 from jaxpart.engine import partition
 from jaxpart.environment import environment
@@ -41,11 +41,16 @@ def main() -> int:
     )
     add = parser.add_argument
     add_arguments(parser, ["mcm4", "mcm8"])
-    add("--pairs", type=int, default=1000, help="stop after so many that are not proven at once")
-    add("--search", type=float, default=3.0, metavar="SECONDS", help="for the incumbent")
-    add("--seconds", type=float, default=30.0, help="for each prover")
-    add("--seed", type=int, default=0)
-    add("--json", type=Path, metavar="FILE", help="write the rows here")
+    add(
+        "--pairs",
+        type=whole_number,
+        default=1000,
+        help="stop after so many not proven at once",
+    )
+    add("--search", type=non_negative, default=3.0, metavar="SECONDS", help="for the incumbent")
+    add("--seconds", type=non_negative, default=30.0, help="for each prover")
+    add("--seed", type=whole_number, default=0)
+    add("--json", type=file_path, metavar="FILE", help="write the rows here")
     arguments = parser.parse_args()
     names = names_in(arguments, parser)
     rows: list[dict[str, Any]] = []

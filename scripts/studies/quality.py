@@ -45,6 +45,7 @@ from rows import Row, Rows
 from runs import WITHOUT_POLICY
 
 from jaxpart import datasets
+from jaxpart.arguments import Parser, file_path, non_negative, whole_number
 from jaxpart.files import write_whole
 from jaxpart.methods import METHODS
 
@@ -108,9 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parses and checks the command line; sets the defaults that depend on other arguments."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--parts", nargs="+", choices=("quality", "growth"), default=["quality", "growth"])
     graphs = [*datasets.split("test"), "bert-large"]
@@ -118,19 +117,25 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--mcm", nargs="+", default=["mcm8", "mcm36"], metavar="NAME_OR_TOML")
     methods, choices = [*_OURS, *RIVALS], [*METHODS, WITHOUT_POLICY, *RIVALS]
     add("--methods", nargs="+", choices=choices, default=methods, metavar="METHOD")
-    add("--seconds", type=float, default=20.0, help="of each run (20)")
+    add("--seconds", type=non_negative, default=20.0, help="of each run (20)")
     warm = "of `auto` on the pair before each run of it, in the same process (0)"
-    add("--warm", type=float, default=0.0, metavar="SECONDS", help=warm)
-    add("--threads", type=int, default=1, help="cores of each run (1)")
-    add("--seeds", type=int, default=1, help="runs of each method on each pair (1)")
-    add("--nodes", type=int, nargs="*", default=[1_000, 3_000, 10_000, 30_000, 100_000])
-    add("--chips", type=int, nargs="*", default=[16, 64, 256, 1024])
-    add("--base-nodes", type=int, default=30_000, help="of growing chips (30,000)")
-    add("--base-chips", type=int, default=256, help="of growing nodes (256)")
-    add("--growth-seconds", type=float, default=60.0, help="of each size (60)")
-    add("--json", type=Path, metavar="FILE", help="(data/benchmarks/benchmark.json)")
-    add("--pictures", type=Path, metavar="FOLDER", help="(data/benchmarks, without --json)")
-    add("--merge", type=Path, nargs="+", metavar="FILE", help="measure nothing; show these as one")
+    add("--warm", type=non_negative, default=0.0, metavar="SECONDS", help=warm)
+    add("--threads", type=whole_number, default=1, help="cores of each run (1)")
+    add("--seeds", type=whole_number, default=1, help="runs of each method on each pair (1)")
+    add("--nodes", type=whole_number, nargs="*", default=[1_000, 3_000, 10_000, 30_000, 100_000])
+    add("--chips", type=whole_number, nargs="*", default=[16, 64, 256, 1024])
+    add("--base-nodes", type=whole_number, default=30_000, help="of growing chips (30,000)")
+    add("--base-chips", type=whole_number, default=256, help="of growing nodes (256)")
+    add("--growth-seconds", type=non_negative, default=60.0, help="of each size (60)")
+    add("--json", type=file_path, metavar="FILE", help="(data/benchmarks/benchmark.json)")
+    add("--pictures", type=file_path, metavar="FOLDER", help="(data/benchmarks, without --json)")
+    add(
+        "--merge",
+        type=file_path,
+        nargs="+",
+        metavar="FILE",
+        help="measure nothing; show these as one",
+    )
     add("--quick", action="store_true", help="few, small and short, anew; no pictures")
     # --quick changes the defaults, so arguments on the command line override it.
     if parser.parse_args(argv).quick:

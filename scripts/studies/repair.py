@@ -36,6 +36,7 @@ import numpy as np
 import repair_cpsat
 import repair_kill
 
+from jaxpart.arguments import non_negative, whole_number
 from jaxpart.cost import host
 from jaxpart.cost.evaluate import verify
 from jaxpart.cost.greedy import baseline
@@ -102,16 +103,16 @@ def main() -> None:
     )
     parser.add_argument("graph", nargs="?", default="bert-large", metavar="GRAPH")
     parser.add_argument("--mcm", default="mcm36", metavar="NAME_OR_TOML")
-    parser.add_argument("--candidates", type=int, default=200, help="of each kind")
-    parser.add_argument("--rival", type=int, metavar="COUNT", help="candidates for CP-SAT")
-    parser.add_argument("--limit", type=float, default=1.0, metavar="SECONDS")
-    parser.add_argument("--rival-limit", type=float, default=10.0, metavar="SECONDS")
-    parser.add_argument("--exact", type=int, default=0, metavar="COUNT")
-    parser.add_argument("--exact-limit", type=float, default=300.0, metavar="SECONDS")
+    parser.add_argument("--candidates", type=whole_number, default=200, help="of each kind")
+    parser.add_argument("--rival", type=whole_number, metavar="COUNT", help="candidates for CP-SAT")
+    parser.add_argument("--limit", type=non_negative, default=1.0, metavar="SECONDS")
+    parser.add_argument("--rival-limit", type=non_negative, default=10.0, metavar="SECONDS")
+    parser.add_argument("--exact", type=whole_number, default=0, metavar="COUNT")
+    parser.add_argument("--exact-limit", type=non_negative, default=300.0, metavar="SECONDS")
     parser.add_argument("--quick", action="store_true", help="4 kinds, 20 candidates, 2 for CP-SAT")
     parser.add_argument("--kill", action="store_true", help="with workers killed at random")
-    parser.add_argument("--repairs", type=int, default=10_000, help="with --kill")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--repairs", type=whole_number, default=10_000, help="with --kill")
+    parser.add_argument("--seed", type=whole_number, default=0)
     parser.add_argument("--out", metavar="FILE.json")
     arguments = parser.parse_args()
     if arguments.quick:

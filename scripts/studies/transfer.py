@@ -43,6 +43,7 @@ from typing import TYPE_CHECKING, Any
 
 from transfer_figures import METHODS, draw, tables
 
+from jaxpart.arguments import file_path, whole_number
 from jaxpart.bounds.ideals.pairs import program_order_s
 from jaxpart.errors import InputError, JaxpartError
 
@@ -68,11 +69,15 @@ def main() -> int:
     add("--decoders", nargs="+", choices=("labels", "orders"), default=["labels", "orders"])
     add("--methods", nargs="+", choices=[*METHODS, *ABLATIONS], default=list(METHODS))
     add("--policy", default=None, metavar="NAME_OR_FILE", help="default: the shipped one")
-    add("--samples", type=int, help="per run (default: 10240 labels, 2048 orders)")
-    add("--seeds", type=int, default=3)
+    add("--samples", type=whole_number, help="per run (default: 10240 labels, 2048 orders)")
+    add("--seeds", type=whole_number, default=3)
     add("--quick", action="store_true")
-    add("--out", type=Path, help="default: data/benchmarks/transfer.json, or transfer-quick.json")
-    add("--picture", type=Path, metavar="FILE", help="of the means against samples")
+    add(
+        "--out",
+        type=file_path,
+        help="default: data/benchmarks/transfer.json, or transfer-quick.json",
+    )
+    add("--picture", type=file_path, metavar="FILE", help="of the means against samples")
     arguments = parser.parse_args()
     try:
         return _study(arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import jax
@@ -67,7 +68,34 @@ def test_an_inner_loop_is_kept_where_only_the_outer_one_fits(monkeypatch):
     monkeypatch.setattr(program, "MAX_NODES", 100)
     with pytest.warns(UserWarning, match="is kept as one node") as warned:
         assert ops(from_jax(fn, array(4))) == ["scan", "cos"] * 4
-    assert len(warned) == 4
+    assert len(warned) == 1
+    assert "scan_0 is kept as one node, on one chip, like 3 more nodes: " in str(warned[0].message)
+
+
+def test_copies_of_a_kept_loop_are_one_warning_that_says_how_many():
+    def step(x, _):
+        return lax.while_loop(lambda x: jnp.sum(x) < 9, lambda x: 2 * x, x), x
+
+    with pytest.warns(UserWarning, match="kept") as warned:
+        from_jax(lambda x: lax.scan(step, x, None, length=12)[0], array(4))
+
+    assert len(warned) == 1
+    told = str(warned[0].message)
+    assert "while_0 is kept as one node, on one chip, like 11 more nodes: its steps are" in told
+
+
+def test_kept_loops_of_other_kinds_are_warnings_of_their_own_up_to_five():
+    def fn(x):
+        for length in (9, 3, 4, 5, 6, 7, 7, 8):
+            x = lax.fori_loop(0, length, lambda i, x: jnp.sin(x), x)
+        return x
+
+    with pytest.warns(UserWarning, match="kept") as warned:
+        from_jax(fn, array(4), unroll_limit=1)
+    told = [str(warning.message) for warning in warned]
+
+    assert [re.findall(r"all its (\d) steps", line) for line in told] == [*map(list, "93456"), []]
+    assert told[5].endswith("3 more nodes are kept whole, as scan_5 is")
 
 
 def test_a_number_unrolls_loops_up_to_it_whatever_the_size(monkeypatch):

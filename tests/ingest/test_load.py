@@ -1,5 +1,6 @@
 """Graph files of every format: what is read, and what is refused with one clear line."""
 
+import codecs
 import gzip
 import json
 
@@ -104,7 +105,12 @@ NO_GRAPHS = [
     (b'{"format": "jaxpart-graph", "version": 2}', FileFormatError, r"2 - at `\$\.version`"),
     (json.dumps(UNKNOWN_FIELD).encode(), FileFormatError, "unknown field `colour`"),
     (b"hello world", FileFormatError, "line 1: expected a graph: JSON"),
-    (b"\x89PNG\r\n\x1a\n\x00\x00", FileFormatError, "expected an ONNX model"),
+    (b"\x89PNG\r\n\x1a\n\x00\x00", FileFormatError, "is a picture, expected an ONNX model or text"),
+    (b"PK\x03\x04" + bytes(99), FileFormatError, "is a zip archive, expected an ONNX model or te"),
+    (codecs.BOM_UTF8, FileFormatError, "the file is empty, expected a graph"),
+    (codecs.BOM_UTF8 * 2 + b"{}", FileFormatError, "expected an ONNX model"),
+    (gzip.compress(gzip.compress(b"{}")), FileFormatError,
+     "is gzip within gzip, expected it compressed once"),
     (bytes(range(256)), FileFormatError, "expected an ONNX model"),
 ]
 # fmt: on
@@ -113,6 +119,31 @@ NO_GRAPHS = [
 @pytest.mark.parametrize(("content", "error", "message"), NO_GRAPHS)
 def test_what_is_no_graph_is_refused_by_its_place(file, content, error, message):
     assert_refused(file(content), error, message)
+
+
+def own_text():
+    node = {"name": "größe", "op": "dot", "flops": 8, "bytes_accessed": 12}
+    own = {"format": "jaxpart-graph", "version": 1, "nodes": [node], "tensors": [], "weights": []}
+    return json.dumps(own, ensure_ascii=False)
+
+
+def test_a_byte_order_mark_of_utf_8_is_no_part_of_the_text(file):
+    for text, count in ((own_text(), 1), (json.dumps(max_load_input()), 4), (profile(), 3)):
+        marked = codecs.BOM_UTF8 + text.encode()
+        for content in (marked, gzip.compress(marked)):
+            assert load_with_module(file(content)) == load_with_module(file(text))
+            assert len(load_with_module(file(content))[0].nodes) == count
+    assert Graph.load(file(codecs.BOM_UTF8 + own_text().encode())).nodes[0].name == "größe"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_text_in_another_encoding_is_called_so(file, encoding):
+    kind = rf"input: is {encoding[:6].upper()} text, expected .* in UTF-8"
+    for text in (own_text(), profile()):
+        for content in (text.encode(encoding), gzip.compress(text.encode(encoding))):
+            assert_refused(file(content), FileFormatError, kind)
+    with pytest.raises(FileFormatError, match=kind):
+        Graph.load(file(own_text().encode(encoding)))
 
 
 def test_every_truncation_of_a_graph_file_is_refused(tmp_path, file):
@@ -202,18 +233,45 @@ BAD_MAX_LOADS = [
     (changed("nodes", 1, id="20"), DuplicateNameError,
      r"node 20 is there twice - at `\$\.nodes\[1\]`: expected unique ids"),
     (changed("nodes", 0, fpgaLatency="fast"), FileFormatError, "Expected `float`, got `str`"),
-    (changed("nodes", 0, fpgaLatency=-1), CostError, "seconds is -1"),
-    (changed("nodes", 0, size=-1), CostError, "bytes is -1"),
+    (changed("nodes", 0, fpgaLatency=-1), CostError,
+     r"node 20: fpgaLatency is -1\.0 - at `\$\.nodes\[0\]\.fpgaLatency`: expected a finite number"),
+    (changed("nodes", 0, size=-1), CostError, "node 20: size is -1"),
+    (changed("nodes", 1, cpuLatency=-5), CostError,
+     r"node 10: cpuLatency is -5\.0 - at `\$\.nodes\[1\]\.cpuLatency`"),
+    (changed("nodes", 1, cpuLatency="slow"), FileFormatError, r"nodes\[1\]\.cpuLatency"),
+    (changed("nodes", 0, size=True), FileFormatError, r"`float`, got `bool` - at .*\.size"),
+    (changed("nodes", 0, fpgaLatency=False), FileFormatError, r"got `bool` - at .*fpgaLatency"),
+    (changed("nodes", 0, supportedOnFpga=2), FileFormatError, r"<= 1 - at .*\.supportedOnFpga"),
+    (changed("nodes", 0, supportedOnFpga=-1), FileFormatError, r">= 0 - at .*\.supportedOnFpga"),
+    (changed("nodes", 0, supportedOnFpga=1.0), FileFormatError, r"got `float` - at .*OnFpga"),
+    (changed("nodes", 0, isBackwardNode=-1), FileFormatError, r">= 0 - at .*\.isBackwardNode"),
+    (changed("nodes", 0, isBackwardNode="no"), FileFormatError, r"got `str` - at .*isBackward"),
+    (changed("nodes", 0, colorClass=1.5), FileFormatError, r"got `float` - at .*\.colorClass"),
+    (changed("nodes", 0, colorClass=True), FileFormatError, r"got `bool` - at .*\.colorClass"),
+    (changed("nodes", 0, colorClass=-1), FileFormatError, r">= 0 - at .*\.colorClass"),
+    (changed("nodes", 0, colorClass=10**30), FileFormatError, r"<= \d+ - at .*\.colorClass"),
+    (changed("nodes", 0, id=2.5), FileFormatError, r"got `float` - at .*\.id"),
+    (changed("nodes", 0, id=True), FileFormatError, r"got `bool` - at .*\.id"),
+    (changed("edges", 1, cost=True), FileFormatError, r"got `bool` - at .*\.cost"),
     (changed("edges", 1, destId=50), UnknownNodeError, "edge 1 names node 50"),
-    (changed("edges", 1, cost=-2), CostError, "cost of edge 1 is -2"),
+    (changed("edges", 1, cost=-2), CostError,
+     r"edge 1: cost is -2\.0 - at `\$\.edges\[1\]\.cost`: expected a finite number, 0 or more"),
     (changed("edges", 3, destId=10), CycleError, "'20' -> '30' -> '10' -> '20'"),
     (max_load_input(nodes=[], edges=[]), EmptyGraphError, "no nodes"),
     (max_load_input(maxFPGAs=0), MCMError, "maxFPGAs is 0, expected 1 or more"),
     (max_load_input(maxFPGAs=10**10), MCMError, "maxFPGAs is 10000000000, .* at most 4,096"),
-    (max_load_input(maxSizePerFPGA=0), MCMError, "sram_bytes is 0"),
-    (max_load_input(maxSizePerFPGA=1e308), MCMError, r"sram_bytes is 1e\+308"),
-    (changed("nodes", 0, fpgaLatency=1e308), CostError, r"seconds is 1e\+308"),
-    (changed("edges", 1, cost=1e308), CostError, r"bytes is 1e\+308"),
+    (max_load_input(maxFPGAs=2.0), FileFormatError, r"got `float` - at `\$\.maxFPGAs`"),
+    (max_load_input(maxFPGAs=True), FileFormatError, r"got `bool` - at `\$\.maxFPGAs`"),
+    (max_load_input(maxCPUs=-5), MCMError, "maxCPUs is -5, expected 0 or more, at most 1,000,000"),
+    (max_load_input(maxCPUs=10**30), MCMError, "maxCPUs is 1000000000000000000000000000000, exp"),
+    (max_load_input(maxCPUs=1.5), FileFormatError, r"got `float` - at `\$\.maxCPUs`"),
+    (max_load_input(maxCPUs=False), FileFormatError, r"got `bool` - at `\$\.maxCPUs`"),
+    (max_load_input(maxSizePerFPGA=0), MCMError, "maxSizePerFPGA is 0.0, expected a positive num"),
+    (max_load_input(maxSizePerFPGA=-1), MCMError, "maxSizePerFPGA is -1"),
+    (max_load_input(maxSizePerFPGA=True), FileFormatError, r"got `bool` - at `\$\.maxSizePer"),
+    (max_load_input(maxSizePerFPGA=1e308), MCMError, r"maxSizePerFPGA is 1e\+308"),
+    (changed("nodes", 0, fpgaLatency=1e308), CostError, r"fpgaLatency is 1e\+308"),
+    (changed("edges", 1, cost=1e308), CostError, r"cost is 1e\+308"),
     (changed("edges", 1, destId="\x1b[31m"), UnknownNodeError, r"edge 1 names node \\x1b\[31m"),
     ({"maxFPGAs": 2}, FileFormatError, "missing required field"),
 ]
@@ -303,6 +361,15 @@ def test_a_profile_brings_its_graph_and_no_machine(file):
     )
 
 
+def test_numbers_of_a_profile_are_decimal_however_they_are_written(file):
+    written = {"8.0": 8, "12": 12, "+1.5e3": 1500, ".5": 0.5, "5.": 5, "1E-3": 0.001, "[8]": 8}
+    written |= {"[ 8.0 ;4.0]": 12, "0": 0, "-0.0": 0, " 7 ": 7}
+    for text, size in written.items():
+        content = profile().replace("activation_size=8.0", f"activation_size={text}")
+        graph, _ = load_with_module(file(content))
+        assert next(k.bytes for k in graph.tensors if k.producer == 0) == size
+
+
 # fmt: off
 BAD_PROFILES = [
     (("LSTM(  (a)", "LSTM -(  (a)"), ("\tnode1 -- node2", "node1 > node2"), FileFormatError,
@@ -311,13 +378,29 @@ BAD_PROFILES = [
      "line 3: forward_compute_time is missing"),
     (("parameter_size=40.000", "parameter_size=many"), FileFormatError,
      "line 3: parameter_size is 'many', expected a number"),
-    (("activation_size=8.0", "activation_size=nan"), CostError, "bytes is nan"),
-    (("forward_compute_time=2.000", "forward_compute_time=-2"), CostError, "seconds is -0.002"),
+    *[
+        (("activation_size=8.0", f"activation_size={no_number}"), FileFormatError,
+         r"line 2: activation_size is .*, expected a number or a list such as \[8\.0; 4\.0\]")
+        for no_number in (
+            "", "[]", "[[[[", "[[[[8.0]]]]", "[8.0", "8.0]", "[8.0;]", "[8.0, 4.0]", "8.0; 4.0",
+            "\uff11\uff16", "1_0", "1e1_0", "1e", "0x10", "nan", "inf", "-inf", "Infinity",
+            "8.0 4.0", "8.0MB", "[8.0; nan]", "[8.0; \uff14]", "\u30008",
+        )
+    ],
+    (("activation_size=8.0", "activation_size=8.0, activation_size=9.0"), FileFormatError,
+     "line 2: activation_size is there twice, expected it once"),
+    (("activation_size=8.0", "activation_size=[8.0; -4.0]"), CostError,
+     "line 2: activation_size is .*: -4 bytes, expected a finite number, 0 or more"),
+    (("parameter_size=40.000", "parameter_size=-40"), CostError,
+     "line 3: parameter_size is -40: -40 bytes, expected a finite number, 0 or more"),
+    (("forward_compute_time=2.000", "forward_compute_time=-2"), CostError,
+     "line 3: forward_compute_time is -2: -0.002 s"),
     (("\tnode2 -- node3", "\tnode2 -- node9"), FileFormatError,
      "line 6: node9 is no node of the file"),
-    (("activation_size=8.0", "activation_size=[1e308; 1e308]"), CostError, "bytes is inf"),
-    (("activation_size=8.0", "activation_size=" + "9" * 5000), CostError, "bytes is inf"),
-    (("forward_compute_time=2.000", "forward_compute_time=1e300"), CostError, r"is 1e\+297"),
+    (("activation_size=8.0", "activation_size=[1e308; 1e308]"), CostError,
+     r"line 2: .*: 1e\+308 bytes"),
+    (("activation_size=8.0", "activation_size=" + "9" * 5000), CostError, "line 2: .*: inf bytes"),
+    (("forward_compute_time=2.000", "forward_compute_time=1e300"), CostError, "is 1e300: "),
     (("\tnode2 -- node3", "\tnode2 -- \x1b[31m"), FileFormatError, r"line 6: \\x1b\[31m is no"),
     (("parameter_size=40.000", "parameter_size=\x07"), FileFormatError, r"is '\\x07', expected"),
     (("forward_compute_time=2.000", "a" * 3_000_000), FileFormatError, "line 3: forward_compute"),

@@ -1,10 +1,13 @@
 """ONNX models that lie: one clear line, bounded time and memory."""
 
+import os
+
 import numpy as np
 import pytest
 from onnx import helper
 
 from jaxpart.errors import FileFormatError, InputError
+from jaxpart.ingest.load import load_graph
 from jaxpart.ingest.onnx.importer import from_onnx
 from tests.support.onnx_models import (
     BOOL,
@@ -115,6 +118,121 @@ def test_external_data_without_a_place_is_refused():
             model([node("MatMul", "x w", "y")], [value("x", [3, 4])], [out()],
                   [far("w", 4, 4, path=None)])
         )  # fmt: skip
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """Writes a model with one tensor at a path in its folder, and gives the path of the model."""
+    (tmp_path / "folder" / "sub").mkdir(parents=True)
+
+    def write(location="w.bin", name="m.onnx"):
+        path = tmp_path / "folder" / name
+        tensors = [far("w", 4, 4, path=location)]
+        proto = model([node("MatMul", "x w", "y")], [value("x", [3, 4])], [out()], tensors)
+        path.write_bytes(proto.SerializeToString())
+        return path
+
+    return write
+
+
+def read_both(path):
+    """The graph, by both ways to read a file; the errors are the same."""
+    graph = from_onnx(path)
+    assert load_graph(path) == graph
+    return graph
+
+
+def test_external_data_may_be_missing_or_anything_that_is_a_regular_file(stored):
+    path = stored()
+    folder = path.parent
+    missing = read_both(path)
+    assert missing.weight_bytes == 4 * 4 * 4
+    (folder / "w.bin").write_bytes(b"a pointer of Git LFS")
+    assert read_both(path) == missing
+    (folder / "sub" / "real.bin").write_bytes(b"")
+    (folder / "w.bin").unlink()
+    (folder / "w.bin").symlink_to("sub/real.bin")
+    assert read_both(path) == missing
+    (folder / "sub" / "real.bin").unlink()  # now the link leads to nothing, within the folder
+    assert read_both(path) == missing
+
+
+def test_external_data_by_a_link_out_of_the_folder_is_refused(stored, tmp_path):
+    (tmp_path / "secret").write_bytes(b"contents")
+    links = {
+        "file": ("w.bin", tmp_path / "secret"),
+        "relative": ("w.bin", "../secret"),
+        "missing": ("w.bin", "../nothing"),
+        "folder": ("away/secret", tmp_path),
+        "device": ("w.bin", "/dev/zero"),
+    }
+    for location, target in links.values():
+        path = stored(location)
+        link = path.parent / location.split("/")[0]
+        link.symlink_to(target)
+        for read in (from_onnx, load_graph):
+            with pytest.raises(FileFormatError, match="expected a file within the folder") as error:
+                read(path)
+            assert str(error.value).startswith(
+                f"{path}: tensor 'w' is in the file '{location}', a li"
+            )
+        link.unlink()
+
+
+def test_a_folder_of_a_name_that_begins_alike_is_another(stored, tmp_path):
+    (tmp_path / "folder-of-others").mkdir()
+    (tmp_path / "folder-of-others" / "w.bin").write_bytes(b"")
+    path = stored()
+    (path.parent / "w.bin").symlink_to("../folder-of-others/w.bin")
+
+    with pytest.raises(FileFormatError, match="expected a file within the folder of the model"):
+        from_onnx(path)
+
+
+def test_external_data_beside_the_file_that_the_model_links_to_is_accepted(stored, tmp_path):
+    # The cache of Hugging Face: blobs/ has the files, snapshots/ links to them.
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "1"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    stored("m.onnx_data").rename(blobs / "aa")
+    (blobs / "bb").write_bytes(b"weights")
+    (snapshot / "m.onnx").symlink_to("../../blobs/aa")
+    (snapshot / "m.onnx_data").symlink_to("../../blobs/bb")
+
+    assert read_both(snapshot / "m.onnx").weight_bytes == 4 * 4 * 4
+
+
+def test_external_data_that_is_no_regular_file_is_refused_and_not_opened(stored):
+    path = stored()
+    made = path.parent / "w.bin"
+    os.mkfifo(made)
+    with pytest.raises(FileFormatError, match="which is a FIFO, expected a regular file or none"):
+        from_onnx(path)
+    made.unlink()
+    made.mkdir()
+    with pytest.raises(FileFormatError, match="which is a folder, expected a regular file"):
+        from_onnx(path)
+    made.rmdir()
+    made.symlink_to("w.bin")
+    with pytest.raises(FileFormatError, match=r"'w.bin', which cannot be read \(Too many levels"):
+        from_onnx(path)
+    for location, reason in (
+        (".", "which is a folder"),
+        ("m.onnx/w.bin", r"cannot be read \(Not a directory\)"),
+        ("x" * 5000, r"cannot be read \(File name too long\)"),
+    ):
+        with pytest.raises(FileFormatError, match=reason):
+            from_onnx(stored(location))
+
+
+def test_a_model_is_found_from_where_the_program_runs(stored, monkeypatch):
+    path = stored()
+    monkeypatch.chdir(path.parent)
+    os.mkfifo("w.bin")
+
+    for name in ("m.onnx", "./m.onnx", "sub/../m.onnx"):
+        with pytest.raises(FileFormatError, match="which is a FIFO"):
+            from_onnx(name)
 
 
 def test_no_other_file_is_read(tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 """Modules: what they refuse, what their files say, and where their links lead."""
 
+import codecs
 import dataclasses
+import gzip
 import itertools
 import tempfile
 from pathlib import Path
@@ -181,7 +183,10 @@ BAD_FILES = [
     (MCM36.replace("bandwidth = 8e9", "bandwidth = 0"), MCMError, "links: bandwidth is 0"),
     (MCM36.replace("overlap = true", "overlap = "), FileFormatError, "Invalid value .*line 4"),
     (MCM36.replace("[[chips]]", "[[chips]"), FileFormatError, "Expected .*line 12"),
-    (b"\xff\xfe", FileFormatError, "utf-8"),
+    (b"name = '\xff'", FileFormatError, "is no utf-8 text .*, expected TOML in UTF-8"),
+    (GOLDEN["mcm4"].encode("utf-16"), FileFormatError, "is UTF-16 text, expected TOML in UTF-8"),
+    (GOLDEN["mcm4"].encode("utf-16-be"), FileFormatError, "is UTF-16 text, expected TOML in"),
+    (gzip.compress(GOLDEN["mcm4"].encode()), FileFormatError, "is gzip, expected TOML in UTF-8"),
 ]
 # fmt: on
 
@@ -197,6 +202,13 @@ def test_a_bad_file_is_refused_by_name_and_place(tmp_path, content, error, messa
     assert type(caught.value) is error
     assert str(caught.value).startswith(f"{path}: ")
     assert str(caught.value).isprintable()
+
+
+def test_a_byte_order_mark_is_no_part_of_a_module(tmp_path):
+    path = tmp_path / "module.toml"
+    path.write_bytes(codecs.BOM_UTF8 + GOLDEN["mcm4"].encode())
+
+    assert MCM.load(path) == load_mcm("mcm4")
 
 
 def test_the_largest_module_can_be_described():

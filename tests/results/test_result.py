@@ -1,6 +1,8 @@
 """Results: figures derived from each other, the file, and what loading it anew does."""
 
+import codecs
 import dataclasses
+import gzip
 import json
 
 import numpy as np
@@ -110,9 +112,9 @@ def test_a_loaded_result_equals_the_saved_one(saved, tmp_path):
 
 def test_stored_figures_are_not_trusted(saved):
     def lie(content):
-        content["bottleneck_s"] = 1e-9
+        content["bottleneck_s"] = 2.0
         content["improvement"] = content["baseline_s"] = 100
-        content["lower_bound_s"] = 1.0  # above the bottleneck: no bound
+        content["lower_bound_s"] = content["gap"] = 1.0  # above the true bottleneck: no bound
 
     edit(saved, lie)
     again, result = Result.load(saved, path_graph()), make_result()
@@ -121,7 +123,93 @@ def test_stored_figures_are_not_trusted(saved):
     assert again.improvement == result.improvement
     assert again.lower_bound_s < result.bottleneck_s
     assert again.bound_method in ("mean load", "largest node")
-    assert any("the file says 0.001 us" in note for note in again.notes)
+    assert "the file says 2e+06 us for the bottleneck, it is 500 us" in again.notes
+    assert "the file says 1e+06 us for the lower bound, the bottleneck is 500 us" in again.notes
+
+
+# The path: n0..n5 take 1, 2, 3, 1, 2, 3 e-4 s, two on each chip; T is 500 us, 2000 inferences/s.
+# The greedy walk closes chip 0 after n2, at 600 us.
+# Chip 1 receives tensor 1 (200,001 bytes) and sends tensor 3 (200,003) at 1e9 bytes/s; it holds two
+# weights of 256 KiB, twice its boundary buffers, and at most tensors 2 and 3 at once.
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            lambda c: c.update(throughput_per_s=3000),
+            "the file says 3000 inferences/s for the throughput, it is 2000 inferences/s",
+        ),
+        (
+            lambda c: c.update(throughput_per_s=None),
+            "the file says none for the throughput, it is 2000 inferences/s",
+        ),
+        (
+            lambda c: c.update(throughput_per_s=c["throughput_per_s"] * (1 + 1e-8)),
+            "the file says 2000.00002 inferences/s for the throughput, it is 2000 inferences/s",
+        ),
+        (
+            lambda c: c.update(improvement=7.5),
+            "the file says 7.5x for the improvement, it is 1.2x",
+        ),
+        (
+            lambda c: c.update(improvement=None),
+            "the file says none for the improvement, it is 1.2x",
+        ),
+        (
+            lambda c: c.update(baseline_s=1e-3),
+            "the file says 1000 us for the baseline, it is 600 us",
+        ),
+        (lambda c: c.update(baseline_s=None), "the file says none for the baseline, it is 600 us"),
+        (
+            lambda c: c.update(valid=False),
+            "the file says not valid, the partition is valid",
+        ),
+        (
+            lambda c: c["stages"][1].update(compute_s=1e-5),
+            "the file says 1e-05 for compute_s of chip 1, it is 0.0004",
+        ),
+        (
+            lambda c: c["stages"][1].update(in_s=0),
+            "the file says 0 for in_s of chip 1, it is 0.000200001",
+        ),
+        (
+            lambda c: c["stages"][1].update(out_s=1),
+            "the file says 1 for out_s of chip 1, it is 0.000200003",
+        ),
+        (
+            lambda c: c["stages"][1].update(memory_bytes=5),
+            "the file says 5 for memory_bytes of chip 1, it is 1.7243e+06",
+        ),
+        (
+            lambda c: c["links"][1].update(busy_s=0.5),
+            "the file says 0.5 for busy_s of link 1 -> 2, it is 0.000200003",
+        ),
+        (
+            lambda c: [stage.update(in_s=9) for stage in c["stages"]],
+            "the file says 9 for in_s of chip 0, it is 0 (and 2 more figures of chips and links "
+            "differ)",
+        ),
+    ],
+)
+def test_each_figure_that_contradicts_the_partition_is_noted(saved, change, expected):
+    edit(saved, change)
+
+    notes = Result.load(saved, path_graph()).notes
+
+    assert notes == (expected, "the lower bound (ideals) is the file's, not proven again")
+
+
+def test_figures_of_another_graph_or_module_are_not_compared(saved):
+    edit(saved, lambda c: c.update(throughput_per_s=3000, improvement=9))
+
+    notes = Result.load(saved, path_graph(flops=2e8, name="heavier")).notes
+
+    assert notes == ("made for another graph (path); scored on heavier",)
+
+
+def test_links_may_be_listed_in_any_order(saved):
+    edit(saved, lambda c: c["links"].reverse())
+
+    assert len(Result.load(saved, path_graph()).notes) == 1
 
 
 def test_another_graph_with_the_same_names_is_scored_anew(saved):
@@ -243,6 +331,37 @@ def test_a_broken_partition_is_refused(tmp_path, content, expected):
         (lambda c: c["mcm"]["chips"][0].update(count=10**9), "mcm: chips table 0: count is 10000"),
         (lambda c: c["mcm"]["links"].update(bandwidth=1e308), "mcm: links: bandwidth is 1e+308"),
         (lambda c: c["mcm"].update(topology="mesh", rows=10**20, cols=10**20), "mcm: rows * cols"),
+        *[
+            (lambda c, key=key: c.update({key: -1e-3}), f"Expected `float` >= 0.0 - at `$.{key}`")
+            for key in (
+                *("bottleneck_s", "throughput_per_s", "baseline_s", "improvement"),
+                *("lower_bound_s", "gap"),
+            )
+        ],
+        *[
+            (lambda c, key=key: c["stages"][1].update({key: -1.0}), f"$.stages[1].{key}")
+            for key in ("compute_s", "in_s", "out_s", "memory_bytes")
+        ],
+        (lambda c: c["links"][0].update(busy_s=-1.0), "$.links[0].busy_s"),
+        *[
+            (lambda c, value=value: c.update(gap=value), "malformed")
+            for value in (float("nan"), float("inf"))
+        ],
+        (
+            lambda c: c.update(lower_bound_s=6e-4, gap=0),
+            "lower_bound_s is 0.0006, expected at most bottleneck_s, 0.0005",
+        ),
+        (
+            lambda c: c.update(gap=0),
+            "gap is 0, expected bottleneck_s / lower_bound_s - 1, 0.11",
+        ),
+        (
+            lambda c: c.update(gap=None),
+            "gap is none, expected bottleneck_s / lower_bound_s",
+        ),
+        (lambda c: c.update(lower_bound_s=0), "lower_bound_s - 1, none"),
+        (lambda c: c.update(lower_bound_s=1e-320), "gap is 0.111111, expected"),
+        (lambda c: c.update(bottleneck_s=1.0), "gap is 0.111111, expected"),
         (lambda c: c["mcm"].update(topology="ring"), "$.mcm.topology"),
         (lambda c: c["mcm"].update(chips=[]), "mcm: the module has no chips"),
         (lambda c: c.update(assignment=[0, 1]), "assignment: expected an object"),
@@ -296,6 +415,23 @@ def test_letters_that_the_font_lacks_are_no_warning(tmp_path, recwarn):
 def test_a_file_that_cannot_be_written_is_said_so(tmp_path):
     with pytest.raises(InputError, match="cannot write here"):
         make_result().save(tmp_path / "nowhere" / "r.json")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_result_or_a_partition(saved, tmp_path):
+    saved.write_bytes(codecs.BOM_UTF8 + saved.read_bytes())
+    (tmp_path / "plain.json").write_bytes(codecs.BOM_UTF8 + b'{"a": 1}')
+
+    assert Result.load(saved, path_graph()).bottleneck_s == pytest.approx(5e-4)
+    graph = Graph((Node("a", "add", 1, 1),))
+    assert read_assignment(tmp_path / "plain.json", graph, CHAIN).tolist() == [1]
+
+
+def test_a_result_in_another_encoding_or_compressed_is_called_so(saved):
+    text = saved.read_text()
+    for content, kind in ((text.encode("utf-16"), "UTF-16 text"), (gzip.compress(b"{}"), "gzip")):
+        saved.write_bytes(content)
+        with pytest.raises(FileFormatError, match=f"json: is {kind}, expected JSON in UTF-8"):
+            Result.load(saved, path_graph())
 
 
 def test_saving_replaces_the_old_file_whole(saved):

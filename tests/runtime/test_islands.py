@@ -167,6 +167,8 @@ def test_islands_have_seeds_of_their_own_and_the_first_has_the_given_one():
     [
         (("host", 2, 0), "HOST:PORT"),
         (("host:x", 2, 0), "HOST:PORT"),
+        (("host:\uff14321", 2, 0), "HOST:PORT"),
+        (("host:4_321", 2, 0), "HOST:PORT"),
         (("host:0", 2, 0), "port"),
         (("host:65536", 2, 0), "port"),
         (("host:1", 1, 0), "2 or more"),

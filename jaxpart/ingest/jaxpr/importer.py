@@ -5,7 +5,7 @@ need not exist. The steps:
 
 1. Wrappers (pjit, custom_jvp, custom_vjp, remat, closed calls, shard_map) are replaced by their
    bodies. A loop with a known number of steps is unrolled as far as the graph stays small; a
-   warning names each loop that is kept. Every other branch is one node.
+   warning names each kind of loop that is kept. Every other branch is one node.
 2. Equations on parameters and constants alone are folded: they become no nodes, and the consumers
    of their results hold the original weights. Parts of one weight that do not overlap (the layers
    of a stacked parameter) are separate weights, also where a loop counter selects them.
@@ -45,7 +45,7 @@ _LAYOUTS = (
     *("reshape", "rev", "slice", "split", "squeeze", "transpose", "unstack"),
 )
 _LARGE_INPUT_BYTES = 2**20  # of an input that is likely a forgotten parameter
-_MAX_NAMED = 5  # most kept loops that warnings name one by one
+_MAX_NAMED = 5  # most kinds of kept loops that are named, one warning each
 
 
 def from_jax(
@@ -240,11 +240,15 @@ def _doubts(program: Program, ops: Sequence[Op], graph: Graph) -> Iterable[str]:
             f"no cost rule for {', '.join(unknown)}; counted by shapes, one FLOP per element of "
             "the result: the figures hang on it"
         )
-    kept = [(node.name, op.kept) for node, op in zip(graph.nodes, ops, strict=True) if op.kept]
-    for node, reason in kept[:_MAX_NAMED]:
-        yield f"{node} is kept as one node, on one chip: {reason}"
-    if len(kept) > _MAX_NAMED:
-        yield f"{len(kept) - _MAX_NAMED} more nodes are kept whole, as {kept[0][0]} is"
+    kept: dict[str, list[str]] = {}  # nodes by what is said of them; copies of a loop are alike
+    for node, op in zip(graph.nodes, ops, strict=True):
+        if op.kept:
+            kept.setdefault(op.kept, []).append(node.name)
+    for reason, (first, *others) in list(kept.items())[:_MAX_NAMED]:
+        like = f", like {len(others)} more nodes" if others else ""
+        yield f"{first} is kept as one node, on one chip{like}: {reason}"
+    if rest := list(kept.values())[_MAX_NAMED:]:
+        yield f"{sum(map(len, rest))} more nodes are kept whole, as {rest[0][0]} is"
     forgotten = _likely_parameters(program, ops)
     if forgotten:
         size, op = max(forgotten)

@@ -33,6 +33,7 @@ from jaxpart.files import read_bytes, stem_of
 from jaxpart.ingest.onnx import costs
 from jaxpart.ingest.onnx.constants import constant_weights, is_index_type
 from jaxpart.ingest.onnx.evaluation import Evaluator
+from jaxpart.ingest.onnx.external import check_external_files
 from jaxpart.ingest.onnx.model import Model, parse, prepare
 from jaxpart.ingest.onnx.operation import Operation, body_constants, reads
 from jaxpart.ingest.onnx.shapes import Array
@@ -57,7 +58,8 @@ def from_onnx(
 
     Args:
       model: the path of a file, or a model in memory. The contents of weights are never read, so
-        weight files outside the model may be missing.
+        weight files outside the model may be missing (models are often shared without them). Those
+        that are there must be regular files within the folder of the model (`external.py`).
       dims: size of each free dimension by its name, or by "VALUE:AXIS" if it has no name. The value
         is an input, or a result whose size only the run knows (the rows that a loop collects).
         "RESULT:trips" is how often the Loop with that result runs, where only the run knows.
@@ -73,7 +75,8 @@ def from_onnx(
       there are no floats).
 
     Raises:
-      FileFormatError: the file is not an ONNX model, or the model is broken.
+      FileFormatError: the file is not an ONNX model, the model is broken, or a weight file is no
+        regular file within the folder of the model.
       InputError: `element_bytes` is out of range, a dimension or shape is not known before the
         model runs, or `dims` contradicts the model; the message names it.
       GraphError: the nodes close a cycle, or no node depends on an input.
@@ -87,6 +90,7 @@ def from_onnx(
         return _graph(model, where, where, dims, element_bytes)
     where = os.fspath(model)
     proto = parse(read_bytes(model), where)
+    check_external_files(proto, where)
     return _graph(proto, where, name or _stem(where), dims, element_bytes)
 
 
@@ -102,7 +106,8 @@ def from_onnx_bytes(
 
     Args:
       content: the bytes of the file.
-      path: its path, for messages and the default name; the file is not read.
+      path: its path, for messages, the default name and the folder of weight files; the file is not
+        read.
       dims: as in `from_onnx`.
       element_bytes: as in `from_onnx`.
       name: as in `from_onnx`.
@@ -112,6 +117,7 @@ def from_onnx_bytes(
     """
     where = os.fspath(path)
     proto = parse(content, where)
+    check_external_files(proto, where)
     return _graph(proto, where, name or _stem(where), dims, element_bytes)
 
 

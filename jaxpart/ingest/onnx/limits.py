@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import posixpath
 from collections import Counter
 from collections.abc import Iterable
 
-from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
 
 from jaxpart.errors import FileFormatError
-from jaxpart.ingest.onnx.operation import attribute_tensors, label, subgraphs
-from jaxpart.ingest.onnx.shapes import is_external, known_arrays
+from jaxpart.ingest.onnx.external import external_paths
+from jaxpart.ingest.onnx.operation import subgraphs
+from jaxpart.ingest.onnx.shapes import known_arrays
 
 MAX_NESTING = 28  # bodies within bodies; protobuf itself stops at about 32
 MAX_NODES = 250_000  # nodes of a model after its functions are opened, if it has functions
@@ -40,9 +40,7 @@ def check_limits(model: ModelProto, where: str) -> None:
     for function in model.functions:
         _check_nesting(function.node, where)
     _check_functions(model, where)
-    _check_paths(model.graph, where)
-    for function in model.functions:
-        _check_node_paths(function.node, where)
+    external_paths(model, where)  # raises
 
 
 def _check_nesting(nodes: Iterable[NodeProto], where: str) -> None:
@@ -98,41 +96,6 @@ def _check_functions(model: ModelProto, where: str) -> None:
         shown = f"{opened:,}" if opened < 10**18 else "over 10^18"
         raise FileFormatError(
             f"{where}: {shown} nodes after all functions are opened, expected at most {MAX_NODES:,}"
-        )
-
-
-def _check_paths(graph: GraphProto, where: str) -> None:
-    tensors = list(graph.initializer)
-    tensors += [part for s in graph.sparse_initializer for part in (s.values, s.indices)]
-    for tensor in tensors:
-        _check_path(tensor, repr(tensor.name), where)
-    _check_node_paths(graph.node, where)
-
-
-def _check_node_paths(nodes: Iterable[NodeProto], where: str) -> None:
-    for node in nodes:
-        for tensor in attribute_tensors(node):
-            _check_path(tensor, f"of {label(node)}", where)
-        for body in subgraphs(node):
-            _check_paths(body, where)
-
-
-def _check_path(tensor: TensorProto, name: str, where: str) -> None:
-    """Refuses a path of external data that is absolute or leads out of the model's folder."""
-    if not is_external(tensor):
-        return
-    paths = [entry.value for entry in tensor.external_data if entry.key == "location"]
-    if not paths:
-        raise FileFormatError(f"{where}: tensor {name} is in another file, expected its location")
-    if not isinstance(paths[0], str):  # protobuf gives bytes if they are not UTF-8
-        raise FileFormatError(f"{where}: the path {paths[0]!r} of tensor {name} is no UTF-8 text")
-    path = paths[0].replace("\\", "/")
-    normal = posixpath.normpath(path)
-    absolute = path.startswith("/") or path[1:2] == ":"
-    if not path or absolute or normal == ".." or normal.startswith("../") or "\0" in path:
-        raise FileFormatError(
-            f"{where}: tensor {name} is in the file {paths[0][:100]!r}, expected a path within the "
-            "folder of the model"
         )
 
 

@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
 
 from jaxpart.errors import CycleError, FileFormatError, InputError
+from jaxpart.files import kind_of_content
 from jaxpart.ingest.onnx import shapes
 from jaxpart.ingest.onnx.check import check_nodes
 from jaxpart.ingest.onnx.inference import FreeSizes, checked, with_shapes
@@ -65,12 +66,16 @@ def parse(content: bytes, where: str) -> ModelProto:
     Raises:
       FileFormatError: the bytes are not an ONNX model.
     """
+    found = kind_of_content(content)
+    instead = f"is {found}, expected an ONNX model or text in UTF-8" if found else ""
     try:
         model = onnx.load_model_from_string(content)
     except DecodeError as error:
-        raise FileFormatError(f"{where}: broken bytes, expected an ONNX model ({error})") from error
+        reason = instead or f"broken bytes, expected an ONNX model ({error})"
+        raise FileFormatError(f"{where}: {reason}") from error
     if not model.HasField("graph") or not model.graph.output:
-        raise FileFormatError(f"{where}: no graph with an output, expected an ONNX model")
+        reason = instead or "no graph with an output, expected an ONNX model"
+        raise FileFormatError(f"{where}: {reason}")
     return model
 
 

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import hashlib
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ import orbax.checkpoint as ocp
 from jaxpart.bounds.infeasible import why_infeasible
 from jaxpart.cost.greedy import baseline
 from jaxpart.errors import InputError, JaxpartError
+from jaxpart.files import read_bytes, write_whole
 from jaxpart.methods.policy.checkpoint import SHIPPED, Policy
 from jaxpart.methods.policy.imitation import Example, ImitationConfig, imitate
 from jaxpart.methods.policy.modules import CHIPS, draw_module
@@ -120,7 +122,10 @@ def pretrain(
       InputError: the folder holds a run with another configuration or other problems.
     """
     folder = run.folder.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be the folder of a run ({error.strerror})") from error
     imitation = imitation or ImitationConfig(seed=config.seed)
     _check_same(folder, _description(config, train, valid, examples or {}, imitation))
     tasks: dict[str, Task] = {}
@@ -306,12 +311,12 @@ def _check_same(folder: Path, description: str) -> None:
       InputError: the folder holds another run.
     """
     path = folder / "config.txt"
-    if path.exists() and path.read_text() != description:
+    if path.exists() and read_bytes(path) != description.encode():
         raise InputError(
             f"{folder}: holds a run of another configuration or other pairs ({path.name}); name "
             "a new folder"
         )
-    path.write_text(description)
+    write_whole(path, description.encode())
 
 
 def _append(path: Path, header: list[str], rows: list[list[Any]]) -> None:
@@ -329,17 +334,43 @@ def _cut(path: Path, step: int) -> None:
 
     The log numbers a step from 0, so its rows up to `step` - 1 stay. A validation has the number of
     steps before it, so its rows up to `step` stay.
+
+    Raises:
+      InputError: the file is damaged.
     """
     if not path.exists():
         return
-    with path.open(newline="") as file:
-        header, *rows = list(csv.reader(file))
+    header, *rows = _rows_of(path)
     is_log = path.name == LOG
     kept = [row for row in rows if int(row[0]) < step or (not is_log and int(row[0]) == step)]
     temporary = path.with_suffix(".tmp")
     with temporary.open("w", newline="") as file:
         csv.writer(file).writerows([header, *kept])
     os.replace(temporary, path)
+
+
+def _rows_of(path: Path) -> list[list[str]]:
+    """The header of a CSV file, and its rows, which begin with the number of a step.
+
+    A kill while a row was written leaves a part of it, without a line break; it is left out.
+
+    Raises:
+      InputError: the file is damaged elsewhere; the message names the line.
+    """
+    try:
+        lines = read_bytes(path).decode().splitlines(keepends=True)
+        rows = list(csv.reader(line for line in lines if line.endswith("\n")))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: is no CSV file in UTF-8 ({error})") from error
+    if not rows:
+        raise InputError(f"{path}: the file is empty, expected a header")
+    for number, row in enumerate(rows[1:], 2):
+        if not row or not re.fullmatch("[0-9]{1,15}", row[0]):
+            shown = repr(row[0]) if row else "nothing"
+            raise InputError(
+                f"{path}: line {number}: begins with {shown}, expected the number of a step"
+            )
+    return rows
 
 
 def load_graphs(names: Sequence[str], side: str) -> list[Graph]:

@@ -24,6 +24,7 @@ from jaxpart.methods.policy.pretraining import (
     LOG,
     VALIDATION,
     PretrainingRun,
+    _cut,
     pretrain,
     pretraining_pairs,
 )
@@ -227,7 +228,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights_and_log(tmp_path):
     run_for(tmp_path / "parts", 4)
     # What a kill leaves behind: rows beyond the last checkpoint.
     with (tmp_path / "parts" / LOG).open("a") as file:
-        file.write("5,half,labels,0,0,0,0,0,0,0,0\n")
+        file.write("5,half,labels,0,0,0,0,0,0,0,0\n1,ha")
     parts = Policy.load(run_for(tmp_path / "parts", 6))
 
     for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(parts.params), strict=True):
@@ -236,6 +237,36 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights_and_log(tmp_path):
         logs = [list(csv.reader((tmp_path / run / name).open())) for run in ("whole", "parts")]
         assert logs[0] == logs[1]
     assert len(logs[0]) == 1 + 4  # fresh, and after 2, 4 and 6 steps
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (b"", "the file is empty, expected a header"),
+        (b"step,score\n\n", "line 2: begins with nothing, expected the number of a step"),
+        (b"step,score\n0,1.5\nfirst,1.5\n", "line 3: begins with 'first', expected the number"),
+        (b"step,score\n1_0,1.5\n", "line 2: begins with '1_0', expected the number of a step"),
+        ("step,score\n\uff12,1.5\n".encode(), "line 2: begins with '\uff12', expected the number"),
+        (b"step,score\n-1,1.5\n", "line 2: begins with '-1', expected the number of a step"),
+        (b"step,score\n\xff,1.5\n", "is no CSV file in UTF-8"),
+        (b"step,score\n" + b"9" * 200_000 + b",1.5\n", "is no CSV file in UTF-8 .field larger"),
+    ],
+)
+def test_a_damaged_log_of_a_run_is_refused_by_its_line(tmp_path, damage, expected):
+    path = tmp_path / VALIDATION
+    path.write_bytes(damage)
+
+    with pytest.raises(InputError, match=expected) as error:
+        _cut(path, 4)
+    assert str(error.value).startswith(f"{path}: ")
+    assert path.read_bytes() == damage
+
+
+def test_a_run_cannot_be_where_a_file_is(tmp_path):
+    (tmp_path / "run").write_text("")
+
+    with pytest.raises(InputError, match=r"run: cannot be the folder of a run \(File exists\)"):
+        run_for(tmp_path / "run", 2)
 
 
 def test_a_folder_with_a_run_of_another_configuration_is_refused(tmp_path):
