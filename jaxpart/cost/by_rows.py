@@ -17,7 +17,7 @@ from jaxpart.cost.amounts import Amounts
 from jaxpart.cost.chip_sets import WORD, chip_bit, num_words
 from jaxpart.cost.device import DeviceProblem
 from jaxpart.cost.links import link_loads
-from jaxpart.cost.rows import add_row, add_up, set_row
+from jaxpart.cost.rows import add_row, add_up, flat_position, set_row
 
 
 def amounts(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> Amounts:
@@ -125,27 +125,22 @@ def _locality(
         is_sent = (is_sent & ~begins) | ~is_local
         return set_row(departures, k, jnp.where(is_sent, source, -1)), is_sent
 
-    def free(step, carry):
-        freed, is_kept = carry
-        k, begins, _, is_local = edge(step)
-        before = is_kept & ~begins
-        consumer = problem.edge_consumer[problem.num_edges - 1 - step]
-        freed = add_row(freed, consumer, jnp.where(is_local & ~before, sizes[k], 0))
-        return freed, before | is_local
-
     def keep(step, carry):
-        kept, is_kept = carry
+        kept, freed, is_kept = carry
         k, begins, _, is_local = edge(step)
-        is_kept = (is_kept & ~begins) | is_local
-        ends = problem.num_edges - 1 - step == problem.tensor_edges[k]
-        producer = problem.tensor_producer[k]
-        return add_row(kept, producer, jnp.where(ends & is_kept, sizes[k], 0)), is_kept
+        e = problem.num_edges - 1 - step
+        before = is_kept & ~begins
+        is_kept = before | is_local
+        ends, producer = e == problem.tensor_edges[k], problem.tensor_producer[k]
+        kept = add_row(kept, producer, jnp.where(ends & is_kept, sizes[k], 0))
+        consumer = problem.edge_consumer[e]
+        freed = add_row(freed, consumer, jnp.where(is_local & ~before, sizes[k], 0))
+        return kept, freed, is_kept
 
     nowhere = jnp.full((sizes.shape[0], batch), -1, problem.config.chip_dtype)
     nothing = jnp.zeros(assignment.shape, sizes.dtype)
     departures, _ = lax.fori_loop(0, problem.num_edges, depart, (nowhere, false))
-    freed, _ = lax.fori_loop(0, problem.num_edges, free, (nothing, false))
-    kept, _ = lax.fori_loop(0, problem.num_edges, keep, (nothing, false))
+    kept, freed, _ = lax.fori_loop(0, problem.num_edges, keep, (nothing, nothing, false))
     return departures, kept, freed
 
 
@@ -205,20 +200,18 @@ def _peak_bytes(
     chips, batch = problem.config.num_chips, assignment.shape[1]
     made = jnp.zeros(problem.padded_nodes, problem.tensor_bytes.dtype)
     made = made.at[problem.tensor_producer].add(problem.tensor_bytes)
-    lane = jnp.arange(batch)
 
     def visit(v, carry):
         live, peak = carry
-        chip = assignment[v].astype(jnp.int32)
-        before = live.at[chip, lane].get(mode="promise_in_bounds")
-        peak = peak.at[chip, lane].max(
-            before + made[v], unique_indices=True, mode="promise_in_bounds"
-        )
+        at = flat_position(assignment[v].astype(jnp.int32))
+        before = live.at[at].get(mode="promise_in_bounds")
+        peak = peak.at[at].max(before + made[v], unique_indices=True, mode="promise_in_bounds")
         after = before + traffic.kept[v] - traffic.freed[v]
-        return live.at[chip, lane].set(after, unique_indices=True, mode="promise_in_bounds"), peak
+        return live.at[at].set(after, unique_indices=True, mode="promise_in_bounds"), peak
 
-    zeros = jnp.zeros((chips, batch), made.dtype)
-    return lax.fori_loop(0, problem.num_nodes, visit, (zeros, zeros))[1]
+    zeros = jnp.zeros((chips * batch,), made.dtype)
+    peak = lax.fori_loop(0, problem.num_nodes, visit, (zeros, zeros))[1]
+    return peak.reshape(chips, batch)
 
 
 def _weight_bytes(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> Float[Array, "C B"]:
