@@ -4,11 +4,13 @@ The text is that of `jax.stages.Compiled.as_text()`: after all passes, every ins
 computation that is no fused one is about one kernel. `module_of` reads it and `counts_of` counts.
 
 - A fusion, a library call, a copy or a sort is one kernel, whatever is inside. Parameters,
-  constants, tuples and bitcasts are none.
-- A loop counts its body and its condition once per iteration. The number of iterations is known if
-  the compiler states it, or if the condition compares a counter with a constant. If the condition
-  compares it with an argument of the program, the number is estimated from `sizes`. Otherwise one
-  iteration is counted, and the result says that it is the least.
+  constants, tuples and bitcasts are none, and neither is arithmetic on one number outside a fusion:
+  a TPU has a scalar unit for it, and other compilers fuse it.
+- A loop counts its body once per iteration. The number of iterations is known if the compiler
+  states it, or if the condition compares a counter with a constant. If the condition compares it
+  with an argument of the program, the number is estimated from `sizes`. Otherwise one iteration is
+  counted, and the result says that it is the least. Only where the number is not known does the
+  condition run on the device and count, too.
 - Of the branches of a `conditional` the one with the most kernels counts.
 - The host is asked once for each `conditional`, and before each iteration of a loop whose number of
   iterations is unknown to the compiler.
@@ -259,8 +261,9 @@ def _counts_of_one(
     if opcode == "while":
         trips = trips_of(module, place, sizes)
         once = Counts()
-        for called, _ in _called(instruction):
-            once += _counts(module, called, sizes, inside=True)
+        for name in ("body",) if trips.is_known else ("body", "condition"):
+            if called := instruction.attribute(name):
+                once += _counts(module, called, sizes, inside=True)
         return dataclasses.replace(
             once,
             launches=once.launches * trips.count,
@@ -276,7 +279,10 @@ def _counts_of_one(
         return most + Counts(questions=1)
     if opcode in ("call", "async-start") and (called := next(_called(instruction), None)):
         return _counts(module, called[0], sizes, inside=inside)
-    if opcode in _FREE or opcode.endswith(("-done", "-update")) or _is_free_call(instruction):
+    is_scalar = opcode in _ELEMENTWISE and "[]" in instruction.shape
+    if is_scalar or opcode in _FREE or opcode.endswith(("-done", "-update")):
+        return Counts()
+    if _is_free_call(instruction):
         return Counts()
     # On a TPU a copy engine moves data beside the core, so that this is no kernel.
     is_kernel = not (opcode.endswith("-start") and ":S(" in instruction.shape)

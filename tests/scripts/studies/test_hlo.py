@@ -27,12 +27,18 @@ LOOP = """HloModule jit_f
   ROOT %after = (s32[], f32[8,4]{{1,0}}, s32[]) tuple(%next, %kernel, %n)
 }}
 
+%compared (param_0: s32[], param_1: s32[]) -> pred[] {{
+  %param_0 = s32[] parameter(0)
+  %param_1 = s32[] parameter(1)
+  ROOT %less = pred[] compare(%param_0, %param_1), direction=LT
+}}
+
 %condition (carried: (s32[], f32[8,4], s32[])) -> pred[] {{
   %carried = (s32[], f32[8,4]{{1,0}}, s32[]) parameter(0)
   %ten = s32[] constant(10)
   %i = s32[] get-tuple-element(%carried), index=0
   %n = s32[] get-tuple-element(%carried), index=2
-  ROOT %go = pred[] compare(%i, {limit}), direction=LT
+  ROOT %go = pred[] fusion(%i, {limit}), kind=kLoop, calls=%compared
 }}
 
 ENTRY %main (x: f32[8,4], n: s32[]) -> f32[8,4] {{
@@ -89,20 +95,19 @@ def test_a_loop_to_a_constant_has_a_known_number_of_steps(stated, steps):
     counts = counts_of(loop("%ten", stated))
 
     assert (counts.known_loops, counts.unknown_loops) == (1, 0)
-    # Outside the loop the copy; inside the counter, the fusion and the condition.
-    assert (counts.kernels_outside, counts.kernels_inside) == (1, 3)
-    assert counts.launches == 1 + 3 * steps
+    # Outside the loop the copy; inside the fusion, and what the counter needs is no kernel.
+    assert (counts.kernels_outside, counts.kernels_inside) == (1, 1)
+    assert counts.launches == 1 + steps
     assert counts.questions == 0
     assert not counts.is_estimated
-    # The product of 32 elements, the sum and the comparison of the counter.
-    assert counts.operations == steps * (32 + 1 + 1)
+    assert counts.operations == steps * 32
 
 
 def test_a_loop_to_an_argument_is_estimated_and_asks_the_host():
     counts = counts_of(loop("%n"), {"problem.num_nodes": 1713})
 
     assert (counts.known_loops, counts.unknown_loops) == (0, 1)
-    assert counts.launches == 1 + 3 * 1713
+    assert counts.launches == 1 + 2 * 1713
     assert counts.questions == 1713
     assert counts.is_estimated
     assert not counts.is_least
@@ -112,7 +117,7 @@ def test_a_loop_of_which_nothing_is_known_counts_one_step():
     counts = counts_of(loop("%n"))
 
     assert counts.unknown_loops == 1
-    assert counts.launches == 1 + 3
+    assert counts.launches == 1 + 2
     assert counts.is_least
 
 
