@@ -222,7 +222,8 @@ def main() -> int:
     for target in targets:
         if absent := missing(target):
             raise InputError(
-                f"{target.name} needs {', '.join(absent)}; install them by pip install '.[aot]'"
+                f"{target.name} needs {', '.join(absent)}: pip install '.[aot]'; "
+                "--targets cpu needs nothing"
             )
     problem, start = greedy_start(arguments.graph, arguments.mcm)
     rows = []
@@ -259,7 +260,8 @@ def _rows(
 ) -> Iterator[Row]:
     """One row per program."""
     form = form or ("rows" if target.backend == "cpu" else "arrays")
-    backend = target.backend if target.backend != "cpu" or form == "rows" else "gpu"
+    accelerator = "gpu" if target.backend == "cpu" else target.backend
+    backend = "cpu" if form == "rows" else accelerator
     place = sharding(target)
     with _as_on(backend):
         case = Case(problem, start, batch)

@@ -73,24 +73,16 @@ def test_the_whole_array_form_has_no_loop_of_unknown_length_on_a_cpu_either(tmp_
     assert "evaluate cpu" in text
 
 
-def compiled(form, backend):
-    problem = Problem.build(parallel_chains(2, 6), THREE_CHIPS)
-    place = targets.sharding(TARGETS["cpu"])
-    with program_gate._as_on(backend):
-        case = Case(problem, problem.chip_kind, 8)
-        assert (case.device.tables is not None) == (form == "arrays")
-        program = Program(evaluate, (case.device, case.labels()), {})
-        return program_gate.compiled(program, place, TARGETS["cpu"], 8)
+def test_the_form_of_the_programs_can_be_chosen():
+    problem, start = greedy_start(SMALL, "mcm4")
 
-
-def test_loops_over_rows_are_of_unknown_length_and_whole_arrays_have_none():
-    rows, arrays = compiled("rows", "cpu"), compiled("arrays", "gpu")
-
-    assert rows["unknown_loops"] >= 5
-    assert rows["launches_are"] == "estimated"
-    assert rows["launches"] > arrays["launches"]
-    assert arrays["unknown_loops"] == 0
-    assert arrays["launches_are"] == ""
+    for form in ("rows", "arrays", None):
+        (row,) = program_gate._rows(problem, start, 8, TARGETS["cpu"], form, ["evaluate"])
+        assert row["form"] == (form or "rows")
+        is_loops = form != "arrays"
+        assert (row["unknown_loops"] >= 5) == is_loops
+        assert row["launches_are"] == ("estimated" if is_loops else "")
+        assert (row["questions"] > problem.num_nodes) == is_loops
 
 
 def test_sizes_are_numbers_and_mean_lengths_of_segments():
