@@ -449,6 +449,25 @@ def provers() -> str:
     )
 
 
+def rollout() -> str:
+    """The policy's loop beside repairs, by the number of workers."""
+    document = raw("rollout")
+    alone = document["batch"] / document["round_alone_s"]
+    lines = [
+        [
+            str(row["workers"]),
+            number(row["samples_per_s"]),
+            number(alone),
+            percent(row["device_waits"]),
+            number(row["repaired_per_s"], 1),
+        ]
+        for row in document["rows"]
+    ]
+    return markdown(
+        ">workers | >samples/s | >without repair | >device waits, at most | >repaired/s", lines
+    )
+
+
 def latency() -> str:
     """Runs of the command by the state of its caches, and what signals took."""
     document = raw("latency")
@@ -546,6 +565,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "repair": lambda: repair() + "\n" + measured("repair"),
     "inner": lambda: inner() + "\n" + measured("inner"),
     "device-programs": lambda: device_programs() + "\n" + measured("device_programs"),
+    "rollout": lambda: rollout() + "\n" + measured("rollout"),
     "moves": lambda: moves() + "\n" + measured("moves"),
     "methods": lambda: quality("quality-train") + "\n" + measured("quality-train"),
     "seeds": lambda: seeds() + "\n" + measured("quality-seeds"),
