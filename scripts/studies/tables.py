@@ -456,9 +456,9 @@ def rollout() -> str:
     lines = [
         [
             str(row["workers"]),
-            number(row["samples_per_s"]),
-            number(alone),
-            percent(row["device_waits"]),
+            number(row["samples_per_s"], 0),
+            number(alone, 0),
+            percent(row["device_waits"], 0),
             number(row["repaired_per_s"], 1),
         ]
         for row in document["rows"]
