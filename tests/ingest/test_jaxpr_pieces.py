@@ -100,6 +100,16 @@ def test_a_write_at_a_known_row_and_a_position_of_run_time_touches_that_row_alon
     assert all(n.bytes_accessed <= 3 * row + 16 for n in updates)
 
 
+def test_a_row_that_is_written_again_is_updated_where_it_is():
+    def walk(c, x, pos):
+        return c.at[1, pos].set(x).at[1, pos + 1].set(x * 2)[1] * 2
+
+    graph = from_jax(walk, array(L, T, D), array(D), POS, state_argnums=0)
+    assert [w.bytes for w in graph.weights] == [CACHE]
+    assert [n.op for n in graph.nodes if n.bytes_accessed >= CACHE] == ["mul"]
+    assert sum(n.op == "scatter" for n in graph.nodes) == 2
+
+
 def test_a_batch_is_written_at_a_known_layer_and_a_position_each():
     def walk(c, x, pos):
         for i in range(L):

@@ -228,7 +228,7 @@ class Folding(Arrays):
         if box is None:
             return operands
         aval = eqn.invars[0].aval
-        part = jax.ShapeDtypeStruct(box_extents(box), aval.dtype)
+        part = _operand(box, aval.dtype)
         taken = self.box(operands[0], aval.shape, box, part)
         return operands if taken is None else [taken, *operands[1:]]
 
@@ -343,7 +343,7 @@ class Folding(Arrays):
     def _updated(self, eqn: Any, operands: Sequence[int], box: Box) -> int | None:
         """Adds the operation that updates a box of an array; None if the box is not known."""
         aval = eqn.outvars[0].aval
-        after = jax.ShapeDtypeStruct(box_extents(box), aval.dtype)
+        after = _operand(box, aval.dtype)
         before = self.box(operands[0], aval.shape, box, after)
         if before is None:
             return None
@@ -351,3 +351,8 @@ class Folding(Arrays):
         cost = equation_cost(eqn, self.size)
         self.ops.append(Op(eqn.primitive.name, (before, *operands[1:]), (result,), cost))
         return result
+
+
+def _operand(box: Box, dtype: Any) -> jax.ShapeDtypeStruct:
+    """A box as an operand: without axes of extent 1, so that no reshape is counted for them."""
+    return jax.ShapeDtypeStruct(tuple(n for n in box_extents(box) if n != 1), dtype)
