@@ -26,6 +26,7 @@ ROOMS = (
     ("runtime",),
     ("results",),
     ("methods",),
+    ("export",),
     ("portfolio",),
     ("engine",),
     ("policies",),
