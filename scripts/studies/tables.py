@@ -229,7 +229,11 @@ def inner() -> str:
 
 def device_programs() -> str:
     """What each device program would do in a call on accelerators; predicted, not measured."""
-    rows = {(row["program"], row["target"]): row for row in raw("device_programs")["rows"]}
+    rows = {
+        (row["program"], row["target"]): row
+        for row in raw("device_programs")["rows"]
+        if row.get("devices", 1) == 1
+    }
     lines = []
     for program in dict.fromkeys(program for program, _ in rows):
         line = [program, f"{rows[program, 'h100']['batch']:,}"]

@@ -35,6 +35,7 @@ _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # nothing runs: several processes may compile at once
     "TF_CPP_MIN_LOG_LEVEL": "2",
 }
 
@@ -106,20 +107,31 @@ def missing(target: Target) -> list[str]:
     return [name for name in target.packages if importlib.util.find_spec(name) is None]
 
 
-def sharding(target: Target) -> Any:
-    """Puts arguments on a device of the target; a program lowered with them is compiled for it."""
+def devices_of(target: Target, count: int = 1) -> list[Any]:
+    """Devices of the target; a program that is lowered for them is compiled for it.
+
+    Args:
+      target: what they are.
+      count: how many; a v5e has 4 at most, and a CPU those that there are.
+
+    Raises:
+      InputError: there are fewer.
+    """
     import jax
     from jax.experimental import topologies
-    from jax.sharding import SingleDeviceSharding
+
+    from jaxpart.errors import InputError
 
     if target.name == "h100":
-        topology = topologies.get_topology_desc(
-            platform="cuda", topology_name="", topology="1x1x1", target_config=_H100
-        )
+        devices = topologies.get_topology_desc(
+            platform="cuda", topology_name="", topology=f"1x1x{count}", target_config=_H100
+        ).devices
     elif target.name == "v5e":
-        topology = topologies.get_topology_desc(
+        devices = topologies.get_topology_desc(
             platform="tpu", topology_name="v5e:2x2", chip_config_name="default"
-        )
+        ).devices
     else:
-        return SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-    return SingleDeviceSharding(topology.devices[0])
+        devices = jax.local_devices(backend="cpu")
+    if len(devices) < count:
+        raise InputError(f"{target.name}: {count} devices wanted, but there are {len(devices)}")
+    return list(devices[:count])

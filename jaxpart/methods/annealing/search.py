@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import deque
 from collections.abc import Generator
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxpart.cost.batch import steps_ahead
 from jaxpart.cost.device import pad_assignments
 from jaxpart.methods.annealing.ensemble import Ensemble, ensemble_of, temper
 from jaxpart.methods.annealing.state import Moves, chip_graph_of, moves_of
@@ -134,24 +136,28 @@ def _tempered(search: Search, chains: _Run, start: IntArray) -> Generator[bool]:
     """Tempers chains up to the stall limit, or until another method improves the incumbent."""
     sweeps, stalled = _SWEEPS, 0
     best: IntArray | None = start
-    for run in itertools.count(1):
-        if stalled >= _STALL_LIMIT or search.best is not best:
-            return
-        start_s, before = time.perf_counter(), chains.ensemble
-        run_key = jax.random.fold_in(chains.key, run)
-        ensemble = temper(
-            chains.moves, before, chains.orders, run_key, chains.unit_s, jnp.int32(sweeps)
-        )
-        chains = chains._replace(ensemble=ensemble)
-        priced = float(ensemble.priced) - float(before.priced)
-        search.samples += int(priced) + sweeps * ensemble.labels.shape[1]
+    pending: deque[tuple[int, Ensemble]] = deque()
+    newest, seen, start_s = chains.ensemble, chains.ensemble, time.perf_counter()
+    runs = itertools.count(1)
+    while stalled < _STALL_LIMIT and search.best is best:
+        while len(pending) <= steps_ahead():
+            run_key = jax.random.fold_in(chains.key, next(runs))
+            newest = temper(
+                chains.moves, newest, chains.orders, run_key, chains.unit_s, jnp.int32(sweeps)
+            )
+            pending.append((sweeps, newest))
+        done, ensemble = pending.popleft()
+        priced = float(ensemble.priced) - float(seen.priced)
+        search.samples += int(priced) + done * ensemble.labels.shape[1]
         stalled += 1
         if _offered(search, chains.moves, ensemble):
             stalled, best = 0, search.best
+        seen = ensemble
         if search.budget.time_limit_s is not None:
-            per_sweep_s = (time.perf_counter() - start_s) / sweeps
+            per_sweep_s = (time.perf_counter() - start_s) / done
             sweeps = int(np.clip(_RUN_S / per_sweep_s, 1, min(2 * sweeps, _MOST_SWEEPS)))
         yield False
+        start_s = time.perf_counter()
 
 
 def _offered(search: Search, moves: Moves, ensemble: Ensemble) -> bool:

@@ -47,6 +47,7 @@ def gate(tmp_path, *options):
 )
 def test_whole_array_programs_start_few_kernels_on_an_h100(tmp_path):
     options = ("--programs", "evaluate", "project", "--targets", "h100", "--batch", "64", "4096")
+    options += ("--devices", "1")
     document, _ = gate(tmp_path, *options)
 
     rows = document["rows"]
@@ -59,6 +60,28 @@ def test_whole_array_programs_start_few_kernels_on_an_h100(tmp_path):
         assert row["launches"] <= MOST_LAUNCHES, row
         assert row["predicted_per_s"] > 0
     assert document["environment"]["jax-cuda12-plugin"]
+
+
+@pytest.mark.skipif(
+    bool(ABSENT), reason=f"needs {', '.join(ABSENT)} of the extra `aot`: pip install '.[aot]'"
+)
+def test_four_devices_share_a_batch_without_waiting_for_each_other(tmp_path):
+    programs = [name for name, make in program_gate.PROGRAMS.items() if shares(make)]
+    options = ("--programs", *programs, "--targets", "h100", "v5e", "--batch", "64")
+    document, _ = gate(tmp_path, *options, "--devices", "4", "--graph", SMALL, "--mcm", "mcm4")
+
+    rows = document["rows"]
+    assert [row["program"] for row in rows] == programs * 2
+    assert {"evaluate", "project", "sample", "slice"} <= set(programs)
+    for row in rows:
+        assert row["devices"] == 4
+        assert row["collectives"] == 0, row
+
+
+def shares(make):
+    """Whether several devices share a program."""
+    problem, start = greedy_start(SMALL, "mcm4")
+    return make(Case(problem, start, 8)).axes is not None
 
 
 def test_the_whole_array_form_has_no_loop_of_unknown_length_on_a_cpu_either(tmp_path):
@@ -77,7 +100,8 @@ def test_the_form_of_the_programs_can_be_chosen():
     problem, start = greedy_start(SMALL, "mcm4")
 
     for form in ("rows", "arrays", None):
-        (row,) = program_gate._rows(problem, start, 8, TARGETS["cpu"], form, ["evaluate"])
+        devices = targets.devices_of(TARGETS["cpu"])
+        (row,) = program_gate._rows(problem, start, 8, TARGETS["cpu"], form, ["evaluate"], devices)
         assert row["form"] == (form or "rows")
         is_loops = form != "arrays"
         assert (row["unknown_loops"] >= 5) == is_loops
@@ -118,7 +142,7 @@ def test_the_prediction_adds_waiting_to_the_longer_of_moving_and_computing():
 
 
 def test_a_row_says_what_is_estimated_and_what_failed():
-    known = {"program": "order", "target": "h100", "form": "arrays", "batch": 64}
+    known = {"program": "order", "target": "h100", "devices": 1, "form": "arrays", "batch": 64}
     counts = {
         "unknown_loops": 2,
         "known_loops": 0,
@@ -126,6 +150,7 @@ def test_a_row_says_what_is_estimated_and_what_failed():
         "kernels_inside": 4,
         "launches": 5000,
         "questions": 1000,
+        "collectives": 0,
         "temp_bytes": 2**20,
         "compile_s": 1.0,
         "predicted_per_s": 1234.5,
