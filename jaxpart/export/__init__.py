@@ -1,0 +1,1 @@
+"""A partition in use: simulated as a pipeline."""
