@@ -25,6 +25,7 @@ ROOMS = (
     ("solvers",),
     ("runtime",),
     ("results",),
+    ("export",),
     ("methods",),
     ("portfolio",),
     ("engine",),

@@ -15,8 +15,9 @@ the cost model says (`jaxpart/README.md`). The rules are:
   sender. Two are those that the memory of the cost model counts. A compute takes a slot of its chip
   until all of its transfers have left the out port. A transfer takes a slot of each receiver, from
   before it leaves (credits, so what waits on the way has its place) until that chip has computed.
-- A resource serves inferences in order, and within one inference its jobs in one fixed order:
-  senders in dataflow order, and for each sender by its receivers.
+- A resource serves inferences in order, and within one inference its transfers by their first
+  receiver in dataflow order, then by their sender. So one that waits for a far chip, whose slots
+  may be full, does not hold up those of the same inference to nearer chips.
 
 Every start is then a maximum of sums (a max-plus recurrence), so one pass over the jobs of each
 inference gives all times exactly. More buffers never delay a job: they take terms out of maxima.
@@ -91,8 +92,8 @@ def pipeline_of(problem: Problem, f: IntArray) -> Pipeline:
     """
     mcm = problem.mcm
     compute_s = host.loads(problem, f).compute_s
-    transfers = _transfers(problem, f)
     rank = {c: i for i, c in enumerate(_dataflow_order(problem, f))}
+    transfers = _transfers(problem, f, rank)
     number = {link: i for i, link in enumerate(mcm.links)}
     jobs: list[tuple[int, int, float]] = []
     after: list[list[tuple[int, float]]] = []
@@ -109,24 +110,20 @@ def pipeline_of(problem: Problem, f: IntArray) -> Pipeline:
 
     used = set(f.tolist())
     for c in rank:
-        if c not in used:
-            continue
-        computes[c] = add(COMPUTE, c, float(compute_s[c]), arrivals[c])
-        by_rank = [
-            (sorted(rank[d] for d in ends), ends, size) for ends, size in transfers[c].items()
-        ]
-        for _, ends, size in sorted(by_rank):
+        for sender, ends, size in transfers[c]:
             seconds = size / mcm.link_bandwidth
-            out = add(OUT, c, seconds, [(computes[c], float(compute_s[c]))])
+            out = add(OUT, sender, seconds, [(computes[sender], float(compute_s[sender]))])
             receivers[out] = ends
-            slots[computes[c]].append(out)
-            head = {c: out}  # the job that brings the transfer to each chip of its routes
-            for d in sorted(ends, key=rank.__getitem__):
-                for a, b in mcm.route(c, d):
+            slots[computes[sender]].append(out)
+            head = {sender: out}  # the job that brings the transfer to each chip of its routes
+            for d in ends:
+                for a, b in mcm.route(sender, d):
                     if b not in head:
                         head[b] = add(LINK, number[a, b], seconds, [(head[a], 0.0)])
                 before = (out, seconds) if mcm.topology == "host" else (head[d], 0.0)
                 arrivals[d].append((add(IN, d, seconds, [before]), seconds))
+        if c in used:
+            computes[c] = add(COMPUTE, c, float(compute_s[c]), arrivals[c])
     for out, ends in receivers.items():
         slots[out] = [computes[d] for d in ends]
     kind, place = np.array([job[:2] for job in jobs], np.int64).T
@@ -284,16 +281,26 @@ def _dataflow_order(problem: Problem, f: IntArray) -> list[int]:
     return order
 
 
-def _transfers(problem: Problem, f: IntArray) -> dict[int, dict[tuple[int, ...], float]]:
-    """Bytes by sending chip and by the chips that receive."""
+def _transfers(
+    problem: Problem, f: IntArray, rank: dict[int, int]
+) -> dict[int, list[tuple[int, tuple[int, ...], float]]]:
+    """The transfers by their first receiver, each as sender, receivers and bytes.
+
+    Args:
+      problem: of N nodes.
+      f: [N] chip of each node.
+      rank: of each chip in dataflow order; receivers and senders are sorted by it.
+    """
     source, target = f[problem.edge_producer], f[problem.edge_consumer]
     sent = source != target
     receivers: dict[int, set[int]] = collections.defaultdict(set)
     for k, chip in zip(problem.edge_tensor[sent].tolist(), target[sent].tolist(), strict=True):
         receivers[k].add(chip)
-    sizes: dict[int, dict[tuple[int, ...], float]] = collections.defaultdict(dict)
+    sizes: dict[tuple[int, tuple[int, ...]], float] = collections.defaultdict(float)
     for k, chips in receivers.items():
-        of_sender = sizes[int(f[problem.tensor_producer[k]])]
-        ends = tuple(sorted(chips))
-        of_sender[ends] = of_sender.get(ends, 0.0) + float(problem.tensor_bytes[k])
-    return sizes
+        ends = tuple(sorted(chips, key=rank.__getitem__))
+        sizes[int(f[problem.tensor_producer[k]]), ends] += float(problem.tensor_bytes[k])
+    by_first: dict[int, list[tuple[int, tuple[int, ...], float]]] = collections.defaultdict(list)
+    for sender, ends in sorted(sizes, key=lambda t: (rank[t[0]], [rank[d] for d in t[1]])):
+        by_first[ends[0]].append((sender, ends, sizes[sender, ends]))
+    return by_first

@@ -116,7 +116,8 @@ class Simulation:
         """
         first = min(len(self.finish_s), timeline.INFERENCES)
         run = simulated(self.pipeline, first, self.buffers or 0, rows=first)
-        write_whole(path, timeline.draw(self.problem, self.pipeline, run.start_s, path))
+        what = f"the first {_counted(first, 'inference')}, {_slots(self.buffers)}"
+        write_whole(path, timeline.draw(self.problem, self.pipeline, run.start_s, what, path))
 
 
 def simulate(
@@ -217,7 +218,8 @@ def simulation_of(
 def _on_chips(problem: Problem, pipeline: Pipeline, per_job: FloatArray, kind: int) -> FloatArray:
     """[C] the sums over the jobs of one kind on each chip."""
     chosen = pipeline.kind == kind
-    return np.bincount(pipeline.place[chosen], per_job[chosen], problem.num_chips) + 0.0
+    sums = np.bincount(pipeline.place[chosen], per_job[chosen], problem.num_chips)
+    return sums.astype(np.float64)
 
 
 def _inferences_to_near(pipeline: Pipeline, count: int, buffers: int, costs: Costs) -> int | None:
@@ -246,10 +248,7 @@ def _is_slow(simulation: Simulation) -> bool:
 
 def _rate_rows(simulation: Simulation) -> list[tuple[str, str]]:
     count, buffers = len(simulation.finish_s), simulation.buffers
-    slots = (
-        "buffers without limit" if buffers is None else f"{buffers:,} {_plural('buffer', buffers)}"
-    )
-    rows = [("simulated", f"{count:,} {_plural('inference', count)}, {slots}")]
+    rows = [("simulated", f"{_counted(count, 'inference')}, {_slots(buffers)}")]
     bottleneck_s = simulation.bottleneck_s
     overall, steady = simulation.throughput_per_s, simulation.steady_per_s
     if not bottleneck_s or overall is None:
@@ -259,14 +258,18 @@ def _rate_rows(simulation: Simulation) -> list[tuple[str, str]]:
         said += f", {steady:,.6g} in the last half ({100 * steady * bottleneck_s:.2f}% of 1/T)"
     time = report.time_format(bottleneck_s)(bottleneck_s)
     near = simulation.inferences_to_near
-    reached = f"from {_counted(near, 'inference')} on" if near else "not reached"
+    reached = f"from {_counted(near, 'inference')} on" if near else "with no number that was tried"
     return [
         *rows,
         ("throughput", said),
         ("1/T", f"{1 / bottleneck_s:,.6g} inferences/s (bottleneck {time} us)"),
         ("bound by", report.binding(simulation.problem, simulation.costs)),
-        ("within 5%", f"of 1/T {reached}, with fill and drain"),
+        ("within 5%", f"of 1/T {reached}, fill and drain included"),
     ]
+
+
+def _slots(buffers: int | None) -> str:
+    return "buffers without limit" if buffers is None else _counted(buffers, "buffer")
 
 
 def _counted(count: int, what: str) -> str:

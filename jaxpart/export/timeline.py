@@ -20,7 +20,11 @@ _LABELS = 40  # most rows of a panel that have a label each
 
 
 def draw(
-    problem: Problem, pipeline: Pipeline, start_s: FloatArray, path: str | os.PathLike[str]
+    problem: Problem,
+    pipeline: Pipeline,
+    start_s: FloatArray,
+    what: str,
+    path: str | os.PathLike[str],
 ) -> bytes:
     """Draws the jobs of the first R inferences: rows are chips and links, time goes right.
 
@@ -31,6 +35,7 @@ def draw(
       problem: of C chips and L links.
       pipeline: of J jobs.
       start_s: [R, J] when each job starts.
+      what: what is shown, for the title.
       path: decides the kind of picture; nothing is written there.
 
     Returns:
@@ -52,10 +57,8 @@ def draw(
         len(panels), 1, sharex=True, squeeze=False, height_ratios=[n + 1 for n in panels]
     )[:, 0]
     names = f"{name_of(problem.graph.name)} on {name_of(problem.mcm.name)}"
-    count = len(start_s)
-    title = f"{names}: the first {count} inferences" if count > 1 else f"{names}: one inference"
     # Names are text: "$" begins no formula.
-    figure.suptitle(title, fontsize=12, x=0.01, ha="left", parse_math=False)
+    figure.suptitle(f"{names}: {what}", fontsize=12, x=0.01, ha="left", parse_math=False)
     lanes = {IN: -0.27, COMPUTE: 0.0, OUT: 0.27} if problem.mcm.overlap else {}
     for job, name in _NAMES.items():
         chosen = np.flatnonzero(pipeline.kind == job)
