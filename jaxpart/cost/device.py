@@ -19,6 +19,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from jaxpart.cost.tables import Tables, make_tables, of_equal_depth, offsets
+from jaxpart.environment import warn_of_slow_release
 from jaxpart.errors import InputError
 from jaxpart.problem.mcm import Constraints, MemoryModel, Topology
 from jaxpart.problem.problem import Problem
@@ -123,6 +124,9 @@ def lower(problem: Problem, dtype: Any = jnp.float32, form: Form | None = None) 
       form: of the programs that get this problem: "rows" loops over rows of candidates, "arrays"
         computes on whole arrays. Both give the same results. The default is "rows" on a CPU, and
         "arrays" on a GPU or TPU.
+
+    Warns:
+      UserWarning: once, on a GPU with a release of jaxlib that is slow there.
     """
     by_producer = np.argsort(problem.tensor_producer, kind="stable")
     rank = np.empty_like(by_producer)
@@ -181,6 +185,7 @@ def lower(problem: Problem, dtype: Any = jnp.float32, form: Form | None = None) 
         mcm.cols or 1,
         u > len(np.unique(problem.use_weight)),
     )
+    warn_of_slow_release()
     if form is None:
         form = "rows" if jax.default_backend() == "cpu" else "arrays"
     tables = make_tables(problem, arrays) if form == "arrays" else None

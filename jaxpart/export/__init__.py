@@ -1,1 +1,1 @@
-"""A partition in use: simulated as a pipeline."""
+"""Partitions taken away: folders of stages, run, simulated and measured."""

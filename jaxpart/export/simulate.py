@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxpart.cost.evaluate import Costs, score
-from jaxpart.cost.verdicts import broken_rules
+from jaxpart.cost.verdicts import require_valid
 from jaxpart.errors import InputError
 from jaxpart.export import timeline
 from jaxpart.export.pipeline import COMPUTE, OUT, Pipeline, binding_slots, pipeline_of, simulated
@@ -151,6 +151,7 @@ def simulate(
     else:
         chips = problem.assignment_of(assignment)
     costs = score(problem, chips)
+    require_valid(problem, chips, costs, graph.name)
     return simulation_of(problem, chips, costs, count, buffers, rescaling_notes(graph, problem))
 
 
@@ -162,28 +163,23 @@ def simulation_of(
     buffers: int | None,
     notes: Sequence[str] = (),
 ) -> Simulation:
-    """Simulates one assignment [N] on a problem; the other arguments as `simulate`.
+    """Simulates one valid partition of a problem.
 
     Args:
       problem: of N nodes.
       assignment: [N] chip of each node.
       costs: of this assignment, from `score` in `cost/evaluate.py`.
-      count: inferences.
-      buffers: slots.
+      count: as for `simulate`.
+      buffers: as for `simulate`.
       notes: sentences for the user.
 
     Raises:
-      InputError: as `simulate`.
+      InputError: chips feed each other in a circle, or `count` or `buffers` is out of range.
     """
     if not 1 <= count <= MAX_COUNT:
         raise InputError(f"count is {count}, expected 1 to {MAX_COUNT:,} inferences")
     if buffers is not None and buffers < 1:
         raise InputError(f"buffers is {buffers}, expected 1 or more")
-    for rule in broken_rules(problem, assignment, costs)[:1]:
-        raise InputError(
-            f"{problem.graph.name}: not valid on {problem.mcm.name} ({rule.rule}: {rule.detail}), "
-            "expected a valid partition"
-        )
     pipeline = pipeline_of(problem, assignment)
     run = simulated(pipeline, count, buffers or 0, rows=_TRACED_ROWS * (buffers or 1))
     total_s = float(run.end_s[-1]) or 1.0
