@@ -13,8 +13,10 @@ the cost model says (`jaxpart/README.md`). The rules are:
   transfer before the receiver fetches it.
 - A chip has `buffers` slots for what it sends to all, and as many for what it receives from each
   sender. Two are those that the memory of the cost model counts. A compute takes a slot of its chip
-  until all of its transfers have left the out port. A transfer takes a slot of each receiver, from
-  before it leaves (credits, so what waits on the way has its place) until that chip has computed.
+  until all of its transfers have left the out port. A transfer takes a slot of each receiver until
+  that chip has computed, on links from before it leaves (credits, so what waits on the way has its
+  place). A host's memory has `buffers` slots, too, for each sender and receiver: a transfer takes
+  them before it leaves, until it is fetched into a slot of the receiver.
 - A resource serves inferences in order, and within one inference its transfers by their first
   receiver in dataflow order, then by their sender. So one that waits for a far chip, whose slots
   may be full, does not hold up those of the same inference to nearer chips.
@@ -49,6 +51,7 @@ from jaxpart.problem.topological import topological_order
 
 COMPUTE, IN, OUT, LINK = range(4)  # kinds of jobs
 MAX_KEPT = 2**26  # starts of jobs that are kept at once: 512 MiB
+_JOBS_AT_ONCE = 2**24  # run without looking for an interrupt; about a tenth of a second
 _njit: Any = njit  # numba's types do not know all of its options
 
 
@@ -100,7 +103,7 @@ def pipeline_of(problem: Problem, f: IntArray) -> Pipeline:
     slots: list[list[int]] = []
     arrivals: dict[int, list[tuple[int, float]]] = collections.defaultdict(list)
     computes: dict[int, int] = {}
-    receivers: dict[int, tuple[int, ...]] = {}  # of each job of an out port
+    fetched: dict[int, list[int]] = {}  # by job of an out port: those of the receivers' in ports
 
     def add(kind: int, place: int, seconds: float, waits: list[tuple[int, float]]) -> int:
         jobs.append((kind, place, seconds))
@@ -113,7 +116,7 @@ def pipeline_of(problem: Problem, f: IntArray) -> Pipeline:
         for sender, ends, size in transfers[c]:
             seconds = size / mcm.link_bandwidth
             out = add(OUT, sender, seconds, [(computes[sender], float(compute_s[sender]))])
-            receivers[out] = ends
+            fetched[out] = []
             slots[computes[sender]].append(out)
             head = {sender: out}  # the job that brings the transfer to each chip of its routes
             for d in ends:
@@ -121,11 +124,15 @@ def pipeline_of(problem: Problem, f: IntArray) -> Pipeline:
                     if b not in head:
                         head[b] = add(LINK, number[a, b], seconds, [(head[a], 0.0)])
                 before = (out, seconds) if mcm.topology == "host" else (head[d], 0.0)
-                arrivals[d].append((add(IN, d, seconds, [before]), seconds))
+                fetched[out].append(add(IN, d, seconds, [before]))
+                arrivals[d].append((fetched[out][-1], seconds))
         if c in used:
             computes[c] = add(COMPUTE, c, float(compute_s[c]), arrivals[c])
-    for out, ends in receivers.items():
-        slots[out] = [computes[d] for d in ends]
+    for out, ins in fetched.items():
+        ends = [computes[jobs[job][1]] for job in ins]
+        slots[out] = ins if mcm.topology == "host" else ends
+        for job, end in zip(ins, ends, strict=True):
+            slots[job] = [end] if mcm.topology == "host" else []
     kind, place = np.array([job[:2] for job in jobs], np.int64).T
     # Blocks of resources: compute, in ports, out ports (one and the same without overlap), links.
     block = np.array([0, 1, 2, 3] if mcm.overlap else [0, 0, 0, 1])
@@ -149,30 +156,36 @@ def simulated(pipeline: Pipeline, count: int, buffers: int, rows: int = 1) -> Ru
       pipeline: of J jobs.
       count: inferences, 1 or more. All wait at the entrance from the start.
       buffers: slots, 1 or more; 0: no limit.
-      rows: the last inferences whose jobs are to be kept, at least.
+      rows: the last inferences whose jobs are to be kept, as far as memory allows.
 
     Raises:
       InputError: so many slots need too much memory here.
     """
     if buffers >= count:
         buffers = 0  # no inference waits for a slot
-    rows = min(max(rows, buffers, 1), count)
-    jobs = len(pipeline.kind)
-    if rows * jobs > MAX_KEPT:
+    jobs, needed = len(pipeline.kind), max(buffers, 1)
+    if needed * jobs > MAX_KEPT:
         raise InputError(
             f"{buffers:,} buffers and {jobs:,} jobs an inference are too many, expected at most "
             f"{MAX_KEPT // jobs:,} buffers, or as many as inferences"
         )
+    rows = min(max(rows, needed), max(MAX_KEPT // jobs, 1), count)
     run = Run(np.empty(count), np.empty(count), np.zeros(jobs), np.empty((rows, jobs)), buffers)
     table = (pipeline.resource, pipeline.seconds)
     table += (pipeline.after_row, pipeline.after_job, pipeline.after_s)
     table += (pipeline.slot_row, pipeline.slot_job)
-    _advance(buffers, *table, run.begin_s, run.end_s, run.wait_s, run.start_s)
+    free_s = np.zeros(int(pipeline.resource.max()) + 1)  # when each resource is free
+    step = max(_JOBS_AT_ONCE // jobs, 1)
+    for first in range(0, count, step):  # in parts, so that an interrupt is heeded between them
+        part = (first, min(first + step, count), buffers)
+        _advance(*part, *table, free_s, run.begin_s, run.end_s, run.wait_s, run.start_s)
     return run
 
 
 @_njit(cache=True, nogil=True)
 def _advance(
+    first: int,
+    last: int,
     buffers: int,
     resource: IntArray,
     seconds: FloatArray,
@@ -181,15 +194,15 @@ def _advance(
     after_s: FloatArray,
     slot_row: IntArray,
     slot_job: IntArray,
+    free_s: FloatArray,
     begin_s: FloatArray,
     end_s: FloatArray,
     wait_s: FloatArray,
     start_s: FloatArray,
 ) -> None:
-    """The recurrence; writes the last four arrays, which are those of `Run`."""
+    """The recurrence for inferences `first` to `last` - 1; moves on the last five arrays."""
     rows = len(start_s)
-    free_s = np.zeros(resource.max() + 1)  # when each resource is free
-    for k in range(len(begin_s)):
+    for k in range(first, last):
         now = start_s[k % rows]
         past = start_s[(k - buffers) % rows]  # may be `now`; a slot's job comes later in it
         begin, end = np.inf, 0.0

@@ -16,7 +16,15 @@ from jaxpart.cost.evaluate import Costs, score
 from jaxpart.cost.verdicts import require_valid
 from jaxpart.errors import InputError
 from jaxpart.export import timeline
-from jaxpart.export.pipeline import COMPUTE, OUT, Pipeline, binding_slots, pipeline_of, simulated
+from jaxpart.export.pipeline import (
+    COMPUTE,
+    IN,
+    OUT,
+    Pipeline,
+    binding_slots,
+    pipeline_of,
+    simulated,
+)
 from jaxpart.files import write_whole
 from jaxpart.problem.graph import Graph
 from jaxpart.problem.mcm import MCM
@@ -31,16 +39,18 @@ NEAR = 0.05  # of 1/T: how near is near, in `inferences_to_near`
 FULL_RATE = 0.999  # of 1/T; from here on, buffers cost no throughput
 _SEARCHED_JOBS = 200_000_000  # most jobs that are run to find `inferences_to_near`
 _TRACED_ROWS = 64  # inferences, times the buffers, in which `binding_slots` looks
+_TO = {COMPUTE: "compute", IN: "receive", OUT: "send"}  # what a job that waits is to do
 _MIB = 2**20
 _STALLS_SHOWN = 3
 _LINKS_SHOWN = 6
 
 
 class Stall(NamedTuple):
-    """A full buffer that holds the pipeline up."""
+    """Full slots that hold the pipeline up."""
 
     chip: int  # waits for a slot
-    full: int  # the receiver whose slots are full; `chip` itself: the slots of what it sends
+    to: str  # "compute" or "receive" into its own slots, or "send" into those of a receiver
+    receiver: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,7 +71,8 @@ class Simulation:
     out_share: FloatArray  # [C] sends
     link_share: FloatArray  # [L] busy, in the order of `MCM.links`
     compute_stall_share: FloatArray  # [C] could compute, but the slots of what it sends are full
-    send_stall_share: FloatArray  # [C] could send, but the slots of a receiver are full
+    in_stall_share: FloatArray  # [C] could fetch from a host, but its slots are full
+    out_stall_share: FloatArray  # [C] could send, but the slots of a receiver are full
     # The least n such that n inferences, and any more, reach 95% of 1/T with fill and drain. None:
     # no number that was tried does, or T is 0.
     inferences_to_near: int | None
@@ -183,7 +194,7 @@ def simulation_of(
     pipeline = pipeline_of(problem, assignment)
     run = simulated(pipeline, count, buffers or 0, rows=_TRACED_ROWS * (buffers or 1))
     total_s = float(run.end_s[-1]) or 1.0
-    waits = [_on_chips(problem, pipeline, run.wait_s, kind) / total_s for kind in (COMPUTE, OUT)]
+    waits = [_on_chips(problem, pipeline, run.wait_s, kind) / total_s for kind in _TO]
     work = (costs.compute_s, costs.in_s, costs.out_s, costs.link_s)
     busy = [np.asarray(seconds) * (count / total_s) for seconds in work]
     found = Simulation(
@@ -198,17 +209,23 @@ def simulation_of(
         out_share=busy[2],
         link_share=busy[3],
         compute_stall_share=waits[0],
-        send_stall_share=waits[1],
+        in_stall_share=waits[1],
+        out_stall_share=waits[2],
         inferences_to_near=_inferences_to_near(pipeline, count, buffers or 0, costs),
         stalls=(),
         notes=tuple(notes),
         pipeline=pipeline,
     )
     if _is_slow(found):
-        pairs = binding_slots(pipeline, run)
-        stalls = [Stall(int(pipeline.place[j]), int(pipeline.place[i])) for j, i in pairs]
+        stalls = [_stall(pipeline, *pair) for pair in binding_slots(pipeline, run)]
         found = dataclasses.replace(found, stalls=tuple(dict.fromkeys(stalls)))
     return found
+
+
+def _stall(pipeline: Pipeline, waits: int, frees: int) -> Stall:
+    """What it means that one job waits for the slot that another one frees."""
+    kind, chip = int(pipeline.kind[waits]), int(pipeline.place[waits])
+    return Stall(chip, _TO[kind], int(pipeline.place[frees]) if kind == OUT else None)
 
 
 def _on_chips(problem: Problem, pipeline: Pipeline, per_job: FloatArray, kind: int) -> FloatArray:
@@ -303,10 +320,9 @@ def _stalls(simulation: Simulation) -> str:
     if not simulation.stalls:
         return f"no buffer costs throughput, but the pace is {lost:.2f}% below 1/T: not settled yet"
     shown = [
-        f"chip {s.chip} for its own output slots"
-        if s.chip == s.full
-        else f"chip {s.chip} for slots on chip {s.full}"
-        for s in simulation.stalls[:_STALLS_SHOWN]
+        f"chip {stall.chip} to {stall.to}"
+        + ("" if stall.receiver is None else f" to chip {stall.receiver}")
+        for stall in simulation.stalls[:_STALLS_SHOWN]
     ]
     more = len(simulation.stalls) - len(shown)
     tail = f" (and {more} more)" if more else ""
@@ -319,8 +335,11 @@ def _table(simulation: Simulation) -> list[str]:
     is_chain = mcm.topology == "chain"
     columns = [simulation.compute_share, simulation.in_share, simulation.out_share]
     columns += [np.append(simulation.link_share, np.nan)] if is_chain else []
-    columns += [simulation.compute_stall_share, simulation.send_stall_share]
-    names = ["compute", "in", "out", *(["link"] if is_chain else []), "compute waits", "out waits"]
+    columns += [simulation.compute_stall_share]
+    columns += [simulation.in_stall_share] if mcm.topology == "host" else []
+    columns += [simulation.out_stall_share]
+    names = ["compute", "in", "out", *(["link"] if is_chain else []), "compute waits"]
+    names += ["in waits", "out waits"] if mcm.topology == "host" else ["out waits"]
     rows = [["chip", *names, ""], ["", *["%"] * len(names), ""]]
     for c in np.unique(simulation.assignment).tolist():
         shares = [float(column[c]) for column in columns]

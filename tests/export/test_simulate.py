@@ -65,7 +65,7 @@ def test_what_waits_for_a_slot_is_counted_where_it_waits():
     # Computed at 0, 3 (the out port had the first until 3; ready at 1), 9 (likewise; ready at 4).
     assert found.compute_stall_share.tolist() == [(2 + 5) / 19, 0]
     # Ready to send at 4 and at 10, sent at 7 and at 13.
-    assert found.send_stall_share.tolist() == [(3 + 3) / 19, 0]
+    assert found.out_stall_share.tolist() == [(3 + 3) / 19, 0]
 
 
 def test_two_buffers_stall_where_paths_of_unequal_length_meet_again_and_more_do_not():
@@ -77,14 +77,37 @@ def test_two_buffers_stall_where_paths_of_unequal_length_meet_again_and_more_do_
     # before. Behind it waits the next one's transfer to chip 1, which chip 5 ends 5 s after that.
     # So b + 1 inferences take 5 s.
     assert two.steady_per_s == pytest.approx(3 / 5)
-    assert two.stalls == (Stall(0, 5),)
+    assert two.stalls == (Stall(0, "send", 5),)
     assert two.inferences_to_near is None
-    assert "full buffers cost 40.00% of 1/T; waiting: chip 0 for slots on chip 5" in two.summary()
+    assert "full buffers cost 40.00% of 1/T; waiting: chip 0 to send to chip 5" in two.summary()
     assert three.steady_per_s == pytest.approx(4 / 5)
     assert none.steady_per_s == 1
     assert none.stalls == ()
     assert "none that cost throughput" in none.summary()
     np.testing.assert_array_equal(enough.finish_s[-100:], none.finish_s[-100:])
+
+
+def test_on_a_host_a_transfer_rests_in_its_memory_too():
+    around, mcm = path([1] * 10, far=[(0, 9)]), module(10, topology="host")
+
+    found = simulate(around, mcm, range(10), count=1000, buffers=2)
+
+    # The in port of chip 9 serves inferences in order, so the direct transfer is there at most one
+    # ahead, and two ahead in memory. Behind it waits the next one to chip 1, 8 s before chip 9.
+    assert found.steady_per_s == 4 / 8
+    assert found.stalls == (Stall(0, "send", 9),)
+    assert simulate(around, mcm, range(10), count=1000, buffers=6).stalls == ()
+
+
+def test_a_chip_that_fetches_from_a_host_waits_for_its_own_slots():
+    """Chips of 1 and 4, a transfer of 2: with one slot chip 1 fetches when it has computed."""
+    found = simulate(path([1, 4], 2.0), module(2, topology="host"), [0, 1], count=300, buffers=1)
+
+    assert found.steady_per_s == 1 / 6
+    assert found.stalls == (Stall(1, "receive"),)
+    assert "waiting: chip 1 to receive" in found.summary()
+    # While chip 1 computes for 4, the next transfer goes into memory for 2, then waits for 2.
+    assert found.in_stall_share[1] == pytest.approx(2 / 6, rel=0.01)
 
 
 @pytest.mark.parametrize("buffers", [2, None])
@@ -193,7 +216,7 @@ throughput  0.584795 inferences/s with fill and drain, 0.595238 in the last half
 bound by    compute of chip 0 (and 5 more as busy)
 within 5%   of 1/T with no number that was tried, fill and drain included
 latency     6000000 us first, 6000000 us median, 8000000 us last
-stalls      full buffers cost 40.48% of 1/T; waiting: chip 0 for slots on chip 5
+stalls      full buffers cost 40.48% of 1/T; waiting: chip 0 to send to chip 5
 
 chip  compute   in  out  link  compute waits  out waits
             %    %    %     %              %          %
@@ -236,6 +259,15 @@ def test_the_picture_is_of_the_kind_that_its_name_says(tmp_path, kind, topology)
         assert imread(tmp_path / "p.png").std() > 0.05
     if kind == "svg":
         assert "the first 3 inferences, 2 buffers" in (tmp_path / "p.svg").read_text()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("seconds", [[0, 0], [3, 1]])
+@pytest.mark.parametrize("chips", [[0, 0], [0, 1]])
+def test_one_chip_and_no_time_at_all_can_be_drawn(tmp_path, seconds, chips):
+    simulate(path(seconds), module(2), chips, count=1).plot(tmp_path / "p.png")
+
+    assert imread(tmp_path / "p.png").shape[2] == 4
 
 
 def test_a_picture_of_another_kind_is_refused(tmp_path):

@@ -63,12 +63,10 @@ def run(graph, mcm, f, count, buffers):
         if ends:
             key = f[tensor.producer], ends
             groups[key] = groups.get(key, 0.0) + tensor.bytes
-    counters = {("own", c): buffers for c in chips}
-    counters |= {
-        ("of", a, d): buffers * sum(k[0] == a and d in k[1] for k in groups)
-        for a, ends in groups
-        for d in ends
-    }
+    counters: dict[tuple, int] = {("own", c): buffers for c in chips}
+    for place, (sender, ends) in itertools.product(("of", "memory"), groups):
+        for d in ends:
+            counters[place, sender, d] = counters.get((place, sender, d), 0) + buffers
     tasks = []
     for k in range(count):
         tasks += inference(graph, mcm, f, k, chips, groups)
@@ -89,7 +87,8 @@ def inference(graph, mcm, f, k, chips, groups):
         seconds = groups[sender, ends] / mcm.link_bandwidth
         out = Task(("out", sender, number), k, port("out", sender), seconds)
         out.needs_ended = (computes[sender],)
-        out.takes = tuple(("of", sender, d) for d in ends)
+        place = "memory" if mcm.topology == "host" else "of"
+        out.takes = tuple((place, sender, d) for d in ends)
         outs[sender].append(out)
         tasks.append(out)
         brought = {sender: out}
@@ -104,6 +103,8 @@ def inference(graph, mcm, f, k, chips, groups):
             into = Task(("in", d, (sender, number)), k, port("in", d), seconds)
             if mcm.topology == "host":
                 into.needs_ended = (out,)
+                into.takes = (("of", sender, d),)
+                into.frees = (("memory", sender, d),)
             else:
                 into.needs_begun = (brought[d],)
             arrivals[d].append(into)
