@@ -30,9 +30,11 @@ cycle mean is the longest busy time of a resource, T (Baccelli, Cohen, Olsder an
 Synchronization and Linearity, 1992, chapter 3). Where data flows to higher chips alone, none does.
 On a chain the order is chip 0 (in, compute, out), link 0, chip 1, and so on. On a mesh, whose
 routes change the column first, it is the chips of row 0 with their rightward links, its leftward
-links, the links down to row 1, the chips of row 1, and so on. A host has the ports alone. If a
-transfer held all its resources at the same time instead (circuit switching), three transfers that
-meet in pairs could take 3/2 T.
+links, the links down to row 1, the chips of row 1, and so on. A host has the ports alone. On a mesh
+whose rules let data flow to lower chips, an inference may cross a link twice, with computes
+between. Served in order such a link idles, and 1/T may not be reached. If a transfer held all its
+resources at the same time instead (circuit switching), three transfers that meet in pairs could
+take 3/2 T.
 """
 
 from __future__ import annotations

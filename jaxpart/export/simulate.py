@@ -19,6 +19,7 @@ from jaxpart.export import timeline
 from jaxpart.export.pipeline import (
     COMPUTE,
     IN,
+    MAX_KEPT,
     OUT,
     Pipeline,
     binding_slots,
@@ -32,13 +33,13 @@ from jaxpart.problem.problem import FloatArray, IntArray, Problem
 from jaxpart.results import report
 from jaxpart.results.evaluation import rescaling_notes
 from jaxpart.results.file import in_node_order
-from jaxpart.results.ratios import throughput_of
 
 MAX_COUNT = 1_000_000  # inferences
 NEAR = 0.05  # of 1/T: how near is near, in `inferences_to_near`
 FULL_RATE = 0.999  # of 1/T; from here on, buffers cost no throughput
 _SEARCHED_JOBS = 200_000_000  # most jobs that are run to find `inferences_to_near`
-_TRACED_ROWS = 64  # inferences, times the buffers, in which `binding_slots` looks
+_TRACED = 64  # inferences, times the buffers, in which `binding_slots` looks
+_TRACED_JOBS = 2**23  # most jobs that are kept for it
 _TO = {COMPUTE: "compute", IN: "receive", OUT: "send"}  # what a job that waits is to do
 _MIB = 2**20
 _STALLS_SHOWN = 3
@@ -73,9 +74,11 @@ class Simulation:
     compute_stall_share: FloatArray  # [C] could compute, but the slots of what it sends are full
     in_stall_share: FloatArray  # [C] could fetch from a host, but its slots are full
     out_stall_share: FloatArray  # [C] could send, but the slots of a receiver are full
-    # The least n such that n inferences, and any more, reach 95% of 1/T with fill and drain. None:
-    # no number that was tried does, or T is 0.
+    # The rest is of a run that is long enough to settle, where K is not. The least n such that n
+    # inferences, and all larger numbers tried, reach 95% of 1/T with fill and drain; None: no
+    # number does, or T is 0.
     inferences_to_near: int | None
+    lost_share: float  # of 1/T, by which the pace stays below it
     stalls: tuple[Stall, ...]  # what holds the pace below 1/T, the most frequent first
     notes: tuple[str, ...]  # sentences for the user
     pipeline: Pipeline  # the jobs of one inference
@@ -99,11 +102,7 @@ class Simulation:
     @property
     def steady_per_s(self) -> float | None:
         """Inferences/s over the last half; None for one inference, or if all costs are zero."""
-        half = len(self.finish_s) // 2
-        if not half:
-            return None
-        last_s = float(self.finish_s[-1] - self.finish_s[half - 1])
-        return (len(self.finish_s) - half) / last_s if last_s else None
+        return _pace_per_s(self.finish_s)
 
     def summary(self) -> str:
         """A page of text: throughput, latency, stalls, and how busy each chip is."""
@@ -125,7 +124,7 @@ class Simulation:
         Raises:
           InputError: `path` has another ending, or its folder cannot be written.
         """
-        first = min(len(self.finish_s), timeline.INFERENCES)
+        first = min(len(self.finish_s), timeline.INFERENCES, MAX_KEPT // len(self.pipeline.kind))
         run = simulated(self.pipeline, first, self.buffers or 0, rows=first)
         what = f"the first {_counted(first, 'inference')}, {_slots(self.buffers)}"
         write_whole(path, timeline.draw(self.problem, self.pipeline, run.start_s, what, path))
@@ -192,12 +191,12 @@ def simulation_of(
     if buffers is not None and buffers < 1:
         raise InputError(f"buffers is {buffers}, expected 1 or more")
     pipeline = pipeline_of(problem, assignment)
-    run = simulated(pipeline, count, buffers or 0, rows=_TRACED_ROWS * (buffers or 1))
+    run = simulated(pipeline, count, buffers or 0)
     total_s = float(run.end_s[-1]) or 1.0
     waits = [_on_chips(problem, pipeline, run.wait_s, kind) / total_s for kind in _TO]
     work = (costs.compute_s, costs.in_s, costs.out_s, costs.link_s)
     busy = [np.asarray(seconds) * (count / total_s) for seconds in work]
-    found = Simulation(
+    return Simulation(
         problem=problem,
         assignment=assignment,
         costs=costs,
@@ -211,15 +210,10 @@ def simulation_of(
         compute_stall_share=waits[0],
         in_stall_share=waits[1],
         out_stall_share=waits[2],
-        inferences_to_near=_inferences_to_near(pipeline, count, buffers or 0, costs),
-        stalls=(),
+        **_long_run(pipeline, count, buffers or 0, costs)._asdict(),
         notes=tuple(notes),
         pipeline=pipeline,
     )
-    if _is_slow(found):
-        stalls = [_stall(pipeline, *pair) for pair in binding_slots(pipeline, run)]
-        found = dataclasses.replace(found, stalls=tuple(dict.fromkeys(stalls)))
-    return found
 
 
 def _stall(pipeline: Pipeline, waits: int, frees: int) -> Stall:
@@ -235,28 +229,44 @@ def _on_chips(problem: Problem, pipeline: Pipeline, per_job: FloatArray, kind: i
     return sums.astype(np.float64)
 
 
-def _inferences_to_near(pipeline: Pipeline, count: int, buffers: int, costs: Costs) -> int | None:
-    """`Simulation.inferences_to_near`, also beyond `count`.
+class _LongRun(NamedTuple):
+    """What only a run says that is long enough, whatever the number of inferences asked for."""
+
+    inferences_to_near: int | None
+    lost_share: float
+    stalls: tuple[Stall, ...]
+
+
+def _long_run(pipeline: Pipeline, count: int, buffers: int, costs: Costs) -> _LongRun:
+    """The fields of `Simulation` of these names.
 
     Without limits on buffers, n inferences take at most (n - 1) T and the longest path through the
     resources, each of at most T. So 1 / `NEAR` inferences for each resource are enough.
     """
     bottleneck_s = float(costs.bottleneck_s)
     if not bottleneck_s:
-        return None
+        return _LongRun(None, 0.0, ())
+    jobs = len(pipeline.kind)
     enough = round(int(pipeline.resource.max() + 1) / NEAR)
-    tried = max(count, min(enough, _SEARCHED_JOBS // len(pipeline.kind)))
-    end_s = simulated(pipeline, tried, buffers).end_s
+    tried = max(count, min(enough, _SEARCHED_JOBS // jobs))
+    traced = min(_TRACED * max(buffers, 1), _TRACED_JOBS // jobs)
+    run = simulated(pipeline, tried, buffers, rows=traced)
     # Rounding must not tell 1/T from itself.
-    late = end_s * (1 - NEAR) > np.arange(1, tried + 1) * bottleneck_s * (1 + 1e-9)
+    late = run.end_s * (1 - NEAR) > np.arange(1, tried + 1) * bottleneck_s * (1 + 1e-9)
     after = int(np.flatnonzero(late)[-1]) + 1 if late.any() else 0
-    return after + 1 if after < tried else None
+    near = after + 1 if after < tried else None
+    lost = max(1 - (_pace_per_s(run.end_s) or 0.0) * bottleneck_s, 0.0)
+    if lost <= 1 - FULL_RATE:
+        return _LongRun(near, lost, ())
+    stalls = [_stall(pipeline, *pair) for pair in binding_slots(pipeline, run)]
+    return _LongRun(near, lost, tuple(dict.fromkeys(stalls)))
 
 
-def _is_slow(simulation: Simulation) -> bool:
-    """Whether the pace of the last half is below 1/T."""
-    steady, model = simulation.steady_per_s, throughput_of(simulation.bottleneck_s)
-    return steady is not None and model is not None and steady < FULL_RATE * model
+def _pace_per_s(finish_s: FloatArray) -> float | None:
+    """Inferences/s over the last half; None for one inference, or if no time passes."""
+    half = len(finish_s) // 2
+    last_s = float(finish_s[-1] - finish_s[half - 1]) if half else 0.0
+    return (len(finish_s) - half) / last_s if last_s else None
 
 
 def _rate_rows(simulation: Simulation) -> list[tuple[str, str]]:
@@ -314,11 +324,11 @@ def _memory_rows(simulation: Simulation) -> list[tuple[str, str]]:
 
 
 def _stalls(simulation: Simulation) -> str:
-    if not _is_slow(simulation):
+    lost = 100 * simulation.lost_share
+    if lost <= 100 * (1 - FULL_RATE):
         return "none that cost throughput"
-    lost = 100 * (1 - (simulation.steady_per_s or 0.0) * simulation.bottleneck_s)
     if not simulation.stalls:
-        return f"no buffer costs throughput, but the pace is {lost:.2f}% below 1/T: not settled yet"
+        return f"no slot, but links that inferences cross twice: {lost:.2f}% below 1/T"
     shown = [
         f"chip {stall.chip} to {stall.to}"
         + ("" if stall.receiver is None else f" to chip {stall.receiver}")

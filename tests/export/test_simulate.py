@@ -153,6 +153,19 @@ def test_data_may_flow_to_lower_chips_where_the_module_lets_it_but_not_in_a_circ
         simulate(path([1, 1, 1], 2.0), mcm, [0, 1, 0])
 
 
+def test_a_link_that_an_inference_crosses_twice_idles_and_the_page_says_so():
+    """Chips 1, 3, 0, 2 in a row: from 1 to 3 and from 0 to 2 cross the link from 1 to 2."""
+    row = dataclasses.replace(module(4, topology="host"), topology="mesh", rows=1, cols=4)
+    mcm = dataclasses.replace(row, constraints=FREE)
+
+    found = simulate(path([1, 1, 1, 1], 1.0), mcm, [1, 3, 0, 2], buffers=None)
+
+    # The link is held for 1 and 1. Between them chip 3 computes, sends for 1, and chip 0 computes.
+    assert found.bottleneck_s == 2
+    assert found.lost_share == pytest.approx(1 - 2 / 5, abs=1e-3)
+    assert "no slot, but links that inferences cross twice: 60" in found.summary()
+
+
 def test_a_partition_by_name_is_the_same_and_the_element_size_is_the_module_s():
     graph = dataclasses.replace(path([1, 4], 2.0), element_bytes=4)
     mcm = dataclasses.replace(module(2), element_bytes=8)
@@ -216,7 +229,7 @@ throughput  0.584795 inferences/s with fill and drain, 0.595238 in the last half
 bound by    compute of chip 0 (and 5 more as busy)
 within 5%   of 1/T with no number that was tried, fill and drain included
 latency     6000000 us first, 6000000 us median, 8000000 us last
-stalls      full buffers cost 40.48% of 1/T; waiting: chip 0 to send to chip 5
+stalls      full buffers cost 40.10% of 1/T; waiting: chip 0 to send to chip 5
 
 chip  compute   in  out  link  compute waits  out waits
             %    %    %     %              %          %
