@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         JaxpartError,
         NothingFoundError,
     )
+    from jaxpart.export.simulate import Simulation, Stall, simulate
     from jaxpart.ingest.jaxpr.importer import from_jax
     from jaxpart.ingest.load import load_graph, load_instance
     from jaxpart.ingest.onnx.importer import from_onnx
@@ -87,7 +88,9 @@ _HOME = {
     "Samples": "policies",
     "Search": "runtime.state",
     "SearchInfo": "results.result",
+    "Simulation": "export.simulate",
     "SolverPool": "runtime.pool",
+    "Stall": "export.simulate",
     "Tensor": "problem.graph",
     "TrainingConfig": "methods.policy.training",
     "TrainingError": "methods.policy.training",
@@ -108,6 +111,7 @@ _HOME = {
     "pretraining_pairs": "methods.policy.pretraining",
     "read_examples": "methods.policy.imitation",
     "rollout": "policies",
+    "simulate": "export.simulate",
 }
 
 __all__ = [
@@ -147,7 +151,9 @@ __all__ = [
     "Samples",
     "Search",
     "SearchInfo",
+    "Simulation",
     "SolverPool",
+    "Stall",
     "Tensor",
     "TrainingConfig",
     "TrainingError",
@@ -169,6 +175,7 @@ __all__ = [
     "pretraining_pairs",
     "read_examples",
     "rollout",
+    "simulate",
 ]
 
 

@@ -84,6 +84,20 @@ def add_graph_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_result_arguments(parser: argparse.ArgumentParser) -> None:
+    """`GRAPH RESULT [--mcm NAME_OR_TOML]`, and what goes with GRAPH."""
+    add_graph_argument(parser)
+    parser.add_argument(
+        "result", metavar="RESULT", type=file_name, help="a result file, or JSON {node: chip}"
+    )
+    parser.add_argument(
+        "--mcm",
+        metavar="NAME_OR_TOML",
+        type=name_or_file,
+        help=f"the module (default: the result file's; {DEFAULT_MCM} for plain JSON)",
+    )
+
+
 def lists(*, with_methods: bool) -> str:
     """What GRAPH, --mcm and, if wanted, --method may name; for the end of a help page."""
     from jaxpart import datasets

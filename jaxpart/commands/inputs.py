@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from jaxpart.problem.graph import Graph
     from jaxpart.problem.mcm import MCM
     from jaxpart.problem.problem import Problem
+    from jaxpart.results.evaluation import Evaluation
 
 
 def graph_and_mcm(arguments: argparse.Namespace, default: MCM | None = None) -> tuple[Graph, MCM]:
@@ -58,6 +59,26 @@ def problem_of(graph: Graph, mcm: MCM, where: str) -> Problem:
         return Problem.build(graph, mcm)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
+
+
+def evaluation_of_result(arguments: argparse.Namespace) -> Evaluation:
+    """The partition in the file RESULT, scored; what contradicts the file is among its notes."""
+    from jaxpart.results.file import StoredResult, read_partition
+
+    stored = read_partition(arguments.result)
+    default = stored.mcm if isinstance(stored, StoredResult) else None
+    graph, mcm = graph_and_mcm(arguments, default)
+    problem = problem_of(graph, mcm, arguments.graph)
+    assignment = stored.on(graph, mcm)
+
+    start_jax()
+    from jaxpart.results.evaluation import evaluation_of, rescaling_notes
+
+    evaluation = evaluation_of(problem, assignment, rescaling_notes(graph, problem))
+    if isinstance(stored, StoredResult):
+        notes = (*evaluation.notes, *stored.notes(evaluation))
+        evaluation = dataclasses.replace(evaluation, notes=notes)
+    return evaluation
 
 
 def start_jax() -> None:
