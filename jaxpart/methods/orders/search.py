@@ -26,9 +26,10 @@ from jaxpart.cost.device import DeviceProblem, bucket_size, lower
 from jaxpart.cost.evaluate import evaluate, verify
 from jaxpart.cost.host import BoolArray, peak_bounds
 from jaxpart.cost.sharding import replicated, split
-from jaxpart.methods.orders.probe import Probed, can_probe, chips_of, probe, weights_of
+from jaxpart.methods.orders.probe import Probed, can_probe, chips_of, probe
 from jaxpart.methods.orders.slicing import slice_orders, window_for
 from jaxpart.methods.orders.starts import keys_of, start_keys
+from jaxpart.methods.orders.weights import weights_of
 from jaxpart.problem.problem import FloatArray, IntArray
 from jaxpart.runtime.state import Search
 

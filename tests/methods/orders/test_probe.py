@@ -9,7 +9,8 @@ import pytest
 from jaxpart.cost.device import lower
 from jaxpart.cost.evaluate import verify
 from jaxpart.cost.host import peak_bounds
-from jaxpart.methods.orders.probe import can_probe, chips_of, probe, weights_of
+from jaxpart.methods.orders.probe import can_probe, chips_of, probe
+from jaxpart.methods.orders.weights import weights_of
 from jaxpart.problem.mcm import MCM, Chip, Constraints
 from jaxpart.problem.problem import Problem
 from tests.support.problems import every_slicing, keeps_span
@@ -99,7 +100,7 @@ def test_optimal_cuts_pass_and_nothing_better_does(name):
 
 
 def test_shared_weights_beyond_the_table_are_never_counted_too_low(monkeypatch):
-    monkeypatch.setattr("jaxpart.methods.orders.probe._MOST_SHARED", 1)
+    monkeypatch.setattr("jaxpart.methods.orders.weights._MOST_SHARED", 1)
     over = 0
     for problem in problems(MODULES["full memory"], 20, seed=2):
         contracted = problem.contracted
