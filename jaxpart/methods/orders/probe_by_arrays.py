@@ -1,20 +1,20 @@
 """The probe by operations on whole arrays: the form for a GPU or TPU.
 
 A start of a segment depends on earlier starts, so N positions cannot be treated at once. They are
-treated in blocks of 16; the depth is N / 16 steps of few kernels:
+treated in blocks of 8; the depth is N / 8 steps of six kernels:
 
-1. Starts before the block: one reduction over the window for all 16 ends.
+1. Starts before the block: one reduction over the window for all 8 ends.
 2. Starts inside the block: which of their segments are within the limit does not depend on the
    starts that are found (except for the kind of chip). It is worked out for all blocks at once,
-   before the loop, as one bit for each pair of cuts. In the loop, one kernel walks over the 120
+   before the loop, as one bit for each pair of cuts. In the loop, one kernel walks over the 28
    pairs of a block.
 
-Prefix sums are added in the order of positions, as in `probe.py`, but 16 of them in one kernel.
+Prefix sums are added in the order of positions, as in `probe.py`, but 32 of them in one kernel.
 Both forms therefore compare the same numbers.
 
-Least possible work per order: N * window / 16 starts of about 20 bytes are read, and N * window of
-them compared. That is 1.4 GB and 13 G operations for 4,096 orders of BERT-large on `mcm36`, less
-than 1 ms of an H100. The launches take longer.
+Least possible work per order: N * window / 8 starts of about 20 bytes are read, and N * window of
+them compared. That is 2.7 GB and 13 G operations for 4,096 orders of BERT-large on `mcm36`, about
+1 ms of an H100. The launches take longer.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from jaxpart.methods.orders.lifetimes import along, lifetimes, previous_of_each
 from jaxpart.methods.orders.prefixes import prefixes
 from jaxpart.methods.orders.weights import Weights
 
-_BLOCK = 16  # positions of one step; it divides all bucket sizes
+_BLOCK = 8  # positions of one step; it divides all bucket sizes
 
 
 @struct.dataclass
@@ -48,12 +48,12 @@ class _Starts:
 class _Ends:
     """X cuts as ends of segments, each with the node before it."""
 
-    load_s: Float[Array, "X S B"]  # all compute before the cut
+    load_s: Float[Array, "S X B"]  # all compute before the cut
     cut_s: Float[Array, "X B"]  # transfer seconds of the tensors that cross it
     held_bytes: Float[Array, "X B"]  # all own weights before it
     peak_bytes: Float[Array, "X B"] | None  # of the node
-    shared_bytes: Float[Array, "X R B"]  # of the node's shared weights
-    used_at: Int[Array, "X R B"]  # last position before the node that uses each; -1: none
+    shared_bytes: Float[Array, "R X B"]  # of the node's shared weights
+    used_at: Int[Array, "R X B"]  # last position before the node that uses each; -1: none
 
 
 @struct.dataclass
@@ -99,6 +99,7 @@ def last_starts(
     size, batch = orders.shape
     radix, chips, kinds = size + 1, config.num_chips, problem.node_s.shape[1]
     starts, ends = _cuts(problem, weights, orders, peak_bytes)
+    limit_s = limit_s[None]
     words = _inside_blocks(problem, starts, ends, limit_s, window)
     # Rows in front of the first cut, so that no window starts below 0.
     front = ((0, 0), (window - 1, 0), (0, 0))
@@ -128,13 +129,14 @@ def last_starts(
             lax.dynamic_slice_in_dim(seconds, first, window, axis=1),
             lax.dynamic_slice_in_dim(held, first, window),
         )
-        capacity = problem.capacity_bytes[0] if kind is None else _capacity(problem)[kind]
+        capacity = _capacity(problem)
+        capacity = capacity[:, None, None] if kind is None else capacity[kind][None]
         found = []
         for r in range(_BLOCK):
-            one = _row(end, r)
+            one = _rows(end, r)
             grown = grown.joined(cut, one)
-            compute_s = _of_kind(start.seconds, kind) + _of_kind(one.load_s[:, None], kind)
-            fits = _fits(problem, start, first + r, one, grown, limit_s, compute_s, capacity)
+            stage_s = _of_kind(start.seconds, kind) + _of_kind(one.load_s, kind)
+            fits = _fits(problem, start, first + r, one, grown, limit_s, stage_s, capacity)[0]
             # An end further on has lost the oldest starts.
             found.append(jnp.where(fits & (age >= r), code, -1))
         return _maxima(found)
@@ -148,7 +150,7 @@ def last_starts(
                 is_within = (masks[s] >> (r - s - 1)) & 1 == 1
                 rows[r] = jnp.maximum(rows[r], jnp.where(is_within, codes[s], -1))
             codes.append(code_of(rows[r], first + r + 1))
-            masks.append(_of_kind(word[r][:, None], kind_of(codes[r][None]))[0])
+            masks.append(_of_kind(word[:, r : r + 1], kind_of(codes[r][None]))[0, 0])
         best = lax.dynamic_update_slice_in_dim(best, jnp.stack(rows), first + window, 0)
         return (first + _BLOCK, best, _with_block(grown, first, end, window)), None
 
@@ -180,7 +182,7 @@ def _cuts(
     change_s = lives.made_s[orders] - along(lives.dead_s, orders)
     rows = [problem.node_s[:, kind][orders] for kind in range(problem.node_s.shape[1])]
     sums = prefixes(jnp.stack([*rows, weights.own_bytes[orders], change_s], axis=1))
-    load_s, held, cut_s = sums[:, :-2], sums[:, -2], sums[:, -1]
+    load_s, held, cut_s = sums[:, :-2].swapaxes(0, 1), sums[:, -2], sums[:, -1]
     reach = lax.cummax(along(lives.last_at, orders))
     columns = weights.shared.shape[1] if config.constraints.memory else 0
     shared = weights.shared[:, :columns]
@@ -189,21 +191,20 @@ def _cuts(
         at = jnp.repeat(lives.position, columns, axis=0)
         used_at = previous_of_each(shared.reshape(-1), at, jnp.full_like(at, -1))
         used_at = along(used_at.reshape(*shared.shape, -1), orders)
+    shared_bytes = jnp.broadcast_to(weights.shared_bytes[shared][..., None], used_at.shape)
     ends = _Ends(
         load_s=load_s,
         cut_s=cut_s,
         held_bytes=held,
         peak_bytes=along(peak_bytes, orders) if has_peaks else None,
-        shared_bytes=along(
-            jnp.broadcast_to(weights.shared_bytes[shared][..., None], used_at.shape), orders
-        ),
-        used_at=used_at,
+        shared_bytes=along(shared_bytes, orders).swapaxes(0, 1),
+        used_at=used_at.swapaxes(0, 1),
     )
     buffers = 2 * cut_s * problem.link_bandwidth if has_peaks else 0.0
-    seconds = -load_s if config.overlap else cut_s[:, None] - load_s
+    seconds = -load_s if config.overlap else cut_s[None] - load_s
     starts = _Starts(
         reach=_after_zero(reach, -1),
-        seconds=_after_zero(seconds, 0).swapaxes(0, 1),
+        seconds=_after_zero(seconds, 0, 1),
         held_bytes=_after_zero(buffers - held, 0),
     )
     return starts, ends
@@ -215,10 +216,10 @@ def _fits(
     last: Array,
     end: _Ends,
     grown: _Grown,
-    limit_s: Float[Array, " B"],
-    stage_s: Float[Array, "X B"],
-    capacity: Array,
-) -> Bool[Array, "X B"]:
+    limit_s: Float[Array, "1 B"],
+    stage_s: Float[Array, "S X B"],
+    capacity: Float[Array, "S X B"],
+) -> Bool[Array, "S X B"]:
     """Whether segments are within the limit.
 
     Args:
@@ -228,20 +229,20 @@ def _fits(
       end: the cut behind it.
       grown: the figures that grow.
       limit_s: of each order, seconds.
-      stage_s: their compute, and without overlap what they receive.
-      capacity: bytes of their chips.
+      stage_s: their compute on each kind of chip, and without overlap what they receive.
+      capacity: bytes of each kind of chip.
     """
     config = problem.config
     if not config.overlap:
-        stage_s = stage_s + end.cut_s
-    fits = (stage_s <= limit_s) & (start.reach <= last) & (end.cut_s <= limit_s)
+        stage_s = stage_s + end.cut_s[None]
+    fits = (stage_s <= limit_s[None]) & ((start.reach <= last) & (end.cut_s <= limit_s))[None]
     if config.constraints.memory:
         held = start.held_bytes + end.held_bytes
         if grown.shared_bytes is not None:
             held += grown.shared_bytes
         if grown.peak_bytes is not None:
             held += grown.peak_bytes + 2 * end.cut_s * problem.link_bandwidth
-        fits &= held <= capacity
+        fits &= held[None] <= capacity
     return fits
 
 
@@ -249,9 +250,9 @@ def _inside_blocks(
     problem: DeviceProblem,
     starts: _Starts,
     ends: _Ends,
-    limit_s: Float[Array, " B"],
+    limit_s: Float[Array, "1 B"],
     window: int,
-) -> UInt32[Array, "N S B"]:
+) -> UInt32[Array, "S N B"]:
     """For cuts 1 to N as starts, which of the next ends of the block are within the limit.
 
     Bit d stands for the segment of d + 1 nodes. It is worked out for each kind of chip.
@@ -265,21 +266,17 @@ def _inside_blocks(
     for d in range(min(window, _BLOCK - 1)):
         # Row i is the end after d + 1 nodes more. It does not matter what lies behind the last one.
         end = _shifted(ends, d + 1)
-        columns = _Ends(
-            end.load_s.swapaxes(0, 1), end.cut_s, end.held_bytes, end.peak_bytes,
-            end.shared_bytes.swapaxes(0, 1), end.used_at.swapaxes(0, 1),
-        )  # fmt: skip
-        grown = grown.joined(number, columns)
-        stage_s = start.seconds + columns.load_s
-        fits = _fits(problem, start, number + d, columns, grown, limit_s, stage_s, capacity)
+        grown = grown.joined(number, end)
+        stage_s = start.seconds + end.load_s
+        fits = _fits(problem, start, number + d, end, grown, limit_s, stage_s, capacity)
         words |= fits.astype(jnp.uint32) << d
-    return words.swapaxes(0, 1)
+    return words
 
 
 def _no_growth(ends: _Ends, shape: tuple[int, ...]) -> _Grown:
     """The figures of segments without nodes."""
     zeros = jnp.zeros(shape, ends.held_bytes.dtype)
-    has_shared, has_peaks = ends.shared_bytes.shape[1] > 0, ends.peak_bytes is not None
+    has_shared, has_peaks = ends.shared_bytes.shape[0] > 0, ends.peak_bytes is not None
     return _Grown(zeros if has_shared else None, zeros if has_peaks else None)
 
 
@@ -292,7 +289,7 @@ def _with_block(grown: _Grown, first: Array, end: _Ends, window: int) -> _Grown:
     grown = _Grown(extended(grown.shared_bytes), extended(grown.peak_bytes))
     start = first + 1 - window + jnp.arange(window + _BLOCK)[:, None]
     for r in range(_BLOCK):
-        grown = grown.joined(start, _row(end, r), start <= first + r)
+        grown = grown.joined(start, _rows(end, r), start <= first + r)
     cut = [None if v is None else v[_BLOCK:] for v in (grown.shared_bytes, grown.peak_bytes)]
     return _Grown(*cut)
 
@@ -307,12 +304,13 @@ def _maxima(rows: list[Int[Array, "W B"]]) -> tuple[Array, ...]:
 
 
 def _of_kind(values: Array, kind: Int[Array, "X B"] | None) -> Array:
-    """[X, B] the values of each kind, from [S, X or 1, B]; None: there is only one kind."""
+    """[1, X, B] the values of each kind, from [S, X or 1, B]; None: there is only one kind."""
     if kind is None:
-        return values[0]
+        return values
     if values.shape[1] == 1:
-        return jnp.take_along_axis(values[:, 0], kind, axis=0, mode="promise_in_bounds")
-    return jnp.take_along_axis(values, kind[None], axis=0, mode="promise_in_bounds")[0]
+        values = jnp.take_along_axis(values[:, 0], kind, axis=0, mode="promise_in_bounds")
+        return values[None]
+    return jnp.take_along_axis(values, kind[None], axis=0, mode="promise_in_bounds")
 
 
 def _capacity(problem: DeviceProblem) -> Float[Array, " S"]:
@@ -321,32 +319,32 @@ def _capacity(problem: DeviceProblem) -> Float[Array, " S"]:
     return capacity.at[problem.chip_kind].set(problem.capacity_bytes)
 
 
-def _after_zero(values: Array, first: float) -> Array:
+def _after_zero(values: Array, first: float, axis: int = 0) -> Array:
     """Values at cuts 1 to N, and one for cut 0 in front of them."""
-    return jnp.concatenate([jnp.full_like(values[:1], first), values])
+    zero = jnp.full_like(lax.slice_in_dim(values, 0, 1, axis=axis), first)
+    return jnp.concatenate([zero, values], axis=axis)
 
 
-def _row(end: _Ends, r: int) -> _Ends:
-    """One end of a block; its figures have no axis X."""
-    peak = None if end.peak_bytes is None else end.peak_bytes[r]
-    return _Ends(
-        end.load_s[r], end.cut_s[r], end.held_bytes[r], peak, end.shared_bytes[r], end.used_at[r]
-    )
+def _rows(end: _Ends, r: int) -> _Ends:
+    """One end of a block, with an axis X of length 1."""
+    return jax.tree.map(lambda values: values[..., r : r + 1, :], end)
 
 
 def _shifted(ends: _Ends, rows: int) -> _Ends:
-    """Row i becomes the end `rows` later; zeros come in behind."""
+    """Each row becomes the end `rows` later; zeros come in behind."""
 
     def shifted(values: Array) -> Array:
-        return jnp.pad(values[rows:], ((0, rows), *((0, 0),) * (values.ndim - 1)))
+        return jnp.pad(values[..., rows:, :], (*((0, 0),) * (values.ndim - 2), (0, rows), (0, 0)))
 
     return jax.tree.map(shifted, ends)
 
 
 def _in_blocks(tree: Any) -> Any:
-    """[N, ...] as [N / 16, 16, ...]."""
+    """[..., N, B] as [blocks, ..., 8, B]."""
 
     def parted(values: Array) -> Array:
-        return values.reshape(values.shape[0] // _BLOCK, _BLOCK, *values.shape[1:])
+        *outer, size, batch = values.shape
+        blocks = values.reshape(*outer, size // _BLOCK, _BLOCK, batch)
+        return jnp.moveaxis(blocks, -3, 0)
 
     return jax.tree.map(parted, tree)

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from jaxpart.cost.device import lower
 from jaxpart.cost.evaluate import verify
 from jaxpart.cost.host import peak_bounds
 from jaxpart.methods.orders.probe import can_probe, chips_of, probe
+from jaxpart.methods.orders.search import mutate, order_by
 from jaxpart.methods.orders.weights import weights_of
 from jaxpart.problem.mcm import MCM, Chip, Constraints
 from jaxpart.problem.problem import Problem
@@ -27,16 +29,25 @@ MODULES = {
 }
 
 
+def both_forms(problem, weights, *arguments, window):
+    """What `probe` returns for a host problem; its two forms return the same."""
+    results = [
+        probe(lower(problem, form=form), weights, *arguments, window=window)
+        for form in ("rows", "arrays")
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *results)
+    return results[0]
+
+
 def probed(problem, limits_s):
     """Passes and assignments of the program order at each limit, cautious about peaks."""
     contracted = problem.contracted
-    lowered = lower(contracted)
-    size = lowered.padded_nodes
+    size = lower(contracted).padded_nodes
     order = np.repeat(np.arange(size, dtype=np.int32)[:, None], len(limits_s), axis=1)
     peak = np.zeros((size, 1), np.float32)
     peak[: problem.num_contracted, 0] = peak_bounds(problem)[1]
-    found = probe(
-        lowered,
+    found = both_forms(
+        contracted,
         weights_of(contracted, size),
         jnp.asarray(order),
         jnp.asarray(peak),
@@ -125,10 +136,39 @@ def test_where_chips_are_fixed_or_the_triangle_rule_is_off_there_is_no_probe():
     assert not can_probe(dataclasses.replace(problem, mcm=free))
 
 
+@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("window", [5, 96])
+def test_both_forms_agree_on_long_orders(name, window):
+    rng = np.random.default_rng(6)
+    module = dataclasses.replace(
+        MODULES[name],
+        chips=tuple(dataclasses.replace(chip, sram_bytes=4e4) for chip in MODULES[name].chips * 2)[
+            :6
+        ],
+        **({"cols": 3} if name == "mesh" else {}),
+    )
+    graph = random_graph(rng, num_nodes=70, num_tensors=90, num_weights=30, pins=False)
+    problem = Problem.build(graph, module).contracted
+    size, batch = lower(problem).padded_nodes, 8
+    program = jnp.arange(size, dtype=jnp.float32)[None]
+    keys = mutate(jax.random.key(0), program, problem.num_nodes, batch)
+    peaks = 125 * rng.integers(0, 9, (size, batch))
+    found = both_forms(
+        problem,
+        weights_of(problem, size),
+        order_by(lower(problem, form="rows"), keys).T,
+        jnp.asarray(peaks, jnp.float32),
+        jnp.asarray(problem.mean_load_s * np.geomspace(0.5, 8, batch), jnp.float32),
+        window=window,
+    )
+    covered = np.asarray(found.covered)
+    assert len(set(covered.tolist())) > 2, covered
+
+
 def test_second_graph_of_a_bucket_compiles_nothing():
     rng = np.random.default_rng(4)
     probe.clear_cache()  # pyright: ignore[reportAttributeAccessIssue]
     for _ in range(3):
         graph = random_graph(rng, max_nodes=7, num_weights=0, pins=False, colocation=False)
         probed(Problem.build(graph, _PLAIN), np.ones(4))
-    assert probe._cache_size() == 1  # pyright: ignore[reportAttributeAccessIssue]
+    assert probe._cache_size() == 2  # pyright: ignore[reportAttributeAccessIssue]
