@@ -47,6 +47,8 @@ class Tables:
     node_in_edges: Segments  # edges to each node
     in_edge_consumer: Int[Array, " E"]  # the edges sorted by consumer: that consumer
     weight_uses: Segments  # uses of each weight
+    node_uses: Segments  # uses of each node, in the order of `by_user`
+    by_user: Int[Array, " U"]
     pairs_from: Segments  # pairs of each first contracted node
     pairs_to: Segments  # pairs of each second one, in the order of `by_second`
     by_second: Int[Array, " E"]
@@ -105,6 +107,7 @@ def make_tables(problem: Problem, arrays: dict[str, Any]) -> Tables:
     pairs = problem.contracted_pairs
     by_second = np.argsort(pairs[:, 1], kind="stable")
     by_contraction = np.argsort(problem.contraction, kind="stable")
+    by_user = np.argsort(problem.use_node, kind="stable")
     consumers = arrays["edge_consumer"].copy()
     consumers[:real] = np.sort(consumers[:real], kind="stable")
     return Tables(
@@ -113,6 +116,8 @@ def make_tables(problem: Problem, arrays: dict[str, Any]) -> Tables:
         node_in_edges=segments(arrays["node_in_edges"], edges),
         in_edge_consumer=consumers,
         weight_uses=segments(arrays["weight_uses"], edges),
+        node_uses=segments(offsets(problem.use_node, nodes), edges),
+        by_user=_padded(by_user, edges),
         pairs_from=segments(offsets(pairs[:, 0], nodes), edges),
         pairs_to=segments(offsets(pairs[:, 1], nodes), edges),
         by_second=_padded(by_second, edges),

@@ -142,6 +142,7 @@ def test_both_forms_agree_on_long_orders(name, window):
     rng = np.random.default_rng(6)
     module = dataclasses.replace(
         MODULES[name],
+        link_bandwidth=1024.0,  # sums are exact
         chips=tuple(dataclasses.replace(chip, sram_bytes=4e4) for chip in MODULES[name].chips * 2)[
             :6
         ],
