@@ -368,7 +368,7 @@ def swept(problem: DeviceProblem, keys: Float[Array, "B N"]) -> Float[Array, "B 
     behind = 16 * nodes + number
     if problem.tables is not None:
         keys = sweeping_by_arrays.swept(problem.tables.sweeps, keys, apart)
-        return jnp.where(number.T < problem.num_nodes, keys, behind.T)
+        return jnp.where(problem.num_nodes > number.T, keys, behind.T)
     by_node = keys.T  # [N, B]
 
     def later(v, key_of):

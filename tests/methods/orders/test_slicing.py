@@ -108,8 +108,13 @@ EXACT = {
 }
 
 
-@pytest.mark.parametrize("name", EXACT)
-@pytest.mark.parametrize(("nodes", "window", "graphs"), [(9, 5, 3), (70, 40, 1)])
+LONG = ("chain", "unlike chips", "chips may be skipped", "full memory, any triangle")
+
+
+@pytest.mark.parametrize(
+    ("name", "nodes", "window", "graphs"),
+    [*((name, 9, 5, 3) for name in EXACT), *((name, 70, 40, 1) for name in LONG)],
+)
 def test_both_forms_agree_bit_for_bit(name, nodes, window, graphs):
     rng = np.random.default_rng(nodes)
     chips = tuple(dataclasses.replace(chip, sram_bytes=450 * nodes) for chip in EXACT[name].chips)
