@@ -19,6 +19,7 @@ ms of an H100.
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -38,7 +39,9 @@ from jaxpart.methods.orders.lifetimes import (
     tables_of,
 )
 
-_UNROLL = 8  # lengths of segments in one kernel
+# Lengths of segments in one kernel: when stages are computed, and when they are compared.
+_UNROLL = 8
+_LENGTHS = 32
 
 
 @struct.dataclass
@@ -93,8 +96,8 @@ def cut(
     def one_more(carry: tuple[Array, Array], chip: Array) -> Any:
         """The bottlenecks of all cuts with one chip more."""
         before, least = carry
-        longer = jnp.maximum(before[None, :-1], _on_chip(problem, stages, chip))
-        after = jnp.min(_by_end(longer), axis=0)
+        kind = problem.chip_kind[chip]
+        after = _chosen(before[:-1], stages, kind, tpu=_least_by_end, default=_least_by_start)
         fits = (chip + 1 >= cuts.first_chip[1:]) & (chip + 1 <= cuts.last_chip[1:])
         after = jnp.where(fits, after, jnp.inf)
         if not rules.no_skip:
@@ -103,6 +106,7 @@ def cut(
         after = jnp.concatenate([start(chip + 1), after])
         return (after, least), after
 
+    is_by_end = _is_by_end()
     nowhere = jnp.full((size, batch), jnp.inf, none.dtype)
     first = jnp.concatenate([start(jnp.int32(0)), nowhere])
     _, best = lax.scan(one_more, (first, nowhere), jnp.arange(chips))
@@ -115,11 +119,9 @@ def cut(
         """The cut before a chip, given the cut j after it; it is j where the chip is idle."""
         chip, before = step
         i = jnp.maximum(j[None] - length, 0)
-        stage_s = (
-            _on_chip(problem, stages, chip)
-            .at[length - 1, i, lane[None]]
-            .get(mode="promise_in_bounds")
-        )
+        kind = problem.chip_kind[chip]
+        row = jnp.where(is_by_end, jnp.maximum(j[None] - 1, 0), i)
+        stage_s = stages.at[length - 1, kind, row, lane[None]].get(mode="promise_in_bounds")
         earlier = jnp.take_along_axis(before, i, axis=0, mode="promise_in_bounds")
         choice = jnp.where(length <= j[None], jnp.maximum(earlier, stage_s), jnp.inf)
         now = jnp.take_along_axis(before, j[None], axis=0, mode="promise_in_bounds")[0]
@@ -236,9 +238,10 @@ def _stages(
     orders: Int[Array, "N B"],
     window: int,
 ) -> Float[Array, "W S N B"]:
-    """Stages on each kind of chip; row d has the segments of d + 1 nodes, by start.
+    """Stages on each kind of chip; row d has the segments of d + 1 nodes.
 
-    Infinite where a segment is forbidden.
+    They are sorted by start, or by their ends 1 to N (`_is_by_end`). Infinite where a segment is
+    forbidden, and where none starts or ends.
     """
     config = problem.config
     rules = config.constraints
@@ -253,6 +256,7 @@ def _stages(
         pads[axis] = (0, window)
         return lax.dynamic_slice_in_dim(jnp.pad(values, pads), length, size, axis)
 
+    is_by_end = _is_by_end()
     node = jnp.pad(orders, ((0, window), (0, 0)))
 
     def step(grown: tuple[Array, _Gains], d: Array) -> tuple[Any, Array]:
@@ -291,34 +295,66 @@ def _stages(
             if config.memory_model == "full":
                 held += 2 * (received + sent) * problem.link_bandwidth + peak
             allowed &= held[None] <= capacity
-        return (peak, sums), jnp.where(allowed, busy, jnp.inf)
+        busy = jnp.where(allowed, busy, jnp.inf)
+        busy = jnp.pad(busy, ((0, 0), (window, 0), (0, 0)), constant_values=jnp.inf)
+        later = jnp.where(is_by_end, d, 0)
+        return (peak, sums), lax.dynamic_slice_in_dim(busy, window - later, size, axis=1)
 
     zeros = jnp.zeros((size, batch), cuts.cut_s.dtype)
     sums = jax.tree.map(lambda _: zeros, gains)
     return lax.scan(step, (zeros, sums), jnp.arange(window), unroll=_UNROLL)[1]
 
 
-def _on_chip(
-    problem: DeviceProblem, stages: Float[Array, "W S N B"], chip: Array
-) -> Float[Array, "W N B"]:
-    """The stages on one chip."""
-    if stages.shape[1] == 1:
-        return stages[:, 0]
-    kind = problem.chip_kind[chip]
-    return lax.dynamic_index_in_dim(stages, kind, axis=1, keepdims=False)
-
-
-def _by_end(values: Float[Array, "W N B"]) -> Float[Array, "W N B"]:
-    """Figures of segments by their ends 1 to N, from those by start; infinite where none starts.
+def _least_by_start(
+    before: Float[Array, "N B"], stages: Float[Array, "W S N B"], kind: Array
+) -> Float[Array, "N B"]:
+    """The least bottleneck up to cuts 1 to N, from stages by start, in one kernel.
 
     Row d has the segments of d + 1 nodes, so it moves d places. With rows that are one place
     shorter, each row of the same numbers begins one place later than the one before it. So no index
     has to be read.
+
+    Args:
+      before: the least bottleneck up to cuts 0 to N - 1, on the chips before.
+      stages: of all segments.
+      kind: of the chip of the last segment.
     """
-    window, size, batch = values.shape
-    longer = jnp.pad(values, ((0, 0), (0, window), (0, 0)), constant_values=jnp.inf)
+    window, _, size, batch = stages.shape
+    stage_s = lax.dynamic_index_in_dim(stages, kind, axis=1, keepdims=False)
+    longer = jnp.maximum(before[None], stage_s)
+    longer = jnp.pad(longer, ((0, 0), (0, window), (0, 0)), constant_values=jnp.inf)
     flat = longer.reshape(window * (size + window), batch)[: window * (size + window - 1)]
-    return flat.reshape(window, size + window - 1, batch)[:, :size]
+    return jnp.min(flat.reshape(window, size + window - 1, batch)[:, :size], axis=0)
+
+
+def _least_by_end(
+    before: Float[Array, "N B"], stages: Float[Array, "W S N B"], kind: Array
+) -> Float[Array, "N B"]:
+    """`_least_by_start` from stages by end, in a loop over lengths."""
+    window, _, size, batch = stages.shape
+    starts = jnp.pad(before, ((window, 0), (0, 0)), constant_values=jnp.inf)
+
+    def longer(least: Array, d: Array) -> tuple[Array, None]:
+        start = lax.dynamic_slice_in_dim(starts, window - d, size)
+        stage_s = lax.dynamic_slice(stages, (d, kind, 0, 0), (1, 1, size, batch))[0, 0]
+        return jnp.minimum(least, jnp.maximum(start, stage_s)), None
+
+    none = jnp.full((size, batch), jnp.inf, stages.dtype)
+    return lax.scan(longer, none, jnp.arange(window), unroll=_LENGTHS)[0]
+
+
+def _is_by_end() -> Array:
+    """Whether stages are sorted by end.
+
+    A TPU moves whole blocks of rows. To move the rows of each length by another distance, it writes
+    all of them anew, several times for each chip. So there they are moved once, when they are made.
+    """
+    return _chosen(tpu=lambda: jnp.bool_(True), default=lambda: jnp.bool_(False))
+
+
+def _chosen(*arguments: Any, tpu: Callable[..., Any], default: Callable[..., Any]) -> Any:
+    """One of two functions, by the device that the program is compiled for."""
+    return lax.platform_dependent(*arguments, tpu=tpu, default=default)
 
 
 def _from_zero(values: Array, first: float, axis: int = 0) -> Array:
