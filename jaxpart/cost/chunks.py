@@ -17,6 +17,8 @@ _CPU_CHUNK = 512
 # Bytes of temporary arrays of one chunk where whole arrays are computed.
 _BUDGET_BYTES = 2**31
 _LANES = 128  # a chunk is a multiple of it: a TPU's vector, four warps of a GPU
+# So many bytes may a chunk of `_LANES` candidates take; where they need more it has fewer.
+_MOST_BYTES = 2**33
 
 
 def in_chunks(
@@ -44,8 +46,13 @@ def in_chunks(
         if split is function:
             return function(batch)
         return lax.platform_dependent(batch, cpu=split, default=function)
-    width = max(_LANES, _BUDGET_BYTES // candidate_bytes // _LANES * _LANES)
-    return _split(function, batch, width)(batch)
+    return _split(function, batch, width_of(candidate_bytes))(batch)
+
+
+def width_of(candidate_bytes: int) -> int:
+    """How many candidates a chunk may have, where each takes so many bytes."""
+    width = _BUDGET_BYTES // candidate_bytes // _LANES * _LANES
+    return max(1, width or min(_LANES, _MOST_BYTES // candidate_bytes))
 
 
 def _split(function: Callable[[Any], Any], batch: Any, most: int) -> Callable[[Any], Any]:

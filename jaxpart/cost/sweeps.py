@@ -49,26 +49,26 @@ def make_sweeps(pairs: NDArray[np.int64], count: int, nodes: int) -> Sweeps:
     quarter = nodes // 4
     # Few sizes: few compilations.
     rows = max(4, -(-max(len(node) for node, _, _ in ways) // quarter)) * quarter
-    made = Sweeps(
-        node=np.full((rows // STEP, 2, STEP), nodes, np.int32),
-        source=np.zeros((rows // STEP, 2, STEP, _FAN_IN), np.int32),
-        inside=np.zeros((rows // STEP, 2, STEP), np.int32),
-        row=np.zeros((2, nodes), np.int32),
-    )
+    shape = (rows // STEP, 2, STEP)
+    node_of: Any = np.full(shape, nodes, np.int32)
+    sources: Any = np.zeros((*shape, _FAN_IN), np.int32)
+    inside: Any = np.zeros(shape, np.int32)
+    row_of: Any = np.zeros((2, nodes), np.int32)
     for way, (node, target, source) in enumerate(ways):
         step, place = np.divmod(np.arange(len(node)), STEP)
         number = ((step + 1) * 2 + way) * STEP + place
         is_node = node >= 0
-        whole = node if way == 0 else count - 1 - node
-        made.node[step[is_node], way, place[is_node]] = whole[is_node]
-        made.row[way, whole[is_node]] = number[is_node]
+        whole = (node if way == 0 else count - 1 - node)[is_node]
+        node_of[step[is_node], way, place[is_node]] = whole
+        row_of[way, whole] = number[is_node]
         rank = np.arange(len(target)) - np.searchsorted(target, target)
         is_inside = step[source] == step[target]
         t, s = target[is_inside], source[is_inside]
-        np.bitwise_or.at(made.inside, (step[t], way, place[t]), 1 << place[s])
+        at: Any = (step[t], way, place[t])
+        np.bitwise_or.at(inside, at, 1 << place[s])
         t, s = target[~is_inside], source[~is_inside]
-        made.source[step[t], way, place[t], rank[~is_inside]] = number[s]
-    return made
+        sources[step[t], way, place[t], rank[~is_inside]] = number[s]
+    return Sweeps(node_of, sources, inside, row_of)
 
 
 def of_equal_length(several: Sequence[Sweeps]) -> list[Sweeps]:

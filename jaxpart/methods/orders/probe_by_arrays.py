@@ -14,7 +14,7 @@ Both forms therefore compare the same numbers.
 
 Least possible work per order: N * window / 8 starts of about 20 bytes are read, and N * window of
 them compared. That is 2.7 GB and 13 G operations for 4,096 orders of BERT-large on `mcm36`, about
-1 ms of an H100. The launches take longer.
+1 ms of an H100. Predicted are 12 ms, of which 2,300 launches take 7.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The probe against the optimal cuts of the same order, on random small graphs."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,7 @@ MODULES = {
 
 def both_forms(problem, *arguments, window):
     """What `probe` returns for a host problem; its two forms return the same."""
-    devices = [lower(problem, form=form) for form in ("rows", "arrays")]
+    devices: list[Any] = [lower(problem, form=form) for form in ("rows", "arrays")]
     # All problems get one static description and one shape of weights: few compilations.
     config = dataclasses.replace(devices[0].config, shared_weights=True)
     weights = padded(weights_of(problem, devices[0].padded_nodes))

@@ -10,6 +10,7 @@ import pytest
 from jaxpart.cost.device import Form, lower
 from jaxpart.cost.evaluate import verify
 from jaxpart.cost.host import peak_bounds
+from jaxpart.methods.orders import slicing_by_arrays
 from jaxpart.methods.orders.search import mutate, order_by
 from jaxpart.methods.orders.slicing import slice_orders, window_for
 from jaxpart.problem.mcm import Constraints, load_mcm
@@ -137,6 +138,16 @@ def test_both_forms_agree_bit_for_bit(name, nodes, window, graphs):
         np.testing.assert_array_equal(arrays[1], rows[1])
         found += int(np.isfinite(np.asarray(rows[0])).sum())
     assert found
+
+
+def test_a_tpu_sorts_stages_otherwise_and_cuts_alike(monkeypatch):
+    # A TPU's choice, made for a CPU.
+    monkeypatch.setattr(slicing_by_arrays, "_chosen", lambda *a, tpu, default: tpu(*a))
+    monkeypatch.setattr(slicing_by_arrays, "_LENGTHS", 2)
+    for name in ("unlike chips", "full memory, any triangle"):
+        slice_orders.clear_cache()  # pyright: ignore[reportAttributeAccessIssue]
+        test_both_forms_agree_bit_for_bit(name, 9, 5, 3)
+    slice_orders.clear_cache()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.mark.parametrize("form", FORMS)
