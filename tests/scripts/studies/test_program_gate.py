@@ -30,7 +30,7 @@ MOST_LAUNCHES = {
     "evaluate": (400, 400),
     "project": (400, 400),
     "order": (800, 800),
-    "slice": (1_100, 2_000),
+    "slice": (500, 2_000),
     "probe": (2_400, 2_400),
 }
 SMALL = "squeezenet"  # a graph that compiles fast
