@@ -68,9 +68,10 @@ from jaxpart.methods.annealing.ensemble import ensemble_of, temper
 from jaxpart.methods.annealing.state import chip_graph_of, moves_of
 from jaxpart.methods.labels.projection import project
 from jaxpart.methods.labels.sampling import sample_lanes
-from jaxpart.methods.orders.probe import probe, weights_of
+from jaxpart.methods.orders.probe import probe
 from jaxpart.methods.orders.search import order_by
 from jaxpart.methods.orders.slicing import slice_orders, window_for
+from jaxpart.methods.orders.weights import weights_of
 from jaxpart.methods.policy import ppo
 from jaxpart.methods.policy.network import NetworkConfig
 from jaxpart.methods.policy.rollout import Task, act, initial_params

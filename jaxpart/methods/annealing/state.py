@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from jaxpart.cost.device import DeviceProblem, lower
 from jaxpart.cost.evaluate import Costs
 from jaxpart.errors import InputError
-from jaxpart.methods.orders.probe import Weights, weights_of
+from jaxpart.methods.orders.weights import Weights, weights_of
 from jaxpart.problem.problem import IntArray, Problem
 
 BoolMatrix = NDArray[np.bool_]
