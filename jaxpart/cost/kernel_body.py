@@ -2,8 +2,8 @@
 
 Rows are [1, T] int32, one number for each of T candidates. Chips are lanes in groups of at most 32,
 one group for each word of a set of chips; an array over chips is a list of [lanes, T], one for each
-group. A sum per chip adds to all lanes what a comparison with the row of chips leaves of it. A set
-of chips is a list of rows, one for each word.
+group. A set of chips is a list of rows, one for each word. Nothing is scattered: a sum per chip adds
+to all lanes, zero where it is not meant.
 
 The nodes are walked once, in number order. At a node, the tensors that it makes are settled: which
 chips they go to and which consumer on the node's own chip is the last. A consumer has a higher
@@ -90,6 +90,23 @@ class _State(NamedTuple):
     misplaced: Row  # not 0: a fixed chip is not kept
 
 
+class _Links(NamedTuple):
+    """Of each plane and group, words [lanes, 1] of two sets of chips: see `links.link_sets`."""
+
+    sources: list[list[Set]]
+    targets: list[list[Set]]
+
+
+class _Place(NamedTuple):
+    """Where a node is."""
+
+    chip: Row
+    own: Set  # that chip alone
+    here: Lanes  # 1 on the lane of that chip, else 0
+    masks: Lanes  # likewise, all bits or none
+    targets: list[list[Set]]  # those of `_Links`, of links that tensors made there may load
+
+
 class _Tensor(NamedTuple):
     reached: Set
     last: Row
@@ -116,11 +133,16 @@ def _walk_nodes(shape: Shape, refs: Refs) -> _State:
         for g, lanes in enumerate(shape.group_lanes)
     ]
 
+    links = _Links(*([_link_sets(shape, refs, p, end) for p in range(shape.planes)] for end in (0, 1)))
+
     def visit(v: Any, state: _State) -> _State:
         chip = _row(refs.labels, v)
         own = _bits(shape, chip)
         here = [chip == lanes for lanes in chips]
-        state, made, kept = _settle(shape, refs, v, chip, own, here, state)
+        masks = [jnp.where(h, -1, 0) for h in here]
+        here = [jnp.where(h, 1.0, 0.0) for h in here]
+        place = _Place(chip, own, here, masks, _open(links, own))
+        state, made, kept = _settle(shape, refs, v, place, state)
         seconds = _seconds(shape, refs, v, own)
         head, fixed = _row(refs.labels, refs.group_head[v]), refs.fixed_chip[v]
         state = state._replace(
@@ -141,9 +163,9 @@ def _walk_nodes(shape: Shape, refs: Refs) -> _State:
         ends = lax.fori_loop(
             refs.node_in_edges[v], refs.node_in_edges[v + 1], free, _zeros(shape, jnp.float32)
         )
-        pairs = list(zip(state.peak, state.live, here, strict=True))
-        peak = [jnp.maximum(top, jnp.where(h, live + made, 0.0)) for top, live, h in pairs]
-        return state._replace(peak=peak, live=_added(state.live, here, kept - ends))
+        # A peak is no lower than what lives now, so a lane that the node is not on does not change.
+        peak = map(jnp.maximum, state.peak, _added(state.live, here, made))
+        return state._replace(peak=list(peak), live=_added(state.live, here, kept - ends))
 
     nothing = _State(
         *(_no_lanes(shape) for _ in range(5)),
@@ -158,21 +180,15 @@ def _walk_nodes(shape: Shape, refs: Refs) -> _State:
 
 
 def _settle(
-    shape: Shape, refs: Refs, v: Any, chip: Row, own: Set, here: Lanes, state: _State
+    shape: Shape, refs: Refs, v: Any, place: _Place, state: _State
 ) -> tuple[_State, Any, Row]:
     """Settles the tensors that node v makes.
 
     Returns:
       The state; bytes that v makes; and those of them with a consumer on its chip [1, T].
     """
+    chip, own, here = place.chip, place.own, place.here
     own_bit = _lane_bits(shape)
-    leaves = [
-        [_meets(own, _link_set(shape, refs, g, 2 * p)) for g in shape.words]
-        for p in range(shape.planes)
-    ]
-    beyond = [
-        [_link_set(shape, refs, g, 2 * p + 1) for g in shape.words] for p in range(shape.planes)
-    ]
 
     def settle(k: Any, carry: tuple[_State, Any, Row]) -> tuple[_State, Any, Row]:
         state, made, kept = carry
@@ -193,18 +209,18 @@ def _settle(
         if shape.counts_live:
             refs.last[pl.ds(k, 1), :] = last
         away = [r & ~o for r, o in zip(reached, own, strict=True)]
-        arrives = [(away[g] & own_bit[g]) != 0 for g in shape.words]
+        arrives = [jnp.where((away[g] & own_bit[g]) != 0, size, 0.0) for g in shape.words]
         carries = [
-            [leave & _meets(away, ends) for leave, ends in zip(*plane, strict=True)]
-            for plane in zip(leaves, beyond, strict=True)
+            [jnp.where(_meets(away, targets), size, 0.0) for targets in plane]
+            for plane in place.targets
         ]
         state = state._replace(
             sent=_added(state.sent, here, jnp.where(_any(away), size, 0.0)),
-            received=_added(state.received, arrives, size),
-            links=[_added(*plane, size) for plane in zip(state.links, carries, strict=True)],
+            received=_sums(state.received, arrives),
+            links=[_sums(*plane) for plane in zip(state.links, carries, strict=True)],
             sends=[
-                [s | jnp.where(h, a, 0) for s, a in zip(sets, away, strict=True)]
-                for sets, h in zip(state.sends, here, strict=True)
+                [s | (mask & a) for s, a in zip(sets, away, strict=True)]
+                for sets, mask in zip(state.sends, place.masks, strict=True)
             ],
             lowest=lowest,
         )
@@ -237,8 +253,8 @@ def _weight_bytes(shape: Shape, refs: Refs) -> Lanes:
 
         first, end = refs.weight_uses[w], refs.weight_uses[w + 1]
         holders = lax.fori_loop(first, end, hold, _no_chips(shape))
-        holds = [(holders[g] & own_bit[g]) != 0 for g in shape.words]
-        return _added(held, holds, refs.weight_bytes[w])
+        size = refs.weight_bytes[w]
+        return _sums(held, [jnp.where(holders[g] & own_bit[g] != 0, size, 0.0) for g in shape.words])
 
     return lax.fori_loop(0, refs.counts[1], visit, _no_lanes(shape))
 
@@ -319,11 +335,22 @@ def _lane_bits(shape: Shape) -> list[Any]:
     ]
 
 
-def _link_set(shape: Shape, refs: Refs, g: int, number: int) -> Set:
-    """One of the sets of chips of `links`, as words [lanes, 1] of the chips of group g."""
-    rows = pl.ds(shape.first_lane[g], shape.group_lanes[g])
-    column = number * len(shape.words)
-    return [refs.links[rows, pl.ds(column + w, 1)] for w in shape.words]
+def _link_sets(shape: Shape, refs: Refs, plane: int, end: int) -> list[Set]:
+    """One of the two sets of the links of a plane, for each group of chips."""
+    column = (2 * plane + end) * len(shape.words)
+    groups = [pl.ds(shape.first_lane[g], shape.group_lanes[g]) for g in shape.words]
+    return [[refs.links[rows, pl.ds(column + w, 1)] for w in shape.words] for rows in groups]
+
+
+def _open(links: _Links, own: Set) -> list[list[Set]]:
+    """The targets of links that tensors from a chip may load; no targets for the others."""
+    return [
+        [
+            [jnp.where(_meets(own, sources), word, 0) for word in targets]
+            for sources, targets in zip(*plane, strict=True)
+        ]
+        for plane in zip(*links, strict=True)
+    ]
 
 
 def _union(one: Set, other: Set) -> Set:
@@ -343,6 +370,10 @@ def _any(words: Set) -> Any:
     return whole != 0
 
 
-def _added(sums: Lanes, where: Lanes, amount: Any) -> Lanes:
-    """Sums per chip with an amount more in the lanes where a condition holds."""
-    return [s + jnp.where(h, amount, 0.0) for s, h in zip(sums, where, strict=True)]
+def _added(sums: Lanes, here: Lanes, amount: Any) -> Lanes:
+    """Sums per chip, with an amount more where `here` is 1."""
+    return [s + h * amount for s, h in zip(sums, here, strict=True)]
+
+
+def _sums(one: Lanes, other: Lanes) -> Lanes:
+    return [a + b for a, b in zip(one, other, strict=True)]
