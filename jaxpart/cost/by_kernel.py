@@ -30,10 +30,11 @@ class Launch(NamedTuple):
     tile: int  # candidates of one program
     least_lanes: int  # chips are padded to it
     on_core: bool  # rows in between are kept in the memory of the core
+    row_copies: int  # how often an operation on a row is done: by each warp, in each sublane
 
 
-GPU = Launch(tile=32, least_lanes=1, on_core=False)
-TPU = Launch(tile=128, least_lanes=8, on_core=True)
+GPU = Launch(tile=32, least_lanes=1, on_core=False, row_copies=4)
+TPU = Launch(tile=128, least_lanes=8, on_core=True, row_copies=8)
 
 
 def amounts(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> Amounts:
@@ -51,6 +52,25 @@ def candidate_bytes(problem: DeviceProblem) -> int:
     """Bytes of temporary arrays for each candidate, about."""
     chips = problem.config.num_chips
     return 4 * (problem.tensor_bytes.shape[0] + chips * (9 + num_words(chips)))
+
+
+def operations(problem: DeviceProblem, launch: Launch) -> float:
+    """Operations on elements for one candidate: those of `kernel_body.py`, counted by hand.
+
+    Lanes count as often as there are lanes. An operation on a row of candidates counts as often as
+    it is done: by each warp of a program, or in each sublane of a vector.
+    """
+    shape, words = _shape_of(problem, launch, False), num_words(problem.config.num_chips)
+    nodes, tensors, edges = (
+        float(count) for count in (problem.num_nodes, problem.num_tensors, problem.num_edges)
+    )
+    weights, live = float(problem.num_weights), int(shape.counts_live)
+    uses = float(problem.weight_uses[-1])
+    lanes = nodes * (5 + 5 * live + shape.planes * 3 * words)
+    lanes += tensors * (5 + shape.planes * (2 * words + 2) + 2 * words) + weights * 3
+    rows = nodes * (10 + 4 * words) + tensors * (4 + 4 * words) + (edges + uses) * (4 + 4 * words)
+    rows += edges * 3 * live
+    return lanes * sum(shape.group_lanes) + rows * launch.row_copies
 
 
 def run(
@@ -158,7 +178,7 @@ def _call(
         options["compiler_params"] = pltpu.CompilerParams(dimension_semantics=("parallel",))
     else:  # Triton has no such memory: these are results that nobody reads, and stay in a cache
         outputs += between
-        options["compiler_params"] = plgpu.CompilerParams(num_warps=4, num_stages=1)
+        options["compiler_params"] = plgpu.CompilerParams(num_warps=launch.row_copies, num_stages=1)
     scalars = pl.BlockSpec(memory_space=pltpu.SMEM) if launch.on_core else pl.BlockSpec()
     whole = pl.BlockSpec(memory_space=pltpu.VMEM) if launch.on_core else pl.BlockSpec()
     results = pl.pallas_call(

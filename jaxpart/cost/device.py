@@ -144,7 +144,7 @@ def lower(problem: Problem, dtype: Any = jnp.float32, form: Form | None = None) 
     wide = size * 3 // 2
     spare = size - 1  # the node that padding points at
     if form == "kernel":
-        kernel_gate.require(problem.num_chips, size, dtype)
+        kernel_gate.require(problem.num_chips, size, problem.node_s.shape[1], dtype)
 
     mcm = problem.mcm
     arrays = {

@@ -10,40 +10,46 @@ import numpy as np
 from jaxpart.errors import InputError
 
 MOST_CHIPS = 64  # two words of a set of chips
-MOST_NODES = 8192  # padded; with more, tables and rows do not fit the memories of a TPU's core
-# JAX from the first version on, before the second. Pallas changes between versions without notice:
-# widen it after the kernel's tests and `scripts/device_programs.py --programs kernel` have passed.
+# Padded nodes, and padded nodes times kinds of chips: with more, the tables and the rows of a tile
+# do not fit the memories of a TPU's core.
+MOST_NODES = 8192
+MOST_SECONDS = 16 * MOST_NODES
+# The kernel runs with JAX from the first version on and before the second. Pallas changes between
+# versions, so widen this only after the kernel's tests have passed, and
+# `scripts/device_programs.py --programs kernel` has compiled.
 _VERSIONS = ((0, 10), (0, 11))
 
 
-def refusal() -> str | None:
-    """Why the kernel cannot run with this version of JAX; None: it can."""
+def unchecked_version() -> str | None:
+    """Why the kernel does not run with this version of JAX; None: it does."""
     first, end = _VERSIONS
     if first <= jax.__version_info__[:2] < end:
         return None
     low, high = (".".join(map(str, version)) for version in _VERSIONS)
-    return f"the form 'kernel' was checked with JAX from {low} to before {high}, not {jax.__version__}"
+    return f"runs with JAX {low} up to but not including {high}, not {jax.__version__}"
 
 
-def require(num_chips: int, padded_nodes: int, dtype: Any) -> None:
+def require(num_chips: int, padded_nodes: int, kinds: int, dtype: Any) -> None:
     """Checks that the kernel covers a problem.
 
     Args:
       num_chips: C.
       padded_nodes: N.
+      kinds: S, of chips.
       dtype: of the floats.
 
     Raises:
       InputError: it does not, or not with this version of JAX.
     """
-    if why := refusal():
-        raise InputError(f"{why}; expected another form or another version")
-    rest = "expected another form: 'rows' or 'arrays'"
+    why = unchecked_version()
     if num_chips > MOST_CHIPS:
-        raise InputError(f"the form 'kernel' has at most {MOST_CHIPS} chips, not {num_chips}; {rest}")
-    if padded_nodes > MOST_NODES:
-        raise InputError(
-            f"the form 'kernel' has at most {MOST_NODES} padded nodes, not {padded_nodes}; {rest}"
-        )
-    if np.dtype(dtype) != np.float32:
-        raise InputError(f"the form 'kernel' computes in float32, not {np.dtype(dtype)}; {rest}")
+        why = f"has at most {MOST_CHIPS} chips, not {num_chips}"
+    elif padded_nodes > MOST_NODES:
+        why = f"has at most {MOST_NODES} padded nodes, not {padded_nodes}"
+    elif padded_nodes * kinds > MOST_SECONDS:
+        most = MOST_SECONDS // padded_nodes
+        why = f"has at most {most} kinds of chips with {padded_nodes} padded nodes, not {kinds}"
+    elif np.dtype(dtype) != np.float32:
+        why = f"computes in float32, not {np.dtype(dtype)}"
+    if why is not None:
+        raise InputError(f"the form 'kernel' {why}; expected the form 'rows' or 'arrays'")

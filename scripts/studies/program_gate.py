@@ -26,7 +26,8 @@ Columns:
             operations are counted in the HLO (`hlo.py`). Nothing is predicted for the CPU.
 
 A candidate of `slice`, `probe` and `order` is an order of nodes; one of `temper` is a chain that
-makes one sweep over its nodes. `act` and `gradient`, of the policy, have at most the batch of its
+makes one sweep over its nodes. `kernel` is `evaluate` by one kernel, in the form of that name; its
+operations are counted by hand, and a CPU has no row for it. `act` and `gradient`, of the policy, have at most the batch of its
 training. Islands exchange by the host and have no device program.
 """
 
@@ -47,11 +48,12 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
-from hlo import counts_of, module_of
+from hlo import Counts, counts_of, module_of
 from pairs import greedy_start
 from targets import TARGETS, Target, missing, sharding
 
 from jaxpart.arguments import whole_number
+from jaxpart.cost import by_kernel
 from jaxpart.cost.device import DeviceProblem, Form, lower
 from jaxpart.cost.evaluate import evaluate, verify
 from jaxpart.environment import environment
@@ -87,6 +89,10 @@ class Program(NamedTuple):
     function: Any
     arguments: tuple[Any, ...]
     static: dict[str, Any]
+    # Of a kernel that the text of the program does not show: candidates that one core takes at a
+    # time, and operations for each.
+    tile: int = 1
+    operations: float = 0.0
 
 
 @dataclasses.dataclass
@@ -131,6 +137,13 @@ class Case:
 
 def _evaluate(case: Case) -> Program:
     return Program(evaluate, (case.device, case.labels()), {})
+
+
+def _kernel(case: Case) -> Program:
+    launch = by_kernel.TPU if jax.default_backend() == "tpu" else by_kernel.GPU
+    device = lower(case.problem, form="kernel")
+    operations = by_kernel.operations(device, launch)
+    return Program(evaluate, (device, case.labels()), {}, launch.tile, operations)
 
 
 def _project(case: Case) -> Program:
@@ -189,6 +202,7 @@ def _gradient(case: Case) -> Program:
 
 PROGRAMS: dict[str, Callable[[Case], Program]] = {
     "evaluate": _evaluate,
+    "kernel": _kernel,
     "project": _project,
     "sample": _sample,
     "order": _order,
@@ -267,8 +281,11 @@ def _rows(
         case = Case(problem, start, batch)
         of_policy = dataclasses.replace(case, batch=min(batch, TrainingConfig().batch))
         for name in programs:
+            if name == "kernel" and target.backend == "cpu":
+                continue
             chosen = of_policy if name in _OF_POLICY else case
-            known = {"program": name, "target": target.name, "form": form, "batch": chosen.batch}
+            known = {"program": name, "target": target.name, "batch": chosen.batch}
+            known["form"] = name if name == "kernel" else form
             try:
                 yield known | compiled(PROGRAMS[name](chosen), place, target, chosen.batch)
             except jax.errors.JaxRuntimeError as error:  # the compiler refuses: no memory, mostly
@@ -302,6 +319,8 @@ def compiled(program: Program, place: Any, target: Target, batch: int) -> Row:
     done = program.function.lower(*arguments, **program.static).compile()
     seconds = time.perf_counter() - begun_s
     counts = counts_of(module_of(done.as_text()), sizes_of(program))
+    wave = program.tile * target.cores  # candidates at a time; the last wave takes as long as others
+    counts += Counts(operations=-(-batch // wave) * wave * program.operations)
     memory = done.memory_analysis()
     call_s = target.seconds(counts)
     return {
