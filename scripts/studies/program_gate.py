@@ -53,7 +53,6 @@ from pairs import greedy_start
 from targets import TARGETS, Target, missing, sharding
 
 from jaxpart.arguments import whole_number
-from jaxpart.cost import by_kernel
 from jaxpart.cost.device import DeviceProblem, Form, lower
 from jaxpart.cost.evaluate import evaluate, verify
 from jaxpart.environment import environment
@@ -140,6 +139,8 @@ def _evaluate(case: Case) -> Program:
 
 
 def _kernel(case: Case) -> Program:
+    from jaxpart.cost import by_kernel  # not with every version of JAX
+
     launch = by_kernel.TPU if jax.default_backend() == "tpu" else by_kernel.GPU
     device = lower(case.problem, form="kernel")
     operations = by_kernel.operations(device, launch)
