@@ -2,8 +2,8 @@
 
 Rows are [1, T] int32, one number for each of T candidates. Chips are lanes in groups of at most 32,
 one group for each word of a set of chips; an array over chips is a list of [lanes, T], one for each
-group. A set of chips is a list of rows, one for each word. Nothing is scattered: a sum per chip adds
-to all lanes, zero where it is not meant.
+group. A set of chips is a list of rows, one for each word. Nothing is scattered: a sum per chip
+adds to all lanes, and zero to the lanes of other chips.
 
 The nodes are walked once, in number order. At a node, the tensors that it makes are settled: which
 chips they go to and which consumer on the node's own chip is the last. A consumer has a higher
@@ -49,7 +49,7 @@ class Refs(NamedTuple):
     links: Any  # [lanes, planes * 2 * words] of each chip, two sets a plane: see `links.link_sets`
     labels: Any  # [N, T] the tile; int8 on a GPU
     sums: Any  # [5 + planes, lanes, T] out: compute_s, received, sent, weights, peak, links
-    flags: Any  # [4 + words, T] out: see `write`
+    flags: Any  # [4 + words, T] out: see `walk`
     last: Any  # [K, T] between: the last consumer of each tensor on its producer's chip, or -1
     sends: Any  # [words * lanes, T] between: the other chips that each chip sends to
 
@@ -123,6 +123,9 @@ def walk(shape: Shape, refs: Refs) -> None:
         for g in shape.words:
             refs.sums[i, pl.ds(shape.first_lane[g], shape.group_lanes[g]), :] = lanes[g]
     detours = _detours(shape, refs, state.sends)
+    # The flags: the lowest step along an edge, then rows that are 0 where a rule holds.
+    # The flags: the lowest step along an edge, then rows that are 0 where a rule holds, and the
+    # chips in use.
     for i, row in enumerate([state.lowest, detours, state.apart, state.misplaced, *state.used]):
         refs.flags[pl.ds(i, 1), :] = row
 
@@ -133,7 +136,9 @@ def _walk_nodes(shape: Shape, refs: Refs) -> _State:
         for g, lanes in enumerate(shape.group_lanes)
     ]
 
-    links = _Links(*([_link_sets(shape, refs, p, end) for p in range(shape.planes)] for end in (0, 1)))
+    links = _Links(
+        *([_link_sets(shape, refs, p, end) for p in range(shape.planes)] for end in (0, 1))
+    )
 
     def visit(v: Any, state: _State) -> _State:
         chip = _row(refs.labels, v)
@@ -170,7 +175,9 @@ def _walk_nodes(shape: Shape, refs: Refs) -> _State:
     nothing = _State(
         *(_no_lanes(shape) for _ in range(5)),
         links=[_no_lanes(shape) for _ in range(shape.planes)],
-        sends=[[jnp.zeros((n, shape.tile), jnp.int32) for _ in shape.words] for n in shape.group_lanes],
+        sends=[
+            [jnp.zeros((n, shape.tile), jnp.int32) for _ in shape.words] for n in shape.group_lanes
+        ],
         used=_no_chips(shape),
         lowest=_zeros(shape, jnp.int32),
         apart=_zeros(shape, jnp.int32),
@@ -254,7 +261,9 @@ def _weight_bytes(shape: Shape, refs: Refs) -> Lanes:
         first, end = refs.weight_uses[w], refs.weight_uses[w + 1]
         holders = lax.fori_loop(first, end, hold, _no_chips(shape))
         size = refs.weight_bytes[w]
-        return _sums(held, [jnp.where(holders[g] & own_bit[g] != 0, size, 0.0) for g in shape.words])
+        return _sums(
+            held, [jnp.where(holders[g] & own_bit[g] != 0, size, 0.0) for g in shape.words]
+        )
 
     return lax.fori_loop(0, refs.counts[1], visit, _no_lanes(shape))
 

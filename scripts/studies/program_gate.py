@@ -26,9 +26,10 @@ Columns:
             operations are counted in the HLO (`hlo.py`). Nothing is predicted for the CPU.
 
 A candidate of `slice`, `probe` and `order` is an order of nodes; one of `temper` is a chain that
-makes one sweep over its nodes. `kernel` is `evaluate` by one kernel, in the form of that name; its
-operations are counted by hand, and a CPU has no row for it. `act` and `gradient`, of the policy, have at most the batch of its
-training. Islands exchange by the host and have no device program.
+makes one sweep over its nodes. `kernel` is `evaluate` by one kernel, in the form of that name. Its
+operations are counted by hand, for whole tiles on all multiprocessors; a CPU has no row for it.
+`act` and `gradient`, of the policy, have at most the batch of its training. Islands exchange by the
+host and have no device program.
 """
 
 from __future__ import annotations
@@ -320,7 +321,9 @@ def compiled(program: Program, place: Any, target: Target, batch: int) -> Row:
     done = program.function.lower(*arguments, **program.static).compile()
     seconds = time.perf_counter() - begun_s
     counts = counts_of(module_of(done.as_text()), sizes_of(program))
-    wave = program.tile * target.cores  # candidates at a time; the last wave takes as long as others
+    wave = (
+        program.tile * target.cores
+    )  # candidates at a time; the last wave takes as long as others
     counts += Counts(operations=-(-batch // wave) * wave * program.operations)
     memory = done.memory_analysis()
     call_s = target.seconds(counts)
