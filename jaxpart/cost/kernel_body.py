@@ -158,8 +158,7 @@ def _walk_nodes(shape: Shape, refs: Refs) -> _State:
         )
         if not shape.counts_live:
             return state
-        if shape.has_barrier:
-            plgpu.debug_barrier()
+        _wait(shape)
 
         def free(i: Any, freed: Row) -> Row:
             k = refs.in_edge_tensor[i]
@@ -290,8 +289,7 @@ def _detours(shape: Shape, refs: Refs, sends: list[Set]) -> Row:
 
         def visit(step: Any, found: Row, g: int = g, end: int = end) -> Row:
             chip = end - 1 - step
-            if shape.has_barrier:
-                plgpu.debug_barrier()
+            _wait(shape)
             direct = [_row(refs.sends, place(chip, g, w)) for w in shape.words]
             beyond = _no_chips(shape)
             for h in shape.words[g:]:
@@ -303,6 +301,7 @@ def _detours(shape: Shape, refs: Refs, sends: list[Set]) -> Row:
 
                 last = min(shape.num_chips, (h + 1) * WORD)
                 beyond = lax.fori_loop(jnp.maximum(chip + 1, h * WORD), last, join, beyond)
+            _wait(shape)  # until all threads have read what is replaced now
             for w in shape.words:
                 refs.sends[pl.ds(place(chip, g, w), 1), :] = direct[w] | beyond[w]
                 found |= direct[w] & beyond[w]
@@ -310,6 +309,12 @@ def _detours(shape: Shape, refs: Refs, sends: list[Set]) -> Row:
 
         found = lax.fori_loop(0, end - g * WORD, visit, found)
     return found
+
+
+def _wait(shape: Shape) -> None:
+    """Rows that threads of this program have stored are seen by all its threads from here on."""
+    if shape.has_barrier:
+        plgpu.debug_barrier()
 
 
 def _row(ref: Any, i: Any) -> Row:

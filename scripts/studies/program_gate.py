@@ -321,9 +321,8 @@ def compiled(program: Program, place: Any, target: Target, batch: int) -> Row:
     done = program.function.lower(*arguments, **program.static).compile()
     seconds = time.perf_counter() - begun_s
     counts = counts_of(module_of(done.as_text()), sizes_of(program))
-    wave = (
-        program.tile * target.cores
-    )  # candidates at a time; the last wave takes as long as others
+    # Candidates at a time; the last wave counts whole.
+    wave = program.tile * target.cores
     counts += Counts(operations=-(-batch // wave) * wave * program.operations)
     memory = done.memory_analysis()
     call_s = target.seconds(counts)
