@@ -87,10 +87,11 @@ def operations(problem: DeviceProblem, launch: Launch) -> float:
     )
     weights, live = float(problem.num_weights), int(shape.counts_live)
     uses = float(problem.weight_uses[-1])
-    lanes = nodes * (5 + 5 * live + shape.planes * 3 * words)
-    lanes += tensors * (5 + shape.planes * (2 * words + 2) + 2 * words) + weights * 3
+    mesh, chain = shape.planes * (not shape.is_chain), int(shape.is_chain)
+    lanes = nodes * (5 + 5 * live + mesh * 3 * words)
+    lanes += tensors * (5 + mesh * (2 * words + 2) + chain * 3 + 2 * words) + weights * 3
     rows = nodes * (10 + 4 * words) + tensors * (4 + 4 * words) + (edges + uses) * (4 + 4 * words)
-    rows += edges * 3 * live
+    rows += chain * (nodes + tensors) * 5 * words + edges * 4 * live
     return lanes * sum(shape.group_lanes) + rows * launch.row_copies
 
 
@@ -158,15 +159,16 @@ def _shape_of(problem: DeviceProblem, launch: Launch, interpret: bool) -> Shape:
 def _tables(shape: Shape, problem: DeviceProblem) -> list[Array]:
     """The tables of `Refs`, in its order."""
     chips, config = shape.num_chips, problem.config
-    ends = np.moveaxis(link_sets(config), 2, 0)  # [C, planes, 2, C]
-    links = _words_of(jnp.asarray(ends)).reshape(chips, ends.shape[1] * 2 * len(shape.words))
-    rest = (sum(shape.group_lanes) - chips, int(not shape.planes))  # an empty table is refused
+    links = jnp.zeros((chips, 1), jnp.int32)
+    if config.topology == "mesh":
+        ends = np.moveaxis(link_sets(config), 2, 0)  # [C, planes, 2, C]
+        links = _words_of(jnp.asarray(ends)).reshape(chips, -1)
     kinds = jnp.arange(shape.kinds)[:, None] == problem.chip_kind[None]
     made = {
         "counts": jnp.stack([problem.num_nodes, problem.num_weights]),
         "node_s": problem.node_s.reshape(-1),
         "kind_sets": _words_of(kinds).reshape(-1),
-        "links": jnp.pad(links, [(0, more) for more in rest]),
+        "links": jnp.pad(links, ((0, sum(shape.group_lanes) - chips), (0, 0))),
     }
     names = Refs._fields[: Refs._fields.index("labels")]
     return [made[name] if name in made else getattr(problem, name) for name in names]

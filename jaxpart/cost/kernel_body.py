@@ -46,7 +46,7 @@ class Refs(NamedTuple):
     weight_uses: Any
     weight_bytes: Any
     use_node: Any
-    links: Any  # [lanes, planes * 2 * words] of each chip, two sets a plane: see `links.link_sets`
+    links: Any  # [lanes, planes * 2 * words] of each chip of a mesh, two sets a plane: `link_sets`
     labels: Any  # [N, T] the tile; int8 on a GPU
     sums: Any  # [5 + planes, lanes, T] out: compute_s, received, sent, weights, peak, links
     flags: Any  # [4 + words, T] out: see `walk`
@@ -59,11 +59,16 @@ class Shape(NamedTuple):
 
     num_chips: int
     group_lanes: tuple[int, ...]  # lanes of each group of chips
-    planes: int  # links of each chip
+    planes: int  # links of each chip: 0 with a host, 1 on a chain, 4 on a mesh
     kinds: int  # S
     counts_live: bool  # whether live activations are counted
     has_barrier: bool  # whether a thread sees a row of another one only behind a barrier
     tile: int  # T
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether links join neighbours alone, in one direction."""
+        return self.planes == 1
 
     @property
     def words(self) -> range:
@@ -91,7 +96,7 @@ class _State(NamedTuple):
 
 
 class _Links(NamedTuple):
-    """Of each plane and group, words [lanes, 1] of two sets of chips: see `links.link_sets`."""
+    """Of each plane and group of a mesh, words [lanes, 1] of two sets of chips: `link_sets`."""
 
     sources: list[list[Set]]
     targets: list[list[Set]]
@@ -104,12 +109,14 @@ class _Place(NamedTuple):
     own: Set  # that chip alone
     here: Lanes  # 1 on the lane of that chip, else 0
     masks: Lanes  # likewise, all bits or none
+    below: Set  # the chips before that chip
     targets: list[list[Set]]  # those of `_Links`, of links that tensors made there may load
 
 
 class _Tensor(NamedTuple):
     reached: Set
     last: Row
+    highest: Row  # the highest chip, the producer's included
     lowest: Row
 
 
@@ -136,9 +143,8 @@ def _walk_nodes(shape: Shape, refs: Refs) -> _State:
         for g, lanes in enumerate(shape.group_lanes)
     ]
 
-    links = _Links(
-        *([_link_sets(shape, refs, p, end) for p in range(shape.planes)] for end in (0, 1))
-    )
+    planes = range(0 if shape.is_chain else shape.planes)
+    links = _Links(*([_link_sets(shape, refs, p, end) for p in planes] for end in (0, 1)))
 
     def visit(v: Any, state: _State) -> _State:
         chip = _row(refs.labels, v)
@@ -146,7 +152,7 @@ def _walk_nodes(shape: Shape, refs: Refs) -> _State:
         here = [chip == lanes for lanes in chips]
         masks = [jnp.where(h, -1, 0) for h in here]
         here = [jnp.where(h, 1.0, 0.0) for h in here]
-        place = _Place(chip, own, here, masks, _open(links, own))
+        place = _Place(chip, own, here, masks, _below(shape, chip), _open(links, own))
         state, made, kept = _settle(shape, refs, v, place, state)
         seconds = _seconds(shape, refs, v, own)
         head, fixed = _row(refs.labels, refs.group_head[v]), refs.fixed_chip[v]
@@ -194,7 +200,6 @@ def _settle(
       The state; bytes that v makes; and those of them with a consumer on its chip [1, T].
     """
     chip, own, here = place.chip, place.own, place.here
-    own_bit = _lane_bits(shape)
 
     def settle(k: Any, carry: tuple[_State, Any, Row]) -> tuple[_State, Any, Row]:
         state, made, kept = carry
@@ -205,24 +210,26 @@ def _settle(
             return _Tensor(
                 _union(tensor.reached, _bits(shape, target)),
                 jnp.where(target == chip, consumer, tensor.last),
+                jnp.maximum(tensor.highest, target),
                 jnp.minimum(tensor.lowest, target - chip),
             )
 
-        start = _Tensor(_no_chips(shape), _zeros(shape, jnp.int32) - 1, state.lowest)
+        start = _Tensor(_no_chips(shape), _zeros(shape, jnp.int32) - 1, chip, state.lowest)
         first, end = refs.tensor_edges[k], refs.tensor_edges[k + 1]
-        reached, last, lowest = lax.fori_loop(first, end, reach, start)
+        reached, last, highest, lowest = lax.fori_loop(first, end, reach, start)
         size = refs.tensor_bytes[k]
         if shape.counts_live:
             refs.last[pl.ds(k, 1), :] = last
-        away = [r & ~o for r, o in zip(reached, own, strict=True)]
-        arrives = [jnp.where((away[g] & own_bit[g]) != 0, size, 0.0) for g in shape.words]
+        away = _less(reached, own)
         carries = [
             [jnp.where(_meets(away, targets), size, 0.0) for targets in plane]
             for plane in place.targets
         ]
+        if shape.is_chain:
+            carries = [_of_set(shape, _less(_below(shape, highest), place.below), size)]
         state = state._replace(
             sent=_added(state.sent, here, jnp.where(_any(away), size, 0.0)),
-            received=_sums(state.received, arrives),
+            received=_sums(state.received, _of_set(shape, away, size)),
             links=[_sums(*plane) for plane in zip(state.links, carries, strict=True)],
             sends=[
                 [s | (mask & a) for s, a in zip(sets, away, strict=True)]
@@ -251,7 +258,6 @@ def _seconds(shape: Shape, refs: Refs, v: Any, own: Set) -> Any:
 
 def _weight_bytes(shape: Shape, refs: Refs) -> Lanes:
     """Bytes of weights per chip. Every chip with a consumer of a weight holds one copy."""
-    own_bit = _lane_bits(shape)
 
     def visit(w: Any, held: Lanes) -> Lanes:
         def hold(u: Any, holders: Set) -> Set:
@@ -259,10 +265,7 @@ def _weight_bytes(shape: Shape, refs: Refs) -> Lanes:
 
         first, end = refs.weight_uses[w], refs.weight_uses[w + 1]
         holders = lax.fori_loop(first, end, hold, _no_chips(shape))
-        size = refs.weight_bytes[w]
-        return _sums(
-            held, [jnp.where(holders[g] & own_bit[g] != 0, size, 0.0) for g in shape.words]
-        )
+        return _sums(held, _of_set(shape, holders, refs.weight_bytes[w]))
 
     return lax.fori_loop(0, refs.counts[1], visit, _no_lanes(shape))
 
@@ -341,11 +344,21 @@ def _bits(shape: Shape, chip: Row) -> Set:
     return [jnp.where(chip >> 5 == w, bit, 0) for w in shape.words]
 
 
-def _lane_bits(shape: Shape) -> list[Any]:
-    """For each group, the bit [lanes, 1] of each chip in its word."""
+def _below(shape: Shape, chip: Row) -> Set:
+    """The chips below a chip."""
+    rest = jnp.left_shift(1, chip & (WORD - 1)) - 1
+    if len(shape.words) == 1:
+        return [rest]
+    word = chip >> 5
+    return [jnp.where(word == w, rest, jnp.where(word > w, -1, 0)) for w in shape.words]
+
+
+def _of_set(shape: Shape, chips: Set, amount: Any) -> Lanes:
+    """An amount on the lanes of a set of chips, 0 on the others."""
+    numbers = [lax.broadcasted_iota(jnp.int32, (lanes, 1), 0) for lanes in shape.group_lanes]
     return [
-        jnp.left_shift(1, lax.broadcasted_iota(jnp.int32, (lanes, 1), 0))
-        for lanes in shape.group_lanes
+        jnp.where((word & jnp.left_shift(1, number)) != 0, amount, 0.0)
+        for word, number in zip(chips, numbers, strict=True)
     ]
 
 
@@ -369,6 +382,10 @@ def _open(links: _Links, own: Set) -> list[list[Set]]:
 
 def _union(one: Set, other: Set) -> Set:
     return [a | b for a, b in zip(one, other, strict=True)]
+
+
+def _less(one: Set, other: Set) -> Set:
+    return [a & ~b for a, b in zip(one, other, strict=True)]
 
 
 def _meets(one: Set, other: Set) -> Any:

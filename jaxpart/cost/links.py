@@ -137,21 +137,14 @@ def in_link_order(config: StaticConfig, planes: Float[Array, "4 rows cols B"]) -
 
 
 def link_sets(config: StaticConfig) -> np.ndarray:
-    """Which tensors load the links of each chip, as sets of chips.
+    """Which tensors load the links of each chip of a mesh, as sets of chips.
 
     Returns:
-      [planes, 2, C, C] bool. A tensor loads link (p, c) if its producer's chip s is in the first
-      set of the link, [p, 0, c, s], and one of its destinations t in the second, [p, 1, c, t]. On a
-      chain there is one plane, the link from c to c + 1; on a mesh there are the four of
-      `in_link_order`; on the host topology none.
+      [4, 2, C, C] bool, in the planes of `in_link_order`. A tensor loads link (p, c) if its
+      producer's chip s is in the first set of the link, [p, 0, c, s], and one of its destinations t
+      in the second, [p, 1, c, t].
     """
-    chip = np.arange(config.num_chips)
-    if config.topology == "host":
-        return np.zeros((0, 2, len(chip), len(chip)), bool)
-    if config.topology == "chain":
-        ahead = chip[:, None] < chip
-        return np.stack([~ahead, ahead])[None]
-    row, col = np.divmod(chip, config.cols)
+    row, col = np.divmod(np.arange(config.num_chips), config.cols)
     same_row, same_col = row[:, None] == row, col[:, None] == col
     right, below = col[:, None] < col, row[:, None] < row
     return np.array(
