@@ -13,14 +13,14 @@ on a TPU on the core. For that problem and batch on an H100:
 
 - Bytes: 8 MB of labels, 4 MB of results, 34 MB of rows in between: 14 us at the memory's rate.
 - Launches: 9, of which 8 lay out tables and results: 27 us.
-- Operations: 2.2 million a candidate, since a sum per chip adds to the lanes of all chips: 0.6 ms
-  at 64 lanes of a multiprocessor. This is the floor: 6.0 million candidates/s (whole arrays: 3.6
-  million). By the compiled instructions, 425 a node in each of four warps, of which 236 take the
-  integer lanes, it is at most 9 million. Waiting is not in it: a batch of 4,096 gives a
+- Operations: 1.9 million a candidate, since a sum per chip adds to the lanes of all chips: 0.54 ms
+  at 64 lanes of a multiprocessor. This is the floor: 7.2 million candidates/s (whole arrays: 3.6
+  million). By the compiled instructions, 435 a node in each of four warps, of which 211 take the
+  integer lanes, it is at most 10 million. Waiting is not in it: a batch of 4,096 gives a
   multiprocessor one program of four warps, which hide little of a load's latency.
 
-A TPU v5e would take 209 bundles of instructions a node for 128 candidates, 0.5 million candidates/s
-(whole arrays: 0.4 million): the rows of candidates fill one sublane of eight.
+A TPU v5e would take 160 bundles of instructions a node for 128 candidates, 0.7 million candidates/s
+(whole arrays: 0.4 million): a row of candidates fills one sublane of eight.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ from jaxtyping import Array, Bool, Int
 from jaxpart.cost.amounts import Amounts
 from jaxpart.cost.chip_sets import WORD, num_words
 from jaxpart.cost.device import DeviceProblem, StaticConfig
-from jaxpart.cost.kernel_body import Refs, Shape, walk
+from jaxpart.cost.kernel_body import Refs, walk
+from jaxpart.cost.kernel_sets import Shape
 from jaxpart.cost.links import in_link_order, link_sets
 
 
