@@ -30,8 +30,10 @@ Columns:
 On several devices each has `batch` candidates. `temper` and the policy are not divided.
 
 A candidate of `slice`, `probe` and `order` is an order of nodes; one of `temper` is a chain that
-makes one sweep over its nodes. `act` and `gradient`, of the policy, have at most the batch of its
-training. Islands exchange by the host and have no device program.
+makes one sweep over its nodes. `kernel` is `evaluate` by one kernel, in the form of that name. Its
+operations are counted by hand, for whole tiles on all multiprocessors; a CPU has no row for it.
+`act` and `gradient`, of the policy, have at most the batch of its training. Islands exchange by the
+host and have no device program.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
-from hlo import counts_of, module_of
+from hlo import Counts, counts_of, module_of
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from pairs import greedy_start
 from targets import TARGETS, Target, devices_of, missing
@@ -102,6 +104,10 @@ class Program(NamedTuple):
     static: dict[str, Any]
     axes: tuple[int | None, ...] | None = None
     out_axis: int = -1
+    # Of a kernel that the text of the program does not show: candidates that one core takes at a
+    # time, and operations for each.
+    tile: int = 1
+    operations: float = 0.0
 
 
 def shared(program: Program, batch: int, devices: list[Any]) -> Program:
@@ -155,6 +161,17 @@ class Case:
 
 def _evaluate(case: Case) -> Program:
     return Program(evaluate, (case.device, case.labels()), {}, (None, 1))
+
+
+def _kernel(case: Case) -> Program:
+    from jaxpart.cost import by_kernel  # not with every version of JAX
+
+    launch = by_kernel.TPU if jax.default_backend() == "tpu" else by_kernel.GPU
+    device = lower(case.problem, form="kernel")
+    operations = by_kernel.operations(device, launch)
+    arguments = (device, case.labels())
+    tile = launch.tile
+    return Program(evaluate, arguments, {}, (None, 1), tile=tile, operations=operations)
 
 
 def _project(case: Case) -> Program:
@@ -216,6 +233,7 @@ def _gradient(case: Case) -> Program:
 
 PROGRAMS: dict[str, Callable[[Case], Program]] = {
     "evaluate": _evaluate,
+    "kernel": _kernel,
     "project": _project,
     "sample": _sample,
     "order": _order,
@@ -301,6 +319,8 @@ def _rows(
         case = Case(problem, start, batch * len(devices))
         of_policy = dataclasses.replace(case, batch=min(batch, TrainingConfig().batch))
         for name in programs:
+            if name == "kernel" and target.backend == "cpu":
+                continue
             chosen = of_policy if name in _OF_POLICY else case
             program = PROGRAMS[name](chosen)
             if len(devices) > 1:
@@ -308,7 +328,8 @@ def _rows(
                     continue
                 program = shared(program, chosen.batch, devices)
             known = {"program": name, "target": target.name, "devices": len(devices)}
-            known |= {"form": form, "batch": chosen.batch // len(devices)}
+            known |= {"form": name if name == "kernel" else form}
+            known |= {"batch": chosen.batch // len(devices)}
             try:
                 yield known | compiled(program, devices, target, chosen.batch)
             except jax.errors.JaxRuntimeError as error:  # the compiler refuses: no memory, mostly
@@ -353,6 +374,10 @@ def compiled(program: Program, devices: list[Any], target: Target, batch: int) -
     done = program.function.lower(*arguments, **program.static).compile()
     seconds = time.perf_counter() - begun_s
     counts = counts_of(module_of(done.as_text()), sizes_of(program))
+    # Candidates at a time; the last wave counts whole.
+    wave = program.tile * target.cores
+    waves = -(-batch // (wave * len(devices)))
+    counts += Counts(operations=waves * wave * program.operations)
     memory = done.memory_analysis()
     call_s = target.seconds(counts)
     return {

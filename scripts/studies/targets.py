@@ -55,6 +55,7 @@ class Target(NamedTuple):
     bytes_per_s: float = 0.0  # of its memory; 0: nothing is predicted
     # Operations on 32-bit integers. A vector unit does as many on floats, or twice as many.
     operations_per_s: float = 0.0
+    cores: int = 1  # multiprocessors of a GPU
 
     def seconds(self, counts: Counts) -> float | None:
         """The predicted time of one call.
@@ -82,7 +83,7 @@ TARGETS = {
     target.name: target
     for target in (
         # 132 multiprocessors, 64 integer lanes each, 1.755 GHz.
-        Target("h100", "gpu", ("jax_cuda12_plugin",), 3e-6, 1e-5, 3.35e12, 1.48e13),
+        Target("h100", "gpu", ("jax_cuda12_plugin",), 3e-6, 1e-5, 3.35e12, 1.48e13, 132),
         # 1,024 lanes, four vector units each, 1.5 GHz. The whole program is launched once, and its
         # conditions are decided on the device; a kernel in it takes about 1 us to begin.
         Target("v5e", "tpu", ("libtpu",), 1e-6, 0.0, 8.2e11, 6.1e12),

@@ -20,6 +20,7 @@ from targets import TARGETS
 
 from jaxpart.cost.device import lower
 from jaxpart.cost.evaluate import evaluate
+from jaxpart.cost.kernel_gate import unchecked_version
 from jaxpart.problem.problem import Problem
 from tests.support.graphs import parallel_chains
 from tests.support.modules import THREE_CHIPS
@@ -35,6 +36,7 @@ MOST_LAUNCHES = {
 }
 SMALL = "squeezenet"  # a graph that compiles fast
 ABSENT = targets.missing(TARGETS["h100"])
+NOT_AOT = ABSENT + targets.missing(TARGETS["v5e"])
 
 
 def gate(tmp_path, *options):
@@ -70,7 +72,7 @@ def test_whole_array_programs_start_few_kernels_on_an_h100(tmp_path):
 
 
 @pytest.mark.skipif(
-    bool(ABSENT), reason=f"needs {', '.join(ABSENT)} of the extra `aot`: pip install '.[aot]'"
+    bool(NOT_AOT), reason=f"needs {', '.join(NOT_AOT)} of the extra `aot`: pip install '.[aot]'"
 )
 def test_four_devices_share_a_batch_without_waiting_for_each_other(tmp_path):
     programs = [name for name, make in program_gate.PROGRAMS.items() if shares(make)]
@@ -89,6 +91,21 @@ def shares(make):
     """Whether several devices share a program."""
     problem, start = greedy_start(SMALL, "mcm4")
     return make(Case(problem, start, 8)).axes is not None
+
+
+@pytest.mark.skipif(
+    bool(NOT_AOT), reason=f"needs {', '.join(NOT_AOT)} of the extra `aot`: pip install '.[aot]'"
+)
+def test_the_kernel_compiles_for_a_gpu_and_a_tpu(tmp_path):
+    options = ("--programs", "kernel", "--targets", "h100", "v5e", "cpu", "--batch", "64")
+    document, _ = gate(tmp_path, *options)
+
+    rows = document["rows"]
+    assert [(row["target"], row["form"]) for row in rows] == [("h100", "kernel"), ("v5e", "kernel")]
+    for row in rows:
+        assert row["unknown_loops"] == row["known_loops"] == row["questions"] == 0
+        assert row["launches"] <= 40, row
+        assert row["operations"] > 1e6 * 64  # those of the kernel, too
 
 
 def test_the_whole_array_form_has_no_loop_of_unknown_length_on_a_cpu_either(tmp_path):
@@ -130,6 +147,8 @@ def test_sizes_are_numbers_and_mean_lengths_of_segments():
 
 @pytest.mark.parametrize("name", program_gate.PROGRAMS)
 def test_every_program_is_made_and_traced(name):
+    if name == "kernel" and unchecked_version():
+        pytest.skip(f"the kernel {unchecked_version()}")
     problem, start = greedy_start(SMALL, "mcm4")
     program = program_gate.PROGRAMS[name](Case(problem, start, 8))
 
