@@ -22,6 +22,7 @@ from jaxpart.methods.annealing.moves import (
     followers,
     movable,
     next_noise,
+    path_lengths,
     shift_sweep,
     single_sweep,
     taken_back,
@@ -238,7 +239,7 @@ def _row_shifts(
         is_cut = jax.random.bernoulli(keys[4], _CUT_SHARE)
         rate = jnp.where(is_cut, 1.0, _SEEDS_PER_GROUP / jnp.maximum(count, 1))
         seeds = _draws(keys[5], nodes, batch) < rate
-        chosen = _with_followers(moves, chains.labels, seeds, order, count, upward)
+        chosen = _with_followers(moves, chains.labels, seeds, order, count, upward, source)
         quota_s = jnp.where(is_cut, load * unit_s, jnp.inf)
         return row_shift(
             moves, chains, order, count, source, upward, quota_s, chosen, temperature, unit_s
@@ -266,11 +267,14 @@ def _with_followers(
     order: Int[Array, " N"],
     count: Int[Array, ""],
     upward: Bool[Array, ""],
+    source: Array | None = None,
 ) -> Bool[Array, "N B"]:
     """`followers`; `order` is the order in which contracted nodes may leave, the reverse of its."""
     number = jnp.arange(len(order))
     order = order[jnp.where(number < count, count - 1 - number, number)]
-    ways = [partial(followers, moves, upward=way) for way in (False, True)]
+    if path_lengths(moves) is not None:
+        return followers(moves, labels, seeds, order, count, upward, source)
+    ways = [partial(followers, moves, upward=way, source=source) for way in (False, True)]
     return lax.cond(upward, ways[1], ways[0], labels, seeds, order, count)
 
 

@@ -13,6 +13,15 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from jaxpart.cost.stage import stage_s
+from jaxpart.cost.tables import take
+from jaxpart.methods.annealing.neighbours import (
+    Neighbours,
+    any_of,
+    consumers_of,
+    inputs_of,
+    outputs_of,
+    readers_of,
+)
 from jaxpart.methods.annealing.state import WORD, Moves, Tables, chip_column
 
 # Exponent of the energy: the longest stage dominates, and stages close to it break ties.
@@ -31,7 +40,9 @@ class _Change:
     in_to: Float[Array, " B"]  # received by the target
     out_from: Float[Array, " B"]  # sent by the source
     out_to: Float[Array, " B"]  # sent by the target
-    out_s: Float[Array, "C B"]  # sent by the chips of its producers; empty on a row of chips
+    # Sent by the chips of its producers. By loops over rows it is empty on a row of chips, where
+    # `out_from` and `out_to` hold it.
+    out_s: Float[Array, "C B"]
     link_s: Float[Array, "L B"]
 
 
@@ -97,12 +108,28 @@ def allowed_chips(moves: Moves, labels: Int[Array, "N B"], v: Array) -> UInt32[A
 
     every = jnp.full((moves.after.shape[0], labels.shape[1]), 0xFFFFFFFF, jnp.uint32)
     every = jnp.where(contracted.fixed_chip[v] >= 0, jnp.uint32(0), every)
+    if moves.neighbours is not None:
+        tensor, is_input = inputs_of(contracted, moves.neighbours, v)
+        consumer, _, is_read = consumers_of(contracted, moves.neighbours, v)
+        every &= _common(
+            moves.after, take(labels, take(contracted.tensor_producer, tensor)), is_input
+        )
+        return every & _common(moves.before, take(labels, consumer), is_read)
     allowed = lax.fori_loop(
         contracted.node_in_edges[v], contracted.node_in_edges[v + 1], after, every
     )
     start = contracted.tensor_edges[contracted.node_tensors[v]]
     stop = contracted.tensor_edges[contracted.node_tensors[v + 1]]
     return lax.fori_loop(start, stop, before, allowed)
+
+
+def _common(
+    sets: UInt32[Array, "words C"], chip: Int[Array, "M B"], is_real: Bool[Array, "M 1"]
+) -> UInt32[Array, "words B"]:
+    """The intersection of the sets of some chips."""
+    every = jnp.uint32(0xFFFFFFFF)
+    found = jnp.where(is_real, sets[:, chip.astype(jnp.int32)], every)
+    return lax.reduce(found, every, lax.bitwise_and, (1,))
 
 
 def holds(allowed: UInt32[Array, "words B"], chip: Int[Array, " B"]) -> Bool[Array, " B"]:
@@ -162,6 +189,8 @@ def _change(
 ) -> _Change:
     """The change in traffic if contracted node v moves from `source` to `target`."""
     contracted = moves.contracted
+    if moves.neighbours is not None:
+        return _change_at_once(moves, moves.neighbours, labels, tables, v, source, target)
     chip, link = chip_column(len(tables.in_s)), chip_column(len(tables.link_s))
     no = jnp.zeros(source.shape, bool)
 
@@ -243,6 +272,88 @@ def _change(
     start, stop = contracted.node_in_edges[v], contracted.node_in_edges[v + 1]
     change = lax.fori_loop(start, stop, consumed, change)
     return lax.fori_loop(contracted.node_tensors[v], contracted.node_tensors[v + 1], made, change)
+
+
+def _change_at_once(
+    moves: Moves,
+    near: Neighbours,
+    labels: Int[Array, "N B"],
+    tables: Tables,
+    v: Array,
+    source: Int[Array, " B"],
+    target: Int[Array, " B"],
+) -> _Change:
+    """`_change` by reductions over the inputs, the outputs and their consumers, all at once."""
+    contracted = moves.contracted
+    chip = chip_column(len(tables.in_s))[:, None]
+    link = jnp.arange(len(tables.link_s), dtype=jnp.int32)[:, None, None]
+    bandwidth = contracted.link_bandwidth
+
+    def seconds(tensor, is_real):
+        return jnp.where(is_real, take(contracted.tensor_bytes, tensor)[:, None] / bandwidth, 0)
+
+    def total(size_s, is_less, is_more, axis=0):
+        """Seconds of all tensors: negative where traffic ends, positive where it begins."""
+        step = is_more.astype(size_s.dtype) - is_less.astype(size_s.dtype)
+        return jnp.sum(size_s * step, axis=axis)
+
+    def farthest(label, is_there, group, groups):
+        """The highest chip of each group; -1 if it is empty."""
+        number = jnp.arange(groups)[:, None, None]
+        here = is_there[None] & (group[:, None] == number)
+        return jnp.max(jnp.where(here, label[None], -1), axis=1)
+
+    def on_links(size_s, old, new):
+        is_old = (link >= old[0][None]) & (link < old[1][None])
+        is_new = (link >= new[0][None]) & (link < new[1][None])
+        return total(size_s[None], is_old, is_new, axis=1)
+
+    # What v consumes. Its other consumers are the readers.
+    tensor, is_input = inputs_of(contracted, near, v)
+    size_s, inputs = seconds(tensor, is_input), near.most_inputs
+    home = take(labels, take(contracted.tensor_producer, tensor)).astype(jnp.int32)
+    reader, read, is_reader = readers_of(near, v)
+    label = take(labels, reader).astype(jnp.int32)
+    on_source = any_of(is_reader & (label == source), read, inputs)
+    on_target = any_of(is_reader & (label == target), read, inputs)
+    away = any_of(is_reader & (label != take(home, read)), read, inputs)
+    no = jnp.zeros(home.shape, bool)
+    is_far, will_be_far = source != home, target != home
+    in_from = total(size_s, is_far & ~on_source, no)
+    in_to = total(size_s, no, will_be_far & ~on_target)
+    is_home = home[None] == chip
+    sent = size_s * (
+        (away | will_be_far).astype(size_s.dtype) - (away | is_far).astype(size_s.dtype)
+    )
+    out_s = jnp.sum(jnp.where(is_home, sent[None], 0), axis=1)
+    link_s = jnp.zeros_like(tables.link_s)
+    if len(link):
+        far = farthest(label, is_reader, read, inputs)
+        link_s += on_links(
+            size_s, (home, jnp.maximum(far, source)), (home, jnp.maximum(far, target))
+        )
+
+    # What v makes.
+    tensor, is_output = outputs_of(contracted, near, v)
+    size_s, outputs = seconds(tensor, is_output), near.most_outputs
+    consumer, made, is_read = consumers_of(contracted, near, v)
+    label = take(labels, consumer).astype(jnp.int32)
+    on_source = any_of(is_read & (label == source), made, outputs)
+    on_target = any_of(is_read & (label == target), made, outputs)
+    away = any_of(is_read & (label != source), made, outputs)
+    away_new = any_of(is_read & (label != target), made, outputs)
+    no = jnp.zeros(on_source.shape, bool)
+    if len(link):
+        far = farthest(label, is_read, made, outputs)
+        link_s += on_links(size_s, (source[None], far), (target[None], far))
+    return _Change(
+        in_from + total(size_s, no, on_source),
+        in_to + total(size_s, on_target, no),
+        total(size_s, away, no),
+        total(size_s, no, away_new),
+        out_s,
+        link_s,
+    )
 
 
 def moved(
