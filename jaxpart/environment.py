@@ -56,15 +56,19 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def keep_compiled() -> None:
-    """Makes JAX keep compiled programs between runs.
-
-    They go to the user's cache folder, or to the folder that `JAX_COMPILATION_CACHE_DIR` names.
-    """
-    import jax
+def cache_folder() -> Path:
+    """The user's cache folder, or the folder that `JAX_COMPILATION_CACHE_DIR` names."""
     import platformdirs
 
+    named = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    return Path(named or platformdirs.user_cache_dir("jaxpart"))
+
+
+def keep_compiled() -> None:
+    """Makes JAX keep compiled programs between runs, in `cache_folder`."""
+    import jax
+
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", platformdirs.user_cache_dir("jaxpart"))
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -16,8 +16,8 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from jaxpart.cost.amounts import Amounts
 from jaxpart.cost.chip_sets import WORD, chip_bit, num_words
 from jaxpart.cost.device import DeviceProblem
-from jaxpart.cost.links import Links
-from jaxpart.cost.rows import add_row, add_up, set_row
+from jaxpart.cost.links import link_loads
+from jaxpart.cost.rows import add_row, add_up, flat_position, set_row
 
 
 def amounts(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> Amounts:
@@ -56,77 +56,106 @@ class _Traffic:
 
 
 def _traffic(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> _Traffic:
-    """Computes the traffic in one walk over the edges, from the last to the first.
+    """Computes the traffic in a few walks over the edges.
 
-    The edges of a tensor are adjacent and sorted by consumer, so the walk meets the last consumer
-    first. For each edge it records the chip on which the tensor arrives, or -1 if the tensor is on
-    that chip already. For each tensor it records the chip that sends it, or -1 if no chip does, and
-    its route (`Links`). `add_up` then sums the bytes.
+    The edges of a tensor are adjacent and sorted by consumer, so a walk from the last edge to the
+    first meets the last consumer first. Each walk carries one or two arrays: XLA then updates them
+    in place, and a step costs a tenth of one that carries them all.
     """
-    config = problem.config
-    chips, batch = config.num_chips, assignment.shape[1]
-    links = Links(problem, batch)
-    chip_dtype = config.chip_dtype
-
-    def visit(step, carry):
-        arrivals, departures, routes, kept, freed, state = carry
-        seen, is_kept, is_sent, reach, acyclic, span = state
-        e = problem.num_edges - 1 - step
-        k, consumer = problem.edge_tensor[e], problem.edge_consumer[e]
-        producer, size = problem.edge_producer[e], problem.tensor_bytes[k]
-        source, target = assignment[producer], assignment[consumer]
-        begins, ends = e + 1 == problem.tensor_edges[k + 1], e == problem.tensor_edges[k]
-        is_local = source == target
-        kept_before = is_kept & ~begins
-        is_kept = kept_before | is_local
-        is_sent = (is_sent & ~begins) | ~is_local
-        seen = jnp.where(begins, 0, seen)
-        bit = chip_bit(target, chips)
-        is_new = jnp.all((seen & bit) == 0, axis=0) & ~is_local
-        freed = add_row(freed, consumer, jnp.where(is_local & ~kept_before, size, 0))
-        kept = add_row(kept, producer, jnp.where(ends & is_kept, size, 0))
-        reach = links.extend(reach, begins, source, target)
-        state = (
-            seen | bit,
-            is_kept,
-            is_sent,
-            reach,
-            acyclic & (target >= source),
-            span & (target - source <= 1) & (target >= source),
-        )
-        arrivals = set_row(arrivals, e, jnp.where(is_new, target, -1))
-        departures = set_row(departures, k, jnp.where(is_sent, source, -1))
-        routes = links.note(routes, reach, source, k, ends)
-        return arrivals, departures, routes, kept, freed, state
-
-    false, true = jnp.zeros((batch,), bool), jnp.ones((batch,), bool)
-    nowhere = jnp.full((problem.edge_tensor.shape[0], batch), -1, chip_dtype)
-    nothing = jnp.zeros(assignment.shape, problem.tensor_bytes.dtype)
-    seen = jnp.zeros((num_words(chips), batch), jnp.uint32)
-    carry = (
-        nowhere,
-        nowhere[: problem.tensor_bytes.shape[0]],
-        links.notes(),
-        nothing,
-        nothing,
-        (seen, false, false, links.begin(assignment[0]), true, true),
-    )
-    arrivals, departures, routes, kept, freed, state = lax.fori_loop(
-        0, problem.num_edges, visit, carry
-    )
-    sizes = problem.tensor_bytes
+    sizes, chips = problem.tensor_bytes, problem.config.num_chips
+    departures, kept, freed = _locality(problem, assignment)
     sent = add_up(departures, problem.num_tensors, chips, lambda k, _: sizes[k])
+    acyclic, span = _directions(problem, assignment)
     return _Traffic(
         received=add_up(
-            arrivals, problem.num_edges, chips, lambda e, _: sizes[problem.edge_tensor[e]]
+            _arrivals(problem, assignment),
+            problem.num_edges,
+            chips,
+            lambda e, _: sizes[problem.edge_tensor[e]],
         ),
         sent=sent,
-        link=links.loads(routes, departures, sent),
+        link=link_loads(problem, assignment, departures, sent),
         kept=kept,
         freed=freed,
-        acyclic=state[-2],
-        span=state[-1],
+        acyclic=acyclic,
+        span=span,
     )
+
+
+def _arrivals(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> Int[Array, "E B"]:
+    """The chip on which a tensor arrives by each edge, or -1 if it is on that chip already."""
+    chips, batch = problem.config.num_chips, assignment.shape[1]
+
+    def visit(step, carry):
+        arrivals, seen = carry
+        e = problem.num_edges - 1 - step
+        source = assignment[problem.edge_producer[e]]
+        target = assignment[problem.edge_consumer[e]]
+        begins = e + 1 == problem.tensor_edges[problem.edge_tensor[e] + 1]
+        seen = jnp.where(begins, 0, seen)
+        bit = chip_bit(target, chips)
+        is_new = jnp.all((seen & bit) == 0, axis=0) & (source != target)
+        return set_row(arrivals, e, jnp.where(is_new, target, -1)), seen | bit
+
+    nowhere = jnp.full((problem.edge_tensor.shape[0], batch), -1, problem.config.chip_dtype)
+    seen = jnp.zeros((num_words(chips), batch), jnp.uint32)
+    return lax.fori_loop(0, problem.num_edges, visit, (nowhere, seen))[0]
+
+
+def _locality(
+    problem: DeviceProblem, assignment: Int[Array, "N B"]
+) -> tuple[Int[Array, "K B"], Float[Array, "N B"], Float[Array, "N B"]]:
+    """What stays on its chip.
+
+    Returns:
+      The chip that sends each tensor, or -1 if no chip does; and `kept` and `freed` of `_Traffic`.
+    """
+    batch, sizes = assignment.shape[1], problem.tensor_bytes
+    false = jnp.zeros((batch,), bool)
+
+    def edge(step):
+        e = problem.num_edges - 1 - step
+        k, consumer = problem.edge_tensor[e], problem.edge_consumer[e]
+        source = assignment[problem.edge_producer[e]]
+        return k, e + 1 == problem.tensor_edges[k + 1], source, source == assignment[consumer]
+
+    def depart(step, carry):
+        departures, is_sent = carry
+        k, begins, source, is_local = edge(step)
+        is_sent = (is_sent & ~begins) | ~is_local
+        return set_row(departures, k, jnp.where(is_sent, source, -1)), is_sent
+
+    def keep(step, carry):
+        kept, freed, is_kept = carry
+        k, begins, _, is_local = edge(step)
+        e = problem.num_edges - 1 - step
+        before = is_kept & ~begins
+        is_kept = before | is_local
+        ends, producer = e == problem.tensor_edges[k], problem.tensor_producer[k]
+        kept = add_row(kept, producer, jnp.where(ends & is_kept, sizes[k], 0))
+        consumer = problem.edge_consumer[e]
+        freed = add_row(freed, consumer, jnp.where(is_local & ~before, sizes[k], 0))
+        return kept, freed, is_kept
+
+    nowhere = jnp.full((sizes.shape[0], batch), -1, problem.config.chip_dtype)
+    nothing = jnp.zeros(assignment.shape, sizes.dtype)
+    departures, _ = lax.fori_loop(0, problem.num_edges, depart, (nowhere, false))
+    kept, freed, _ = lax.fori_loop(0, problem.num_edges, keep, (nothing, nothing, false))
+    return departures, kept, freed
+
+
+def _directions(
+    problem: DeviceProblem, assignment: Int[Array, "N B"]
+) -> tuple[Bool[Array, " B"], Bool[Array, " B"]]:
+    """Whether every edge goes forward; and whether every edge goes to the same chip or the next."""
+
+    def visit(e, carry):
+        acyclic, span = carry
+        step = assignment[problem.edge_consumer[e]] - assignment[problem.edge_producer[e]]
+        return acyclic & (step >= 0), span & (step >= 0) & (step <= 1)
+
+    true = jnp.ones((assignment.shape[1],), bool)
+    return lax.fori_loop(0, problem.num_edges, visit, (true, true))
 
 
 @struct.dataclass
@@ -171,20 +200,18 @@ def _peak_bytes(
     chips, batch = problem.config.num_chips, assignment.shape[1]
     made = jnp.zeros(problem.padded_nodes, problem.tensor_bytes.dtype)
     made = made.at[problem.tensor_producer].add(problem.tensor_bytes)
-    lane = jnp.arange(batch)
 
     def visit(v, carry):
         live, peak = carry
-        chip = assignment[v].astype(jnp.int32)
-        before = live.at[chip, lane].get(mode="promise_in_bounds")
-        peak = peak.at[chip, lane].max(
-            before + made[v], unique_indices=True, mode="promise_in_bounds"
-        )
+        at = flat_position(assignment[v].astype(jnp.int32))
+        before = live.at[at].get(mode="promise_in_bounds")
+        peak = peak.at[at].max(before + made[v], unique_indices=True, mode="promise_in_bounds")
         after = before + traffic.kept[v] - traffic.freed[v]
-        return live.at[chip, lane].set(after, unique_indices=True, mode="promise_in_bounds"), peak
+        return live.at[at].set(after, unique_indices=True, mode="promise_in_bounds"), peak
 
-    zeros = jnp.zeros((chips, batch), made.dtype)
-    return lax.fori_loop(0, problem.num_nodes, visit, (zeros, zeros))[1]
+    zeros = jnp.zeros((chips * batch,), made.dtype)
+    peak = lax.fori_loop(0, problem.num_nodes, visit, (zeros, zeros))[1]
+    return peak.reshape(chips, batch)
 
 
 def _weight_bytes(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> Float[Array, "C B"]:

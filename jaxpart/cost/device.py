@@ -9,6 +9,7 @@ padding edges run from the last padding node to itself, so they break no rule.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -17,7 +18,8 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from jaxpart.cost.tables import Tables, make_tables, offsets
+from jaxpart.cost.tables import Tables, make_tables, of_equal_depth, offsets
+from jaxpart.errors import InputError
 from jaxpart.problem.mcm import Constraints, MemoryModel, Topology
 from jaxpart.problem.problem import Problem
 
@@ -183,6 +185,43 @@ def lower(problem: Problem, dtype: Any = jnp.float32, form: Form | None = None) 
         form = "rows" if jax.default_backend() == "cpu" else "arrays"
     tables = make_tables(problem, arrays) if form == "arrays" else None
     return DeviceProblem(**jax.device_put(arrays), config=config, tables=jax.device_put(tables))
+
+
+def stacked(problems: Sequence[DeviceProblem]) -> DeviceProblem:
+    """Several problems as one pytree, for `jax.vmap` of the programs over problems.
+
+    `jax.vmap(evaluate)(stacked(problems), assignments)` costs [P, N, B] candidates in one call.
+
+    Args:
+      problems: P problems, of one bucket and one module.
+
+    Returns:
+      Arrays with a leading axis of P.
+
+    Raises:
+      InputError: the problems differ in bucket, in form, or in what is static about the module.
+    """
+    shared = any(problem.config.shared_weights for problem in problems)
+    same = [
+        _with(problem, config=dataclasses.replace(problem.config, shared_weights=shared))
+        for problem in problems
+    ]
+    if all(problem.tables is not None for problem in problems):
+        host = jax.device_get([problem.tables for problem in problems])
+        equal = of_equal_depth(host, problems[0].edge_tensor.shape[0])
+        same = [_with(p, tables=tables) for p, tables in zip(same, equal, strict=True)]
+    kinds = {(jax.tree.structure(p), tuple(map(jnp.shape, jax.tree.leaves(p)))) for p in same}
+    if len(kinds) != 1:
+        raise InputError(
+            f"{len(problems)} problems of {len(kinds)} kinds, expected one size of bucket, one "
+            "form and one kind of module"
+        )
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *same)
+
+
+def _with(problem: DeviceProblem, **changes: Any) -> DeviceProblem:
+    whole: Any = problem  # a dataclass by `struct.dataclass`
+    return dataclasses.replace(whole, **changes)
 
 
 def pad_assignments(problem: DeviceProblem, assignments: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -28,16 +28,18 @@ def devices_for(batch: int) -> int:
     """The number of local devices that share a batch.
 
     It divides half the batch, so that each device has the same even number of candidates: even and
-    odd candidates may be treated differently (`swept` in `methods/orders/search.py`).
+    odd candidates may be treated differently (`swept` in `methods/orders/search.py`). An odd batch
+    stays on one device.
     """
-    return math.gcd(max(batch // 2, 1), jax.local_device_count())
+    return 1 if batch % 2 else math.gcd(batch // 2, jax.local_device_count())
 
 
 def replicated(tree: T, batch: int) -> T:
     """Copies the arrays of `tree` to each device that shares a batch of this size."""
     if devices_for(batch) == 1:
         return tree
-    return jax.device_put(tree, NamedSharding(_mesh(devices_for(batch)), PartitionSpec()))
+    mesh = _mesh(tuple(jax.local_devices()[: devices_for(batch)]))
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def split(
@@ -45,6 +47,7 @@ def split(
     batch: int,
     in_axes: tuple[int | None, ...],
     out_axis: int = -1,
+    devices: Sequence[Any] | None = None,
     **static: Any,
 ) -> Callable[..., Any]:
     """Makes `function` run on parts of the batch, one part per device.
@@ -55,15 +58,18 @@ def split(
       in_axes: for each argument, the axis of the candidates, counted from the front. None: every
         device needs the whole argument, which may then be a pytree.
       out_axis: the axis of the candidates in every result.
+      devices: that share the batch; by default those that `devices_for` counts.
       static: keyword arguments that the compiler treats as constants.
 
     Returns:
       The function over the whole batch; with one device, `function` itself.
     """
-    count = devices_for(batch)
-    if count == 1:
+    if devices is None:
+        devices = jax.local_devices()[: devices_for(batch)]
+    if len(devices) == 1:
         return functools.partial(function, **static) if static else function
-    return _split(function, count, in_axes, out_axis, tuple(static.items()))
+    mesh = _mesh(tuple(devices))
+    return _split(function, mesh, in_axes, out_axis, tuple(static.items()))
 
 
 def split_draws(function: Callable[..., T], batch: int, *static: Any) -> Callable[..., T]:
@@ -83,12 +89,12 @@ def split_draws(function: Callable[..., T], batch: int, *static: Any) -> Callabl
     count = devices_for(batch)
     if count == 1:
         return lambda *arguments: function(*arguments, *static)
-    return _split_draws(function, count, static)
+    return _split_draws(function, _mesh(tuple(jax.local_devices()[:count])), static)
 
 
 @functools.lru_cache
-def _mesh(count: int) -> Mesh:
-    return Mesh(np.array(jax.local_devices()[:count]), (_AXIS,))
+def _mesh(devices: tuple[Any, ...]) -> Mesh:
+    return Mesh(np.array(devices), (_AXIS,))
 
 
 def _along(axis: int, rank: int) -> PartitionSpec:
@@ -100,7 +106,7 @@ def _along(axis: int, rank: int) -> PartitionSpec:
 @functools.lru_cache
 def _split(
     function: Callable[..., Any],
-    count: int,
+    mesh: Mesh,
     in_axes: tuple[int | None, ...],
     out_axis: int,
     static: tuple[tuple[str, Any], ...],
@@ -115,7 +121,7 @@ def _split(
         # `check_vma` is off because the loops carry replicated values together with values of one
         # device.
         return jax.shard_map(
-            function, mesh=_mesh(count), in_specs=in_specs, out_specs=out_specs, check_vma=False
+            function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
         )(*arguments)
 
     return run
@@ -123,9 +129,9 @@ def _split(
 
 @functools.lru_cache
 def _split_draws(
-    function: Callable[..., T], count: int, static: tuple[Any, ...]
+    function: Callable[..., T], mesh: Mesh, static: tuple[Any, ...]
 ) -> Callable[..., T]:
     def run(*arguments: Any) -> T:
         return function(*arguments, *static)
 
-    return jax.jit(run, out_shardings=NamedSharding(_mesh(count), _along(1, 2)))
+    return jax.jit(run, out_shardings=NamedSharding(mesh, _along(1, 2)))

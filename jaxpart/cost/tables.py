@@ -8,8 +8,9 @@ segment alone, and each level is one fused kernel.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
@@ -120,6 +121,50 @@ def make_tables(problem: Problem, arrays: dict[str, Any]) -> Tables:
         by_contraction=_padded(by_contraction, nodes),
         distance=_distances(problem, nodes) if nodes <= _NODE_LIMIT else None,
     )
+
+
+def of_equal_depth(several: Sequence[Tables], edges: int) -> list[Tables]:
+    """Tables of several problems of one bucket, with equal numbers of levels; as NumPy arrays.
+
+    Args:
+      several: the tables.
+      edges: E, the padded number of edges.
+    """
+    names = ("tensor_edges", "node_in_edges", "weight_uses", "pairs_from", "pairs_to")
+    rows = {
+        **dict.fromkeys(names, edges),
+        "node_tensors": edges * 2 // 3,
+        "members": edges * 2 // 3,
+    }
+    levels = {name: max(len(getattr(t, name)) for t in several) for name in rows}
+    return [
+        dataclasses.replace(
+            tables,
+            **{
+                name: with_levels(getattr(tables, name), levels[name], count)
+                for name, count in rows.items()
+            },
+        )
+        for tables in several
+    ]
+
+
+def with_levels(reductions: Segments, levels: int, rows: int) -> Segments:
+    """The same segments in more levels: the last ones hand on their rows.
+
+    Args:
+      reductions: in at most `levels` levels.
+      levels: wanted.
+      rows: as in `segments`.
+    """
+    made: list[Any] = list(reductions)
+    groups = len(made[-1].start)
+    while len(made) < levels:
+        last = made.pop()
+        size = groups + (len(made[-1].start) if made else rows) // _FAN_IN
+        made.append(Level(_padded(last.start, size), _padded(last.count, size)))
+        made.append(Level(_padded(np.arange(groups), groups), np.minimum(last.count, 1)))
+    return tuple(made)
 
 
 def offsets(owner: NDArray[np.int64], size: int) -> NDArray[np.int32]:

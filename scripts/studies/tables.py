@@ -31,7 +31,7 @@ FOLDER = ROOT / "data" / "benchmarks"
 READMES = (ROOT / "README.md", FOLDER / "README.md", ROOT / "data" / "graphs" / "README.md")
 READMES += (ROOT / "data" / "policies" / "README.md",)
 _MARK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-_VERSIONS = ("jax", "jaxlib", "numpy", "pyscipopt", "ortools")
+_VERSIONS = ("jax", "jaxlib", "numpy", "pyscipopt", "ortools", "libtpu", "jax-cuda12-plugin")
 _NAMES = {
     "cpsat": "CP-SAT",
     "scip": "SCIP",
@@ -225,6 +225,31 @@ def inner() -> str:
         "loop | input | >batch | >per s | >floor, per s | >scalar loop, per s | >x scalar loop",
         lines,
     )
+
+
+def device_programs() -> str:
+    """What each device program would do in a call on accelerators; predicted, not measured."""
+    rows = {(row["program"], row["target"]): row for row in raw("device_programs")["rows"]}
+    lines = []
+    for program in dict.fromkeys(program for program, _ in rows):
+        line = [program, f"{rows[program, 'h100']['batch']:,}"]
+        for target in ("h100", "v5e", "cpu"):
+            row = rows[program, target]
+            if "error" in row:
+                line += ["failed", *[""] * (1 if target == "cpu" else 3)]
+                continue
+            mark = {"least": ">", "estimated": "~"}.get(row["launches_are"], "")
+            line += [str(row["unknown_loops"]), f"{mark}{row['launches']:,}"]
+            if target != "cpu":
+                most = mark.replace(">", "<")
+                line += [number(row["temp_bytes"], 0, 2**-20)]
+                line += [f"{most}{number(row['predicted_per_s'], 0)}"]
+        lines.append(line)
+    columns = (">loops ?", ">launches", ">temp MiB", ">per s, predicted")
+    header = ["program", ">batch", *(f"{column}, H100" for column in columns)]
+    header += [*(f"{column}, v5e" for column in columns)]
+    header += [f"{column}, CPU" for column in columns[:2]]
+    return markdown(" | ".join(header), lines)
 
 
 def moves() -> str:
@@ -424,6 +449,25 @@ def provers() -> str:
     )
 
 
+def rollout() -> str:
+    """The policy's loop beside repairs, by the number of workers."""
+    document = raw("rollout")
+    alone = document["batch"] / document["round_alone_s"]
+    lines = [
+        [
+            str(row["workers"]),
+            number(row["samples_per_s"], 0),
+            number(alone, 0),
+            percent(row["device_waits"], 0),
+            number(row["repaired_per_s"], 1),
+        ]
+        for row in document["rows"]
+    ]
+    return markdown(
+        ">workers | >samples/s | >without repair | >device waits, at most | >repaired/s", lines
+    )
+
+
 def latency() -> str:
     """Runs of the command by the state of its caches, and what signals took."""
     document = raw("latency")
@@ -520,6 +564,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "projection": lambda: projection() + "\n" + measured("projection"),
     "repair": lambda: repair() + "\n" + measured("repair"),
     "inner": lambda: inner() + "\n" + measured("inner"),
+    "device-programs": lambda: device_programs() + "\n" + measured("device_programs"),
+    "rollout": lambda: rollout() + "\n" + measured("rollout"),
     "moves": lambda: moves() + "\n" + measured("moves"),
     "methods": lambda: quality("quality-train") + "\n" + measured("quality-train"),
     "seeds": lambda: seeds() + "\n" + measured("quality-seeds"),

@@ -16,9 +16,12 @@ import jax
 from jaxpart.ingest.jaxpr import boxes, parts, sizes
 from jaxpart.ingest.jaxpr.boxes import Box
 from jaxpart.ingest.jaxpr.costs import Cost
+from jaxpart.ingest.jaxpr.demand import operand_boxes
 from jaxpart.ingest.jaxpr.values import Known, Op, Pieces, Source, Value, Values, regions
 from jaxpart.ingest.jaxpr.views import Change, View, changed, whole
 
+_MAX_DEPTH = 100  # equations that are followed one after the other, back to parameters
+_MAX_FOLLOWED = 10_000  # boxes that are followed for one box
 MAX_ROWS = 4096  # most rows or pieces of an array that are kept apart
 
 
@@ -30,9 +33,23 @@ class Arrays(Values):
         super().__init__(size)
         self.depth = 0  # of unrolled loops
 
-    def fold(self, operands: Sequence[int], avals: Sequence[Any], **more: Any) -> list[int]:
-        """Adds folded results. A compiler computes them once, ahead of time."""
-        sources: frozenset[Source] = frozenset().union(*(self.values[v].sources for v in operands))
+    def fold(
+        self,
+        operands: Sequence[int],
+        avals: Sequence[Any],
+        sources: frozenset[Source] | None = None,
+        **more: Any,
+    ) -> list[int]:
+        """Adds folded results. A compiler computes them once, ahead of time.
+
+        Args:
+          operands: numbers of the values that they are computed from.
+          avals: abstract values of the results.
+          sources: parts of parameters that they need; None: all of the operands'.
+          more: other attributes of `Value`.
+        """
+        if sources is None:
+            sources = frozenset().union(*(self.values[v].sources for v in operands))
         distinct = [self.values[v] for v in set(operands)]
         reads = sum(value.reads for value in distinct)
         share = math.fsum(v.reads * v.fixed for v in distinct) / reads if reads else 0.0
@@ -225,11 +242,66 @@ class Arrays(Values):
         if value.views is not None and not self.shards:
             return self.part(v, lambda view: _cut(view, box, aval), aval, "slice")
         if value.folded:
-            return self.fold([v], [aval])[0]
+            return self.fold([v], [aval], self.needed(v, shape, box))[0]
         if value.fed is None:
             return None
         row = self.value(self.size(aval), aval, fed=value.fed)
         return self._with_axis(row, aval) if _keeps_row(box, aval) else row
+
+    def needed(self, v: int, shape: Sequence[int], box: Box) -> frozenset[Source]:
+        """The parts of parameters that a box of a folded value is computed from.
+
+        Args:
+          v: number of the value.
+          shape: its shape.
+          box: span of positions on each of its axes.
+        """
+        known: dict[tuple[int, Box], frozenset[Source]] = {}
+        return self._needed(v, shape, box, known, _MAX_DEPTH)
+
+    def _needed(
+        self,
+        v: int,
+        shape: Sequence[int],
+        box: Box,
+        known: dict[tuple[int, Box], frozenset[Source]],
+        depth: int,
+    ) -> frozenset[Source]:
+        """As `needed`; `known` has what was found so far, `depth` the equations still to follow."""
+        value = self.values[v]
+        if not value.sources or box == boxes.whole_box(shape) or not depth or self.shards:
+            return value.sources
+        if (v, box) not in known:
+            if value.views is not None:
+                views = [(w, changed(view, _within(box))) for w, view in value.views]
+                cut = [(w, view) for w, view in views if view is not None]
+                known[v, box] = regions(cut) if len(cut) == len(views) else value.sources
+            elif len(known) > _MAX_FOLLOWED or not (value.rows or value.pieces or value.made):
+                known[v, box] = value.sources
+            else:
+                inner = self._made_of(value, shape, box)
+                found = [self._needed(*part, known, depth - 1) for part in inner]
+                known[v, box] = frozenset().union(*found)
+        return known[v, box]
+
+    def _made_of(
+        self, value: Value, shape: Sequence[int], box: Box
+    ) -> list[tuple[int, tuple[int, ...], Box]]:
+        """The values that a box of a folded value is made of: number, shape, and box of each."""
+        if value.rows is not None:
+            return [(row, tuple(shape[1:]), box[1:]) for row in value.rows[slice(*box[0])]]
+        if value.pieces is not None:
+            inside = [(w, boxes.common(w, box), piece) for w, piece in value.pieces.boxes.items()]
+            return [
+                (piece, boxes.extents(where), boxes.relative(where, part))
+                for where, part, piece in inside
+                if part is not None
+            ]
+        assert value.made is not None
+        made = value.made
+        needed = operand_boxes(made.eqn, made.known, made.result, box)
+        atoms = zip(made.operands, made.eqn.invars, needed, strict=True)
+        return [(v, tuple(atom.aval.shape), part) for v, atom, part in atoms if part is not None]
 
     def _piece(self, pieces: Pieces, box: Box, aval: Any) -> int | None:
         """As `box`, of an array that is made of pieces."""
@@ -271,6 +343,10 @@ def row_span(original: View, part: View) -> tuple[int, int, int, bool] | None:
         return None
     ((count, step),) = part.axes[0]
     return None if step % stride else (part.offset // stride, step // stride, count, False)
+
+
+def _within(box: Box) -> Change:
+    return lambda view: boxes.cut(view, box)
 
 
 def _cut(view: View, box: Box, aval: Any) -> View:

@@ -46,6 +46,12 @@ def disjoint(box: Box, other: Box) -> bool:
     return any(b <= c or d <= a for (a, b), (c, d) in zip(box, other, strict=True))
 
 
+def common(box: Box, other: Box) -> Box | None:
+    """The elements that two boxes share; None if there are none."""
+    shared = tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(box, other, strict=True))
+    return shared if all(a < b for a, b in shared) else None
+
+
 def relative(box: Box, inner: Box) -> Box:
     """The positions of `inner` counted from the first of `box`."""
     return tuple((c - a, d - a) for (a, _), (c, d) in zip(box, inner, strict=True))

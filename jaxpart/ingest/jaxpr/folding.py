@@ -22,8 +22,9 @@ from jaxpart.ingest.jaxpr.boxes import (
 )
 from jaxpart.ingest.jaxpr.boxes import extents as box_extents
 from jaxpart.ingest.jaxpr.costs import equation_cost
+from jaxpart.ingest.jaxpr.demand import operand_boxes
 from jaxpart.ingest.jaxpr.flops import is_elementwise
-from jaxpart.ingest.jaxpr.values import Known, Op, Pieces
+from jaxpart.ingest.jaxpr.values import Known, Made, Op, Pieces, Source
 from jaxpart.ingest.jaxpr.views import Change, View, changed, whole
 
 _MAX_VIEWS = 16  # most parts of parameters that an elementwise function of them keeps apart
@@ -48,10 +49,32 @@ class Folding(Arrays):
                 for size in [self.size(aval)]
             ]
         else:
-            results = self._parts(eqn, operands, constants) or self.fold(operands, avals)
+            results = self._parts(eqn, operands, constants) or self._computed(
+                eqn, operands, constants
+            )
         for v, array in zip(results, values or (), strict=False):
             self.values[v] = dataclasses.replace(self.values[v], known=array)
         return results
+
+    def _computed(self, eqn: Any, operands: Sequence[int], constants: Sequence[Known]) -> list[int]:
+        """Adds folded results that remember how they were computed."""
+        if self.shards:
+            return self.fold(operands, [v.aval for v in eqn.outvars])
+        results = []
+        takes = parts.changes(eqn, constants) is not None
+        for position, v in enumerate(eqn.outvars):
+            made = Made(eqn, tuple(operands), tuple(constants), position)
+            sources = self._needed_by(made) if takes else None
+            results.extend(self.fold(operands, [v.aval], sources, made=made))
+        return results
+
+    def _needed_by(self, made: Made) -> frozenset[Source]:
+        """The parts of parameters that a part of its first operand is computed from."""
+        shape = made.eqn.invars[0].aval.shape
+        whole_result = whole_box(made.eqn.outvars[made.result].aval.shape)
+        box, *_ = operand_boxes(made.eqn, made.known, made.result, whole_result)
+        assert box is not None
+        return self.needed(made.operands[0], shape, box)
 
     def _parts(
         self, eqn: Any, operands: Sequence[int], constants: Sequence[Known]
@@ -205,7 +228,7 @@ class Folding(Arrays):
         if box is None:
             return operands
         aval = eqn.invars[0].aval
-        part = jax.ShapeDtypeStruct(box_extents(box), aval.dtype)
+        part = _operand(box, aval.dtype)
         taken = self.box(operands[0], aval.shape, box, part)
         return operands if taken is None else [taken, *operands[1:]]
 
@@ -320,7 +343,7 @@ class Folding(Arrays):
     def _updated(self, eqn: Any, operands: Sequence[int], box: Box) -> int | None:
         """Adds the operation that updates a box of an array; None if the box is not known."""
         aval = eqn.outvars[0].aval
-        after = jax.ShapeDtypeStruct(box_extents(box), aval.dtype)
+        after = _operand(box, aval.dtype)
         before = self.box(operands[0], aval.shape, box, after)
         if before is None:
             return None
@@ -328,3 +351,8 @@ class Folding(Arrays):
         cost = equation_cost(eqn, self.size)
         self.ops.append(Op(eqn.primitive.name, (before, *operands[1:]), (result,), cost))
         return result
+
+
+def _operand(box: Box, dtype: Any) -> jax.ShapeDtypeStruct:
+    """A box as an operand: without axes of extent 1, so that no reshape is counted for them."""
+    return jax.ShapeDtypeStruct(tuple(n for n in box_extents(box) if n != 1), dtype)

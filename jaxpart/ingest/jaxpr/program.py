@@ -336,7 +336,9 @@ class Program(Folding):
         """The value, without what is known of parts: shards have other shapes."""
         value = self.values[v]
         if value.folded:
-            whole = dataclasses.replace(value, views=None, known=None, rows=None, pieces=None)
+            whole = dataclasses.replace(
+                value, views=None, known=None, rows=None, pieces=None, made=None
+            )
             self.values.append(whole)
             return len(self.values) - 1
         if value.rows is not None or value.pieces is not None or value.fed is not None:

@@ -39,6 +39,23 @@ class Pieces:
 
 
 @dataclasses.dataclass(frozen=True)
+class Made:
+    """How a folded value was computed.
+
+    Attributes:
+      eqn: the equation.
+      operands: numbers of its operands.
+      known: the elements of each operand; None where they are not known.
+      result: position of the value among the results of the equation.
+    """
+
+    eqn: Any
+    operands: tuple[int, ...]
+    known: tuple[Known, ...]
+    result: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Value:
     """One array of the program.
 
@@ -58,6 +75,8 @@ class Value:
       pieces: the values that were written into this one, or that it is joined of; None if unknown.
       columns: the elements at each position of the last axis, None for each that is not known, if
         the value is small, of integers, and joined of columns that are partly known.
+      made: what a folded value was computed by, if it is not known otherwise what parts of
+        parameters its own parts need.
       alone: number of the value that this one is with a first axis of extent 1; None if unknown.
       fed: number of the input of the graph that the value is, or is a row of; else None.
     """
@@ -73,6 +92,7 @@ class Value:
     rows: tuple[int, ...] | None = None
     pieces: Pieces | None = None
     columns: tuple[Known, ...] | None = None
+    made: Made | None = None
     alone: int | None = None
     fed: int | None = None
 

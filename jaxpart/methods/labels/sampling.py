@@ -16,7 +16,16 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxpart.cost.device import DeviceProblem
-from jaxpart.methods.labels.projection import bounds, close, contiguous, on_nodes, project
+from jaxpart.methods.labels.projection import (
+    bounds,
+    close,
+    contiguous,
+    lower_one,
+    on_nodes,
+    project,
+)
+
+_DRAWN_BYTES = 2**30  # of the scores of nodes that are drawn at once, on a GPU or TPU
 
 
 @partial(jax.jit, static_argnames="batch")
@@ -84,7 +93,12 @@ def sample(
         return (decided < problem.num_contracted) & jnp.any(is_real & (bound != -other))
 
     start = (jnp.int32(0), jnp.int32(1), bound, other)
-    _, _, bound, _ = lax.while_loop(is_open, decide, start)
+    if problem.tables is None:
+        _, _, bound, _ = lax.while_loop(is_open, decide, start)
+    else:
+        # A static number of rounds. Where all is decided, a round changes nothing.
+        rounds = (rows - 1).bit_length() + 1
+        _, _, bound, _ = lax.fori_loop(0, rounds, lambda _, carry: decide(carry), start)
     f, _ = contiguous(problem, bound * sign, low, high)
     return on_nodes(problem, f)
 
@@ -142,8 +156,7 @@ def _with_first_chip(
     is_source = (jnp.arange(upper.shape[0]) < problem.num_contracted).at[problem.pair_to].set(False)
     source = jnp.argmin(jnp.where(is_source[:, None], position, upper.shape[0]), axis=0)
     lane = jnp.arange(upper.shape[1])
-    anchored = upper.at[source, lane].set(lower[source, lane])
-    return -close(problem, -anchored, jnp.ones(upper.shape[1], bool))
+    return lower_one(problem, upper, source, lower[source, lane])
 
 
 def _draw_uniform(
@@ -173,8 +186,7 @@ def _draw(
     first_node = jnp.full(rows, rows - 1).at[problem.contraction].min(jnp.arange(rows))
     chosen_first = jnp.argsort(~chosen[:, 0])
 
-    def draw(i, drawn):
-        v = chosen_first[i]
+    def drawn_chip(v):
         # Finite scores: a chip of probability 0 is still better than an impossible one.
         scores = jnp.maximum(log_probs[first_node[v]], jnp.finfo(log_probs.dtype).min)
         scores = scores[:, None] if scores.ndim == 1 else scores
@@ -185,6 +197,15 @@ def _draw(
         is_below = cumulative <= (threshold * cumulative[-1])[None]
         chosen_chip = jnp.sum(is_below, axis=0).astype(least.dtype)
         # Rounding may put the threshold at the end of the sum.
-        return drawn.at[v].set(jnp.clip(chosen_chip, least[v], most[v]))
+        return jnp.clip(chosen_chip, least[v], most[v])
 
-    return lax.fori_loop(0, jnp.sum(chosen), draw, least)
+    if problem.tables is None:
+
+        def draw(i, drawn):
+            v = chosen_first[i]
+            return drawn.at[v].set(drawn_chip(v))
+
+        return lax.fori_loop(0, jnp.sum(chosen), draw, least)
+    # All nodes at once, in parts whose scores fit the memory; those not chosen are not used.
+    part = max(1, _DRAWN_BYTES // (4 * problem.config.num_chips * least.shape[1]))
+    return lax.map(drawn_chip, jnp.arange(rows), batch_size=min(part, rows))

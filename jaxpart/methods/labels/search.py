@@ -9,6 +9,7 @@ candidates that do not fit.
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from collections.abc import Generator
 from functools import partial
 
@@ -18,14 +19,15 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int
 
+from jaxpart.cost.batch import candidates_per_step, is_accelerator
 from jaxpart.cost.device import DeviceProblem, pad_assignments
-from jaxpart.cost.evaluate import evaluate
+from jaxpart.cost.evaluate import Costs, evaluate
 from jaxpart.cost.sharding import replicated, split, split_draws
 from jaxpart.methods.labels.sampling import fix, sample
 from jaxpart.methods.repair.search import Workers
 from jaxpart.runtime.state import Search
 
-# Candidates per step.
+# Candidates per step, on a CPU.
 _BATCH = 512
 # First and last temperature of annealing, as shares of the bottleneck.
 _HOTTEST, _COLDEST = 3e-2, 1e-5
@@ -34,31 +36,42 @@ _HOTTEST, _COLDEST = 3e-2, 1e-5
 _COLUMNS_PER_RECEIVER = 4
 
 
-def random(search: Search, batch: int = _BATCH) -> Generator[None]:
+def random(search: Search, batch: int | None = None) -> Generator[None]:
     """Offers uniform samples (`sample`); SCIP repairs the fastest one that does not fit in memory.
 
     Args:
       search: the state of the search; it receives the samples.
-      batch: B, samples per step.
+      batch: B, samples per step. None: as many as the device likes.
 
     Yields:
       None after every batch, so that the caller can check the budget.
     """
     search.enter("random")
+    batch = candidates_per_step(search.device_problem, _BATCH) if batch is None else batch
     problem = replicated(search.device_problem, batch)
     draw, judge = split_draws(sample, batch, None, batch), split(evaluate, batch, (None, 1))
     key = jax.random.key(search.seed)
+    pending: deque[tuple[Array, Costs]] = deque()
     step = 0
     with contextlib.closing(Workers(search)) as workers:
         while True:
-            assignments = draw(problem, jax.random.fold_in(key, step))
-            costs = judge(problem, assignments)
-            search.offer_batch(assignments, costs)
+            while len(pending) <= _ahead():
+                assignments = draw(problem, jax.random.fold_in(key, step + len(pending)))
+                pending.append((assignments, judge(problem, assignments)))
+            search.offer_batch(*pending.popleft())
             workers.repair_promising()
             workers.collect()
             search.start_clock()
             step += 1
             yield
+
+
+def _ahead() -> int:
+    """Steps that a device computes before the host looks at the one before them.
+
+    A GPU or TPU so never waits for the host. On a CPU both share the cores.
+    """
+    return int(is_accelerator())
 
 
 @struct.dataclass
@@ -70,7 +83,10 @@ class LabelChains:
 
 
 def paper_annealing(
-    search: Search, chains: int = _BATCH, hottest: float = _HOTTEST, coldest: float = _COLDEST
+    search: Search,
+    chains: int | None = None,
+    hottest: float = _HOTTEST,
+    coldest: float = _COLDEST,
 ) -> Generator[None]:
     """Simulated annealing: changes a few labels, applies `fix`, and accepts by Metropolis.
 
@@ -79,7 +95,8 @@ def paper_annealing(
 
     Args:
       search: the state of the search; it receives the candidates.
-      chains: B; with a small sample budget, fewer chains make more steps each.
+      chains: B; with a small sample budget, fewer chains make more steps each. None: as many as
+        the device likes.
       hottest: first temperature: a loss of this share of the bottleneck is accepted with
         probability 1/e.
       coldest: last temperature.
@@ -88,6 +105,7 @@ def paper_annealing(
       None after every batch, so that the caller can check the budget.
     """
     search.enter("paper_annealing")
+    chains = candidates_per_step(search.device_problem, _BATCH) if chains is None else chains
     problem = replicated(search.device_problem, chains)
     mend, judge = (split(function, chains, (None, 1)) for function in (fix, evaluate))
     key = jax.random.key(search.seed)
@@ -100,6 +118,7 @@ def paper_annealing(
     costs = judge(problem, start)
     search.offer_batch(start, costs)
     state = LabelChains(start, jnp.where(costs.valid, costs.bottleneck_s, jnp.inf))
+    pending: deque[tuple[Array, Costs]] = deque()
     step, received = 1, search.received
     with contextlib.closing(Workers(search)) as workers:
         while True:
@@ -109,7 +128,9 @@ def paper_annealing(
             change, accept = jax.random.split(jax.random.fold_in(key, step))
             candidates = mend(problem, relabel(change, problem, state.assignment))
             costs = judge(problem, candidates)
-            search.offer_batch(candidates, costs)
+            pending.append((candidates, costs))
+            if len(pending) > _ahead():
+                search.offer_batch(*pending.popleft())
             workers.repair_promising()
             workers.collect()
             search.start_clock()

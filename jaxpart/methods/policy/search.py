@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxpart.cost.batch import candidates_per_step, is_accelerator
 from jaxpart.cost.device import pad_assignments
 from jaxpart.cost.evaluate import evaluate
 from jaxpart.errors import InputError
@@ -41,9 +42,10 @@ from jaxpart.runtime.state import Method, Search
 # Samples per round. The first rounds are small, so that the search soon continues from a better
 # partition. Later rounds are large, because they still find improvements when small rounds do not.
 # Learning needs large rounds to compare samples. In the background, rounds are large because each
-# round has a fixed cost.
+# round has a fixed cost. A GPU or TPU takes thousands in the time of a few.
 BATCH = 16
 _LARGE_BATCH = 64
+_ACCELERATOR_BATCH = 4096  # or more, if the device likes
 ZERO_SHOT = 1024  # samples in small rounds; by default, learning starts after them
 MAX_PLAYED = 5000  # contracted nodes; on larger graphs a background step takes seconds
 
@@ -57,6 +59,7 @@ class PolicySearchConfig:
     learn_after: int | None = ZERO_SHOT  # samples before learning starts; None: never
     ppo_config: ppo.PPOConfig = dataclasses.field(default_factory=ppo.PPOConfig)
     solver: bool = True  # whether SCIP repairs promising invalid samples
+    batch: int | None = None  # samples per round; None: few at first on a CPU, else thousands
     refines: bool = True  # whether rounds start from the best so far, or all from `Task.start`
     network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)  # of fresh weights
 
@@ -148,7 +151,7 @@ def with_policy(
             while True:
                 decoder = _decoder(config, step)
                 learns = config.learn_after is not None and own >= config.learn_after
-                batch = _LARGE_BATCH if learns or own >= ZERO_SHOT else BATCH
+                batch = config.batch or _batch(task, is_large=learns or own >= ZERO_SHOT)
                 is_new = (batch, decoder) not in compiled
                 with search.compiling() if is_new else contextlib.nullcontext():
                     made = play(
@@ -230,7 +233,15 @@ def policy_background(search: Search, policy: PolicySource = None) -> Generator[
 
 def _played(task: Task, params: Any, sizes: NetworkConfig, state: State, key: jax.Array) -> Rollout:
     """One round in the background."""
-    return play(params, sizes, task, state, key, batch=_LARGE_BATCH, decoder="labels", mode="fix")
+    batch = _batch(task, is_large=True)
+    return play(params, sizes, task, state, key, batch=batch, decoder="labels", mode="fix")
+
+
+def _batch(task: Task, *, is_large: bool) -> int:
+    """Samples of a round."""
+    if is_accelerator():
+        return candidates_per_step(task.device, _ACCELERATOR_BATCH)
+    return _LARGE_BATCH if is_large else BATCH
 
 
 def params_of(

@@ -34,7 +34,10 @@ def chain(nodes):
 
 
 def drawn(problem, key=0, log_probs=None, batch=64):
-    f = sample(lower(problem), jax.random.key(key), log_probs, batch)
+    """What `sample` returns; its two forms return the same."""
+    f = sample(lower(problem, form="rows"), jax.random.key(key), log_probs, batch)
+    on_arrays = sample(lower(problem, form="arrays"), jax.random.key(key), log_probs, batch)
+    np.testing.assert_array_equal(on_arrays, f)
     return np.asarray(f)[: problem.num_nodes]
 
 

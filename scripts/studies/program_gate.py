@@ -1,0 +1,377 @@
+"""Compiles every device program for accelerators that are not there, and counts what it would do.
+
+  python scripts/device_programs.py
+  python scripts/device_programs.py --programs evaluate project --targets h100 --batch 64
+  pip install '.[aot]'                     what the targets h100 and v5e need (1 GB, Linux)
+
+Compilation is real: the counts are those of the program after all passes of XLA, for an H100, a TPU
+v5e, and the CPU. No driver or hardware is needed, and nothing runs. A GPU or TPU waits for each
+kernel and for each question to the host; so a loop of thousands of small steps is what makes a
+program slow there, however large its batch.
+
+Columns:
+  form      of the program (`lower` in `jaxpart/cost/device.py`); the target's own unless --form
+  loops ?   loops whose number of iterations the compiler does not know
+  loops     those with a known number
+  kernels   outside loops, and inside
+  launches  a call: kernels, each as often as its loops run; of the branches of a conditional, the
+            one with most. "~": iterations estimated from the sizes of the problem. ">": a loop of
+            which nothing is known counts one iteration
+  questions a call, to the host: a conditional asks one, a loop "?" one per iteration
+  temp MiB  temporary memory
+  per s     predicted, not measured: the batch over the seconds of a call, which are
+            launches * launch time + questions * question time
+              + max(bytes / memory bandwidth, operations / rate)
+            with the constants of `targets.py`. "<": because of ">" it is at most this. Bytes and
+            operations are counted in the HLO (`hlo.py`). Nothing is predicted for the CPU.
+
+A candidate of `slice`, `probe` and `order` is an order of nodes; one of `temper` is a chain that
+makes one sweep over its nodes. `act` and `gradient`, of the policy, have at most the batch of its
+training. Islands exchange by the host and have no device program.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import inspect
+import json
+import time
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from typing import Any, NamedTuple
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hlo import counts_of, module_of
+from pairs import greedy_start
+from targets import TARGETS, Target, missing, sharding
+
+from jaxpart.arguments import whole_number
+from jaxpart.cost.device import DeviceProblem, Form, lower
+from jaxpart.cost.evaluate import evaluate, verify
+from jaxpart.environment import environment
+from jaxpart.errors import InputError
+from jaxpart.files import write_whole
+from jaxpart.methods.annealing.ensemble import ensemble_of, temper
+from jaxpart.methods.annealing.state import chip_graph_of, moves_of
+from jaxpart.methods.labels.projection import project
+from jaxpart.methods.labels.sampling import sample
+from jaxpart.methods.orders.probe import probe, weights_of
+from jaxpart.methods.orders.search import order_by
+from jaxpart.methods.orders.slicing import slice_orders, window_for
+from jaxpart.methods.policy import ppo
+from jaxpart.methods.policy.network import NetworkConfig
+from jaxpart.methods.policy.rollout import Task, act, initial_params
+from jaxpart.methods.policy.training import TrainingConfig
+from jaxpart.problem.problem import IntArray, Problem
+
+_PACKAGES = ("libtpu", "jax-cuda12-plugin", "jax-cuda12-pjrt")
+_SHIFT_ORDERS = 16  # orders that shifts of `temper` choose from
+_OF_POLICY = ("act", "gradient")
+_LAYOUT = "{:<9}{:<7}{:<8}{:>6}{:>8}{:>7}{:>9}{:>8}{:>11}{:>11}{:>10}{:>9}{:>13}"
+_HEADER = (
+    *("program", "target", "form", "batch", "loops ?", "loops", "outside", "inside", "launches"),
+    *("questions", "temp MiB", "compile", "predicted/s"),
+)
+Row = dict[str, Any]
+
+
+class Program(NamedTuple):
+    """A jitted function and what it is called with; arrays may be `ShapeDtypeStruct`s."""
+
+    function: Any
+    arguments: tuple[Any, ...]
+    static: dict[str, Any]
+
+
+@dataclasses.dataclass
+class Case:
+    """The problem that programs are compiled for. What is dear is made at most once."""
+
+    problem: Problem
+    start: IntArray  # [N] the greedy baseline
+    batch: int
+
+    @functools.cached_property
+    def device(self) -> DeviceProblem:
+        """The problem of the nodes."""
+        return lower(self.problem)
+
+    @functools.cached_property
+    def contracted(self) -> DeviceProblem:
+        """The problem of the contracted nodes."""
+        return lower(self.problem.contracted)
+
+    @functools.cached_property
+    def window(self) -> int:
+        """The most contracted nodes in a segment no slower than the baseline."""
+        limit_s = float(verify(self.problem, self.start[:, None]).bottleneck_s[0])
+        return window_for(self.problem.contracted, limit_s)
+
+    @functools.cached_property
+    def task(self) -> Task:
+        """The problem prepared for the policy."""
+        return Task.build(self.problem)
+
+    def labels(self) -> jax.ShapeDtypeStruct:
+        """[N, B] chips of nodes."""
+        shape = (self.device.padded_nodes, self.batch)
+        return jax.ShapeDtypeStruct(shape, self.device.config.chip_dtype)
+
+    def orders(self, dtype: Any, *, by_row: bool) -> jax.ShapeDtypeStruct:
+        """[B, N] orders, keys or peaks of contracted nodes; [N, B] if not by row."""
+        shape = (self.batch, self.contracted.padded_nodes)
+        return jax.ShapeDtypeStruct(shape if by_row else shape[::-1], dtype)
+
+
+def _evaluate(case: Case) -> Program:
+    return Program(evaluate, (case.device, case.labels()), {})
+
+
+def _project(case: Case) -> Program:
+    return Program(project, (case.device, case.labels()), {})
+
+
+def _sample(case: Case) -> Program:
+    return Program(sample, (case.device, jax.random.key(0), None), {"batch": case.batch})
+
+
+def _order(case: Case) -> Program:
+    return Program(order_by, (case.contracted, case.orders(jnp.float32, by_row=True)), {})
+
+
+def _slice(case: Case) -> Program:
+    orders, peaks = (case.orders(kind, by_row=True) for kind in (jnp.int32, jnp.float32))
+    return Program(slice_orders, (case.contracted, orders, peaks), {"window": case.window})
+
+
+def _probe(case: Case) -> Program:
+    weights = weights_of(case.problem.contracted, case.contracted.padded_nodes)
+    orders, peaks = (case.orders(kind, by_row=False) for kind in (jnp.int32, jnp.float32))
+    limits_s = jax.ShapeDtypeStruct((case.batch,), jnp.float32)
+    arguments = (case.contracted, weights, orders, peaks, limits_s)
+    return Program(probe, arguments, {"window": case.window})
+
+
+def _temper(case: Case) -> Program:
+    graph = chip_graph_of(case.problem, case.start, np.random.default_rng(0))
+    moves = moves_of(case.problem, graph)
+    rows = moves.contracted.padded_nodes
+    labels = jax.ShapeDtypeStruct((rows, case.batch), moves.contracted.config.chip_dtype)
+    ensemble = jax.eval_shape(ensemble_of, labels, jax.random.key(0))
+    orders = jax.ShapeDtypeStruct((_SHIFT_ORDERS, rows), jnp.int32)
+    rest = (jax.random.key(0), jnp.float32(1), jnp.int32(1))
+    return Program(temper, (moves, ensemble, orders, *rest), {})
+
+
+def _act(case: Case) -> Program:
+    task, sizes = case.task, NetworkConfig()
+    params = jax.eval_shape(lambda: initial_params(sizes, task, 0))
+    count = case.contracted.num_nodes
+    arguments = (params, task.features, task.start, jax.random.key(0), count)
+    return Program(act, arguments, {"sizes": sizes, "batch": case.batch, "decoder": "labels"})
+
+
+def _gradient(case: Case) -> Program:
+    program = _act(case)
+    params, features, state = program.arguments[:3]
+    drawn = jax.eval_shape(functools.partial(act, **program.static), *program.arguments)
+    advantage: Any = jax.ShapeDtypeStruct((case.batch,), jnp.float32)
+    transition = ppo.Transition(features, state, drawn.actions, drawn.log_prob, advantage)
+    static = {"sizes": NetworkConfig(), "ppo_config": ppo.PPOConfig(), "decoder": "labels"}
+    return Program(ppo.gradient, (params, transition), static)
+
+
+PROGRAMS: dict[str, Callable[[Case], Program]] = {
+    "evaluate": _evaluate,
+    "project": _project,
+    "sample": _sample,
+    "order": _order,
+    "slice": _slice,
+    "probe": _probe,
+    "temper": _temper,
+    "act": _act,
+    "gradient": _gradient,
+}
+
+
+def main() -> int:
+    """Prints one row per program, target and batch size; returns exit code 0, 1 if one failed.
+
+    Raises:
+      InputError: the graph or module does not exist, there is no baseline, or a target's packages
+        are not installed.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--graph", default="bert-large")
+    parser.add_argument("--mcm", default="mcm36")
+    parser.add_argument("--batch", type=whole_number, nargs="+", default=[4096])
+    parser.add_argument("--programs", nargs="+", choices=PROGRAMS, default=list(PROGRAMS))
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--form", choices=("rows", "arrays"), help="default: the target's own")
+    parser.add_argument("--json", metavar="FILE")
+    arguments = parser.parse_args()
+    targets = [TARGETS[name] for name in arguments.targets]
+    for target in targets:
+        if absent := missing(target):
+            raise InputError(
+                f"{target.name} needs {', '.join(absent)}: pip install '.[aot]'; "
+                "--targets cpu needs nothing"
+            )
+    problem, start = greedy_start(arguments.graph, arguments.mcm)
+    rows = []
+    print(_LAYOUT.format(*_HEADER))
+    for target in targets:
+        for batch in arguments.batch:
+            for row in _rows(problem, start, batch, target, arguments.form, arguments.programs):
+                rows.append(row)
+                print(line_of(row), flush=True)
+    print("\nPredicted, not measured: a call takes launches + questions, and the longer of moving")
+    print("its bytes and computing its operations. ~ estimated, > at least, < at most.")
+    for target in targets:
+        if target.bytes_per_s:
+            print(target.describe())
+    if arguments.json:
+        settings = {key: getattr(arguments, key) for key in ("graph", "mcm", "batch", "form")}
+        constants = {t.name: t._asdict() for t in targets if t.bytes_per_s}
+        document = {
+            "environment": {**environment(), **_versions()},
+            "settings": {**settings, "targets": constants},
+            "rows": rows,
+        }
+        write_whole(arguments.json, json.dumps(document, indent=1).encode() + b"\n")
+    return int(any("error" in row for row in rows))
+
+
+def _rows(
+    problem: Problem,
+    start: IntArray,
+    batch: int,
+    target: Target,
+    form: Form | None,
+    programs: list[str],
+) -> Iterator[Row]:
+    """One row per program."""
+    form = form or ("rows" if target.backend == "cpu" else "arrays")
+    accelerator = "gpu" if target.backend == "cpu" else target.backend
+    backend = "cpu" if form == "rows" else accelerator
+    place = sharding(target)
+    with _as_on(backend):
+        case = Case(problem, start, batch)
+        of_policy = dataclasses.replace(case, batch=min(batch, TrainingConfig().batch))
+        for name in programs:
+            chosen = of_policy if name in _OF_POLICY else case
+            known = {"program": name, "target": target.name, "form": form, "batch": chosen.batch}
+            try:
+                yield known | compiled(PROGRAMS[name](chosen), place, target, chosen.batch)
+            except jax.errors.JaxRuntimeError as error:  # the compiler refuses: no memory, mostly
+                yield known | {"error": str(error).splitlines()[0]}
+
+
+@contextlib.contextmanager
+def _as_on(backend: str) -> Iterator[None]:
+    """Makes the package choose what it chooses on a backend, such as the form of its programs."""
+    jax.clear_caches()
+    with mock.patch.object(jax, "default_backend", return_value=backend):
+        yield
+    jax.clear_caches()
+
+
+def compiled(program: Program, place: Any, target: Target, batch: int) -> Row:
+    """Compiles a program and counts it.
+
+    Args:
+      program: to compile.
+      place: sharding on a device of the target.
+      target: whose constants the prediction has.
+      batch: candidates of a call.
+    """
+
+    def described(leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype, sharding=place)
+
+    begun_s = time.perf_counter()
+    arguments = jax.tree.map(described, program.arguments)
+    done = program.function.lower(*arguments, **program.static).compile()
+    seconds = time.perf_counter() - begun_s
+    counts = counts_of(module_of(done.as_text()), sizes_of(program))
+    memory = done.memory_analysis()
+    call_s = target.seconds(counts)
+    return {
+        "unknown_loops": counts.unknown_loops,
+        "known_loops": counts.known_loops,
+        "kernels_outside": counts.kernels_outside,
+        "kernels_inside": counts.kernels_inside,
+        "launches": round(counts.launches),
+        "launches_are": "least" if counts.is_least else "estimated" if counts.is_estimated else "",
+        "questions": round(counts.questions),
+        "bytes": counts.num_bytes,
+        "operations": counts.operations,
+        "temp_bytes": memory.temp_size_in_bytes,
+        "argument_bytes": memory.argument_size_in_bytes,
+        "output_bytes": memory.output_size_in_bytes,
+        "compile_s": seconds,
+        "predicted_s": call_s,
+        "predicted_per_s": None if call_s is None else batch / call_s,
+    }
+
+
+def sizes_of(program: Program) -> dict[str, float]:
+    """What is known of a program's arguments, by the names that they have in the compiled text.
+
+    Integers are themselves; of a table of offsets it is the mean length of a segment.
+    """
+    sizes: dict[str, float] = {}
+    names = list(inspect.signature(program.function).parameters)
+    for name, argument in zip(names, program.arguments, strict=False):
+        for path, leaf in jax.tree_util.tree_flatten_with_path(argument)[0]:
+            if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
+                continue
+            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                continue
+            if not jnp.issubdtype(leaf.dtype, jnp.integer) or leaf.ndim > 1 or leaf.size == 0:
+                continue
+            values = np.asarray(leaf)
+            key = name + jax.tree_util.keystr(path)
+            if values.ndim == 0:
+                sizes[key] = float(values)
+            elif values[0] == 0 and (np.diff(values) >= 0).all():
+                segments = max(int((values < values[-1]).sum()), 1)  # padding comes behind them
+                sizes[key] = float(values[-1]) / segments
+    return sizes
+
+
+def line_of(row: Row) -> str:
+    """A row as text."""
+    first = (row["program"], row["target"], row["form"], f"{row['batch']:,}")
+    if "error" in row:
+        return _LAYOUT.format(*first, *[""] * 9).rstrip() + f"  {row['error']}"
+    mark = {"least": ">", "estimated": "~", "": ""}[row["launches_are"]]
+    limit = {"least": "<", "estimated": "~", "": ""}[row["launches_are"]]
+    predicted = row["predicted_per_s"]
+    return _LAYOUT.format(
+        *first,
+        *(row[key] for key in ("unknown_loops", "known_loops", "kernels_outside")),
+        row["kernels_inside"],
+        f"{mark}{row['launches']:,}",
+        f"{row['questions']:,}",
+        f"{row['temp_bytes'] / 2**20:,.1f}",
+        f"{row['compile_s']:.1f} s",
+        "-" if predicted is None else f"{limit}{predicted:,.0f}",
+    )
+
+
+def _versions() -> dict[str, str]:
+    """Versions of the packages that compile for accelerators, as far as they are installed."""
+    found = {}
+    for package in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found

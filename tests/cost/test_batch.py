@@ -1,0 +1,60 @@
+"""How many candidates a device wants in a step."""
+
+import json
+
+import pytest
+
+from jaxpart.cost import batch
+from jaxpart.cost.device import lower
+from jaxpart.problem.mcm import load_mcm
+from jaxpart.problem.problem import Problem
+from tests.support.graphs import line
+
+PROBLEM = lower(Problem.build(line([1.0, 1.0], [4]), load_mcm("mcm4")))
+
+
+def device(start_s: float, candidate_s: float):
+    """Seconds of a step on a device with a fixed cost of each step."""
+    return lambda size: start_s + size * candidate_s
+
+
+@pytest.mark.parametrize(
+    ("start_s", "candidate_s", "expected"),
+    [
+        (0.0, 1e-5, 64),  # nothing is gained by more
+        (1e-3, 1e-9, 16_384),  # the start is all that counts
+        (1e-4, 1e-7, 4096),  # 8.0 of 9.4 million candidates/s
+    ],
+)
+def test_the_smallest_batch_with_nearly_the_best_throughput_is_taken(
+    start_s, candidate_s, expected
+):
+    assert batch.worthwhile(device(start_s, candidate_s), 64, 16_384) == expected
+
+
+def test_a_cpu_is_not_asked(monkeypatch):
+    monkeypatch.setattr(batch, "_seconds", lambda *_: pytest.fail("timed"))
+    assert batch.candidates_per_step(PROBLEM, 512) == 512
+
+
+def test_an_accelerator_is_asked_once_and_the_answer_is_kept(monkeypatch, tmp_path):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(batch, "is_accelerator", lambda: True)
+    asked = []
+
+    def seconds(problem, size):
+        asked.append(size)
+        return device(1e-3, 1e-9)(size)
+
+    monkeypatch.setattr(batch, "_seconds", seconds)
+    assert batch.candidates_per_step(PROBLEM, 512) == 8192
+    assert asked == [512, 2048, 8192]
+    assert batch.candidates_per_step(PROBLEM, 512) == 8192
+    assert len(asked) == 3
+
+    kept = tmp_path / "cache" / "batches.json"
+    (key,) = json.loads(kept.read_bytes())
+    assert "64 nodes, 4 chips, chain" in key
+    kept.write_bytes(b"{damaged")
+    assert batch.candidates_per_step(PROBLEM, 512) == 8192
+    assert len(asked) == 6

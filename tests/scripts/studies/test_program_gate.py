@@ -1,0 +1,143 @@
+"""What device programs would do on accelerators that are not there.
+
+On an H100 a program waits for each kernel and, in a loop of unknown length, for the host before
+each step. `evaluate` and `project` must not be of that kind there.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import program_gate
+import pytest
+import targets
+from hlo import Counts
+from pairs import greedy_start
+from program_gate import Case, Program, line_of, sizes_of
+from targets import TARGETS
+
+from jaxpart.cost.device import lower
+from jaxpart.cost.evaluate import evaluate
+from jaxpart.problem.problem import Problem
+from tests.support.graphs import parallel_chains
+from tests.support.modules import THREE_CHIPS
+
+ROOT = Path(__file__).parents[3]
+MOST_LAUNCHES = 400  # of a call on an H100
+SMALL = "squeezenet"  # a graph that compiles fast
+ABSENT = targets.missing(TARGETS["h100"])
+
+
+def gate(tmp_path, *options):
+    """The rows that the script writes, by program and batch; it runs in a process of its own."""
+    path = tmp_path / "rows.json"
+    command = [sys.executable, ROOT / "scripts" / "device_programs.py", *options, "--json", path]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        list(map(str, command)), env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    return json.loads(path.read_bytes()), done.stdout
+
+
+@pytest.mark.skipif(
+    bool(ABSENT), reason=f"needs {', '.join(ABSENT)} of the extra `aot`: pip install '.[aot]'"
+)
+def test_whole_array_programs_start_few_kernels_on_an_h100(tmp_path):
+    options = ("--programs", "evaluate", "project", "--targets", "h100", "--batch", "64", "4096")
+    document, _ = gate(tmp_path, *options)
+
+    rows = document["rows"]
+    assert [(row["program"], row["batch"]) for row in rows] == [
+        (program, batch) for batch in (64, 4096) for program in ("evaluate", "project")
+    ]
+    for row in rows:
+        assert row["form"] == "arrays"
+        assert row["unknown_loops"] == 0, row
+        assert row["launches"] <= MOST_LAUNCHES, row
+        assert row["predicted_per_s"] > 0
+    assert document["environment"]["jax-cuda12-plugin"]
+
+
+def test_the_whole_array_form_has_no_loop_of_unknown_length_on_a_cpu_either(tmp_path):
+    options = ("--programs", "evaluate", "--targets", "cpu", "--batch", "64", "--graph", SMALL)
+    document, text = gate(tmp_path, *options, "--form", "arrays")
+
+    (row,) = document["rows"]
+    assert row["form"] == "arrays"
+    assert row["unknown_loops"] == 0
+    assert row["launches"] >= row["kernels_outside"] > 0
+    assert row["predicted_per_s"] is None
+    assert "evaluate cpu" in text
+
+
+def test_the_form_of_the_programs_can_be_chosen():
+    problem, start = greedy_start(SMALL, "mcm4")
+
+    for form in ("rows", "arrays", None):
+        (row,) = program_gate._rows(problem, start, 8, TARGETS["cpu"], form, ["evaluate"])
+        assert row["form"] == (form or "rows")
+        is_loops = form != "arrays"
+        assert (row["unknown_loops"] >= 5) == is_loops
+        assert row["launches_are"] == ("estimated" if is_loops else "")
+        assert (row["questions"] > problem.num_nodes) == is_loops
+
+
+def test_sizes_are_numbers_and_mean_lengths_of_segments():
+    problem = Problem.build(parallel_chains(2, 6), THREE_CHIPS)
+    device = lower(problem)
+
+    sizes = sizes_of(Program(evaluate, (device,), {}))
+
+    assert sizes["problem.num_nodes"] == problem.num_nodes
+    edges, producers = len(problem.edge_consumer), problem.num_tensors
+    assert sizes["problem.tensor_edges"] == pytest.approx(edges / producers)
+    assert "problem.node_s" not in sizes
+
+
+@pytest.mark.parametrize("name", program_gate.PROGRAMS)
+def test_every_program_is_made_and_traced(name):
+    problem, start = greedy_start(SMALL, "mcm4")
+    program = program_gate.PROGRAMS[name](Case(problem, start, 8))
+
+    traced = program.function.lower(*program.arguments, **program.static)
+
+    assert "func.func public @main" in traced.as_text()
+
+
+def test_the_prediction_adds_waiting_to_the_longer_of_moving_and_computing():
+    h100 = TARGETS["h100"]
+    moving = Counts(launches=100, questions=10, num_bytes=3.35e9, operations=1.48e9)
+
+    assert h100.seconds(moving) == pytest.approx(100 * 3e-6 + 10 * 1e-5 + 1e-3)
+    computing = Counts(num_bytes=3.35e9, operations=1.48e11)
+    assert h100.seconds(computing) == pytest.approx(1e-2)
+    assert TARGETS["cpu"].seconds(moving) is None
+
+
+def test_a_row_says_what_is_estimated_and_what_failed():
+    known = {"program": "order", "target": "h100", "form": "arrays", "batch": 64}
+    counts = {
+        "unknown_loops": 2,
+        "known_loops": 0,
+        "kernels_outside": 3,
+        "kernels_inside": 4,
+        "launches": 5000,
+        "questions": 1000,
+        "temp_bytes": 2**20,
+        "compile_s": 1.0,
+        "predicted_per_s": 1234.5,
+    }
+
+    assert "~5,000" in line_of({**known, **counts, "launches_are": "estimated"})
+    least = line_of({**known, **counts, "launches_are": "least"})
+    assert ">5,000" in least
+    assert "<1,234" in least
+    assert line_of({**known, "error": "no memory"}).endswith("no memory")
+
+
+def test_environment_variables_come_before_jax():
+    with pytest.raises(RuntimeError, match="jax is imported"):
+        targets.prepare()
