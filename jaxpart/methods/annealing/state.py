@@ -214,7 +214,7 @@ def _counted_at_once(moves: Moves, labels: Int[Array, "N B"]) -> Int[Array, "C B
     contracted = moves.contracted
     is_real = (jnp.arange(labels.shape[0]) < contracted.num_nodes)[:, None]
     chip = jnp.arange(contracted.config.num_chips, dtype=labels.dtype)[:, None, None]
-    return jnp.sum(is_real & (labels[None] == chip), axis=1, dtype=jnp.int32)
+    return jnp.sum(is_real[None] & (labels[None] == chip), axis=1, dtype=jnp.int32)
 
 
 def _uses_at_once(moves: Moves, near: Neighbours, labels: Int[Array, "N B"]) -> Int[Array, "W C B"]:
