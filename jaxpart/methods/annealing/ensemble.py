@@ -17,19 +17,17 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from jaxpart.cost.evaluate import Costs, evaluate
+from jaxpart.methods.annealing import by_arrays, by_rows, row, shift_at_once
 from jaxpart.methods.annealing.moves import (
     Chains,
-    followers,
     movable,
     next_noise,
-    path_lengths,
     shift_sweep,
     single_sweep,
     taken_back,
     uniform,
 )
 from jaxpart.methods.annealing.price import chip_energy, energy_of
-from jaxpart.methods.annealing.row import row_shift, row_sweep
 from jaxpart.methods.annealing.state import WORD, Moves, tables_of
 
 # Ends of the temperature ladder, in units of energy: a stage of length `unit_s` has energy 1.
@@ -101,7 +99,7 @@ def temper(
       key: the same key gives the same answer.
       unit_s: unit of the energy, seconds; about the best bottleneck known.
       sweeps: number of sweeps; the next call evaluates the result of the last one.
-      share: see `row_sweep`; divides B.
+      share: see `row_sweep` in `row.py`; divides B.
 
     Returns:
       The chains after the sweeps.
@@ -200,7 +198,7 @@ def _single(
     order = jnp.argsort(jnp.where(is_visited, jax.random.uniform(keys[1], (nodes,)), 2.0))
     count = jnp.sum(is_visited, dtype=jnp.int32)
     if moves.is_row:
-        chains = row_sweep(moves, chains, order, count, temperature, unit_s, share)
+        chains = row.row_sweep(moves, chains, order, count, temperature, unit_s, share)
     else:
         chains = single_sweep(moves, chains, order, count, temperature, unit_s)
     return chains, count.astype(jnp.float32)
@@ -223,6 +221,7 @@ def _row_shifts(
     """
     chips = moves.after.shape[1]
     nodes, batch = chains.labels.shape
+    row_shift = (row if moves.neighbours is None else shift_at_once).row_shift
 
     def shift(i, chains):
         keys = jax.random.split(jax.random.fold_in(key, i), 7)
@@ -272,9 +271,9 @@ def _with_followers(
     """`followers`; `order` is the order in which contracted nodes may leave, the reverse of its."""
     number = jnp.arange(len(order))
     order = order[jnp.where(number < count, count - 1 - number, number)]
-    if path_lengths(moves) is not None:
-        return followers(moves, labels, seeds, order, count, upward, source)
-    ways = [partial(followers, moves, upward=way, source=source) for way in (False, True)]
+    if moves.neighbours is not None:
+        return by_arrays.followers(moves, labels, seeds, order, count, upward, source)
+    ways = [partial(by_rows.followers, moves, upward=way) for way in (False, True)]
     return lax.cond(upward, ways[1], ways[0], labels, seeds, order, count)
 
 

@@ -10,20 +10,16 @@ For 4,096 chains of BERT-large that is 0.2 MB, or 0.06 us of an H100's memory. T
 to the longest of the graph (4 for BERT-large: 0.02 us more). Compare-and-reduce over all E edges
 would read 2 * E * B = 17 MB a step, or 5 us. Lists are never longer than that, because a list has
 an edge at most once.
-
-A sweep visits a number of contracted nodes that is only known when it starts. Its steps run in
-blocks of a static number, so the host is asked once a block; steps beyond the number do nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jax import lax
 from jaxtyping import Array, Bool, Int
 from numpy.typing import NDArray
 
@@ -31,10 +27,7 @@ from jaxpart.cost.chip_sets import chip_bit, has_chip, union
 from jaxpart.cost.device import DeviceProblem, bucket_size
 from jaxpart.cost.tables import Segments, offsets, segments, take
 
-_BLOCK = 64  # steps of a block; divides every padded size
 _SHORTEST = 4  # least static length of a list
-
-Carry = TypeVar("Carry")
 
 
 @struct.dataclass
@@ -96,7 +89,7 @@ def neighbours_of(
         reader=jnp.asarray(_padded(reader, size)),
         reader_input=jnp.asarray(_padded(number, size)),
         user=jnp.asarray(_padded(node[order], uses)),
-        users=_on_device(segments(offsets(weight, num_shared), uses)),
+        users=jax.device_put(segments(offsets(weight.astype(np.int64), num_shared), uses)),
         most_inputs=_length(inputs),
         most_outputs=_length(np.diff(host["node_tensors"])),
         most_consumers=_length(np.diff(host["tensor_edges"][host["node_tensors"]])),
@@ -150,31 +143,13 @@ def any_of(hits: Bool[Array, "M B"], group: Int[Array, " M"], groups: int) -> Bo
     return has_chip(union(bits, 0), groups)
 
 
-def visited(
-    in_blocks: bool,
-    count: Int[Array, ""],
-    visit: Callable[[Array, Any, Carry], Carry],
-    carry: Carry,
-) -> Carry:
-    """Visits 0 to count - 1.
-
-    Args:
-      in_blocks: whether steps come in blocks of a static number.
-      count: how many steps do something.
-      visit: takes the number of the step, whether it does something, and the carry.
-      carry: the first one.
-    """
-    if not in_blocks:
-        return lax.fori_loop(0, count, lambda i, carry: visit(i, True, carry), carry)
-
-    def block(number, carry):
-        def step(j, carry):
-            i = number * _BLOCK + j
-            return visit(i, i < count, carry)
-
-        return lax.fori_loop(0, _BLOCK, step, carry)
-
-    return lax.fori_loop(0, (count + _BLOCK - 1) // _BLOCK, block, carry)
+def highest_of(
+    label: Int[Array, "M B"], is_there: Bool[Array, "M B"], group: Int[Array, " M"], groups: int
+) -> Int[Array, "G B"]:
+    """The highest label in each group; -1 if it is empty."""
+    number = jnp.arange(groups)[:, None, None]
+    here = is_there[None] & (group[None, :, None] == number)
+    return jnp.max(jnp.where(here, label[None], -1), axis=1)
 
 
 def _span(
@@ -196,10 +171,3 @@ def _padded(values: NDArray[Any], size: int) -> NDArray[np.int32]:
     out = np.zeros(size, np.int32)
     out[: len(values)] = values
     return out
-
-
-def _on_device(found: Segments) -> Segments:
-    return tuple(
-        level.replace(start=jnp.asarray(level.start), count=jnp.asarray(level.count))
-        for level in found
-    )

@@ -30,20 +30,11 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from jaxpart.cost.device import DeviceProblem
 from jaxpart.cost.stage import stage_s
-from jaxpart.cost.tables import take
+from jaxpart.methods.annealing import by_arrays, by_rows
 from jaxpart.methods.annealing.moves import Chains, next_noise, uniform
-from jaxpart.methods.annealing.neighbours import (
-    Neighbours,
-    any_of,
-    consumers_of,
-    inputs_of,
-    readers_of,
-    visited,
-)
-from jaxpart.methods.annealing.price import over_capacity, powered, seconds_of
-from jaxpart.methods.annealing.state import Moves, chip_column
+from jaxpart.methods.annealing.price import form_of, over_capacity, powered, seconds_of
+from jaxpart.methods.annealing.state import Moves
 
 
 @struct.dataclass
@@ -84,59 +75,33 @@ def row_sweep(
       share: chains per slot, of which at most one moves in a step; divides B.
     """
     slots = temperature.shape[0] // share
-    sent_s = _sent_s(moves)
-    if moves.neighbours is not None:
-        return _row_sweep_at_once(moves, chains, order, count, temperature, unit_s, share)
-
-    def visit(i, chains):
-        v = order[i]
-        code, noise = _one_per_slot(moves, chains.labels, v, chains.noise, share)
-        lane = (code >> 2) % share * slots + jnp.arange(slots)
-        step = _priced(moves, chains, sent_s, v, lane, code > 0, (code & 1) == 1, unit_s)
-        chance = jnp.log(uniform(next_noise(noise[:slots])))
-        accept = step.is_open & (step.gain <= -temperature[lane] * chance)
-        chains = dataclasses.replace(
-            chains,
-            noise=noise,
-            priced=chains.priced.at[lane].add(step.is_open, unique_indices=True),
-            accepted=chains.accepted.at[lane].add(accept, unique_indices=True),
-        )
-        return _made(moves, chains, v, step, accept)
-
-    return lax.fori_loop(0, count, visit, chains) if moves.after.shape[1] > 1 else chains
-
-
-def _row_sweep_at_once(
-    moves: Moves,
-    chains: Chains,
-    order: Int[Array, " N"],
-    count: Int[Array, ""],
-    temperature: Float[Array, " B"],
-    unit_s: Float[Array, ""],
-    share: int,
-) -> Chains:
-    """`row_sweep` with all chains priced, which needs no gather per slot and as few kernels."""
-    slots = temperature.shape[0] // share
-    place = jnp.arange(share, dtype=jnp.int32)[:, None]
-    sent_s = _sent_s(moves)
+    sent_s, form = _sent_s(moves), form_of(moves)
 
     def visit(i, is_step, chains):
         v = order[i]
         code, noise = _one_per_slot(moves, chains.labels, v, chains.noise, share)
-        is_chosen = (((code > 0) & ((code >> 2) % share == place)) & is_step).reshape(-1)
-        is_up = jnp.tile((code & 1) == 1, share)
-        step = _priced(moves, chains, sent_s, v, None, is_chosen, is_up, unit_s)
-        chance = jnp.tile(jnp.log(uniform(next_noise(noise[:slots]))), share)
-        accept = step.is_open & (step.gain <= -temperature * chance)
+        place, is_open, is_up = (code >> 2) % share, code > 0, (code & 1) == 1
+        chance = jnp.log(uniform(next_noise(noise[:slots])))
+        if form is by_rows:
+            lane = place * slots + jnp.arange(slots)
+            heat = temperature[lane]
+        else:  # all chains are priced: it takes no longer, and needs no gather of labels per slot
+            lane, heat = None, temperature
+            is_chosen = place[None] == jnp.arange(share)[:, None]
+            is_open = (is_chosen & (is_open & is_step)[None]).reshape(-1)
+            is_up, chance = jnp.tile(is_up, share), jnp.tile(chance, share)
+            noise = jnp.where(is_step, noise, chains.noise)
+        step = _priced(moves, chains, sent_s, v, lane, is_open, is_up, unit_s)
+        accept = step.is_open & (step.gain <= -heat * chance)
         chains = dataclasses.replace(
             chains,
-            noise=jnp.where(is_step, noise, chains.noise),
-            priced=chains.priced + step.is_open,
-            accepted=chains.accepted + accept,
+            noise=noise,
+            priced=_raised(chains.priced, lane, step.is_open),
+            accepted=_raised(chains.accepted, lane, accept),
         )
-        return _made_at_once(moves, chains, v, step, accept)
+        return _made(moves, chains, v, step, accept)
 
-    return visited(True, count, visit, chains) if moves.after.shape[1] > 1 else chains
+    return form.visited(len(order), count, visit, chains) if moves.after.shape[1] > 1 else chains
 
 
 def row_shift(
@@ -167,24 +132,22 @@ def row_shift(
       unit_s: unit of the energy, seconds.
     """
     sent_s, batch = _sent_s(moves), temperature.shape[0]
-    at_once, start = moves.neighbours is not None, chains
-    lane = None if at_once else jnp.arange(batch)
-    made = _made_at_once if at_once else _made
+    lane, start = jnp.arange(batch), chains
     is_up = jnp.broadcast_to(upward, (batch,))
 
-    def visit(i, is_step, carry):
+    def visit(i, carry):
         chains, left_s, gain = carry
         v = order[i]
-        can_rise, can_fall = _free(moves, chains.labels, v)
+        can_rise, can_fall = by_rows.free_ways(moves, chains.labels, v)
         is_open = jnp.where(upward, can_rise, can_fall) & (chains.labels[v] == source)
-        is_open &= chosen[v] & (left_s > 0) & is_step
+        is_open &= chosen[v] & (left_s > 0)
         step = _priced(moves, chains, sent_s, v, lane, is_open, is_up, unit_s)
         left_s -= jnp.where(step.is_open, seconds_of(moves, v)[source], 0)
         gain += jnp.where(step.is_open, step.gain, 0)
-        return made(moves, chains, v, step, step.is_open), left_s, gain
+        return _made(moves, chains, v, step, step.is_open), left_s, gain
 
     carry = (chains, quota_s, jnp.zeros_like(quota_s))
-    chains, left_s, gain = visited(at_once, count, visit, carry)
+    chains, left_s, gain = lax.fori_loop(0, count, visit, carry)
     noise = next_noise(start.noise)
     has_moved = left_s < quota_s
     accept = gain <= -temperature * jnp.log(uniform(noise))
@@ -232,29 +195,10 @@ def _priced(
     high = low + 1
     sign = jnp.where(is_up, 1.0, -1.0).astype(tables.out_s.dtype)
 
-    def gained_at_once(near):
-        tensor, is_input = inputs_of(contracted, near, v)
-        reader, read, is_reader = readers_of(near, v)
-        is_there = is_reader & (take(labels, reader).astype(jnp.int32) == high)
-        is_new = is_input & ~any_of(is_there, read, near.most_inputs)
-        return jnp.sum(jnp.where(is_new, take(contracted.tensor_bytes, tensor)[:, None], 0), axis=0)
-
-    def consumed(e, gained):
-        k = contracted.in_edge_tensor[e]
-
-        def look(e, is_read):
-            q = contracted.edge_consumer[e]
-            return is_read | ((q != v) & (labels[q, at].astype(jnp.int32) == high))
-
-        start, stop = contracted.tensor_edges[k], contracted.tensor_edges[k + 1]
-        is_read = lax.fori_loop(start, stop, look, jnp.zeros(at.shape, bool))
-        return gained + jnp.where(is_read, 0, contracted.tensor_bytes[k])
-
-    if moves.neighbours is not None:
-        gained = gained_at_once(moves.neighbours)
+    if lane is None:
+        gained = by_arrays.bytes_read_first(moves, labels, v, high)
     else:
-        start, stop = contracted.node_in_edges[v], contracted.node_in_edges[v + 1]
-        gained = lax.fori_loop(start, stop, consumed, jnp.zeros(at.shape, tables.out_s.dtype))
+        gained = by_rows.bytes_read_first(moves, labels, v, high, lane)
     cut_step = sign * (gained / contracted.link_bandwidth - sent_s[v])
     seconds = seconds_of(moves, v)
     steps = -sign * seconds[low], sign * seconds[high]
@@ -263,13 +207,9 @@ def _priced(
     below = jnp.where(low > 0, tables.out_s[jnp.maximum(low - 1, 0), at], 0)
     above = tables.out_s[high, at]
 
-    def energy(compute_s, cut):
-        first = stage_s(config.overlap, compute_s[0], below, cut)
-        second = stage_s(config.overlap, compute_s[1], cut, above)
-        return powered(first / unit_s) + powered(second / unit_s)
-
     after = compute[0] + steps[0], compute[1] + steps[1]
-    gain = energy(after, cut + cut_step) - energy(compute, cut)
+    gain = energy_of_two(config.overlap, after, below, cut + cut_step, above, unit_s)
+    gain -= energy_of_two(config.overlap, compute, below, cut, above, unit_s)
     target = jnp.where(is_up, high, low)
     held = jnp.zeros_like(gain), jnp.zeros_like(gain)
     if config.constraints.memory:
@@ -282,6 +222,29 @@ def _priced(
         is_top = (source == chips - 1) | (next_on == 0)
         is_open &= (tables.contracted_on[source, at] > 1) | (is_top & ~is_up)
     return _Step(lane, is_open, source, target, steps, cut_step, held, gain)
+
+
+def energy_of_two(
+    overlap: bool,
+    compute_s: tuple[Array, Array],
+    below_s: Array,
+    cut_s: Array,
+    above_s: Array,
+    unit_s: Float[Array, ""],
+) -> Array:
+    """The energy of the stages of two neighbouring chips.
+
+    Args:
+      overlap: whether a chip computes, receives and sends at the same time.
+      compute_s: seconds of compute of the lower and of the higher one.
+      below_s: seconds of traffic to the lower one.
+      cut_s: from the lower to the higher one.
+      above_s: from the higher one.
+      unit_s: unit of the energy, seconds.
+    """
+    first = stage_s(overlap, compute_s[0], below_s, cut_s)
+    second = stage_s(overlap, compute_s[1], cut_s, above_s)
+    return powered(first / unit_s) + powered(second / unit_s)
 
 
 def _held(
@@ -319,6 +282,8 @@ def _made(
 
     def add(table, chip, value):
         value = jnp.where(accept, value, 0).astype(table.dtype)
+        if lane is None:
+            return by_arrays.added(table, chip, value)
         return table.at[chip, lane].add(value, unique_indices=True, mode="promise_in_bounds")
 
     def add_both(table, values):
@@ -331,7 +296,9 @@ def _made(
     )
     if rules.memory:
         uses, one = tables.weight_uses, accept.astype(tables.weight_uses.dtype)
-        for column in range(moves.weights.shared.shape[1]):
+        if lane is None:
+            uses = by_arrays.uses_after(moves, uses, accept, v, source, target)
+        for column in range(moves.weights.shared.shape[1] if lane is not None else 0):
             w = moves.weights.shared[v, column]
             uses = uses.at[w, source, lane].add(-one).at[w, target, lane].add(one)
         memory = add_both(tables.memory_bytes, step.memory_bytes)
@@ -341,65 +308,14 @@ def _made(
             new, contracted_on=add(add(tables.contracted_on, source, -1), target, 1)
         )
     label = jnp.where(accept, target, source).astype(chains.labels.dtype)
-    labels = chains.labels.at[v, lane].set(label, unique_indices=True, mode="promise_in_bounds")
+    place = v if lane is None else (v, lane)
+    labels = chains.labels.at[place].set(label, unique_indices=True, mode="promise_in_bounds")
     return dataclasses.replace(chains, labels=labels, tables=new)
 
 
-def _made_at_once(
-    moves: Moves, chains: Chains, v: Array, step: _Step, accept: Bool[Array, " B"]
-) -> Chains:
-    """`_made` for all chains: one pass over the tables of all chips, without a scatter per table.
-
-    That is 32 * C * B bytes at most (4.7 MB for 4,096 chains on 36 chips, which stay in an H100's
-    cache; 1.4 us of its memory if they did not), where each scatter would be a kernel of 2 to 5 us.
-    """
-    tables, rules = chains.tables, moves.contracted.config.constraints
-    source, target = step.source, step.target
-    low = jnp.minimum(source, target)
-    chip = chip_column(moves.contracted.config.num_chips)
-
-    def add_at(chips, values):
-        """What each chip gains: `values` on `chips`, in chains that accept."""
-        gains = [jnp.where(accept & (chip == c), x, 0) for c, x in zip(chips, values, strict=True)]
-        return gains[0] + gains[1] if len(gains) == 2 else gains[0]
-
-    new = dataclasses.replace(
-        tables,
-        compute_s=tables.compute_s + add_at((low, low + 1), step.compute_s),
-        out_s=tables.out_s + add_at((low,), (step.cut_s,)),
-    )
-    if rules.memory:
-        new = dataclasses.replace(
-            new,
-            memory_bytes=tables.memory_bytes + add_at((low, low + 1), step.memory_bytes),
-            weight_uses=_uses_at_once(moves, tables.weight_uses, v, source, target, accept),
-        )
-    if rules.no_skip:
-        on = tables.contracted_on
-        new = dataclasses.replace(new, contracted_on=on + add_at((source, target), (-1, 1)))
-    label = jnp.where(accept, target, source).astype(chains.labels.dtype)
-    labels = lax.dynamic_update_index_in_dim(chains.labels, label, v, 0)
-    return dataclasses.replace(chains, labels=labels, tables=new)
-
-
-def _uses_at_once(
-    moves: Moves,
-    uses: Int[Array, "W C B"],
-    v: Array,
-    source: Int[Array, " B"],
-    target: Int[Array, " B"],
-    accept: Bool[Array, " B"],
-) -> Int[Array, "W C B"]:
-    """The uses of the shared weights after contracted node v moved, by one scatter of integers."""
-    shared = moves.weights.shared[v][None, :, None]  # [1, R, 1]
-    if not shared.shape[1]:
-        return uses
-    # Entries that stand for no weight, and chains that do not accept, are out of bounds.
-    weight = jnp.where(accept & (shared < len(uses) - 1), shared, len(uses))
-    chip = jnp.stack([source, target])[:, None]  # [2, 1, B]
-    step = jnp.array([-1, 1], uses.dtype)[:, None, None]
-    lane = jnp.arange(uses.shape[2])
-    return uses.at[weight, chip, lane].add(step, unique_indices=True, mode="drop")
+def _raised(count: Int[Array, " B"], lane: Array | None, step: Bool[Array, " slots"]) -> Array:
+    """The counts of all chains, one higher in the slots where `step` is true."""
+    return count + step if lane is None else count.at[lane].add(step, unique_indices=True)
 
 
 def _sent_s(moves: Moves) -> Float[Array, " N"]:
@@ -421,7 +337,7 @@ def _one_per_slot(
       Per slot, 4 * place + 2 + (1 if it moves up, else 0), or 0 if no chain can move; and the next
       generator states.
     """
-    can_rise, can_fall = _free(moves, labels, v)
+    can_rise, can_fall = form_of(moves).free_ways(moves, labels, v)
     noise = next_noise(noise)
     is_up = can_rise & (~can_fall | ((noise >> 31) == 1))
     slots = len(noise) // share
@@ -433,56 +349,3 @@ def _one_per_slot(
     best = jnp.max(jnp.where((can_rise | can_fall).reshape(share, slots), code, 0), axis=0)
     chosen = (best // 2 - 1 - turn) % share
     return jnp.where(best > 0, 4 * chosen + 2 + best % 2, 0), noise
-
-
-def _free(
-    moves: Moves, labels: Int[Array, "N B"], v: Array
-) -> tuple[Bool[Array, " B"], Bool[Array, " B"]]:
-    """In which chains v can move to the next chip, and in which to the previous one."""
-    contracted, chips = moves.contracted, moves.contracted.config.num_chips
-    row = labels[v]
-    is_free = contracted.fixed_chip[v] < 0
-    if moves.neighbours is not None:
-        first_in, last_in, first_out, last_out = _ends_at_once(
-            contracted, moves.neighbours, labels, v
-        )
-        can_rise = is_free & (first_in >= row) & (first_out > row) & (row < chips - 1)
-        return can_rise, is_free & (last_in < row) & (last_out <= row) & (row > 0)
-
-    def fed(e, ends):
-        label = labels[contracted.tensor_producer[contracted.in_edge_tensor[e]]]
-        return jnp.minimum(ends[0], label), jnp.maximum(ends[1], label)
-
-    def feeds(e, ends):
-        label = labels[contracted.edge_consumer[e]]
-        return jnp.minimum(ends[0], label), jnp.maximum(ends[1], label)
-
-    start, stop = contracted.node_in_edges[v], contracted.node_in_edges[v + 1]
-    first_in, last_in = lax.fori_loop(start, stop, fed, (row, row - 1))
-    start = contracted.tensor_edges[contracted.node_tensors[v]]
-    stop = contracted.tensor_edges[contracted.node_tensors[v + 1]]
-    first_out, last_out = lax.fori_loop(start, stop, feeds, (row + 1, row))
-    can_rise = (first_in >= row) & (first_out > row) & (row < chips - 1)
-    can_fall = (last_in < row) & (last_out <= row) & (row > 0)
-    can_rise, can_fall = can_rise & is_free, can_fall & is_free
-    return can_rise, can_fall
-
-
-def _ends_at_once(
-    contracted: DeviceProblem, near: Neighbours, labels: Int[Array, "N B"], v: Array
-) -> tuple[Array, Array, Array, Array]:
-    """The lowest and the highest chip of the producers of v, and of its consumers.
-
-    Without any, the lowest is C and the highest is -1, so that they forbid nothing.
-    """
-    tensor, is_input = inputs_of(contracted, near, v)
-    fed = take(labels, take(contracted.tensor_producer, tensor))
-    consumer, _, is_read = consumers_of(contracted, near, v)
-    feeds = take(labels, consumer)
-    none = jnp.array(contracted.config.num_chips, labels.dtype)
-    ends = []
-    for label, is_real in ((fed, is_input), (feeds, is_read)):
-        ends.append(jnp.min(jnp.where(is_real, label, none), axis=0))
-        ends.append(jnp.max(jnp.where(is_real, label, -1), axis=0))
-    first_in, last_in, first_out, last_out = ends
-    return first_in, last_in, first_out, last_out

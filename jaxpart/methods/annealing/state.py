@@ -53,6 +53,12 @@ class Moves:
     # With neighbours, programs compute on whole arrays; without, by loops over rows of chains.
     neighbours: Neighbours | None = None
 
+    @property
+    def near(self) -> Neighbours:
+        """The neighbours, in programs that compute on whole arrays."""
+        assert self.neighbours is not None
+        return self.neighbours
+
 
 @struct.dataclass
 class Tables:
@@ -70,6 +76,20 @@ class Tables:
     # Contracted nodes on each chip that use each shared weight. The last weight stands for none,
     # and its row means nothing.
     weight_uses: Int[Array, "W C B"]
+
+
+@struct.dataclass
+class Change:
+    """The change in traffic that a move makes in each of B chains, seconds."""
+
+    in_from: Float[Array, " B"]  # received by the source
+    in_to: Float[Array, " B"]  # received by the target
+    out_from: Float[Array, " B"]  # sent by the source
+    out_to: Float[Array, " B"]  # sent by the target
+    # Sent by the chips of its producers. By loops over rows it is empty on a row of chips, where
+    # `out_from` and `out_to` hold it.
+    out_s: Float[Array, "C B"]
+    link_s: Float[Array, "L B"]
 
 
 def moves_of(problem: Problem, chip_graph: BoolMatrix, form: Form | None = None) -> Moves:
@@ -202,7 +222,7 @@ def tables_of(moves: Moves, labels: Int[Array, "N B"], costs: Costs) -> Tables:
         if moves.neighbours is None:
             uses = lax.fori_loop(0, contracted.num_nodes, use, uses)
         else:
-            uses = _uses_at_once(moves, moves.neighbours, labels)
+            uses = uses_on(moves, labels, jnp.arange(chips))
     link_s = costs.link_s if has_links(moves) else costs.link_s[:0]
     return Tables(
         costs.compute_s, costs.in_s, costs.out_s, link_s, costs.memory_bytes, contracted_on, uses
@@ -217,14 +237,16 @@ def _counted_at_once(moves: Moves, labels: Int[Array, "N B"]) -> Int[Array, "C B
     return jnp.sum(is_real[None] & (labels[None] == chip), axis=1, dtype=jnp.int32)
 
 
-def _uses_at_once(moves: Moves, near: Neighbours, labels: Int[Array, "N B"]) -> Int[Array, "W C B"]:
-    """How many users each shared weight has on each chip. The last weight, of no use, has none."""
-    chip = jnp.arange(moves.contracted.config.num_chips, dtype=labels.dtype)[:, None]
+def uses_on(
+    moves: Moves, labels: Int[Array, "N B"], chips: Int[Array, " C"]
+) -> Int[Array, "W C B"]:
+    """How many users each shared weight has on each of some chips; the last weight has none."""
+    chip = chips.astype(labels.dtype)[:, None]
 
     def on_chips(u: Array) -> Array:
-        return (take(labels, take(near.user, u))[:, None] == chip).astype(jnp.int16)
+        return (take(labels, take(moves.near.user, u))[:, None] == chip[None]).astype(jnp.int16)
 
-    return reduce_segments(on_chips, near.users, operator.add, 0)
+    return reduce_segments(on_chips, moves.near.users, operator.add, 0)
 
 
 def chip_column(count: int) -> Int[Array, "count 1"]:

@@ -13,11 +13,11 @@ import pytest
 
 from jaxpart.cost.device import pad_assignments
 from jaxpart.cost.evaluate import verify
+from jaxpart.methods.annealing import by_arrays, by_rows, row, shift_at_once
 from jaxpart.methods.annealing.ensemble import ensemble_of, evaluated, matching, temper
-from jaxpart.methods.annealing.moves import Chains, followers, movable, shift_sweep, single_sweep
+from jaxpart.methods.annealing.moves import Chains, movable, shift_sweep, single_sweep
 from jaxpart.methods.annealing.neighbours import neighbours_of
 from jaxpart.methods.annealing.price import energy_of
-from jaxpart.methods.annealing.row import row_shift, row_sweep
 from jaxpart.methods.annealing.state import chip_graph_of, moves_of, tables_of
 from jaxpart.problem.mcm import Constraints
 from jaxpart.problem.problem import Problem
@@ -30,10 +30,10 @@ WARM = jnp.geomspace(1e-3, 1e3, LANES).astype(jnp.float32)
 UNIT_S = jnp.float32(1.0)
 
 single = jax.jit(single_sweep)
-in_row = jax.jit(row_sweep, static_argnames="share")
-shift_row = jax.jit(row_shift)
+in_row = jax.jit(row.row_sweep, static_argnames="share")
+shift_row = jax.jit(row.row_shift), jax.jit(shift_at_once.row_shift)
 shift = jax.jit(shift_sweep)
-follow = jax.jit(followers, static_argnames="upward")
+follow = jax.jit(by_rows.followers, static_argnames="upward"), jax.jit(by_arrays.followers)
 can_move = jax.jit(movable)
 counted = jax.jit(tables_of)
 costed = jax.jit(evaluated)
@@ -154,12 +154,12 @@ def test_shifts_move_the_same_groups(name):
             goal = jnp.where((goal != chip) & ((goal > chip) == upward), goal, -1)
             quota_s = jnp.asarray(rng.exponential(4.0, (CHIPS, LANES)), jnp.float32)
             chosen = [
-                np.asarray(follow(moves, labels, seeds, following, count, upward=upward))
-                for moves in both
+                np.asarray(run(moves, labels, seeds, following, count, upward=upward))
+                for run, moves in zip(follow, both, strict=True)
             ]
             np.testing.assert_array_equal(chosen[0][:count], chosen[1][:count])
             on_source = np.asarray(labels) == int(source)
-            one_chip = follow(both[1], labels, seeds, following, count, upward, source)
+            one_chip = follow[1](both[1], labels, seeds, following, count, upward, source)
             np.testing.assert_array_equal(
                 np.asarray(one_chip)[:count][on_source[:count]],
                 chosen[0][:count][on_source[:count]],
@@ -167,7 +167,7 @@ def test_shifts_move_the_same_groups(name):
             for i, moves in enumerate(both):
                 before = pair[i]
                 if moves.is_row:
-                    pair[i] = shift_row(
+                    pair[i] = shift_row[i](
                         moves,
                         before,
                         leaving,

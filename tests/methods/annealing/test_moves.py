@@ -15,13 +15,12 @@ from jaxpart.errors import InputError
 from jaxpart.methods.annealing.ensemble import evaluated, exchanged, matching
 from jaxpart.methods.annealing.moves import (
     Chains,
-    followers,
     movable,
     shift_sweep,
     single_sweep,
     taken_back,
 )
-from jaxpart.methods.annealing.price import energy_of
+from jaxpart.methods.annealing.price import energy_of, form_of
 from jaxpart.methods.annealing.row import row_sweep
 from jaxpart.methods.annealing.state import chip_graph_of, moves_of, tables_of
 from jaxpart.problem.mcm import Constraints
@@ -39,7 +38,10 @@ single = jax.jit(single_sweep)
 in_row = jax.jit(row_sweep, static_argnames="share")
 shift = jax.jit(shift_sweep)
 take_back = jax.jit(taken_back)
-follow = jax.jit(followers, static_argnames="upward")
+follow = jax.jit(
+    lambda moves, *rest, upward: form_of(moves).followers(moves, *rest, upward),
+    static_argnames="upward",
+)
 counted = jax.jit(tables_of)
 costed = jax.jit(evaluated)
 
