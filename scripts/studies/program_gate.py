@@ -57,7 +57,7 @@ from jaxpart.cost.evaluate import evaluate, verify
 from jaxpart.environment import environment
 from jaxpart.errors import InputError
 from jaxpart.files import write_whole
-from jaxpart.methods.annealing.ensemble import ensemble_of, temper
+from jaxpart.methods.annealing.ensemble import ensemble_of, sweep, temper
 from jaxpart.methods.annealing.state import chip_graph_of, moves_of
 from jaxpart.methods.labels.projection import project
 from jaxpart.methods.labels.sampling import sample
@@ -166,7 +166,9 @@ def _temper(case: Case) -> Program:
     ensemble = jax.eval_shape(ensemble_of, labels, jax.random.key(0))
     orders = jax.ShapeDtypeStruct((_SHIFT_ORDERS, rows), jnp.int32)
     rest = (jax.random.key(0), jnp.float32(1), jnp.int32(1))
-    return Program(temper, (moves, ensemble, orders, *rest), {})
+    by_rows = jax.jit(temper, static_argnames="share")
+    function = by_rows if moves.neighbours is None else sweep
+    return Program(function, (moves, ensemble, orders, *rest), {})
 
 
 def _act(case: Case) -> Program:

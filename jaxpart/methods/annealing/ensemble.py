@@ -80,17 +80,19 @@ def ensemble_of(labels: Int[Array, "N B"], key: jax.Array) -> Ensemble:
     )
 
 
-@partial(jax.jit, static_argnames="share")
 def temper(
     moves: Moves,
     ensemble: Ensemble,
     orders: Int[Array, "R N"],
     key: jax.Array,
     unit_s: Float[Array, ""],
-    sweeps: Int[Array, ""],
+    sweeps: int | Int[Array, ""],
     share: int = 4,
 ) -> Ensemble:
     """Sweeps over the contracted nodes in all chains; `evaluate` computes all costs before each.
+
+    On a CPU all sweeps are one call. A GPU would ask the host before each sweep of such a loop, so
+    that there each sweep is a call.
 
     Args:
       moves: the problem, with N contracted nodes.
@@ -104,30 +106,64 @@ def temper(
     Returns:
       The chains after the sweeps.
     """
+    if moves.neighbours is None:
+        return _sweeps(moves, ensemble, orders, key, unit_s, jnp.int32(sweeps), share)
+    for number in range(int(sweeps)):
+        ensemble = sweep(moves, ensemble, orders, key, unit_s, jnp.int32(number), share)
+    return ensemble
+
+
+def _sweep(
+    moves: Moves,
+    ensemble: Ensemble,
+    orders: Int[Array, "R N"],
+    key: jax.Array,
+    unit_s: Float[Array, ""],
+    number: Int[Array, ""],
+    share: int = 4,
+) -> Ensemble:
+    """One sweep; `number` is its number, and the other arguments are those of `temper`."""
+    keys = jax.random.split(jax.random.fold_in(key, number), 3)
+    costs = evaluated(moves, ensemble.labels)
+    ensemble = _kept(ensemble, costs)
+    tables = tables_of(moves, ensemble.labels, costs)
+    energy = energy_of(moves, tables, unit_s)
+    temperature = exchanged(keys[0], ensemble.temperature, energy)
+    zeros = jnp.zeros(energy.shape, jnp.int32)
+    chains = Chains(ensemble.labels, tables, energy, ensemble.noise, zeros, zeros)
+    single = partial(_single, moves, temperature, unit_s, keys[1], share)
+    ways = _row_shifts if moves.is_row else _shift
+    shift = partial(ways, moves, temperature, unit_s, keys[1], orders)
+    is_single = jax.random.uniform(keys[2]) < _SINGLE_SHARE
+    chains, visited = lax.cond(is_single, single, shift, chains)
+    return dataclasses.replace(
+        ensemble,
+        labels=chains.labels,
+        temperature=temperature,
+        noise=chains.noise,
+        proposed=ensemble.proposed + visited * float(energy.shape[0]),
+        priced=ensemble.priced + jnp.sum(chains.priced, dtype=jnp.float32),
+        accepted=ensemble.accepted + jnp.sum(chains.accepted, dtype=jnp.float32),
+    )
+
+
+sweep = jax.jit(_sweep, static_argnames="share")
+
+
+@partial(jax.jit, static_argnames="share")
+def _sweeps(
+    moves: Moves,
+    ensemble: Ensemble,
+    orders: Int[Array, "R N"],
+    key: jax.Array,
+    unit_s: Float[Array, ""],
+    sweeps: Int[Array, ""],
+    share: int,
+) -> Ensemble:
+    """`temper` as one call."""
 
     def step(i, ensemble):
-        keys = jax.random.split(jax.random.fold_in(key, i), 3)
-        costs = evaluated(moves, ensemble.labels)
-        ensemble = _kept(ensemble, costs)
-        tables = tables_of(moves, ensemble.labels, costs)
-        energy = energy_of(moves, tables, unit_s)
-        temperature = exchanged(keys[0], ensemble.temperature, energy)
-        zeros = jnp.zeros(energy.shape, jnp.int32)
-        chains = Chains(ensemble.labels, tables, energy, ensemble.noise, zeros, zeros)
-        single = partial(_single, moves, temperature, unit_s, keys[1], share)
-        ways = _row_shifts if moves.is_row else _shift
-        shift = partial(ways, moves, temperature, unit_s, keys[1], orders)
-        is_single = jax.random.uniform(keys[2]) < _SINGLE_SHARE
-        chains, visited = lax.cond(is_single, single, shift, chains)
-        return dataclasses.replace(
-            ensemble,
-            labels=chains.labels,
-            temperature=temperature,
-            noise=chains.noise,
-            proposed=ensemble.proposed + visited * float(energy.shape[0]),
-            priced=ensemble.priced + jnp.sum(chains.priced, dtype=jnp.float32),
-            accepted=ensemble.accepted + jnp.sum(chains.accepted, dtype=jnp.float32),
-        )
+        return _sweep(moves, ensemble, orders, key, unit_s, i, share)
 
     return lax.fori_loop(0, sweeps, step, ensemble)
 

@@ -81,18 +81,20 @@ def row_sweep(
         v = order[i]
         code, noise = _one_per_slot(moves, chains.labels, v, chains.noise, share)
         place, is_open, is_up = (code >> 2) % share, code > 0, (code & 1) == 1
-        chance = jnp.log(uniform(next_noise(noise[:slots])))
         if form is by_rows:
             lane = place * slots + jnp.arange(slots)
-            heat = temperature[lane]
         else:  # all chains are priced: it takes no longer, and needs no gather of labels per slot
-            lane, heat = None, temperature
+            lane = None
             is_chosen = place[None] == jnp.arange(share)[:, None]
             is_open = (is_chosen & (is_open & is_step)[None]).reshape(-1)
-            is_up, chance = jnp.tile(is_up, share), jnp.tile(chance, share)
+            is_up = jnp.tile(is_up, share)
             noise = jnp.where(is_step, noise, chains.noise)
         step = _priced(moves, chains, sent_s, v, lane, is_open, is_up, unit_s)
-        accept = step.is_open & (step.gain <= -heat * chance)
+        chance = jnp.log(uniform(next_noise(noise[:slots])))
+        if lane is None:
+            accept = step.is_open & (step.gain <= -temperature * jnp.tile(chance, share))
+        else:
+            accept = step.is_open & (step.gain <= -temperature[lane] * chance)
         chains = dataclasses.replace(
             chains,
             noise=noise,

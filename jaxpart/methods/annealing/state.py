@@ -15,7 +15,7 @@ chip may feed every other chip.
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import operator
 
 import jax.numpy as jnp
@@ -108,30 +108,34 @@ def moves_of(problem: Problem, chip_graph: BoolMatrix, form: Form | None = None)
         raise InputError(
             f"{mcm.name}: moves follow the links of a chain or of none (host), not of a mesh"
         )
-    nodes, contracted = _lowered(problem, form), _lowered(problem.contracted, form)
+    nodes, contracted = lower(problem, form=form), lower(problem.contracted, form=form)
     weights = weights_of(problem.contracted, contracted.padded_nodes)
     near = None
     if contracted.tables is not None:
         near = neighbours_of(contracted, np.asarray(weights.shared), len(weights.shared_bytes))
-    chips = problem.num_chips
-    row = np.eye(chips, k=1, dtype=bool)
-    joined = chip_graph | np.eye(chips, dtype=bool)
-    return Moves(
+    nothing = jnp.zeros((0, problem.num_chips), jnp.uint32)
+    moves = Moves(
         nodes=nodes,
         contracted=contracted,
         weights=weights,
-        after=jnp.asarray(_words(joined)),
-        before=jnp.asarray(_words(joined.T)),
-        is_row=bool((chip_graph == row).all()),
-        by_order=problem.mcm.constraints.acyclic,
+        after=nothing,
+        before=nothing,
+        is_row=False,
+        by_order=mcm.constraints.acyclic,
         neighbours=near,
     )
+    return rejoined(moves, chip_graph)
 
 
-@functools.lru_cache(maxsize=2)
-def _lowered(problem: Problem, form: Form | None) -> DeviceProblem:
-    """The problem on the device; chains that restart from a new incumbent find it there."""
-    return lower(problem, form=form)
+def rejoined(moves: Moves, chip_graph: BoolMatrix) -> Moves:
+    """The same moves within another chip graph [C, C]."""
+    joined = chip_graph | np.eye(len(chip_graph), dtype=bool)
+    return dataclasses.replace(
+        moves,
+        after=jnp.asarray(_words(joined)),
+        before=jnp.asarray(_words(joined.T)),
+        is_row=bool((chip_graph == np.eye(len(chip_graph), k=1, dtype=bool)).all()),
+    )
 
 
 def chip_graph_of(problem: Problem, start: IntArray, rng: np.random.Generator) -> BoolMatrix:

@@ -196,7 +196,7 @@ def test_rounds_are_the_same(name):
         ensemble = ensemble_of(labels, jax.random.key(1))
         orders = jnp.arange(size)[None]
         first, second = (
-            temper(moves, ensemble, orders, jax.random.key(2), UNIT_S, jnp.int32(8), share=SHARE)
+            temper(moves, ensemble, orders, jax.random.key(2), UNIT_S, 8, share=SHARE)
             for moves in both
         )
         count = problem.num_contracted
