@@ -1,7 +1,7 @@
 """The two forms of the annealing programs: rows of chains, and whole arrays, move the same.
 
-Amounts of the random problems are multiples of 125 and rates are powers of two times 1000, so sums
-of seconds and bytes are exact in any order. Energies are powers, which may differ by rounding.
+Amounts of the problems are exact in float32, so that what chains keep is equal bit for bit, and
+equal to what is computed anew from their labels. Energies are powers, which may differ by rounding.
 """
 
 import dataclasses
@@ -11,23 +11,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpart.cost.device import pad_assignments
-from jaxpart.cost.evaluate import verify
+from jaxpart.cost.host import peak_bytes
 from jaxpart.methods.annealing import by_arrays, by_rows, row, shift_at_once
-from jaxpart.methods.annealing.ensemble import ensemble_of, evaluated, matching, temper
-from jaxpart.methods.annealing.moves import Chains, movable, shift_sweep, single_sweep
-from jaxpart.methods.annealing.neighbours import neighbours_of
-from jaxpart.methods.annealing.price import energy_of
-from jaxpart.methods.annealing.state import chip_graph_of, moves_of, tables_of
-from jaxpart.problem.mcm import Constraints
-from jaxpart.problem.problem import Problem
-from tests.support.strategies import random_graph, random_mcm
+from jaxpart.methods.annealing.ensemble import ensemble_of, matching, temper
+from jaxpart.methods.annealing.moves import movable, shift_sweep, single_sweep
+from tests.support import oracle
+from tests.support.annealing import (
+    CHIPS,
+    FORMS,
+    LANES,
+    MODULES,
+    SHARE,
+    UNIT_S,
+    chains_of,
+    costed,
+    counted,
+    instances,
+)
 
-CHIPS, LANES, SHARE = 4, 16, 4
-FORMS = ("rows", "arrays")
-EVERY = np.stack(np.meshgrid(*[np.arange(CHIPS)] * 6, indexing="ij")).reshape(6, -1)
 WARM = jnp.geomspace(1e-3, 1e3, LANES).astype(jnp.float32)
-UNIT_S = jnp.float32(1.0)
+TABLES = ("compute_s", "in_s", "out_s", "link_s", "memory_bytes", "contracted_on")
 
 single = jax.jit(single_sweep)
 in_row = jax.jit(row.row_sweep, static_argnames="share")
@@ -35,65 +38,15 @@ shift_row = jax.jit(row.row_shift), jax.jit(shift_at_once.row_shift)
 shift = jax.jit(shift_sweep)
 follow = jax.jit(by_rows.followers, static_argnames="upward"), jax.jit(by_arrays.followers)
 can_move = jax.jit(movable)
-counted = jax.jit(tables_of)
-costed = jax.jit(evaluated)
 
 
-def module(seed, topology, *, overlap, memory_model, **rules):
-    mcm = random_mcm(np.random.default_rng(seed), num_chips=CHIPS, topology=topology)
-    return dataclasses.replace(
-        mcm, overlap=overlap, memory_model=memory_model, constraints=Constraints(**rules)
-    )
-
-
-MODULES = {
-    "row": module(3, "chain", overlap=True, memory_model="full"),
-    "row, no memory": module(1, "chain", overlap=False, memory_model="weights", memory=False),
-    "row, host": module(5, "host", overlap=False, memory_model="weights", no_skip=False),
-    "branches": module(3, "chain", overlap=True, memory_model="full"),
-    "branches, host": module(7, "host", overlap=False, memory_model="full"),
-    "dataflow": module(2, "chain", overlap=False, memory_model="full", triangle=False),
-    "anywhere": module(
-        4, "host", overlap=True, memory_model="weights", acyclic=False, triangle=False
-    ),
-}
-
-
-def cases(name, count):
-    """Problems, the moves in both forms, and chains of valid partitions with one chip graph."""
-    mcm, seed = MODULES[name], 0
-    while count:
-        seed += 1
-        rng = np.random.default_rng(seed)
-        graph = random_graph(rng, num_nodes=6, num_tensors=7, num_weights=4, max_chips=CHIPS)
-        problem = Problem.build(graph, mcm)
-        if (problem.contracted_fixed_chip == -2).any():
-            continue
-        valid = EVERY[:, verify(problem, EVERY).valid]
-        steps = valid[problem.edge_consumer] - valid[problem.edge_producer]
-        if name.startswith("branches"):
-            valid = valid[:, (steps > 1).any(axis=0)]
-        elif name.startswith("row"):
-            valid = valid[:, (steps <= 1).all(axis=0)]
-        if valid.shape[1] < 2:
-            continue
-        chip_graph = chip_graph_of(problem, valid[:, rng.integers(valid.shape[1])], rng)
-        joined = chip_graph | np.eye(CHIPS, dtype=bool)
-        pairs = valid[problem.node_pairs].transpose(2, 0, 1)
-        valid = valid[:, joined[pairs[..., 0], pairs[..., 1]].all(axis=1)]
-        both = [moves_of(problem, chip_graph, form) for form in FORMS]
-        columns = np.zeros((problem.num_contracted, LANES), np.int64)
-        columns[problem.contraction] = valid[:, rng.integers(valid.shape[1], size=LANES)]
-        labels = jnp.asarray(pad_assignments(both[0].contracted, columns))
-        count -= 1
-        yield rng, problem, both, labels
-
-
-def chains_of(moves, labels, seed):
-    tables = counted(moves, labels, costed(moves, labels))
-    noise = jax.random.bits(jax.random.key(seed), (LANES,), jnp.uint32) | 1
-    none = jnp.zeros(LANES, jnp.int32)
-    return Chains(labels, tables, energy_of(moves, tables, UNIT_S), noise, none, none)
+def pairs(name, count):
+    """Problems with the moves in both forms and chains of both that start alike."""
+    for instance in instances(name, count):
+        both = [instance.moves[form] for form in FORMS]
+        chains = [chains_of(instance.problem, moves, instance.columns, 7) for moves in both]
+        assert_same(instance.problem, *chains)
+        yield instance, np.random.default_rng(instance.seed), both, chains
 
 
 def assert_same(problem, first, second):
@@ -103,7 +56,7 @@ def assert_same(problem, first, second):
         np.testing.assert_array_equal(getattr(first, field), getattr(second, field))
     count = problem.num_contracted
     np.testing.assert_array_equal(first.labels[:count], second.labels[:count])
-    for field in ("compute_s", "in_s", "out_s", "link_s", "memory_bytes", "contracted_on"):
+    for field in TABLES:
         one, other = getattr(first.tables, field), getattr(second.tables, field)
         np.testing.assert_array_equal(one, other, err_msg=field)
     uses = first.tables.weight_uses, second.tables.weight_uses
@@ -111,117 +64,161 @@ def assert_same(problem, first, second):
     np.testing.assert_allclose(first.energy, second.energy, rtol=1e-5)
 
 
+def assert_kept(instance, moves, chains):
+    """The tables are those of the labels, but for peaks of memory; the costs are the oracle's."""
+    problem, count = instance.problem, instance.problem.num_contracted
+    new = counted(moves, chains.labels, costed(moves, chains.labels))
+    for field in TABLES:
+        if (field == "in_s" and moves.is_row) or field == "memory_bytes":
+            continue  # on a row of chips, a chip receives what the one before it sends
+        one, other = getattr(chains.tables, field), getattr(new, field)
+        np.testing.assert_array_equal(one, other, err_msg=field)
+    np.testing.assert_array_equal(chains.tables.weight_uses[:-1], new.weight_uses[:-1])
+    columns = np.asarray(chains.labels)[:count][problem.contraction].astype(np.int64)
+    for lane in range(LANES):
+        truth = oracle.evaluate(instance.graph, problem.mcm, tuple(columns[:, lane].tolist()))
+        np.testing.assert_allclose(chains.tables.compute_s[:, lane], truth.compute_s, rtol=1e-6)
+        np.testing.assert_allclose(chains.tables.out_s[:, lane], truth.out_s, rtol=1e-6)
+        if not problem.mcm.constraints.memory:
+            continue
+        held = chains.tables.memory_bytes[:, lane] - peaks_of(problem, instance.columns[:, lane])
+        expected = truth.memory_bytes - peaks_of(problem, columns[:, lane])
+        np.testing.assert_allclose(held, expected, rtol=1e-6)
+
+
+def peaks_of(problem, column):
+    """Peak bytes of live activations on each chip, as far as they count."""
+    is_full = problem.mcm.memory_model == "full"
+    return peak_bytes(problem, column)[0] if is_full else np.zeros(CHIPS)
+
+
 @pytest.mark.parametrize("name", MODULES)
-def test_sweeps_accept_the_same_moves(name):
+def test_sweeps_accept_the_same_moves_and_keep_what_evaluation_and_the_oracle_find(name):
     accepted = 0
-    for rng, problem, both, labels in cases(name, 5):
-        assert both[0].is_row == name.startswith("row")
-        pair = [chains_of(moves, labels, 7) for moves in both]
-        assert_same(problem, *pair)
+    for instance, rng, both, chains in pairs(name, 3):
         for _ in range(3):
-            order = rng.permutation(problem.num_contracted)
+            order = rng.permutation(instance.problem.num_contracted)
             order = jnp.resize(jnp.asarray(order), (both[0].contracted.padded_nodes,))
-            count = jnp.int32(rng.integers(problem.num_contracted + 1))
+            count = jnp.int32(rng.integers(len(instance.columns) + 1))
             for i, moves in enumerate(both):
                 if moves.is_row:
-                    pair[i] = in_row(moves, pair[i], order, count, WARM, UNIT_S, share=SHARE)
+                    chains[i] = in_row(moves, chains[i], order, count, WARM, UNIT_S, share=SHARE)
                 else:
-                    pair[i] = single(moves, pair[i], order, count, WARM, UNIT_S)
-            assert_same(problem, *pair)
-            shares = [can_move(m, c.labels) for m, c in zip(both, pair, strict=True)]
+                    chains[i] = single(moves, chains[i], order, count, WARM, UNIT_S)
+            assert_same(instance.problem, *chains)
+            shares = [can_move(m, c.labels) for m, c in zip(both, chains, strict=True)]
             np.testing.assert_array_equal(*shares)
-        accepted += int(pair[0].accepted.sum())
-    assert accepted > 20
+        assert_kept(instance, both[1], chains[1])
+        accepted += int(chains[0].accepted.sum())
+    assert accepted > 15
+
+
+def ordered(moves, problem, upward):
+    """The order in which contracted nodes may leave, and the reverse of it."""
+    producers_first = np.arange(moves.contracted.padded_nodes)
+    consumers_first = producers_first.copy()
+    count = problem.num_contracted
+    consumers_first[:count] = consumers_first[:count][::-1]
+    both = jnp.asarray(producers_first), jnp.asarray(consumers_first)
+    return both[::-1] if upward else both
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_shifts_move_the_same_groups(name):
     moved = 0
-    for rng, problem, both, labels in cases(name, 5):
-        pair = [chains_of(moves, labels, 3) for moves in both]
-        size, count = both[0].contracted.padded_nodes, problem.num_contracted
-        for turn in range(4):
-            upward = bool(turn % 2)
-            producers_first = np.arange(size)
-            consumers_first = producers_first.copy()
-            consumers_first[:count] = consumers_first[:count][::-1]
-            leaving = consumers_first if upward else producers_first
-            following = producers_first if upward else consumers_first
-            seeds = jnp.asarray(rng.random((size, LANES)) < 0.5)
+    for instance, rng, both, chains in pairs(name, 3):
+        problem, count = instance.problem, instance.problem.num_contracted
+        for turn in range(8):
+            upward, labels = bool(turn % 2), chains[0].labels
+            leaving, following = ordered(both[0], problem, upward)
+            seeds = jnp.asarray(rng.random(labels.shape) < 0.5)
             source = jnp.int32(rng.integers(CHIPS))
-            goal = matching(both[0], jax.random.key(turn))
-            chip = jnp.arange(CHIPS)
-            goal = jnp.where((goal != chip) & ((goal > chip) == upward), goal, -1)
-            quota_s = jnp.asarray(rng.exponential(4.0, (CHIPS, LANES)), jnp.float32)
             chosen = [
-                np.asarray(run(moves, labels, seeds, following, count, upward=upward))
+                run(moves, labels, seeds, following, count, upward=upward)
                 for run, moves in zip(follow, both, strict=True)
             ]
             np.testing.assert_array_equal(chosen[0][:count], chosen[1][:count])
-            on_source = np.asarray(labels) == int(source)
-            one_chip = follow[1](both[1], labels, seeds, following, count, upward, source)
-            np.testing.assert_array_equal(
-                np.asarray(one_chip)[:count][on_source[:count]],
-                chosen[0][:count][on_source[:count]],
-            )
+            is_cut = jnp.bool_(turn % 4 < 2)
+            chosen = [c | is_cut for c in chosen]
+            quota_s = jnp.asarray(rng.exponential(4.0, (CHIPS, LANES)), jnp.float32)
+            quota_s = jnp.where(is_cut, quota_s, jnp.inf)
+            goal = matching(both[0], jax.random.key(turn))
+            chip = jnp.arange(CHIPS)
+            goal = jnp.where((goal != chip) & ((goal > chip) == upward), goal, -1)
             for i, moves in enumerate(both):
-                before = pair[i]
+                before = chains[i]
                 if moves.is_row:
-                    pair[i] = shift_row[i](
-                        moves,
-                        before,
-                        leaving,
-                        count,
-                        source,
-                        upward,
-                        quota_s[0],
-                        chosen[i],
-                        WARM,
-                        UNIT_S,
-                    )
+                    arguments = leaving, count, source, jnp.bool_(upward), quota_s[0], chosen[i]
+                    chains[i] = shift_row[i](moves, before, *arguments, WARM, UNIT_S)
                 else:
-                    pair[i] = shift(moves, before, leaving, goal, quota_s, chosen[i])
-                    tables = counted(moves, pair[i].labels, costed(moves, pair[i].labels))
-                    pair[i] = pair[i].replace(tables=tables)
-                moved += int((pair[i].labels[:count] != before.labels[:count]).sum())
-            assert_same(problem, *pair)
-            labels = pair[0].labels
+                    chains[i] = shift(moves, before, leaving, goal, quota_s, chosen[i])
+                    tables = counted(moves, chains[i].labels, costed(moves, chains[i].labels))
+                    chains[i] = chains[i].replace(tables=tables)
+                moved += int((chains[i].labels[:count] != before.labels[:count]).sum())
+            assert_same(problem, *chains)
+        if both[1].is_row:
+            assert_kept(instance, both[1], chains[1])
     assert moved > 20
+
+
+@pytest.mark.parametrize("name", ["row", "branches"])
+def test_products_of_matrices_find_the_same_followers_as_walks(name):
+    for instance, rng, both, (_, chains) in pairs(name, 3):
+        problem, moves, labels = instance.problem, both[1], chains.labels
+        tables = dataclasses.replace(moves.contracted.tables, distance=None)
+        walking = dataclasses.replace(
+            moves, contracted=dataclasses.replace(moves.contracted, tables=tables)
+        )
+        for upward in (False, True):
+            seeds = jnp.asarray(rng.random(labels.shape) < 0.5)
+            rest = ordered(moves, problem, upward)[1], problem.num_contracted, upward
+            walked = follow[1](walking, labels, seeds, *rest)
+            is_real = np.arange(len(labels)) < problem.num_contracted
+            found = follow[1](moves, labels, seeds, *rest)
+            np.testing.assert_array_equal(found[is_real], walked[is_real])
+            for source in range(CHIPS):
+                rows = (np.asarray(labels) == source) & is_real[:, None]
+                found = follow[1](moves, labels, seeds, *rest, jnp.int32(source))
+                np.testing.assert_array_equal(np.asarray(found)[rows], np.asarray(walked)[rows])
 
 
 @pytest.mark.parametrize("name", ["row", "dataflow"])
 def test_rounds_are_the_same(name):
-    for _, problem, both, labels in cases(name, 2):
-        size = both[0].contracted.padded_nodes
-        ensemble = ensemble_of(labels, jax.random.key(1))
-        orders = jnp.arange(size)[None]
+    for instance, _, both, (chains, _) in pairs(name, 2):
+        ensemble = ensemble_of(chains.labels, jax.random.key(1))
+        orders = jnp.arange(both[0].contracted.padded_nodes)[None]
         first, second = (
             temper(moves, ensemble, orders, jax.random.key(2), UNIT_S, 8, share=SHARE)
             for moves in both
         )
-        count = problem.num_contracted
         for field in ("labels", "best"):
             one, other = getattr(first, field), getattr(second, field)
+            count = instance.problem.num_contracted
             np.testing.assert_array_equal(one[:count], other[:count])
         for field in ("temperature", "noise", "best_s", "proposed", "priced", "accepted"):
             np.testing.assert_array_equal(getattr(first, field), getattr(second, field))
         assert first.accepted > 0
 
 
+@pytest.mark.parametrize("count", [0, 1, 64, 65, 192])
+def test_visits_in_blocks_are_as_many_as_asked_for(count):
+    def visit(i, is_step, carry):
+        visits, total = carry
+        return visits + jnp.where(is_step, 1, 0), total + jnp.where(is_step, i, 0)
+
+    none = jnp.int32(0), jnp.int32(0)
+    found = [form.visited(192, jnp.int32(count), visit, none) for form in (by_rows, by_arrays)]
+
+    assert found[0] == found[1] == (count, count * (count - 1) // 2)
+
+
 def test_readers_are_the_other_consumers_of_what_a_node_consumes():
-    for _, problem, both, _ in cases("row", 5):
-        contracted, moves = problem.contracted, both[1]
-        shared = np.asarray(moves.weights.shared)
-        near = neighbours_of(moves.contracted, shared, len(moves.weights.shared_bytes))
-        np.testing.assert_array_equal(contracted.contraction, np.arange(contracted.num_nodes))
-        start = np.asarray(near.reader_start)
+    for instance in instances("row", 3):
+        contracted, near = instance.problem.contracted, instance.moves["arrays"].near
+        start, reader = np.asarray(near.reader_start), np.asarray(near.reader)
         for v in range(contracted.num_nodes):
             inputs = contracted.edge_tensor[contracted.edge_consumer == v]
-            expected = [
-                contracted.edge_consumer[
-                    (contracted.edge_tensor == k) & (contracted.edge_consumer != v)
-                ]
-                for k in inputs
-            ]
-            found = np.asarray(near.reader)[start[v] : start[v + 1]]
-            assert sorted(found) == sorted(np.concatenate([[], *expected]).astype(int))
+            consumers = [contracted.edge_consumer[contracted.edge_tensor == k] for k in inputs]
+            expected = np.concatenate([[], *consumers])
+            found = reader[start[v] : start[v + 1]]
+            assert sorted(found.tolist()) == sorted(expected[expected != v].astype(int).tolist())

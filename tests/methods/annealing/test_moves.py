@@ -8,31 +8,29 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpart.cost.device import pad_assignments
-from jaxpart.cost.evaluate import verify
 from jaxpart.cost.host import peak_bytes
 from jaxpart.errors import InputError
-from jaxpart.methods.annealing.ensemble import evaluated, exchanged, matching
-from jaxpart.methods.annealing.moves import (
-    Chains,
-    movable,
-    shift_sweep,
-    single_sweep,
-    taken_back,
-)
+from jaxpart.methods.annealing.ensemble import exchanged, matching
+from jaxpart.methods.annealing.moves import movable, shift_sweep, single_sweep, taken_back
 from jaxpart.methods.annealing.price import energy_of, form_of
 from jaxpart.methods.annealing.row import row_sweep
-from jaxpart.methods.annealing.state import chip_graph_of, moves_of, tables_of
-from jaxpart.problem.mcm import Constraints
+from jaxpart.methods.annealing.state import chip_graph_of, moves_of
 from jaxpart.problem.problem import Problem
 from tests.support import oracle
+from tests.support.annealing import (
+    CHIPS,
+    FORMS,
+    LANES,
+    SHARE,
+    UNIT_S,
+    chains_of,
+    costed,
+    counted,
+    instances,
+)
 from tests.support.strategies import random_graph, random_mcm
 
-CHIPS, LANES, SHARE = 4, 8, 2
-FORMS = ("rows", "arrays")
-EVERY = np.stack(np.meshgrid(*[np.arange(CHIPS)] * 6, indexing="ij")).reshape(6, -1)
 HOT = jnp.full((LANES,), 1e9, jnp.float32)
-UNIT_S = jnp.float32(1.0)
 
 single = jax.jit(single_sweep)
 in_row = jax.jit(row_sweep, static_argnames="share")
@@ -42,64 +40,16 @@ follow = jax.jit(
     lambda moves, *rest, upward: form_of(moves).followers(moves, *rest, upward),
     static_argnames="upward",
 )
-counted = jax.jit(tables_of)
-costed = jax.jit(evaluated)
 
 
-def module(topology, *, overlap, memory_model, **rules):
-    mcm = random_mcm(np.random.default_rng(3), num_chips=CHIPS, topology=topology)
-    return dataclasses.replace(
-        mcm, overlap=overlap, memory_model=memory_model, constraints=Constraints(**rules)
-    )
-
-
-# Each with whether the starts of its tests keep to the row of chips.
-MODULES = {
-    "row": module("chain", overlap=True, memory_model="full"),
-    "row, serial, weights": module("chain", overlap=False, memory_model="weights", no_skip=False),
-    "branches": module("chain", overlap=True, memory_model="full"),
-    "dataflow": module("chain", overlap=False, memory_model="full", triangle=False),
-    "host": module("host", overlap=True, memory_model="weights", acyclic=False, triangle=False),
-}
+# The modules of these tests; `test_forms.py` has all.
+NAMES = ("row", "row, serial", "branches", "dataflow", "anywhere")
 
 
 def cases(name, count, form="rows"):
-    """Problems on a module with up to `LANES` valid partitions that share a chip graph."""
-    mcm, seed, found = MODULES[name], 0, 0
-    while found < count:
-        seed += 1
-        rng = np.random.default_rng(seed)
-        graph = random_graph(rng, num_nodes=6, num_tensors=7, num_weights=4, max_chips=CHIPS)
-        problem = Problem.build(graph, mcm)
-        if (problem.contracted_fixed_chip == -2).any():
-            continue
-        valid = EVERY[:, verify(problem, EVERY).valid]
-        if name == "branches":  # some chip feeds one beyond the next
-            steps = valid[problem.edge_consumer] - valid[problem.edge_producer]
-            valid = valid[:, (steps > 1).any(axis=0)]
-        elif mcm.constraints.triangle:
-            steps = valid[problem.edge_consumer] - valid[problem.edge_producer]
-            valid = valid[:, (steps <= 1).all(axis=0)]
-        if valid.shape[1] < 2:
-            continue
-        start = valid[:, rng.integers(valid.shape[1])]
-        chip_graph = chip_graph_of(problem, start, rng)
-        pairs = valid[problem.node_pairs].transpose(2, 0, 1)
-        joined = chip_graph | np.eye(CHIPS, dtype=bool)
-        within = valid[:, joined[pairs[..., 0], pairs[..., 1]].all(axis=1)]
-        columns = within[:, rng.integers(within.shape[1], size=LANES)]
-        found += 1
-        yield seed, graph, problem, moves_of(problem, chip_graph, form), columns
-
-
-def chains_of(problem, moves, columns, seed):
-    labels = np.zeros((problem.num_contracted, LANES), np.int64)
-    labels[problem.contraction] = columns
-    labels = jnp.asarray(pad_assignments(moves.contracted, labels))
-    tables = counted(moves, labels, costed(moves, labels))
-    noise = jax.random.bits(jax.random.key(seed), (LANES,), jnp.uint32) | 1
-    none = jnp.zeros(LANES, jnp.int32)
-    return Chains(labels, tables, energy_of(moves, tables, UNIT_S), noise, none, none)
+    """As `instances`, in one form."""
+    for seed, graph, problem, moves, columns in instances(name, count):
+        yield seed, graph, problem, moves[form], columns
 
 
 def columns_of(problem, chains):
@@ -134,12 +84,11 @@ def assert_keeps_rules(graph, problem, columns):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", NAMES)
 def test_after_a_sweep_partitions_keep_the_rules_and_tables_are_what_evaluation_finds(name, form):
     moved = 0
     for seed, graph, problem, moves, columns in cases(name, 6, form):
         chains = chains_of(problem, moves, columns, seed)
-        assert moves.is_row == name.startswith("row")
         for turn in range(3):
             before = columns_of(problem, chains)
             order = jnp.asarray(np.random.default_rng(turn).permutation(problem.num_contracted))
@@ -197,7 +146,7 @@ def test_energies_of_accepted_moves_are_differences_of_the_energies_of_partition
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", NAMES)
 def test_shifts_keep_the_rules_whichever_pairs_of_chips_are_taken_back(name, form):
     moved = 0
     for seed, graph, problem, moves, columns in cases(name, 6, form):
