@@ -48,8 +48,7 @@ def _module(seed, topology, *, overlap, memory_model, **rules):
 MODULES = {
     "row": _module(3, "chain", overlap=True, memory_model="full"),
     "row, serial": _module(3, "chain", overlap=False, memory_model="weights", no_skip=False),
-    "row, no memory": _module(1, "chain", overlap=False, memory_model="weights", memory=False),
-    "row, host": _module(5, "host", overlap=False, memory_model="full", no_skip=False),
+    "row, host": _module(5, "host", overlap=False, memory_model="full", memory=False),
     "branches": _module(3, "chain", overlap=True, memory_model="full"),
     "branches, host": _module(7, "host", overlap=False, memory_model="full"),
     "dataflow": _module(2, "chain", overlap=False, memory_model="full", triangle=False),
@@ -103,12 +102,18 @@ def instances(name, count):
         yield Instance(seed, graph, problem, moves, columns)
 
 
-def chains_of(problem, moves, columns, seed):
-    """Chains that start from partitions of the nodes [N, LANES]."""
+def chains_of(instance, form, seed):
+    """Chains that start from the partitions of an instance."""
+    problem, moves = instance.problem, instance.moves[form]
     labels = np.zeros((problem.num_contracted, LANES), np.int64)
-    labels[problem.contraction] = columns
+    labels[problem.contraction] = instance.columns
     labels = jnp.asarray(pad_assignments(moves.contracted, labels))
     noise = jax.random.bits(jax.random.key(seed), (LANES,), jnp.uint32) | 1
     none = jnp.zeros(LANES, jnp.int32)
-    tables = counted(moves, labels, costed(moves, labels))
+    tables = rebuilt(instance, form, labels)
     return Chains(labels, tables, energy_of(moves, tables, UNIT_S), noise, none, none)
+
+
+def rebuilt(instance, form, labels):
+    """The tables of partitions; the forms of `evaluate` are compared in its own tests."""
+    return counted(instance.moves[form], labels, costed(instance.moves["rows"], labels))

@@ -24,9 +24,8 @@ from tests.support.annealing import (
     SHARE,
     UNIT_S,
     chains_of,
-    costed,
-    counted,
     instances,
+    rebuilt,
 )
 
 WARM = jnp.geomspace(1e-3, 1e3, LANES).astype(jnp.float32)
@@ -44,7 +43,7 @@ def pairs(name, count):
     """Problems with the moves in both forms and chains of both that start alike."""
     for instance in instances(name, count):
         both = [instance.moves[form] for form in FORMS]
-        chains = [chains_of(instance.problem, moves, instance.columns, 7) for moves in both]
+        chains = [chains_of(instance, form, 7) for form in FORMS]
         assert_same(instance.problem, *chains)
         yield instance, np.random.default_rng(instance.seed), both, chains
 
@@ -64,12 +63,12 @@ def assert_same(problem, first, second):
     np.testing.assert_allclose(first.energy, second.energy, rtol=1e-5)
 
 
-def assert_kept(instance, moves, chains):
+def assert_kept(instance, chains):
     """The tables are those of the labels, but for peaks of memory; the costs are the oracle's."""
     problem, count = instance.problem, instance.problem.num_contracted
-    new = counted(moves, chains.labels, costed(moves, chains.labels))
+    new = rebuilt(instance, "arrays", chains.labels)
     for field in TABLES:
-        if (field == "in_s" and moves.is_row) or field == "memory_bytes":
+        if (field == "in_s" and instance.moves["arrays"].is_row) or field == "memory_bytes":
             continue  # on a row of chips, a chip receives what the one before it sends
         one, other = getattr(chains.tables, field), getattr(new, field)
         np.testing.assert_array_equal(one, other, err_msg=field)
@@ -108,7 +107,7 @@ def test_sweeps_accept_the_same_moves_and_keep_what_evaluation_and_the_oracle_fi
             assert_same(instance.problem, *chains)
             shares = [can_move(m, c.labels) for m, c in zip(both, chains, strict=True)]
             np.testing.assert_array_equal(*shares)
-        assert_kept(instance, both[1], chains[1])
+        assert_kept(instance, chains[1])
         accepted += int(chains[0].accepted.sum())
     assert accepted > 15
 
@@ -152,12 +151,12 @@ def test_shifts_move_the_same_groups(name):
                     chains[i] = shift_row[i](moves, before, *arguments, WARM, UNIT_S)
                 else:
                     chains[i] = shift(moves, before, leaving, goal, quota_s, chosen[i])
-                    tables = counted(moves, chains[i].labels, costed(moves, chains[i].labels))
+                    tables = rebuilt(instance, FORMS[i], chains[i].labels)
                     chains[i] = chains[i].replace(tables=tables)
                 moved += int((chains[i].labels[:count] != before.labels[:count]).sum())
             assert_same(problem, *chains)
         if both[1].is_row:
-            assert_kept(instance, both[1], chains[1])
+            assert_kept(instance, chains[1])
     assert moved > 20
 
 

@@ -1,7 +1,5 @@
 """Moves: what they accept is valid, what they keep count of is what evaluation finds."""
 
-import dataclasses
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -10,16 +8,16 @@ import pytest
 
 from jaxpart.cost.host import peak_bytes
 from jaxpart.errors import InputError
+from jaxpart.methods.annealing import by_rows
 from jaxpart.methods.annealing.ensemble import exchanged, matching
 from jaxpart.methods.annealing.moves import movable, shift_sweep, single_sweep, taken_back
-from jaxpart.methods.annealing.price import energy_of, form_of
+from jaxpart.methods.annealing.price import energy_of
 from jaxpart.methods.annealing.row import row_sweep
 from jaxpart.methods.annealing.state import chip_graph_of, moves_of
 from jaxpart.problem.problem import Problem
 from tests.support import oracle
 from tests.support.annealing import (
     CHIPS,
-    FORMS,
     LANES,
     SHARE,
     UNIT_S,
@@ -36,20 +34,16 @@ single = jax.jit(single_sweep)
 in_row = jax.jit(row_sweep, static_argnames="share")
 shift = jax.jit(shift_sweep)
 take_back = jax.jit(taken_back)
-follow = jax.jit(
-    lambda moves, *rest, upward: form_of(moves).followers(moves, *rest, upward),
-    static_argnames="upward",
-)
-
+follow = jax.jit(by_rows.followers, static_argnames="upward")
 
 # The modules of these tests; `test_forms.py` has all.
 NAMES = ("row", "row, serial", "branches", "dataflow", "anywhere")
 
 
-def cases(name, count, form="rows"):
-    """As `instances`, in one form."""
-    for seed, graph, problem, moves, columns in instances(name, count):
-        yield seed, graph, problem, moves[form], columns
+def cases(name, count):
+    """Instances, with their moves and chains by rows."""
+    for instance in instances(name, count):
+        yield instance, instance.moves["rows"], chains_of(instance, "rows", instance.seed)
 
 
 def columns_of(problem, chains):
@@ -83,12 +77,11 @@ def assert_keeps_rules(graph, problem, columns):
             assert oracle.keeps(rule, graph, problem.mcm, f), (rule, f)
 
 
-@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", NAMES)
-def test_after_a_sweep_partitions_keep_the_rules_and_tables_are_what_evaluation_finds(name, form):
+def test_after_a_sweep_partitions_keep_the_rules_and_tables_are_what_evaluation_finds(name):
     moved = 0
-    for seed, graph, problem, moves, columns in cases(name, 6, form):
-        chains = chains_of(problem, moves, columns, seed)
+    for instance, moves, chains in cases(name, 6):
+        graph, problem = instance.graph, instance.problem
         for turn in range(3):
             before = columns_of(problem, chains)
             order = jnp.asarray(np.random.default_rng(turn).permutation(problem.num_contracted))
@@ -122,13 +115,11 @@ def test_after_a_sweep_partitions_keep_the_rules_and_tables_are_what_evaluation_
     assert moved > 20
 
 
-@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", ["row", "dataflow"])
-def test_energies_of_accepted_moves_are_differences_of_the_energies_of_partitions(name, form):
+def test_energies_of_accepted_moves_are_differences_of_the_energies_of_partitions(name):
     """At zero temperature a sweep never ends above where it began."""
     cold, fell = jnp.full((LANES,), 1e-9, jnp.float32), 0
-    for seed, _, problem, moves, columns in cases(name, 6, form):
-        chains = chains_of(problem, moves, columns, seed)
+    for _, moves, chains in cases(name, 6):
         # Peaks are taken as they were: only what moves price counts here.
         order = jnp.arange(moves.contracted.padded_nodes)
         swept = sweep(moves, chains, order, cold)
@@ -145,12 +136,11 @@ def test_energies_of_accepted_moves_are_differences_of_the_energies_of_partition
     assert fell > 0
 
 
-@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", NAMES)
-def test_shifts_keep_the_rules_whichever_pairs_of_chips_are_taken_back(name, form):
+def test_shifts_keep_the_rules_whichever_pairs_of_chips_are_taken_back(name):
     moved = 0
-    for seed, graph, problem, moves, columns in cases(name, 6, form):
-        chains = chains_of(problem, moves, columns, seed)
+    for instance, moves, chains in cases(name, 6):
+        seed, graph, problem = instance.seed, instance.graph, instance.problem
         rng = np.random.default_rng(seed)
         for turn in range(4):
             goal = matching(moves, jax.random.key(10 * seed + turn))
@@ -184,10 +174,8 @@ def test_shifts_keep_the_rules_whichever_pairs_of_chips_are_taken_back(name, for
     assert moved > 10
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_a_shift_moves_a_prefix_of_the_order_until_its_load_is_spent(form):
-    for _, _, problem, moves, columns in cases("row", 4, form):
-        chains = chains_of(problem, moves, columns, 0)
+def test_a_shift_moves_a_prefix_of_the_order_until_its_load_is_spent():
+    for _, moves, chains in cases("row", 4):
         goal = jnp.array([-1, 0, -1, -1])
         every = jnp.ones(chains.labels.shape, bool)
         number = jnp.arange(moves.contracted.padded_nodes)
@@ -200,11 +188,10 @@ def test_a_shift_moves_a_prefix_of_the_order_until_its_load_is_spent(form):
         assert (np.asarray(goes.labels)[has_left] == 0).all()
 
 
-@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", ["row", "branches"])
-def test_what_must_follow_is_all_that_hangs_on_a_seed_on_its_chip(name, form):
-    for seed, _, problem, moves, columns in cases(name, 4, form):
-        chains = chains_of(problem, moves, columns, seed)
+def test_what_must_follow_is_all_that_hangs_on_a_seed_on_its_chip(name):
+    for instance, moves, chains in cases(name, 4):
+        seed, problem = instance.seed, instance.problem
         labels = np.asarray(chains.labels)
         pairs = problem.contracted.node_pairs
         for upward in (True, False):
@@ -223,10 +210,9 @@ def test_what_must_follow_is_all_that_hangs_on_a_seed_on_its_chip(name, form):
                 np.testing.assert_array_equal(chosen[: problem.num_contracted, lane], expected)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_nodes_that_no_chain_can_move_are_known(form):
-    for seed, _, problem, moves, columns in cases("row", 4, form):
-        chains = chains_of(problem, moves, columns, seed)
+def test_nodes_that_no_chain_can_move_are_known():
+    for instance, moves, chains in cases("row", 4):
+        problem = instance.problem
         share = np.asarray(movable(moves, chains.labels))
         order = jnp.arange(moves.contracted.padded_nodes)
         swept = sweep(moves, chains, order, HOT)
@@ -237,7 +223,8 @@ def test_nodes_that_no_chain_can_move_are_known(form):
 
 
 def test_chip_graphs_are_their_own_transitive_reduction_and_hold_the_start():
-    for seed, _, problem, _, columns in cases("branches", 8):
+    for instance in instances("branches", 8):
+        seed, problem, columns = instance.seed, instance.problem, instance.columns
         start = columns[:, 0]
         larger = chip_graph_of(problem, start, np.random.default_rng(seed))
         pairs = start[problem.node_pairs]
@@ -273,13 +260,6 @@ def test_temperatures_are_exchanged_between_neighbours_and_none_is_lost():
 def test_a_second_graph_of_the_same_bucket_compiles_nothing():
     chex.clear_trace_counter()
     once = jax.jit(chex.assert_max_traces(row_sweep, n=1), static_argnames="share")
-    shapes = None
-    for seed, _, problem, moves, columns in cases("row", 6):
-        moves = dataclasses.replace(moves)
-        shape = jax.tree.map(jnp.shape, moves.weights)
-        shapes = shapes or shape
-        if shape != shapes:
-            continue
-        chains = chains_of(problem, moves, columns, seed)
+    for _, moves, chains in cases("row", 3):
         order = jnp.arange(moves.contracted.padded_nodes)
         once(moves, chains, order, moves.contracted.num_nodes, HOT, UNIT_S, share=SHARE)

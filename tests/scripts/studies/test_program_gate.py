@@ -1,7 +1,7 @@
 """What device programs would do on accelerators that are not there.
 
 On an H100 a program waits for each kernel and, in a loop of unknown length, for the host before
-each step. `evaluate` and `project` must not be of that kind there.
+each step. `evaluate`, `project` and `temper` must not be of that kind there.
 """
 
 import json
@@ -26,6 +26,7 @@ from tests.support.modules import THREE_CHIPS
 
 ROOT = Path(__file__).parents[3]
 MOST_LAUNCHES = 400  # of a call on an H100
+MOST_LAUNCHES_A_MOVE = 15  # of a step of annealing, in all chains
 SMALL = "squeezenet"  # a graph that compiles fast
 ABSENT = targets.missing(TARGETS["h100"])
 
@@ -61,15 +62,30 @@ def test_whole_array_programs_start_few_kernels_on_an_h100(tmp_path):
     assert document["environment"]["jax-cuda12-plugin"]
 
 
-def test_the_whole_array_form_has_no_loop_of_unknown_length_on_a_cpu_either(tmp_path):
-    options = ("--programs", "evaluate", "--targets", "cpu", "--batch", "64", "--graph", SMALL)
-    document, text = gate(tmp_path, *options, "--form", "arrays")
+@pytest.mark.skipif(
+    bool(ABSENT), reason=f"needs {', '.join(ABSENT)} of the extra `aot`: pip install '.[aot]'"
+)
+def test_a_sweep_of_moves_starts_few_kernels_a_move_on_an_h100(tmp_path):
+    options = ("--programs", "temper", "--targets", "h100", "--batch", "64", "--graph", SMALL)
+    document, _ = gate(tmp_path, *options)
 
     (row,) = document["rows"]
-    assert row["form"] == "arrays"
+    problem, _ = greedy_start(SMALL, "mcm36")
+    moves = lower(problem.contracted).padded_nodes
     assert row["unknown_loops"] == 0
-    assert row["launches"] >= row["kernels_outside"] > 0
-    assert row["predicted_per_s"] is None
+    assert row["launches"] <= MOST_LAUNCHES + MOST_LAUNCHES_A_MOVE * moves, row
+
+
+def test_the_whole_array_form_has_no_loop_of_unknown_length_on_a_cpu_either(tmp_path):
+    options = ("--targets", "cpu", "--batch", "64", "--graph", SMALL, "--form", "arrays")
+    document, text = gate(tmp_path, "--programs", "evaluate", "temper", *options)
+
+    assert [row["program"] for row in document["rows"]] == ["evaluate", "temper"]
+    for row in document["rows"]:
+        assert row["form"] == "arrays"
+        assert row["unknown_loops"] == 0, row
+        assert row["launches"] >= row["kernels_outside"] > 0
+        assert row["predicted_per_s"] is None
     assert "evaluate cpu" in text
 
 
