@@ -2,7 +2,8 @@
 
 In one step all chains visit the same contracted node. Each chain has its own target chip and its
 own verdict. The edges of the contracted node are read once, and the labels of a neighbour are one
-contiguous row of B chains. There are two kinds of sweeps:
+contiguous row of B chains. What reads them has two forms with one meaning (`by_rows.py` for a CPU,
+`by_arrays.py` for a GPU or TPU), which accept the same moves. There are two kinds of sweeps:
 
 - Single moves. Contracted nodes are visited in random order. Each chain picks one of the chips that
   the neighbours allow (`price.py`), prices the move and accepts it by Metropolis.
@@ -20,6 +21,7 @@ Least possible work per proposal, for a contracted node of degree d whose tensor
 in all: about 1 + d + q labels of one byte, and 8 floats of two chips read and written; some 80
 bytes and 100 operations. The code works on whole columns of C chips instead (about 40 C bytes, in
 cache). For 36 chips, this masked arithmetic costs as much as two gathers and scatters per chain.
+`neighbours.py` has the floor on a GPU.
 """
 
 from __future__ import annotations

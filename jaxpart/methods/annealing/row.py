@@ -17,7 +17,9 @@ On a row of chips every edge stays on its chip or goes to the next one.
 
 A proposal therefore reads one row of labels per neighbour and about a dozen numbers of the chips lo
 and lo + 1. In most chains a given contracted node cannot move. The B chains are divided into slots
-of `share` chains; in each slot, at most one chain in which the node can move is priced.
+of `share` chains; in each slot, at most one chain in which the node can move is priced. On whole
+arrays (`by_arrays.py`) the other chains are priced too, and stay where they are; `shift_at_once.py`
+has the shifts.
 """
 
 from __future__ import annotations
