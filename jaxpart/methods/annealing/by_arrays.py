@@ -17,9 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from jaxpart.cost.device import DeviceProblem
 from jaxpart.cost.tables import reduce_segments, take
 from jaxpart.methods.annealing.neighbours import (
-    any_of,
     consumers_of,
-    highest_of,
     inputs_of,
     outputs_of,
     readers_of,
@@ -42,7 +40,7 @@ def allowed_chips(moves: Moves, labels: Int[Array, "N B"], v: Array) -> UInt32[A
         return lax.reduce(found, every, lax.bitwise_and, (1,))
 
     producer, is_input = _producers_of(moves, v)
-    consumer, _, is_read = consumers_of(contracted, near, v)
+    consumer, is_read = consumers_of(contracted, near, v)
     allowed = common(moves.after, take(labels, producer), is_input)
     allowed &= common(moves.before, take(labels, consumer), is_read)
     return jnp.where(contracted.fixed_chip[v] >= 0, jnp.uint32(0), allowed)
@@ -76,41 +74,47 @@ def change(
         is_new = (link >= new[0][None]) & (link < new[1][None])
         return total(size_s[None], is_old, is_new, axis=1)
 
-    # What v consumes, and the other consumers of that.
+    def others(tensor, is_real):
+        """Chips of the consumers of some tensors, other than v: [tensors, consumers, B]."""
+        reader, is_reader = readers_of(contracted, near, tensor)
+        is_other = is_reader & is_real[:, None] & (reader != v)[:, :, None]
+        return jnp.where(is_other, take(labels, reader).astype(jnp.int32), -1)
+
+    def any_is(chips, chip):
+        return jnp.any(chips == chip, axis=1)
+
+    def any_is_not(chips, chip):
+        return jnp.any((chips >= 0) & (chips != chip), axis=1)
+
+    here, there = source[None, None], target[None, None]
+
+    # What v consumes.
     tensor, is_input = inputs_of(contracted, near, v)
-    size_s, inputs = seconds(tensor, is_input), near.most_inputs
+    size_s, label = seconds(tensor, is_input), others(tensor, is_input)
     home = take(labels, take(contracted.tensor_producer, tensor)).astype(jnp.int32)
-    reader, read, is_reader = readers_of(near, v)
-    label = take(labels, reader).astype(jnp.int32)
-    on_source = any_of(is_reader & (label == source[None]), read, inputs)
-    on_target = any_of(is_reader & (label == target[None]), read, inputs)
-    away = any_of(is_reader & (label != take(home, read)), read, inputs)
+    away = any_is_not(label, home[:, None])
     is_far, will_be_far = home != source[None], home != target[None]
     no = jnp.zeros_like(is_far)
-    in_from = total(size_s, is_far & ~on_source, no)
-    in_to = total(size_s, no, will_be_far & ~on_target)
+    in_from = total(size_s, is_far & ~any_is(label, here), no)
+    in_to = total(size_s, no, will_be_far & ~any_is(label, there))
     is_home = home[None] == chip
     out_s = total(
         size_s[None], is_home & (away | is_far)[None], is_home & (away | will_be_far)[None], axis=1
     )
     link_s = jnp.zeros_like(tables.link_s)
     if len(link):
-        far = highest_of(label, is_reader, read, inputs)
+        far = jnp.max(label, axis=1)
         old, new = jnp.maximum(far, source[None]), jnp.maximum(far, target[None])
         link_s += on_links(size_s, (home, old), (home, new))
 
-    # What v makes, and its consumers.
+    # What v makes.
     tensor, is_output = outputs_of(contracted, near, v)
-    size_s, outputs = seconds(tensor, is_output), near.most_outputs
-    consumer, made, is_read = consumers_of(contracted, near, v)
-    label = take(labels, consumer).astype(jnp.int32)
-    on_source = any_of(is_read & (label == source[None]), made, outputs)
-    on_target = any_of(is_read & (label == target[None]), made, outputs)
-    away = any_of(is_read & (label != source[None]), made, outputs)
-    away_new = any_of(is_read & (label != target[None]), made, outputs)
+    size_s, label = seconds(tensor, is_output), others(tensor, is_output)
+    on_source, on_target = any_is(label, here), any_is(label, there)
+    away, away_new = any_is_not(label, here), any_is_not(label, there)
     no = jnp.zeros_like(on_source)
     if len(link):
-        far = highest_of(label, is_read, made, outputs)
+        far = jnp.max(label, axis=1)
         link_s += on_links(size_s, (source[None], far), (target[None], far))
     return Change(
         in_from + total(size_s, no, on_source),
@@ -148,7 +152,7 @@ def free_ways(
     """As in `by_rows.py`."""
     contracted, chips, row = moves.contracted, moves.contracted.config.num_chips, labels[v]
     producer, is_input = _producers_of(moves, v)
-    consumer, _, is_read = consumers_of(contracted, moves.near, v)
+    consumer, is_read = consumers_of(contracted, moves.near, v)
     fed, feeds = take(labels, producer), take(labels, consumer)
     is_free = contracted.fixed_chip[v] < 0
     can_rise = jnp.all(~is_input | (fed >= row[None]), axis=0) & (row < chips - 1)
@@ -164,10 +168,11 @@ def bytes_read_first(
     """As in `by_rows.py`, in all chains."""
     contracted, near = moves.contracted, moves.near
     tensor, is_input = inputs_of(contracted, near, v)
-    reader, read, is_reader = readers_of(near, v)
-    is_there = is_reader & (take(labels, reader).astype(jnp.int32) == chip[None])
-    is_first = is_input & ~any_of(is_there, read, near.most_inputs)
-    return jnp.sum(jnp.where(is_first, take(contracted.tensor_bytes, tensor)[:, None], 0), axis=0)
+    reader, is_reader = readers_of(contracted, near, tensor)
+    is_there = is_reader & (reader != v)[:, :, None]
+    is_there &= take(labels, reader).astype(jnp.int32) == chip[None, None]
+    size = jnp.where(is_input, take(contracted.tensor_bytes, tensor)[:, None], 0)
+    return jnp.sum(jnp.where(jnp.any(is_there, axis=1), 0, size), axis=0)
 
 
 def followers(
@@ -226,7 +231,7 @@ def _followers_by_walk(
     def visit(i, is_step, chosen):
         v = order[i]
         producer, is_input = _producers_of(moves, v)
-        consumer, _, is_read = consumers_of(moves.contracted, moves.near, v)
+        consumer, is_read = consumers_of(moves.contracted, moves.near, v)
         other = jnp.concatenate([producer, consumer])
         pulls = jnp.concatenate([is_input & upward, is_read & ~jnp.asarray(upward)])
         pulls = pulls & take(chosen, other) & (take(labels, other) == labels[v][None])

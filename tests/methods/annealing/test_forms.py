@@ -15,6 +15,7 @@ from jaxpart.cost.host import peak_bytes
 from jaxpart.methods.annealing import by_arrays, by_rows, row, shift_at_once
 from jaxpart.methods.annealing.ensemble import ensemble_of, matching, temper
 from jaxpart.methods.annealing.moves import movable, shift_sweep, single_sweep
+from jaxpart.methods.annealing.neighbours import readers_of
 from tests.support import oracle
 from tests.support.annealing import (
     CHIPS,
@@ -211,13 +212,13 @@ def test_visits_in_blocks_are_as_many_as_asked_for(count):
     assert found[0] == found[1] == (count, count * (count - 1) // 2)
 
 
-def test_readers_are_the_other_consumers_of_what_a_node_consumes():
+def test_readers_are_the_consumers_of_a_tensor():
     for instance in instances("row", 3):
-        contracted, near = instance.problem.contracted, instance.moves["arrays"].near
-        start, reader = np.asarray(near.reader_start), np.asarray(near.reader)
-        for v in range(contracted.num_nodes):
-            inputs = contracted.edge_tensor[contracted.edge_consumer == v]
-            consumers = [contracted.edge_consumer[contracted.edge_tensor == k] for k in inputs]
-            expected = np.concatenate([[], *consumers])
-            found = reader[start[v] : start[v + 1]]
-            assert sorted(found.tolist()) == sorted(expected[expected != v].astype(int).tolist())
+        contracted, moves = instance.problem.contracted, instance.moves["arrays"]
+        count = contracted.num_tensors
+        tensor = jnp.argsort(jnp.asarray(contracted.tensor_producer), stable=True)
+        reader, is_reader = readers_of(moves.contracted, moves.near, jnp.arange(count))
+        for k in range(count):
+            found = np.asarray(reader[k])[np.asarray(is_reader)[k, :, 0]]
+            expected = contracted.edge_consumer[contracted.edge_tensor == int(tensor[k])]
+            assert sorted(found.tolist()) == sorted(expected.tolist())
