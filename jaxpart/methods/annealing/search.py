@@ -151,7 +151,9 @@ def _tempered(search: Search, chains: _Run, start: IntArray) -> Generator[bool]:
             return
         start_s, before = time.perf_counter(), chains.ensemble
         run_key = jax.random.fold_in(chains.key, run)
-        ensemble = temper(chains.moves, before, chains.orders, run_key, chains.unit_s, sweeps)
+        ensemble = temper(
+            chains.moves, before, chains.orders, run_key, chains.unit_s, jnp.int32(sweeps)
+        )
         chains = chains._replace(ensemble=ensemble)
         priced = float(ensemble.priced) - float(before.priced)
         search.samples += int(priced) + sweeps * ensemble.labels.shape[1]
