@@ -32,7 +32,7 @@ On several devices each has `batch` candidates. `temper` and the policy are not 
 A candidate of `slice`, `probe` and `order` is an order of nodes; one of `temper` is a chain that
 makes one sweep over its nodes. `kernel` is `evaluate` by one kernel, in the form of that name. Its
 operations are counted by hand, for whole tiles on all multiprocessors; a CPU has no row for it.
-`act` and `gradient`, of the policy, have at most the batch of its training. Islands exchange by the
+`gradient`, of the policy, has at most the batch of its training. Islands exchange by the
 host and have no device program.
 """
 
@@ -66,7 +66,7 @@ from jaxpart.cost.sharding import along, mesh_of, split
 from jaxpart.environment import environment
 from jaxpart.errors import InputError
 from jaxpart.files import write_whole
-from jaxpart.methods.annealing.ensemble import ensemble_of, temper
+from jaxpart.methods.annealing.ensemble import ensemble_of, sweep, temper
 from jaxpart.methods.annealing.state import chip_graph_of, moves_of
 from jaxpart.methods.labels.projection import project
 from jaxpart.methods.labels.sampling import sample_lanes
@@ -82,7 +82,6 @@ from jaxpart.problem.problem import IntArray, Problem
 
 _PACKAGES = ("libtpu", "jax-cuda12-plugin", "jax-cuda12-pjrt")
 _SHIFT_ORDERS = 16  # orders that shifts of `temper` choose from
-_OF_POLICY = ("act", "gradient")
 _LAYOUT = "{:<9}{:<7}{:>7}  {:<8}{:>6}{:>8}{:>7}{:>9}{:>8}{:>11}{:>11}{:>7}{:>10}{:>9}{:>13}"
 _HEADER = (
     *("program", "target", "devices", "form", "batch", "loops ?", "loops", "outside", "inside"),
@@ -210,7 +209,9 @@ def _temper(case: Case) -> Program:
     ensemble = jax.eval_shape(ensemble_of, labels, jax.random.key(0))
     orders = jax.ShapeDtypeStruct((_SHIFT_ORDERS, rows), jnp.int32)
     rest = (jax.random.key(0), jnp.float32(1), jnp.int32(1))
-    return Program(temper, (moves, ensemble, orders, *rest), {})
+    by_rows = jax.jit(temper, static_argnames="share")
+    function = by_rows if moves.neighbours is None else sweep
+    return Program(function, (moves, ensemble, orders, *rest), {})
 
 
 def _act(case: Case) -> Program:
@@ -317,11 +318,11 @@ def _rows(
     backend = "cpu" if form == "rows" else accelerator
     with _as_on(backend):
         case = Case(problem, start, batch * len(devices))
-        of_policy = dataclasses.replace(case, batch=min(batch, TrainingConfig().batch))
+        training = dataclasses.replace(case, batch=min(batch, TrainingConfig().batch))
         for name in programs:
             if name == "kernel" and target.backend == "cpu":
                 continue
-            chosen = of_policy if name in _OF_POLICY else case
+            chosen = training if name == "gradient" else case
             program = PROGRAMS[name](chosen)
             if len(devices) > 1:
                 if program.axes is None:

@@ -1,7 +1,7 @@
 """What device programs would do on accelerators that are not there.
 
 On an H100 a program waits for each kernel and, in a loop of unknown length, for the host before
-each step. The programs of `MOST_LAUNCHES` must not be of that kind there.
+each step. `temper` and the programs of `MOST_LAUNCHES` must not be of that kind there.
 """
 
 import json
@@ -34,6 +34,7 @@ MOST_LAUNCHES = {
     "slice": (500, 2_000),
     "probe": (2_400, 2_400),
 }
+MOST_LAUNCHES_BESIDE_MOVES, MOST_LAUNCHES_A_MOVE = 400, 15  # of a sweep of annealing
 SMALL = "squeezenet"  # a graph that compiles fast
 ABSENT = targets.missing(TARGETS["h100"])
 NOT_AOT = ABSENT + targets.missing(TARGETS["v5e"])
@@ -108,15 +109,31 @@ def test_the_kernel_compiles_for_a_gpu_and_a_tpu(tmp_path):
         assert row["operations"] > 1e6 * 64  # those of the kernel, too
 
 
-def test_the_whole_array_form_has_no_loop_of_unknown_length_on_a_cpu_either(tmp_path):
-    options = ("--programs", "evaluate", "--targets", "cpu", "--batch", "64", "--graph", SMALL)
-    document, text = gate(tmp_path, *options, "--form", "arrays")
+@pytest.mark.skipif(
+    bool(ABSENT), reason=f"needs {', '.join(ABSENT)} of the extra `aot`: pip install '.[aot]'"
+)
+def test_a_sweep_of_moves_starts_few_kernels_a_move_on_an_h100(tmp_path):
+    options = ("--programs", "temper", "--targets", "h100", "--batch", "64", "--graph", SMALL)
+    options += ("--devices", "1")
+    document, _ = gate(tmp_path, *options)
 
     (row,) = document["rows"]
-    assert row["form"] == "arrays"
+    problem, _ = greedy_start(SMALL, "mcm36")
+    moves = lower(problem.contracted).padded_nodes
     assert row["unknown_loops"] == 0
-    assert row["launches"] >= row["kernels_outside"] > 0
-    assert row["predicted_per_s"] is None
+    assert row["launches"] <= MOST_LAUNCHES_BESIDE_MOVES + MOST_LAUNCHES_A_MOVE * moves, row
+
+
+def test_the_whole_array_form_has_no_loop_of_unknown_length_on_a_cpu_either(tmp_path):
+    options = ("--targets", "cpu", "--batch", "64", "--graph", SMALL, "--form", "arrays")
+    document, text = gate(tmp_path, "--programs", "evaluate", "temper", *options)
+
+    assert [row["program"] for row in document["rows"]] == ["evaluate", "temper"]
+    for row in document["rows"]:
+        assert row["form"] == "arrays"
+        assert row["unknown_loops"] == 0, row
+        assert row["launches"] >= row["kernels_outside"] > 0
+        assert row["predicted_per_s"] is None
     assert "evaluate cpu" in text
 
 
