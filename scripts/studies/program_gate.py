@@ -32,7 +32,7 @@ On several devices each has `batch` candidates. `temper` and the policy are not 
 A candidate of `slice`, `probe` and `order` is an order of nodes; one of `temper` is a chain that
 makes one sweep over its nodes. `kernel` is `evaluate` by one kernel, in the form of that name. Its
 operations are counted by hand, for whole tiles on all multiprocessors; a CPU has no row for it.
-`gradient`, of the policy, has at most the batch of its training. Islands exchange by the
+On a CPU `gradient`, of the policy, has at most the batch of its training. Islands exchange by the
 host and have no device program.
 """
 
@@ -60,6 +60,7 @@ from pairs import greedy_start
 from targets import TARGETS, Target, devices_of, missing
 
 from jaxpart.arguments import count, whole_number
+from jaxpart.cost.batch import is_accelerator
 from jaxpart.cost.device import DeviceProblem, Form, lower
 from jaxpart.cost.evaluate import evaluate, verify
 from jaxpart.cost.sharding import along, mesh_of, split
@@ -229,6 +230,7 @@ def _gradient(case: Case) -> Program:
     advantage: Any = jax.ShapeDtypeStruct((case.batch,), jnp.float32)
     transition = ppo.Transition(features, state, drawn.actions, drawn.log_prob, advantage)
     static = {"sizes": NetworkConfig(), "ppo_config": ppo.PPOConfig(), "decoder": "labels"}
+    static["part"] = ppo.part_of(case.batch) if is_accelerator() else None
     return Program(ppo.gradient, (params, transition), static)
 
 
@@ -318,11 +320,11 @@ def _rows(
     backend = "cpu" if form == "rows" else accelerator
     with _as_on(backend):
         case = Case(problem, start, batch * len(devices))
-        training = dataclasses.replace(case, batch=min(batch, TrainingConfig().batch))
+        training = dataclasses.replace(case, batch=min(case.batch, TrainingConfig().batch))
         for name in programs:
             if name == "kernel" and target.backend == "cpu":
                 continue
-            chosen = training if name == "gradient" else case
+            chosen = training if name == "gradient" and backend == "cpu" else case
             program = PROGRAMS[name](chosen)
             if len(devices) > 1:
                 if program.axes is None:

@@ -16,12 +16,15 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from jaxpart.methods.policy.actions import Actions, Decoder, LogProbs, log_probs
 from jaxpart.methods.policy.features import Features
 from jaxpart.methods.policy.network import NetworkConfig
 from jaxpart.methods.policy.rollout import Params, State, proposed
+
+_MOST_SAMPLES = 128  # whose loss an accelerator computes at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,16 +147,49 @@ def _surrogate(difference: Array, advantage: Array, clip: float) -> tuple[Array,
     return jnp.minimum(ratio * advantage, bounded * advantage), ratio
 
 
-@partial(jax.jit, static_argnames=("sizes", "ppo_config", "decoder"))
+@partial(jax.jit, static_argnames=("sizes", "ppo_config", "decoder", "part"))
 def gradient(
     params: Params,
     transition: Transition,
     sizes: NetworkConfig,
     ppo_config: PPOConfig,
     decoder: Decoder,
+    part: int | None = None,
 ) -> tuple[Params, Report]:
-    """The gradient of `ppo_loss` by `params`, and the statistics; arguments as there."""
-    return jax.grad(ppo_loss, has_aux=True)(params, transition, sizes, ppo_config, decoder)
+    """The gradient of `ppo_loss` by `params`, and the statistics.
+
+    Args:
+      params: weights of the network.
+      transition: B samples.
+      sizes: of the network.
+      ppo_config: clipping range and weight of the entropy.
+      decoder: that drew the samples.
+      part: samples whose loss is computed at a time; divides B. The means over the parts are
+        returned. None: all at once.
+    """
+
+    def of(samples: Transition) -> tuple[Params, Report]:
+        return jax.grad(ppo_loss, has_aux=True)(params, samples, sizes, ppo_config, decoder)
+
+    if part is None or part == transition.advantage.shape[0]:
+        return of(transition)
+
+    def in_parts(leaf: Array) -> Array:  # candidates come last
+        return jnp.moveaxis(leaf.reshape(*leaf.shape[:-1], -1, part), -2, 0)
+
+    drawn = (transition.actions, transition.log_prob, transition.advantage)
+    parts = jax.tree.map(in_parts, drawn)
+    found = lax.map(lambda d: of(Transition(transition.features, transition.state, *d)), parts)
+    return jax.tree.map(partial(jnp.mean, axis=0), found)
+
+
+def part_of(batch: int) -> int:
+    """The samples whose loss an accelerator computes at a time: a divisor of `batch`.
+
+    XLA's compiler takes 50 s for 128 samples of BERT-large on an H100, and minutes for 256: it
+    unrolls a reduction over chips.
+    """
+    return max(part for part in range(1, min(batch, _MOST_SAMPLES) + 1) if batch % part == 0)
 
 
 @partial(jax.jit, static_argnames="ppo_config")

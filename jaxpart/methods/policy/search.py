@@ -180,9 +180,10 @@ def with_policy(
                     transition = ppo.Transition(
                         task.features, before, made.actions, made.log_prob, worth
                     )
+                    part = ppo.part_of(worth.shape[0]) if is_accelerator() else None
                     for _ in range(config.ppo_config.epochs):
                         gradient, _ = ppo.gradient(
-                            params, transition, sizes, config.ppo_config, decoder
+                            params, transition, sizes, config.ppo_config, decoder, part
                         )
                         params, opt_state = ppo.apply_gradients(
                             params, opt_state, [gradient], config.ppo_config

@@ -8,6 +8,7 @@ import json
 from contextlib import closing
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -215,6 +216,31 @@ def test_a_bandit_of_two_nodes_is_learned():
 
     assert before < 0.2
     assert chance(weights) > 0.6
+
+
+def test_a_gradient_in_parts_is_the_mean_of_the_gradients_of_the_parts():
+    inputs = Task.build(Problem.build(ladder(), load_mcm("mcm4")))
+    weights = initial_params(SIZES, inputs, 0)
+    made = play(weights, SIZES, inputs, inputs.start, jax.random.key(0), batch=64, decoder="labels")
+    worth = jax.random.normal(jax.random.key(1), (64,))
+    drawn = made.actions, made.log_prob, worth
+
+    def gradient_of(samples, part=None):
+        transition = ppo.Transition(inputs.features, inputs.start, *samples)
+        return ppo.gradient(weights, transition, SIZES, ppo.PPOConfig(), "labels", part)
+
+    found = gradient_of(drawn, part=16)
+
+    every = [slice(at, at + 16) for at in range(0, 64, 16)]
+    alone = [gradient_of(jax.tree.map(lambda x, at=at: x[..., at], drawn)) for at in every]
+    expected = jax.tree.map(lambda *parts: sum(parts) / len(parts), *alone)
+    chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-6)
+    assert any(np.abs(leaf).max() > 1e-3 for leaf in jax.tree.leaves(found[0]))
+
+
+@pytest.mark.parametrize(("batch", "part"), [(64, 64), (4096, 128), (127, 127), (390, 78), (1, 1)])
+def test_parts_are_equal_and_as_large_as_an_accelerator_likes(batch, part):
+    assert ppo.part_of(batch) == part
 
 
 def run_for(folder, steps, **more):
