@@ -1,0 +1,90 @@
+"""Reads StableHLO modules from bytes: text, MLIR bytecode, and portable artifacts.
+
+The parser is jaxlib's own. A portable artifact is bytecode of the dialect VHLO, which StableHLO
+promises to read in later versions; plain bytecode and text are bound to a release.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import jax.interpreters.mlir
+from jaxlib.mlir import ir
+from jaxlib.mlir.dialects import stablehlo
+
+from jaxpart.errors import FileFormatError
+
+_MAGIC = b"ML\xefR"
+# The producer stands behind the magic and the version of the bytecode, a varint of one byte.
+_PRODUCER = re.compile(rb"ML\xefR.([ -~]{1,80})\0", re.DOTALL)
+_PORTABLE = re.compile(rb"ML\xefR.StableHLO_v", re.DOTALL)
+_TEXT = re.compile(
+    rb"\s*(//[^\n]*\n\s*|#[\w.]+\s*=[^\n]*\n\s*)*"
+    rb"(module\b|builtin\.module\b|\"builtin\.module\"|func\.func\b|\"func\.func\")"
+)
+_LOCATION = re.compile(r'(?:loc\()?"-":(\d+):\d+\)?: ?')
+# Bytes searched for the artifact inside of a serialized `jax.export`: it follows the types.
+_MAX_HEAD = 2**24
+
+
+def is_module(content: bytes) -> bool:
+    """Whether bytes look like a module of MLIR: text or bytecode."""
+    return content.startswith(_MAGIC) or _TEXT.match(content) is not None
+
+
+def is_exported(content: bytes) -> bool:
+    """Whether bytes look like what `jax.export` serializes: a portable artifact inside of others.
+
+    The format, a FlatBuffer, has no mark of its own.
+    """
+    return not is_module(content) and _PORTABLE.search(content, 0, _MAX_HEAD) is not None
+
+
+def parse(content: bytes, where: str) -> Any:
+    """The module in `content`, an `ir.Module`.
+
+    Args:
+      content: text, MLIR bytecode, or a portable artifact.
+      where: name of the file, for messages.
+
+    Raises:
+      FileFormatError: the parser refuses it; the message has the parser's own words and place.
+    """
+    context = jax.interpreters.mlir.make_ir_context()
+    told: list[str] = []
+
+    def note(diagnostic: Any) -> bool:
+        told.append(f"{diagnostic.location}: {diagnostic.message}")
+        return True
+
+    handler = context.attach_diagnostic_handler(note)
+    try:
+        if _PORTABLE.match(content):
+            return stablehlo.deserialize_portable_artifact(context, content)
+        return ir.Module.parse(content, context=context)
+    except (ir.MLIRError, ValueError) as error:
+        raise FileFormatError(f"{where}: {_reason(content, told, error)}") from error
+    finally:
+        handler.detach()
+
+
+def _reason(content: bytes, told: list[str], error: Exception) -> str:
+    """What is wrong with a module, in the parser's words."""
+    found = _PRODUCER.match(content)
+    words = told[0] if told else _first_error(str(error))
+    if found is None and content.startswith(_MAGIC):
+        return f"bytecode of MLIR that breaks off in its first bytes ({_LOCATION.sub('', words)})"
+    if found is None:
+        words = _LOCATION.sub(r"line \1: ", words)
+        return f"{words}; expected a module of StableHLO, as MLIR prints it"
+    version = stablehlo.get_current_version()
+    return (
+        f"bytecode by {found[1].decode('ascii')}: {_LOCATION.sub('', words)}; expected a whole "
+        f"module that this jaxlib can read (portable artifacts up to StableHLO {version})"
+    )
+
+
+def _first_error(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if "error:" in line]
+    return lines[0].removeprefix("error: ") if lines else text.strip()
