@@ -6,7 +6,8 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-import jax
+import jax.numpy as jnp
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
 
 
@@ -23,7 +24,7 @@ def by_shape(name: str, operands: Sequence[Any], results: Sequence[Any], **param
     Returns:
       The results, as values of the trace.
     """
-    shapes = tuple((tuple(result.shape), jax.numpy.dtype(result.dtype)) for result in results)
+    shapes = tuple((tuple(result.shape), jnp.dtype(result.dtype)) for result in results)
     return _primitive(name).bind(*operands, results=shapes, **params)
 
 
@@ -37,4 +38,4 @@ def _primitive(name: str) -> Any:
 
 def _results(*operands: Any, results: Any, **params: Any) -> list[Any]:
     del operands, params
-    return [jax.core.ShapedArray(shape, dtype) for shape, dtype in results]
+    return [ShapedArray(shape, dtype) for shape, dtype in results]

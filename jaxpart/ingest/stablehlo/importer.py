@@ -17,7 +17,8 @@ import numpy as np
 from jaxpart.errors import FileFormatError, InputError
 from jaxpart.files import read_bytes, stem_of, uncompressed, without_mark
 from jaxpart.ingest.jaxpr.importer import Role, check_options, graph_of, positions_of
-from jaxpart.ingest.stablehlo.module import is_exported, is_module, parse
+from jaxpart.ingest.stablehlo.marks import is_exported, is_module
+from jaxpart.ingest.stablehlo.module import parse
 from jaxpart.ingest.stablehlo.retrace import Module
 from jaxpart.ingest.stablehlo.rules import rules_for
 from jaxpart.problem.graph import Graph
@@ -151,7 +152,8 @@ def _traced(
     # The types of the file are kept: without this JAX makes 32 bits of 64.
     with jax.enable_x64(True):
         closed = jax.make_jaxpr(call)(*given, *module.constants)
-    return closed, [*roles, *(["constant"] * len(module.constants))]
+    roles.extend("constant" for _ in module.constants)
+    return closed, roles
 
 
 def _source(content: Any, where: str) -> _Source:

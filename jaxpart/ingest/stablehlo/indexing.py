@@ -33,9 +33,7 @@ def _slice(op: Operation, operands: list[Array]) -> Any:
 
 def _dynamic_slice(op: Operation, operands: list[Array]) -> Any:
     array, *starts = operands
-    return lax.dynamic_slice(
-        array, starts, op.numbers("slice_sizes"), allow_negative_indices=False
-    )
+    return lax.dynamic_slice(array, starts, op.numbers("slice_sizes"), allow_negative_indices=False)
 
 
 def _dynamic_update_slice(op: Operation, operands: list[Array]) -> Any:

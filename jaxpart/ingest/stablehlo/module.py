@@ -14,31 +14,9 @@ from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import stablehlo
 
 from jaxpart.errors import FileFormatError
+from jaxpart.ingest.stablehlo.marks import MAGIC, PORTABLE, PRODUCER
 
-_MAGIC = b"ML\xefR"
-# The producer stands behind the magic and the version of the bytecode, a varint of one byte.
-_PRODUCER = re.compile(rb"ML\xefR.([ -~]{1,80})\0", re.DOTALL)
-_PORTABLE = re.compile(rb"ML\xefR.StableHLO_v", re.DOTALL)
-_TEXT = re.compile(
-    rb"\s*(//[^\n]*\n\s*|#[\w.]+\s*=[^\n]*\n\s*)*"
-    rb"(module\b|builtin\.module\b|\"builtin\.module\"|func\.func\b|\"func\.func\")"
-)
 _LOCATION = re.compile(r'(?:loc\()?"-":(\d+):\d+\)?: ?')
-# Bytes searched for the artifact inside of a serialized `jax.export`: it follows the types.
-_MAX_HEAD = 2**24
-
-
-def is_module(content: bytes) -> bool:
-    """Whether bytes look like a module of MLIR: text or bytecode."""
-    return content.startswith(_MAGIC) or _TEXT.match(content) is not None
-
-
-def is_exported(content: bytes) -> bool:
-    """Whether bytes look like what `jax.export` serializes: a portable artifact inside of others.
-
-    The format, a FlatBuffer, has no mark of its own.
-    """
-    return not is_module(content) and _PORTABLE.search(content, 0, _MAX_HEAD) is not None
 
 
 def parse(content: bytes, where: str) -> Any:
@@ -58,9 +36,9 @@ def parse(content: bytes, where: str) -> Any:
         told.append(f"{diagnostic.location}: {diagnostic.message}")
         return True
 
-    handler = context.attach_diagnostic_handler(note)
+    handler: Any = context.attach_diagnostic_handler(note)
     try:
-        if _PORTABLE.match(content):
+        if PORTABLE.match(content):
             return stablehlo.deserialize_portable_artifact(context, content)
         return ir.Module.parse(content, context=context)
     except (ir.MLIRError, ValueError) as error:
@@ -71,9 +49,9 @@ def parse(content: bytes, where: str) -> Any:
 
 def _reason(content: bytes, told: list[str], error: Exception) -> str:
     """What is wrong with a module, in the parser's words."""
-    found = _PRODUCER.match(content)
+    found = PRODUCER.match(content)
     words = told[0] if told else _first_error(str(error))
-    if found is None and content.startswith(_MAGIC):
+    if found is None and content.startswith(MAGIC):
         return f"bytecode of MLIR that breaks off in its first bytes ({_LOCATION.sub('', words)})"
     if found is None:
         words = _LOCATION.sub(r"line \1: ", words)

@@ -13,9 +13,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxlib.mlir import ir
 
-from jaxpart.errors import FileFormatError
+from jaxpart.errors import FileFormatError, InputError
 from jaxpart.ingest.jaxpr.by_shape import by_shape
 from jaxpart.ingest.stablehlo.types import aval_of, elements_of
 
@@ -123,6 +122,8 @@ class Module:
         self.arguments = [aval_of(a.type, f"{where}: @main") for a in block.arguments]
         self.constants: list[jax.ShapeDtypeStruct] = []
         self._values: dict[Any, np.ndarray | int] = {}  # constants by attribute, or a position
+        self._given: list[Array] = []  # values for `constants`
+        self._calling: list[str] = []  # the functions that are being opened
         for operation in _constants(module.operation):
             self._note_constant(operation)
 
@@ -175,8 +176,8 @@ class Module:
         Returns:
           What `main` returns.
         """
-        self._given = list(constants)
         name = _text(self._main.attributes["sym_name"])
+        self._given, self._calling = list(constants), [name]
         return self._run(self._main.regions[0].blocks[0], arguments, {}, f"@{name}")
 
     def call(self, symbol: Any, arguments: Sequence[Array], where: str) -> list[Array]:
@@ -189,7 +190,13 @@ class Module:
         function = self._functions.get(name)
         if function is None or not function.regions[0].blocks:
             raise FileFormatError(f"{where}: calls @{name}, expected a function of the module")
-        return self._run(function.regions[0].blocks[0], arguments, {}, f"@{name}")
+        if name in self._calling:
+            raise FileFormatError(f"{where}: calls @{name}, which calls itself, expected no circle")
+        self._calling.append(name)
+        try:
+            return self._run(function.regions[0].blocks[0], arguments, {}, f"@{name}")
+        finally:
+            self._calling.pop()
 
     def _run(
         self, block: Any, arguments: Sequence[Array], outer: dict[Any, Array], inside: str
@@ -218,7 +225,7 @@ class Module:
         inside: str,
         where: str,
     ) -> list[Array]:
-        dialect, _, name = operation.name.partition(".")
+        name = operation.name.partition(".")[2]
         if name == "constant":
             return [self._constant(operation)]
         expected = tuple(aval_of(result.type, where) for result in operation.results)
@@ -233,6 +240,8 @@ class Module:
             return by_shape(operation.name, operands, expected)
         try:
             results = rule(seen, operands)
+        except InputError:
+            raise
         except (TypeError, ValueError, KeyError, IndexError) as error:
             first = (str(error).strip().splitlines() or [""])[0]
             raise FileFormatError(f"{where}: JAX refuses it ({first})") from error

@@ -10,11 +10,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import stablehlo
 
 from jaxpart.errors import FileFormatError
@@ -142,9 +139,7 @@ def _round_even(op: Operation, operands: list[Array]) -> Any:
 
 
 def _reduce_precision(op: Operation, operands: list[Array]) -> Any:
-    return lax.reduce_precision(
-        operands[0], op.number("exponent_bits"), op.number("mantissa_bits")
-    )
+    return lax.reduce_precision(operands[0], op.number("exponent_bits"), op.number("mantissa_bits"))
 
 
 def _iota(op: Operation, operands: list[Array]) -> Any:
@@ -175,7 +170,8 @@ def _concatenate(op: Operation, operands: list[Array]) -> Any:
 
 def _pad(op: Operation, operands: list[Array]) -> Any:
     names = ("edge_padding_low", "edge_padding_high", "interior_padding")
-    return lax.pad(*operands, list(zip(*(op.numbers(name) for name in names), strict=True)))
+    config = list(zip(*(op.numbers(name) for name in names), strict=True))
+    return lax.pad(operands[0], operands[1], config)
 
 
 def _identity(op: Operation, operands: list[Array]) -> Any:
@@ -187,7 +183,7 @@ def _collective(op: Operation, operands: list[Array]) -> Any:
 
 
 def _dot_general(op: Operation, operands: list[Array]) -> Any:
-    given = stablehlo.DotDimensionNumbers(op.attributes["dot_dimension_numbers"])
+    given: Any = stablehlo.DotDimensionNumbers(op.attributes["dot_dimension_numbers"])
     contracting = given.lhs_contracting_dimensions, given.rhs_contracting_dimensions
     batching = given.lhs_batching_dimensions, given.rhs_batching_dimensions
     return _product(op, operands, contracting, batching)
@@ -202,7 +198,9 @@ def _product(op: Operation, operands: list[Array], contracting: Any, batching: A
         (tuple(contracting[0]), tuple(contracting[1])),
         (tuple(batching[0]), tuple(batching[1])),
     )
-    return lax.dot_general(*operands, numbers, preferred_element_type=op.result.dtype)
+    return lax.dot_general(
+        operands[0], operands[1], numbers, preferred_element_type=op.result.dtype
+    )
 
 
 def _top_k(op: Operation, operands: list[Array]) -> Any:
@@ -239,9 +237,7 @@ def _rng_bit_generator(op: Operation, operands: list[Array]) -> Any:
 def _batch_norm_inference(op: Operation, operands: list[Array]) -> Any:
     x, *per_feature = operands
     axes = (op.number("feature_index"),)
-    scale, offset, mean, variance = (
-        lax.broadcast_in_dim(v, x.shape, axes) for v in per_feature
-    )
+    scale, offset, mean, variance = (lax.broadcast_in_dim(v, x.shape, axes) for v in per_feature)
     epsilon = np.asarray(op.attributes["epsilon"].value, x.dtype)
     inverse = lax.rsqrt(lax.add(variance, lax.broadcast_in_dim(epsilon, x.shape, ())))
     return lax.add(lax.mul(lax.mul(lax.sub(x, mean), inverse), scale), offset)

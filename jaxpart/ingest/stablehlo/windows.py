@@ -73,12 +73,8 @@ def _reduce(op: Operation, operands: list[Array]) -> Any:
     arrays, starts = tuple(operands[:count]), tuple(operands[count:])
     axes = op.numbers("dimensions")
     combine = op.regions[0].only_operation()
-    if combine in _MONOIDS and count == 1:
-        two, over_axes, _ = _MONOIDS[combine]
-        result = over_axes(arrays[0], axes)
-        if _is_identity(combine, starts[0]):
-            return result
-        return two(result, lax.broadcast_in_dim(starts[0], result.shape, ()))
+    if count == 1 and combine in _MONOIDS and _is_identity(combine, starts[0]):
+        return _MONOIDS[combine][1](arrays[0], axes)
     return lax.reduce(arrays, starts, _both(op), axes)
 
 
@@ -100,7 +96,7 @@ def _is_identity(combine: str, start: Array) -> bool:
         least = jnp.iinfo(dtype)
         return int(start) == (least.max if combine == "minimum" else least.min)
     if combine == "and":
-        return bool(start == np.array(~np.zeros((), dtype)))
+        return bool(start == np.invert(np.zeros((), dtype)))
     return bool(start == (1 if combine == "multiply" else 0))
 
 
