@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from jaxpart import errors
-from jaxpart.files import decode_json, read_bytes, uncompressed, without_mark
+from jaxpart.files import decode_json, opened, read_bytes, uncompressed, without_mark
 from jaxpart.ingest import max_load, pipedream
 from jaxpart.ingest.stablehlo import marks
 from jaxpart.problem.graph import Graph, decode
 from jaxpart.problem.mcm import MCM
+
+_ZIP = b"PK\x03\x04"
 
 
 def load_graph(
@@ -24,12 +26,12 @@ def load_graph(
     """Loads the graph in a file.
 
     The formats are jaxpart's JSON, max-load JSON, a PipeDream profile, ONNX, StableHLO (text,
-    bytecode, a portable artifact), what `jax.export` serializes, and what `torch.export` saves
-    (`.pt2`); each can be gzipped.
+    bytecode, a portable artifact) and what `jax.export` serializes, each of which can be gzipped,
+    and what `torch.export` saves (`.pt2`).
 
     Args:
       path: of the file.
-      dims: sizes of the free dimensions of an ONNX model, by name.
+      dims: sizes of the free dimensions of an ONNX model or a `.pt2`, by name.
       param_argnums: positions of the arguments of a StableHLO module or exported JAX function that
         are parameters, as in `jaxpart.from_stablehlo`.
 
@@ -64,6 +66,11 @@ def load_with_module(
 
     Args and errors are those of `load_graph`.
     """
+    if _is_archive(path):  # its weights can be larger than any other file, and are not read
+        refuse_options(path, None, param_argnums)
+        from jaxpart.ingest.pt2.importer import from_pt2
+
+        return from_pt2(path, dims=dims), None
     content = without_mark(uncompressed(read_bytes(path), path))
     if not content.strip():
         raise errors.FileFormatError(f"{path}: the file is empty, expected a graph")
@@ -124,6 +131,12 @@ def _from_json(content: bytes, path: str | os.PathLike[str]) -> tuple[Graph, MCM
     if "format" not in keys and "maxFPGAs" in keys:
         return max_load.decode(content, path)
     return decode(content, path), None
+
+
+def _is_archive(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is a zip, as `torch.export` writes."""
+    with opened(path) as file:
+        return file.read(len(_ZIP)) == _ZIP
 
 
 def _is_text(content: bytes) -> bool:

@@ -1,0 +1,143 @@
+"""Reads a `.pt2` archive: a zip of which one member, JSON, holds the program.
+
+The weights are in other members. They are not read: a graph needs their shapes alone.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+import zlib
+from typing import IO, Any
+
+import msgspec
+
+from jaxpart.errors import FileFormatError
+from jaxpart.files import MAX_TEXT_BYTES, decode_json
+
+# The major versions of the schema whose keys are those below.
+_MAJORS = range(5, 9)
+_PROGRAM = re.compile(r"(?:.*/)?(?:models/([^/]+)\.json|serialized_exported_program\.json)")
+_EXPECTED = "an archive that torch.export.save wrote"
+
+
+class TensorMeta(msgspec.Struct):
+    """Type and shape of a tensor: the number of its type, an extent or expression for each axis."""
+
+    dtype: int
+    sizes: list[dict[str, Any]]
+
+
+class NamedArgument(msgspec.Struct):
+    """An argument of an operator, by its name in torch's schema: `{"as_ints": [1, 1]}`."""
+
+    name: str
+    arg: dict[str, Any]
+
+
+class Node(msgspec.Struct):
+    """One operator; arguments that have their default are left out."""
+
+    target: str
+    inputs: list[NamedArgument]
+    outputs: list[dict[str, Any]]
+
+
+class Graph(msgspec.Struct):
+    """Operators in an order in which they can run, on values with names."""
+
+    inputs: list[dict[str, Any]]
+    outputs: list[dict[str, Any]]
+    nodes: list[Node]
+    tensor_values: dict[str, TensorMeta]
+
+
+class Signature(msgspec.Struct):
+    """What each input and output of the graph is: `{"parameter": {"arg": {"name": "p_w"}}}`."""
+
+    input_specs: list[dict[str, dict[str, Any]]]
+    output_specs: list[dict[str, dict[str, Any]]]
+
+
+class GraphModule(msgspec.Struct):
+    """The graph and what its inputs and outputs are."""
+
+    graph: Graph
+    signature: Signature
+
+
+class Version(msgspec.Struct):
+    """Of the schema."""
+
+    major: int
+    minor: int
+
+
+class Program(msgspec.Struct):
+    """An exported program; keys that say nothing of the graph are left out."""
+
+    graph_module: GraphModule
+    schema_version: Version
+
+
+def read_program(file: IO[bytes], where: str) -> Program:
+    """The program in an archive.
+
+    Args:
+      file: the archive, open.
+      where: its name, for messages.
+
+    Raises:
+      FileFormatError: it is no such archive, is cut off, of another version, or breaks its schema.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            name = _member(archive, where)
+            info = archive.getinfo(name)
+            if info.file_size > MAX_TEXT_BYTES:
+                raise FileFormatError(
+                    f"{where}: {name} has {info.file_size} bytes, expected at most {MAX_TEXT_BYTES}"
+                )
+            content = archive.read(name)
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
+        raise FileFormatError(
+            f"{where}: a broken zip file ({error}), expected {_EXPECTED}"
+        ) from error
+    except RuntimeError as error:  # a member is encrypted
+        raise FileFormatError(f"{where}: {error}, expected {_EXPECTED}") from error
+    place = f"{name}: "
+    version = decode_json(content, _Versioned, where, place=place).schema_version
+    if version.major not in _MAJORS:
+        raise FileFormatError(
+            f"{where}: {place}schema version {version.major}.{version.minor}, expected "
+            f"{_MAJORS.start} to {_MAJORS.stop - 1}"
+        )
+    return decode_json(content, Program, where, place=place)
+
+
+class _Versioned(msgspec.Struct):
+    schema_version: Version
+
+
+def _member(archive: zipfile.ZipFile, where: str) -> str:
+    """Name of the member that holds the program."""
+    names = archive.namelist()
+    found = {m[1]: name for name in names if (m := _PROGRAM.fullmatch(name))}
+    if len(found) > 1:
+        found = {key: name for key, name in found.items() if key == "model"} or found
+    if len(found) == 1:
+        return next(iter(found.values()))
+    if found:
+        raise FileFormatError(
+            f"{where}: holds {len(found)} programs ({', '.join(map(str, found))}), expected one, "
+            "or one that is named model"
+        )
+    if any(name.endswith("constants.pkl") for name in names):
+        what = "holds TorchScript"
+    elif any("aotinductor" in name for name in names):
+        what = "holds a compiled program"
+    elif any(name.endswith("data.pkl") for name in names):
+        what = "holds pickled tensors and no program"
+    else:
+        what = "holds no models/*.json"
+    raise FileFormatError(f"{where}: a zip file that {what}, expected {_EXPECTED}")
