@@ -238,6 +238,12 @@ def _random(call: Call) -> Any:
     return by_shape("random_bits", [], call.results)
 
 
+def _diff(call: Call) -> Any:
+    before, after = call.get("prepend", None), call.get("append", None)
+    n, axis = int(call.get("n", 1)), int(call.get("dim", -1))
+    return jnp.diff(call["self"], n, axis, prepend=before, append=after)
+
+
 def _identity(call: Call) -> Any:
     return call.get("self", call.get("input", None))
 
@@ -266,6 +272,7 @@ RULES: dict[str, Rule] = {
     "addcmul": _addcmul,
     "arange": _arange,
     "copy": _copy,
+    "diff": _diff,
     "elu": _elu,
     "eye": _eye,
     "gelu": _gelu,

@@ -89,7 +89,7 @@ def _traced(program: Program, sizes: dict[str, int], where: str) -> tuple[Any, l
             f"{where}: {len(graph.inputs)} inputs, expected {len(signature.input_specs)} as in the "
             "signature"
         )
-    interpreter = Interpreter(_RULES, sizes, where)
+    interpreter = Interpreter(_RULES, layout.written_back, sizes, where)
     avals, roles, fixed = [], [], []  # fixed: values of inputs that are no tensors
     for position, (given, spec) in enumerate(zip(graph.inputs, signature.input_specs, strict=True)):
         place = f"{where}: input {position}"

@@ -37,6 +37,12 @@ def _baddbmm(call: Call) -> Any:
     return _plus(call, jnp.matmul(call["batch1"], call["batch2"]), call["self"])
 
 
+def _grouped_mm(call: Call) -> Any:
+    """Each row times the matrix of its group; `offs` is where the groups end."""
+    x, weights, ends = call["self"], call["mat2"], call["offs"]
+    return lax.ragged_dot(x, weights, jnp.diff(ends, prepend=0))
+
+
 def _linear(call: Call) -> Any:
     x, weight, bias = call["input"], call["weight"], call.get("bias", None)
     result = lax.dot_general(x, weight, (((x.ndim - 1,), (1,)), ((), ())))
@@ -352,7 +358,7 @@ RULES: dict[str, Rule] = {
             "batch_norm",
             "_native_batch_norm_legit_no_training",
             "native_batch_norm",
-            "cudnn_batch_norm",
+            "_native_batch_norm_legit",
         ),
         _batch_norm,
     ),
@@ -372,6 +378,7 @@ RULES: dict[str, Rule] = {
         _attention,
     ),
     **dict.fromkeys(("lstm", "gru"), _recurrent),
+    "_grouped_mm": _grouped_mm,
     "addmm": _addmm,
     "baddbmm": _baddbmm,
     "bilinear": _bilinear,

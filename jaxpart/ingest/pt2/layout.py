@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,10 +16,7 @@ from jaxpart.ingest.pt2.retrace import Call, Rule
 
 def _reshape(call: Call) -> Any:
     """Views: the result has the same elements in the same order."""
-    x = call["self"]
-    if call.results[0] is not None:
-        return jnp.reshape(x, call.shape)
-    return jnp.reshape(x, [int(n) for n in call.get("size", call.get("shape", ()))])
+    return jnp.reshape(call["self"], call.shape)
 
 
 def _axis(call: Call, name: str = "dim", default: int = 0) -> int:
@@ -43,12 +41,7 @@ def _move(call: Call) -> Any:
 
 
 def _expand(call: Call) -> Any:
-    x = call["self"]
-    if call.results[0] is not None:
-        return jnp.broadcast_to(x, call.shape)
-    sizes = [int(n) for n in call["size"]]
-    own = [1] * (len(sizes) - x.ndim) + list(x.shape)
-    return jnp.broadcast_to(x, [o if n == -1 else n for n, o in zip(sizes, own, strict=True)])
+    return jnp.broadcast_to(call["self"], call.shape)
 
 
 def _repeat(call: Call) -> Any:
@@ -118,6 +111,28 @@ def _select(call: Call) -> Any:
     if isinstance(index, jax.Array):
         return lax.dynamic_index_in_dim(x, index, axis, keepdims=False)
     return lax.index_in_dim(x, int(index), axis, keepdims=False)
+
+
+def written_back(view: Call, base: Any, part: Any) -> Any | None:
+    """What a tensor is after a view of it was written.
+
+    Args:
+      view: the operator that made the view.
+      base: the tensor before.
+      part: the view after it was written.
+
+    Returns:
+      The tensor after; None if the view is of another kind than these: a slice, a place on an axis,
+      or another shape of the same elements.
+    """
+    if view.name in _VIEWS:
+        return jnp.reshape(part, base.shape)
+    scatter = {"slice": _slice_scatter, "select": _select_scatter}.get(view.name)
+    if scatter is None or isinstance(view.get("index", None), jax.Array):
+        return None
+    return scatter(
+        dataclasses.replace(view, arguments={**view.arguments, "self": base, "src": part})
+    )
 
 
 def _select_scatter(call: Call) -> Any:

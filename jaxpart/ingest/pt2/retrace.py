@@ -19,6 +19,7 @@ import msgspec
 from jaxpart.errors import FileFormatError, InputError
 from jaxpart.ingest.jaxpr.by_shape import by_shape
 from jaxpart.ingest.pt2.archive import Graph, Node, TensorMeta
+from jaxpart.ingest.pt2.symbols import extent
 
 # The number of a type in the file -> its name in JAX.
 DTYPES = {
@@ -51,15 +52,14 @@ class Call:
       name: without library and overload: `conv2d`.
       overload: `default`, `dim`.
       arguments: by their names in torch's schema; those with their default are left out.
-      results: shape and type of each result that is a tensor; extents are None where they depend on
-        a size that is not given.
+      results: shape and type of each result that is a tensor.
       where: the place in the file, for messages.
     """
 
     name: str
     overload: str
     arguments: Mapping[str, Any]
-    results: tuple[Any, ...]
+    results: tuple[jax.ShapeDtypeStruct, ...]
     where: str
 
     def get(self, name: str, default: Any = _MISSING) -> Any:
@@ -93,49 +93,40 @@ Rule = Callable[[Call], Any]
 class Interpreter:
     """Runs the graph of a program on values of a trace."""
 
-    def __init__(self, rules: Mapping[str, Rule], sizes: Mapping[str, int], where: str) -> None:
+    def __init__(
+        self,
+        rules: Mapping[str, Rule],
+        written_back: Callable[[Call, Any, Any], Any | None],
+        sizes: Mapping[str, int],
+        where: str,
+    ) -> None:
         """Takes what all graphs of a program share.
 
         Args:
           rules: name of an operator of ATen -> what adds it to a trace.
+          written_back: what a tensor is after a view of it was written; None if it is no view.
           sizes: of free dimensions, by the name of their symbol.
           where: name of the file, for messages.
         """
         self._rules, self._sizes, self._where = rules, sizes, where
+        self._written_back = written_back
+        self._views: dict[str, tuple[str, Call]] = {}  # result -> first operand, and the operator
 
     def aval(self, meta: TensorMeta, where: str) -> jax.ShapeDtypeStruct:
         """Shape and type of a tensor whose sizes are all known.
 
         Raises:
           InputError: a size is free and not given.
-          FileFormatError: its elements are of a type that JAX does not have.
+          FileFormatError: a size is no expression, or JAX does not have the type of its elements.
         """
-        return jax.ShapeDtypeStruct(
-            tuple(self._extent(size, where) for size in meta.sizes), _dtype(meta.dtype, where)
-        )
+        shape = tuple(extent(size, self._sizes, where) for size in meta.sizes)
+        return jax.ShapeDtypeStruct(shape, _dtype(meta.dtype, where))
 
-    def _extent(self, size: dict[str, Any], where: str) -> int:
-        if "as_int" in size:
-            return size["as_int"]
-        symbol = str(size.get("as_expr", {}).get("expr_str", size))
-        if symbol not in self._sizes:
-            hint = size.get("as_expr", {}).get("hint") or {}
-            traced = f" (exported with {hint['as_int']})" if "as_int" in hint else ""
-            raise InputError(
-                f"{where}: its size {symbol} is free{traced}, expected a size for it: "
-                f"--dim {symbol}=SIZE"
-            )
-        return self._sizes[symbol]
-
-    def _result(self, meta: TensorMeta | None, where: str) -> Any:
-        """As `aval`; None if the shape depends on sizes in a way that only tracing tells."""
+    def _result(self, graph: Graph, name: str, where: str) -> jax.ShapeDtypeStruct:
+        meta = graph.tensor_values.get(name)
         if meta is None:
-            raise FileFormatError(f"{where}: a result without type and shape, expected both")
-        known = all("as_int" in size or self._is_given(size) for size in meta.sizes)
-        return self.aval(meta, where) if known else None
-
-    def _is_given(self, size: dict[str, Any]) -> bool:
-        return str(size.get("as_expr", {}).get("expr_str")) in self._sizes
+            raise FileFormatError(f"{where}: {name} has no type and shape, expected both")
+        return self.aval(meta, where)
 
     def run(self, graph: Graph, values: Sequence[Any]) -> list[Any]:
         """Adds the operators of a graph to the trace that is running.
@@ -159,35 +150,53 @@ class Interpreter:
         library, name, overload = _split(node.target)
         if name in _NO_WORK:
             return
-        arguments = {a.name: self._value(a.arg, known, where) for a in node.inputs}
+        given = [self._value(a.arg, known, where) for a in node.inputs]
+        arguments = dict(zip((a.name for a in node.inputs), given, strict=True))
         names = [name for out in node.outputs for name in _names_of(out)]
         tensors = [n for out in node.outputs for n in _tensors_of(out)]
-        metas = [self._result(graph.tensor_values.get(n), where) for n in tensors]
+        avals = tuple(self._result(graph, n, where) for n in tensors)
         if name in _ON_SIZES and not tensors:
-            results = [_ON_SIZES[name](*arguments.values())]
+            results = [_ON_SIZES[name](*given)]
         elif name == "sym_size":
             results = [arguments["self"].shape[arguments["dim"]]]
         elif library == "higher_order":
-            results = self._higher(name, list(arguments.values()), metas, where)
+            results = self._higher(name, given, where)
         else:
-            call = Call(name, overload, arguments, tuple(metas), where)
-            results = self._results(call)
+            results = self._results(library, Call(name, overload, arguments, avals, where))
         if len(results) < len(names):
             raise FileFormatError(
                 f"{where}: {len(names)} results in the file, expected {len(results)}"
             )
         for result_name, result in zip(names, results, strict=False):
             known[result_name] = result
-        _write_in_place(node, name, names, known)
+        first = node.inputs[0].arg.get("as_tensor") if node.inputs else None
+        if first is None or not names:
+            return
+        if name != _functional(name):
+            self._write(first["name"], known[names[0]], known)
+        self._views[names[0]] = first["name"], Call(name, overload, arguments, (), where)
 
-    def _results(self, call: Call) -> list[Any]:
+    def _write(self, target: str, value: Any, known: dict[str, Any]) -> None:
+        """Writes a tensor in place, and so what it is a view of.
+
+        Other views of that which were made before keep the old value.
+        """
+        known[target] = value
+        if target not in self._views:
+            return
+        base, view = self._views[target]
+        if view.name != _functional(view.name):  # what an operator in place returns is its operand
+            self._write(base, value, known)
+        elif (after := self._written_back(view, known[base], value)) is not None:
+            self._write(base, after, known)
+
+    def _results(self, library: str, call: Call) -> list[Any]:
         rule = self._rules.get(call.name) or self._rules.get(_functional(call.name))
-        if rule is None or any(result is None for result in call.results):
-            return self._without_rule(call) if rule is None else _listed(_tried(rule, call))
+        if rule is None or library != "aten":
+            arrays = [v for v in jax.tree.leaves([*call.arguments.values()]) if _is_array(v)]
+            return by_shape(f"{library}.{call.name}", arrays, call.results)
         results = _listed(_tried(rule, call))
         for i, (result, aval) in enumerate(zip(results, call.results, strict=False)):
-            if result is None:
-                continue
             if tuple(result.shape) != aval.shape:
                 raise FileFormatError(
                     f"{call.where}: computes the shape {list(result.shape)}, but the file says "
@@ -197,16 +206,7 @@ class Interpreter:
                 results[i] = result.astype(aval.dtype)
         return results
 
-    def _without_rule(self, call: Call) -> list[Any]:
-        if any(result is None for result in call.results):
-            raise FileFormatError(f"{call.where}: no rule for it and no whole shape, expected one")
-        if not call.results:
-            return []
-        operands = jax.tree.leaves(list(call.arguments.values()))
-        arrays = [leaf for leaf in operands if isinstance(leaf, jax.Array)]
-        return by_shape(f"aten.{call.name}", arrays, call.results)
-
-    def _higher(self, name: str, operands: list[Any], metas: list[Any], where: str) -> list[Any]:
+    def _higher(self, name: str, operands: list[Any], where: str) -> list[Any]:
         """Operators on graphs: a branch, a loop, or a graph that runs once."""
         try:
             if name == "cond":
@@ -307,18 +307,6 @@ def _functional(name: str) -> str:
     return name[:-1] if name.endswith("_") and not name.endswith("__") else name
 
 
-def _write_in_place(node: Node, name: str, names: Sequence[str], known: dict[str, Any]) -> None:
-    """What a name stands for after an operator that writes into its first argument.
-
-    Views of what was written keep the old value.
-    """
-    if name == _functional(name) or not names:
-        return
-    target = node.inputs[0].arg.get("as_tensor")
-    if target is not None:
-        known[target["name"]] = known[names[0]]
-
-
 def _name_of(argument: dict[str, Any]) -> str:
     ((_, value),) = argument.items()
     if isinstance(value, dict):
@@ -338,6 +326,10 @@ def _names_of(out: dict[str, Any]) -> list[str]:
 
 def _tensors_of(out: dict[str, Any]) -> list[str]:
     return _names_of(out) if "as_tensor" in out or "as_tensors" in out else []
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, jax.Array)
 
 
 def _listed(results: Any) -> list[Any]:
