@@ -107,6 +107,65 @@ def test_flops_of_single_operations_are_those_of_jax(name):
     assert theirs == factor * from_jax(fn, *arguments).total_flops
 
 
+def pooled_gradient(x):
+    def pool(y):
+        return lax.reduce_window(y, -jnp.inf, lax.max, (1, 2, 2), (1, 2, 2), "VALID").sum()
+
+    return jax.grad(pool)(x)
+
+
+def factored(x):
+    square = lax.linalg.cholesky(x @ x.T, symmetrize_input=False)
+    return lax.linalg.triangular_solve(square, x, left_side=True, lower=True)
+
+
+def bits(key):
+    return lax.rng_bit_generator(key, (64,))
+
+
+@pytest.mark.parametrize(
+    ("fn", "argument"),
+    [
+        (pooled_gradient, array(2, 8, 8)),
+        (factored, array(6, 6)),
+        (bits, array(4, dtype=jnp.uint32)),
+        (lambda x: lax.psum(x, ()), array(4, 4)),
+        (lambda x: lax.reduce_precision(x, 5, 10), array(4, 4)),
+        (lambda x: lax.bitcast_convert_type(x, jnp.int32) + 1, array(4, 4)),
+        (lambda x: lax.optimization_barrier(x) + 1, array(4, 4)),
+        (lambda x: lax.complex(x, x) * 1j, array(4, 4)),
+        (lambda x: lax.cumsum(x, 1, reverse=True) + lax.cummax(x, 0), array(4, 5)),
+        (lambda x: lax.conv_general_dilated_patches(x, (2, 2), (1, 1), "SAME"), array(1, 3, 5, 5)),
+        (
+            lambda x: lax.reduce((x, x), (0.0, 1.0), lambda a, b: (a[0] + b[0], a[1] * b[1]), (0,)),
+            array(4, 5),
+        ),
+    ],
+)
+def test_operations_that_only_their_names_price_count_as_in_jax(fn, argument):
+    text = jax.jit(fn).trace(argument).lower(lowering_platforms=("tpu",)).as_text()
+
+    graph = from_stablehlo(text.encode())
+
+    assert graph.total_flops == from_jax(fn, argument).total_flops
+    assert ops(graph) == ops(from_jax(fn, argument))
+
+
+def test_batch_normalisation_is_written_out_and_folds_its_parameters():
+    text = b"""func.func @main(%x: tensor<2x3x4xf32>, %p: tensor<3xf32>) -> tensor<2x3x4xf32> {
+      %0 = "stablehlo.batch_norm_inference"(%x, %p, %p, %p, %p)
+        <{epsilon = 1.0e-3 : f32, feature_index = 1 : i64}>
+        : (tensor<2x3x4xf32>, tensor<3xf32>, tensor<3xf32>, tensor<3xf32>, tensor<3xf32>)
+        -> tensor<2x3x4xf32>
+      return %0 : tensor<2x3x4xf32>
+    }"""
+
+    graph = from_stablehlo(text, param_argnums=1)
+
+    assert ops(graph) == {"sub": 1, "mul": 2, "add": 1}
+    assert weights(graph) == [3 * 4]
+
+
 @pytest.mark.parametrize("form", ["text", "bytecode", "artifact", "gzip", "lowered"])
 def test_every_form_of_a_module_gives_the_same_graph(tmp_path, form):
     fn, params, x = CASES["mlp"]
