@@ -4,8 +4,8 @@
 
 Each function is lowered by `jax.jit`, or with `--exported` by `jax.export`, and read back. A line
 tells the ratios of FLOPs and bytes after fusing, of products and convolutions, and of weights;
-below it stands what one graph has more of than the other. Names are those of `scripts/dataset`; without
-any, the models of flax in it are taken that are traced in seconds.
+below it stands what one graph has more of than the other. Names are those of `scripts/dataset`;
+without any, the models of flax in it are taken that are traced in seconds.
 """
 
 from __future__ import annotations

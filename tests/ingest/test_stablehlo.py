@@ -119,17 +119,11 @@ def factored(x):
     return lax.linalg.triangular_solve(square, x, left_side=True, lower=True)
 
 
-def bits(key):
-    return lax.rng_bit_generator(key, (64,))
-
-
 @pytest.mark.parametrize(
     ("fn", "argument"),
     [
         (pooled_gradient, array(2, 8, 8)),
         (factored, array(6, 6)),
-        (bits, array(4, dtype=jnp.uint32)),
-        (lambda x: lax.psum(x, ()), array(4, 4)),
         (lambda x: lax.reduce_precision(x, 5, 10), array(4, 4)),
         (lambda x: lax.bitcast_convert_type(x, jnp.int32) + 1, array(4, 4)),
         (lambda x: lax.optimization_barrier(x) + 1, array(4, 4)),
@@ -149,6 +143,23 @@ def test_operations_that_only_their_names_price_count_as_in_jax(fn, argument):
 
     assert graph.total_flops == from_jax(fn, argument).total_flops
     assert ops(graph) == ops(from_jax(fn, argument))
+
+
+def test_random_bits_and_collectives_of_one_device_have_the_names_of_jax():
+    text = b"""func.func @main(%k: tensor<2xui64>) -> tensor<64xui32> {
+      %0, %1 = stablehlo.rng_bit_generator %k, algorithm = THREE_FRY
+        : (tensor<2xui64>) -> (tensor<2xui64>, tensor<64xui32>)
+      %2 = "stablehlo.all_reduce"(%1) <{replica_groups = dense<0> : tensor<1x1xi64>}> ({
+      ^bb0(%a: tensor<ui32>, %b: tensor<ui32>):
+        %3 = stablehlo.add %a, %b : tensor<ui32>
+        stablehlo.return %3 : tensor<ui32>
+      }) : (tensor<64xui32>) -> tensor<64xui32>
+      return %2 : tensor<64xui32>
+    }"""
+
+    graph = from_stablehlo(text)
+
+    assert [(node.op, node.flops) for node in graph.nodes] == [("rng_bit_generator", 2 + 64)]
 
 
 def test_batch_normalisation_is_written_out_and_folds_its_parameters():

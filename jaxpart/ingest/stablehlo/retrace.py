@@ -275,7 +275,7 @@ def _attribute(operation: Any, name: str) -> Any:
 def _constant_key(operation: Any) -> Any:
     """The same for constants that are equal: MLIR keeps an attribute once."""
     value = _attribute(operation, "value")
-    return operation.location if value is None else value
+    return operation.results[0] if value is None else value
 
 
 def _constants(operation: Any) -> Iterator[Any]:

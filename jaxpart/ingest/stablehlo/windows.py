@@ -141,7 +141,9 @@ def _select_and_scatter(op: Operation, operands: list[Array]) -> Any:
     array, source, _ = operands
     rank = len(op.result.shape)
     window = op.numbers("window_dimensions", (1,) * rank)
-    return by_shape("select_and_scatter", [source, array], op.results, window_dimensions=window)
+    adds = op.regions[1].only_operation() == "add"
+    name = "select_and_scatter_add" if adds else "select_and_scatter"
+    return by_shape(name, [source, array], op.results, window_dimensions=window)
 
 
 RULES: dict[str, Rule] = {
