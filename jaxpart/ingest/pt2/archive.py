@@ -15,8 +15,7 @@ import msgspec
 from jaxpart.errors import FileFormatError
 from jaxpart.files import MAX_TEXT_BYTES, decode_json
 
-# The major versions of the schema whose keys are those below.
-_MAJORS = range(5, 9)
+_MAJOR = 8  # version of the schema whose keys are those below
 _PROGRAM = re.compile(r"(?:.*/)?(?:models/([^/]+)\.json|serialized_exported_program\.json)")
 _EXPECTED = "an archive that torch.export.save wrote"
 
@@ -107,10 +106,9 @@ def read_program(file: IO[bytes], where: str) -> Program:
         raise FileFormatError(f"{where}: {error}, expected {_EXPECTED}") from error
     place = f"{name}: "
     version = decode_json(content, _Versioned, where, place=place).schema_version
-    if version.major not in _MAJORS:
+    if version.major != _MAJOR:
         raise FileFormatError(
-            f"{where}: {place}schema version {version.major}.{version.minor}, expected "
-            f"{_MAJORS.start} to {_MAJORS.stop - 1}"
+            f"{where}: {place}schema version {version.major}.{version.minor}, expected {_MAJOR}"
         )
     return decode_json(content, Program, where, place=place)
 
