@@ -70,8 +70,8 @@ def run_of(name: str) -> list[np.ndarray]:
     values = []
     for spec in program.graph_module.signature.input_specs:
         ((_, about),) = spec.items()
-        key = next((about[k] for k in about if k.endswith("_name")), None)
-        values.append(next(given) if key is None else held[key])
+        key = about.parameter_name or about.buffer_name or about.tensor_constant_name
+        values.append(held[key] if key else next(given))
     with jax.enable_x64(True):
         return jax.jit(jax.extend.core.jaxpr_as_fun(closed))(*values)
 
@@ -261,7 +261,7 @@ def unbacked(program):
         (other_shape, r"node 0 \(aten.linear.default\): computes the shape \[3, 16\], but the fil"),
         (other_type, r"input 4: elements of torch's type 99, expected JAX's"),
         (no_argument, r"node 0 \(aten.linear.default\): arguments that do not fit it .*weight"),
-        (two_values, r"node 0 \(aten.linear.default\): an argument with 2 values, expected one"),
+        (two_values, r"node 0 \(aten.linear.default\): a value of 2 kinds, expected one known"),
         (fewer_inputs, r"4 inputs, expected 5 as in the signature"),
         (newer, r"mlp/models/model.json: schema version 9\.\d+, expected 8"),
         (no_nodes, r"mlp/models/model.json: .*missing required field `nodes`"),

@@ -8,75 +8,17 @@ from __future__ import annotations
 import re
 import zipfile
 import zlib
-from typing import IO, Any
+from typing import IO
 
 import msgspec
 
 from jaxpart.errors import FileFormatError
 from jaxpart.files import MAX_TEXT_BYTES, decode_json
+from jaxpart.ingest.pt2.schema import Program, Version
 
 _MAJOR = 8  # version of the schema whose keys are those below
 _PROGRAM = re.compile(r"(?:.*/)?(?:models/([^/]+)\.json|serialized_exported_program\.json)")
 _EXPECTED = "an archive that torch.export.save wrote"
-
-
-class TensorMeta(msgspec.Struct):
-    """Type and shape of a tensor: the number of its type, an extent or expression for each axis."""
-
-    dtype: int
-    sizes: list[dict[str, Any]]
-
-
-class NamedArgument(msgspec.Struct):
-    """An argument of an operator, by its name in torch's schema: `{"as_ints": [1, 1]}`."""
-
-    name: str
-    arg: dict[str, Any]
-
-
-class Node(msgspec.Struct):
-    """One operator; arguments that have their default are left out."""
-
-    target: str
-    inputs: list[NamedArgument]
-    outputs: list[dict[str, Any]]
-
-
-class Graph(msgspec.Struct):
-    """Operators in an order in which they can run, on values with names."""
-
-    inputs: list[dict[str, Any]]
-    outputs: list[dict[str, Any]]
-    nodes: list[Node]
-    tensor_values: dict[str, TensorMeta]
-
-
-class Signature(msgspec.Struct):
-    """What each input and output of the graph is: `{"parameter": {"arg": {"name": "p_w"}}}`."""
-
-    input_specs: list[dict[str, dict[str, Any]]]
-    output_specs: list[dict[str, dict[str, Any]]]
-
-
-class GraphModule(msgspec.Struct):
-    """The graph and what its inputs and outputs are."""
-
-    graph: Graph
-    signature: Signature
-
-
-class Version(msgspec.Struct):
-    """Of the schema."""
-
-    major: int
-    minor: int
-
-
-class Program(msgspec.Struct):
-    """An exported program; keys that say nothing of the graph are left out."""
-
-    graph_module: GraphModule
-    schema_version: Version
 
 
 def read_program(file: IO[bytes], where: str) -> Program:

@@ -11,13 +11,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from msgspec import UnsetType
 
 from jaxpart.errors import FileFormatError
 from jaxpart.files import opened, stem_of
 from jaxpart.ingest.jaxpr.importer import Role, check_options, graph_of
 from jaxpart.ingest.pt2 import elementwise, layers, layout, reductions
-from jaxpart.ingest.pt2.archive import Program, read_program
+from jaxpart.ingest.pt2.archive import read_program
 from jaxpart.ingest.pt2.retrace import Interpreter
+from jaxpart.ingest.pt2.schema import Argument, Program, Spec
 from jaxpart.problem.graph import Graph
 
 _RULES = {**elementwise.RULES, **layout.RULES, **layers.RULES, **reductions.RULES}
@@ -80,7 +82,7 @@ def _traced(program: Program, sizes: dict[str, int], where: str) -> tuple[Any, l
     """A program as a ClosedJaxpr, and what each of its arguments is."""
     graph, signature = program.graph_module.graph, program.graph_module.signature
     written = {
-        spec["buffer_mutation"].get("buffer_name")
+        spec["buffer_mutation"].buffer_name
         for spec in signature.output_specs
         if "buffer_mutation" in spec
     }
@@ -93,17 +95,17 @@ def _traced(program: Program, sizes: dict[str, int], where: str) -> tuple[Any, l
     avals, roles, fixed = [], [], []  # fixed: values of inputs that are no tensors
     for position, (given, spec) in enumerate(zip(graph.inputs, signature.input_specs, strict=True)):
         place = f"{where}: input {position}"
-        ((kind, about),) = spec.items()
-        if "as_tensor" in given and kind in _ROLES:
-            meta = graph.tensor_values.get(given["as_tensor"].get("name"))
+        kind, about = next(iter(spec.items()), ("", Spec()))
+        if not isinstance(given.as_tensor, UnsetType) and kind in _ROLES:
+            meta = graph.tensor_values.get(given.as_tensor.name)
             if meta is None:
                 raise FileFormatError(f"{place}: a tensor without type and shape, expected both")
-            is_state = kind == "buffer" and about.get("buffer_name") in written
+            is_state = kind == "buffer" and about.buffer_name in written
             avals.append(interpreter.aval(meta, place))
             roles.append("state" if is_state else _ROLES[kind])
             fixed.append(None)
         else:
-            fixed.append(_fixed(given, about, place))
+            fixed.append(_fixed(about.value or given, place))
 
     def call(*tensors: Any) -> list[Any]:
         left = iter(tensors)
@@ -117,13 +119,13 @@ def _traced(program: Program, sizes: dict[str, int], where: str) -> tuple[Any, l
     return closed, roles
 
 
-def _fixed(given: dict[str, Any], about: dict[str, Any], place: str) -> tuple[Any]:
+def _fixed(given: Argument, place: str) -> tuple[Any]:
     """The value of an input that is no tensor, alone in a tuple.
 
     Raises:
       FileFormatError: it is known at run time only.
     """
-    ((kind, value),) = (about.get("value") or given).items()
+    kind, value = given.only(place)
     if kind in ("as_int", "as_float", "as_bool", "as_string"):
         return (value,)
     if kind in ("as_none", "as_token"):

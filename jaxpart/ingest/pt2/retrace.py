@@ -14,11 +14,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import msgspec
+from msgspec import UNSET, UnsetType
 
 from jaxpart.errors import FileFormatError, InputError
 from jaxpart.ingest.jaxpr.by_shape import by_shape
-from jaxpart.ingest.pt2.archive import Graph, Node, TensorMeta
+from jaxpart.ingest.pt2.schema import Argument, Graph, Node, Symbol, TensorMeta
 from jaxpart.ingest.pt2.symbols import extent
 
 # The number of a type in the file -> its name in JAX.
@@ -29,6 +29,9 @@ DTYPES = {
     **{33: "float8_e8m0fnu", 34: "uint32", 35: "uint64"},
 }
 _MISSING = object()
+# What arguments raise that a file says and an operator does not take.
+_MISFITS = (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError)
+_MISFITS += (AssertionError, NotImplementedError, MemoryError)
 
 # Operators that check or mark something, and compute nothing.
 _NO_WORK = (
@@ -140,7 +143,7 @@ class Interpreter:
         """
         known: dict[str, Any] = {}
         for given, value in zip(graph.inputs, values, strict=True):
-            known[_name_of(given)] = value
+            known.update(dict.fromkeys(_names_of(given, f"{self._where}: inputs"), value))
         for position, node in enumerate(graph.nodes):
             where = f"{self._where}: node {position} ({node.target.removeprefix('torch.ops.')})"
             self._node(graph, node, known, where)
@@ -152,29 +155,30 @@ class Interpreter:
             return
         given = [self._value(a.arg, known, where) for a in node.inputs]
         arguments = dict(zip((a.name for a in node.inputs), given, strict=True))
-        names = [name for out in node.outputs for name in _names_of(out)]
-        tensors = [n for out in node.outputs for n in _tensors_of(out)]
+        names = [n for out in node.outputs for n in _names_of(out, where)]
+        tensors = [n for out in node.outputs if _holds_tensors(out) for n in _names_of(out, where)]
         avals = tuple(self._result(graph, n, where) for n in tensors)
+        call = Call(name, overload, arguments, avals, where)
         if name in _ON_SIZES and not tensors:
-            results = [_ON_SIZES[name](*given)]
+            results = [_tried(lambda _: _ON_SIZES[name](*given), call)]
         elif name == "sym_size":
-            results = [arguments["self"].shape[arguments["dim"]]]
+            results = [_tried(lambda call: call["self"].shape[call["dim"]], call)]
         elif library == "higher_order":
             results = self._higher(name, given, where)
         else:
-            results = self._results(library, Call(name, overload, arguments, avals, where))
+            results = self._results(library, call)
         if len(results) < len(names):
             raise FileFormatError(
                 f"{where}: {len(names)} results in the file, expected {len(results)}"
             )
         for result_name, result in zip(names, results, strict=False):
             known[result_name] = result
-        first = node.inputs[0].arg.get("as_tensor") if node.inputs else None
-        if first is None or not names:
+        first = node.inputs[0].arg.as_tensor if node.inputs else UNSET
+        if isinstance(first, UnsetType) or not names:
             return
         if name != _functional(name):
-            self._write(first["name"], known[names[0]], known)
-        self._views[names[0]] = first["name"], Call(name, overload, arguments, (), where)
+            self._write(first.name, known[names[0]], known)
+        self._views[names[0]] = first.name, call
 
     def _write(self, target: str, value: Any, known: dict[str, Any]) -> None:
         """Writes a tensor in place, and so what it is a view of.
@@ -230,62 +234,54 @@ class Interpreter:
             if name.startswith("wrap"):  # a graph that runs under another mode of torch
                 (start,) = (i for i, o in enumerate(operands) if isinstance(o, Graph))
                 return self.run(operands[start], operands[start + 1 :])
-        except (TypeError, ValueError, IndexError) as error:
+        except InputError:
+            raise
+        except _MISFITS as error:
             _refuse(error, where)
         raise FileFormatError(f"{where}: no rule for it, expected operators without graphs in them")
 
-    def _value(self, argument: Any, known: Mapping[str, Any], where: str) -> Any:
+    def _value(self, argument: Argument | Symbol, known: Mapping[str, Any], where: str) -> Any:
         """The value of an argument."""
-        if len(argument) != 1:
-            raise FileFormatError(f"{where}: an argument with {len(argument)} values, expected one")
-        ((kind, value),) = argument.items()
+        kind, value = argument.only(where)
         match kind:
-            case "as_none":
+            case "as_none" | "as_device" | "as_layout" | "as_memory_format":
                 return None
             case "as_tensor" | "as_custom_obj" | "as_token":
-                return _look_up(known, value["name"], where)
+                return _look_up(known, value.name, where)
+            case "as_name":
+                return _look_up(known, value, where)
             case "as_tensors":
-                return [_look_up(known, one["name"], where) for one in value]
-            case "as_optional_tensors":
-                return [self._value(one, known, where) for one in value]
+                return [_look_up(known, one.name, where) for one in value]
+            case "as_nested_tensors":
+                return [[_look_up(known, one.name, where) for one in row] for row in value]
             case "as_optional_tensor" | "as_sym_int" | "as_sym_float" | "as_sym_bool":
-                return self._symbol(value, known, where)
-            case "as_sym_ints" | "as_sym_floats" | "as_sym_bools":
-                return [self._symbol(one, known, where) for one in value]
+                return self._value(value, known, where)
+            case "as_optional_tensors" | "as_sym_ints" | "as_sym_floats" | "as_sym_bools":
+                return [self._value(one, known, where) for one in value]
             case "as_graph":
-                return _graph_in(value["graph"], where)
+                return value.graph
             case "as_scalar_type":
                 return _dtype(value, where)
             case "as_complex":
-                return complex(value["real"], value["imag"])
-            case "as_nested_tensors":
-                return [[_look_up(known, one["name"], where) for one in row] for row in value]
+                return complex(value.real, value.imag)
             case "as_float":
-                return float(value)  # infinity is a text
+                return _number(value, where)
+            case "as_floats":
+                return [_number(one, where) for one in value]
         return value
 
-    def _symbol(self, value: dict[str, Any], known: Mapping[str, Any], where: str) -> Any:
-        if "as_name" in value:
-            return _look_up(known, value["as_name"], where)
-        return self._value(value, known, where)
+
+def _number(value: float | str, where: str) -> float:
+    try:
+        return float(value)
+    except ValueError as error:
+        raise FileFormatError(f"{where}: {value!r}, expected a number") from error
 
 
 def _look_up(known: Mapping[str, Any], name: str, where: str) -> Any:
     if name not in known:
         raise FileFormatError(f"{where}: reads {name}, expected a value that is there by then")
     return known[name]
-
-
-def _graph_in(value: Any, where: str) -> Graph:
-    """A graph inside of an argument.
-
-    Raises:
-      FileFormatError: it breaks the schema.
-    """
-    try:
-        return msgspec.convert(value, Graph)
-    except msgspec.ValidationError as error:
-        raise FileFormatError(f"{where}: {error}") from error
 
 
 def _dtype(number: int, where: str) -> Any:
@@ -307,25 +303,17 @@ def _functional(name: str) -> str:
     return name[:-1] if name.endswith("_") and not name.endswith("__") else name
 
 
-def _name_of(argument: dict[str, Any]) -> str:
-    ((_, value),) = argument.items()
-    if isinstance(value, dict):
-        return str(value.get("name", value.get("as_name", "")))
-    return ""
-
-
-def _names_of(out: dict[str, Any]) -> list[str]:
-    """Names of what an output of a node holds."""
-    ((kind, value),) = out.items()
+def _names_of(argument: Argument, where: str) -> list[str]:
+    """Names of the values that an input or output holds; those without one are ""."""
+    kind, value = argument.only(where)
     if kind == "as_none":
         return []
-    if isinstance(value, list):
-        return [str(one.get("name", one.get("as_name", ""))) for one in value]
-    return [_name_of(out)]
+    several = value if isinstance(value, list) else [value]
+    return [getattr(one, "name", None) or getattr(one, "as_name", None) or "" for one in several]
 
 
-def _tensors_of(out: dict[str, Any]) -> list[str]:
-    return _names_of(out) if "as_tensor" in out or "as_tensors" in out else []
+def _holds_tensors(argument: Argument) -> bool:
+    return argument.as_tensor is not UNSET or argument.as_tensors is not UNSET
 
 
 def _is_array(value: Any) -> bool:
@@ -341,7 +329,7 @@ def _tried(rule: Rule, call: Call) -> Any:
         return rule(call)
     except InputError:
         raise
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+    except _MISFITS as error:
         _refuse(error, call.where)
 
 

@@ -8,7 +8,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxpart.errors import FileFormatError, InputError
+from jaxpart.ingest.pt2.schema import Size
 
+_MAX_POWER = 32
+_MAX_EXTENT = 2**31 - 1  # of an axis
 _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "Add": lambda *terms: sum(terms),
     "CleanDiv": lambda a, b: a // b,
@@ -18,16 +21,16 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "Min": min,
     "Mod": lambda a, b: a % b,
     "Mul": lambda *factors: math.prod(factors),
-    "Pow": lambda a, b: a**b,
+    "Pow": lambda a, b: a ** min(max(b, 0), _MAX_POWER),
     "PythonMod": lambda a, b: a % b,
 }
 
 
-def extent(size: Mapping[str, Any], sizes: Mapping[str, int], where: str) -> int:
+def extent(size: Size, sizes: Mapping[str, int], where: str) -> int:
     """The extent of an axis.
 
     Args:
-      size: `{"as_int": 8}`, or `{"as_expr": {"expr_str": ..., "hint": ...}}`.
+      size: a number, or an expression.
       sizes: of the symbols in expressions.
       where: for messages.
 
@@ -35,14 +38,14 @@ def extent(size: Mapping[str, Any], sizes: Mapping[str, int], where: str) -> int
       InputError: a symbol has no size.
       FileFormatError: the expression is none that is known here.
     """
-    if isinstance(size.get("as_int"), int):
-        return size["as_int"]
-    about = size.get("as_expr") or {}
-    text = str(about.get("expr_str"))
+    kind, about = size.only(where)
+    if kind == "as_int":
+        return _checked(about, str(about), where)
+    text = about.expr_str
     try:
         value = _value(ast.parse(text, mode="eval").body, sizes)
     except _FreeError as error:
-        hint = (about.get("hint") or {}).get("as_int")
+        hint = (about.hint or {}).get("as_int")
         traced = "" if hint is None else f" (exported with {hint})"
         raise InputError(
             f"{where}: its size hangs on {error}, which is free{traced}; expected a size for it, "
@@ -52,8 +55,12 @@ def extent(size: Mapping[str, Any], sizes: Mapping[str, int], where: str) -> int
         raise FileFormatError(
             f"{where}: a size {text!r}, expected an expression of sizes"
         ) from error
-    if not isinstance(value, int) or value < 0:
-        raise InputError(f"{where}: a size {text!r} becomes {value}, expected a whole number")
+    return _checked(value, text, where)
+
+
+def _checked(value: Any, text: str, where: str) -> int:
+    if not isinstance(value, int) or not 0 <= value <= _MAX_EXTENT:
+        raise InputError(f"{where}: a size {text} becomes {value}, expected 0 to {_MAX_EXTENT}")
     return value
 
 
