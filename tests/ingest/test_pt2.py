@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import random
 import shutil
 import warnings
 import zipfile
@@ -308,3 +310,29 @@ def test_every_truncation_and_missing_members_but_the_program(tmp_path):
     with zipfile.ZipFile(PROGRAMS / "mlp.pt2") as old, zipfile.ZipFile(path, "w") as new:
         new.writestr("serialized_exported_program.json", old.read("mlp/models/model.json"))
     assert from_pt2(path, name="mlp") == from_pt2(PROGRAMS / "mlp.pt2")
+
+
+def places(value, path=()):
+    """The path of every value in JSON, but for what is not read."""
+    yield path
+    below = value.items() if isinstance(value, dict) else ()
+    below = enumerate(value) if isinstance(value, list) else below
+    for key, inner in below:
+        if key not in ("metadata", "module_call_graph", "strides", "device"):
+            yield from places(inner, (*path, key))
+
+
+@pytest.mark.parametrize("name", ["mlp", "branch"])
+def test_a_program_that_is_changed_anywhere_brings_no_other_error(tmp_path, name):
+    choice = random.Random(0)
+
+    def change(program):
+        *path, last = choice.choice([p for p in places(program) if p])
+        for key in path:
+            program = program[key]
+        program[last] = choice.choice([None, 3, "x", [], {}, -1, 10**9, 0.5])
+
+    for _ in range(40):
+        with contextlib.suppress(InputError), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            from_pt2(changed(tmp_path, change, name))

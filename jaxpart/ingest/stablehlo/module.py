@@ -1,7 +1,9 @@
 """Reads StableHLO modules from bytes: text, MLIR bytecode, and portable artifacts.
 
 The parser is jaxlib's own. A portable artifact is bytecode of the dialect VHLO, which StableHLO
-promises to read in later versions; plain bytecode and text are bound to a release.
+promises to read in later versions; plain bytecode and text are bound to a release. What is cut off
+or is no bytecode is refused. Bytecode of which single bytes are damaged can crash the parser: LLVM
+does not harden it.
 """
 
 from __future__ import annotations
@@ -33,7 +35,10 @@ def parse(content: bytes, where: str) -> Any:
     told: list[str] = []
 
     def note(diagnostic: Any) -> bool:
-        told.append(f"{diagnostic.location}: {diagnostic.message}")
+        try:
+            told.append(f"{diagnostic.location}: {diagnostic.message}")
+        except RuntimeError:  # of damaged bytecode it can quote bytes that are no text
+            told.append("names that are no text")
         return True
 
     handler: Any = context.attach_diagnostic_handler(note)
@@ -41,7 +46,7 @@ def parse(content: bytes, where: str) -> Any:
         if PORTABLE.match(content):
             return stablehlo.deserialize_portable_artifact(context, content)
         return ir.Module.parse(content, context=context)
-    except (ir.MLIRError, ValueError) as error:
+    except (ir.MLIRError, RuntimeError, ValueError) as error:
         raise FileFormatError(f"{where}: {_reason(content, told, error)}") from error
     finally:
         handler.detach()
