@@ -183,6 +183,13 @@ def test_a_free_size_is_asked_for_and_counted():
         from_pt2(PROGRAMS / "dynamic.pt2")
 
 
+def test_a_size_that_no_dimension_has_is_refused():
+    with pytest.raises(InputError, match=r"no dimension batch, expected sizes for s\d+$"):
+        jaxpart.load_graph(PROGRAMS / "dynamic.pt2", dims={"batch": 4})
+    with pytest.raises(InputError, match="no dimension batch, expected sizes for none: all are"):
+        jaxpart.load_graph(PROGRAMS / "mlp.pt2", dims={"batch": 4})
+
+
 # Bad archives, one by one.
 
 

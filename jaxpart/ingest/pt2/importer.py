@@ -13,13 +13,14 @@ from typing import Any
 import jax
 from msgspec import UnsetType
 
-from jaxpart.errors import FileFormatError
+from jaxpart.errors import FileFormatError, InputError
 from jaxpart.files import opened, stem_of
 from jaxpart.ingest.jaxpr.importer import Role, check_options, graph_of
 from jaxpart.ingest.pt2 import elementwise, layers, layout, reductions
 from jaxpart.ingest.pt2.archive import read_program
 from jaxpart.ingest.pt2.retrace import Interpreter
 from jaxpart.ingest.pt2.schema import Argument, Program, Spec
+from jaxpart.ingest.pt2.symbols import names_in
 from jaxpart.problem.graph import Graph
 
 _RULES = {**elementwise.RULES, **layout.RULES, **layers.RULES, **reductions.RULES}
@@ -90,6 +91,14 @@ def _traced(program: Program, sizes: dict[str, int], where: str) -> tuple[Any, l
         raise FileFormatError(
             f"{where}: {len(graph.inputs)} inputs, expected {len(signature.input_specs)} as in the "
             "signature"
+        )
+    free = {
+        name for meta in graph.tensor_values.values() for s in meta.sizes for name in names_in(s)
+    }
+    if unknown := sizes.keys() - free:
+        raise InputError(
+            f"{where}: no dimension {', '.join(sorted(unknown))}, expected sizes for "
+            f"{', '.join(sorted(free)) or 'none: all are known'}"
         )
     interpreter = Interpreter(_RULES, layout.written_back, sizes, where)
     avals, roles, fixed = [], [], []  # fixed: values of inputs that are no tensors

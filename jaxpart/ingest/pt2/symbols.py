@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from msgspec import UnsetType
 
 from jaxpart.errors import FileFormatError, InputError
 from jaxpart.ingest.pt2.schema import Size
 
+_SYMBOL = re.compile(r"Symbol\('(\w+)'")
 _MAX_POWER = 32
 _MAX_EXTENT = 2**31 - 1  # of an axis
 _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
@@ -62,6 +66,13 @@ def _checked(value: Any, text: str, where: str) -> int:
     if not isinstance(value, int) or not 0 <= value <= _MAX_EXTENT:
         raise InputError(f"{where}: a size {text} becomes {value}, expected 0 to {_MAX_EXTENT}")
     return value
+
+
+def names_in(size: Size) -> set[str]:
+    """Names of the symbols that a size hangs on."""
+    if isinstance(size.as_expr, UnsetType):
+        return set()
+    return set(_SYMBOL.findall(size.as_expr.expr_str))
 
 
 class _FreeError(Exception):
