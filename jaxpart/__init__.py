@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         JaxpartError,
         NothingFoundError,
     )
+    from jaxpart.export.simulate import Simulation, Stall, simulate
     from jaxpart.ingest.jaxpr.importer import from_jax
     from jaxpart.ingest.load import load_graph, load_instance
     from jaxpart.ingest.onnx.importer import from_onnx
@@ -89,7 +90,9 @@ _HOME = {
     "Samples": "policies",
     "Search": "runtime.state",
     "SearchInfo": "results.result",
+    "Simulation": "export.simulate",
     "SolverPool": "runtime.pool",
+    "Stall": "export.simulate",
     "Tensor": "problem.graph",
     "TrainingConfig": "methods.policy.training",
     "TrainingError": "methods.policy.training",
@@ -112,6 +115,7 @@ _HOME = {
     "pretraining_pairs": "methods.policy.pretraining",
     "read_examples": "methods.policy.imitation",
     "rollout": "policies",
+    "simulate": "export.simulate",
 }
 
 __all__ = [
@@ -151,7 +155,9 @@ __all__ = [
     "Samples",
     "Search",
     "SearchInfo",
+    "Simulation",
     "SolverPool",
+    "Stall",
     "Tensor",
     "TrainingConfig",
     "TrainingError",
@@ -175,6 +181,7 @@ __all__ = [
     "pretraining_pairs",
     "read_examples",
     "rollout",
+    "simulate",
 ]
 
 

@@ -1,4 +1,4 @@
-"""What the command line accepts: arguments, their types, and a help page worth reading."""
+"""What command lines accept: the types of arguments, and a help page worth reading."""
 
 from __future__ import annotations
 
@@ -18,22 +18,7 @@ DEFAULT_MCM = "mcm36"
 DEFAULT_TIME_LIMIT_S = 20.0
 _MAX_POSITIONS = 100_000  # of arguments
 
-_PARTITION_EXAMPLES = """\
-examples:
-  %(prog)s bert-large
-  %(prog)s bert-large --mcm mcm64 --time-limit 60 --seed 1
-  %(prog)s model.onnx --mcm my-module.toml --out best.json --plot best.png
-  %(prog)s bert-large --samples 100000 --out again.json --init best.json
-several processes or hosts, each its own command (here on two, ten.example being the first):
-  %(prog)s bert-large --coordinator ten.example:4321 --processes 2 --process 0
-  %(prog)s bert-large --coordinator ten.example:4321 --processes 2 --process 1
-"""
-_EVALUATE_EXAMPLES = """\
-examples:
-  %(prog)s bert-large bert-large-mcm36.result.json
-  %(prog)s bert-large my-partition.json --mcm my-module.toml
-"""
-_EXIT_CODES = """\
+EXIT_CODES = """\
 exit codes:
   0 a valid partition   1 none: infeasible, none found, or not valid   2 bad input
   130 Ctrl-C, 143 SIGTERM, 129 SIGHUP: the best so far is written, if there is one
@@ -65,110 +50,6 @@ class Parser(argparse.ArgumentParser):
         return super().format_help()
 
 
-def add_partition_arguments(parser: Parser) -> None:
-    """`partition GRAPH [...]`."""
-    add = parser.add_argument
-    _add_graph_argument(parser)
-    add(
-        "--mcm",
-        metavar="NAME_OR_TOML",
-        type=name_or_file,
-        help=f"the module (default: {DEFAULT_MCM})",
-    )
-    add("--method", default="auto", help="how to search, see below (default: %(default)s)")
-    add(
-        "--time-limit",
-        metavar="SECONDS",
-        type=positive,
-        help="search time, compilation included; start-up comes beside it (default: "
-        f"{DEFAULT_TIME_LIMIT_S:g}, or none where --samples is given)",
-    )
-    add(
-        "--samples",
-        metavar="N",
-        type=count,
-        help="stop after N costs or changes of cost: same seed, same answer (default: no limit)",
-    )
-    add("--seed", metavar="N", type=seed, default=0, help="of the search (default: 0)")
-    add(
-        "--init",
-        metavar="FILE.json",
-        type=file_name,
-        help="start from this partition: a result, or {node: chip}",
-    )
-    add(
-        "--gap",
-        metavar="G",
-        type=non_negative,
-        default=1e-4,
-        help="stop when proven this close to the optimum (default: %(default)s)",
-    )
-    add(
-        "--policy",
-        metavar="NAME_OR_FILE",
-        type=name_or_file,
-        help="of --method auto and policy: a shipped policy or a checkpoint; fresh: an untrained "
-        "one; none: no policy at all (default: shipped)",
-    )
-    add(
-        "--pool",
-        default="local",
-        metavar="local|ray",
-        help="where solvers run: this machine, or the Ray cluster that RAY_ADDRESS names, by the "
-        "extra jaxpart[ray] (default: %(default)s)",
-    )
-    islands = parser.add_argument_group(
-        "islands",
-        "Processes that search for the same partition, with a seed each, and exchange the\n"
-        "best. Each goes on when others end, die or never come, and writes files of its own;\n"
-        "the one that ends last has the best of all. All three arguments, or none.",
-    )
-    islands.add_argument(
-        "--coordinator",
-        metavar="HOST:PORT",
-        help="where they meet: the first one's host and a free port, on a network to be trusted",
-    )
-    islands.add_argument("--processes", metavar="N", type=count, help="how many there are")
-    islands.add_argument("--process", metavar="I", type=seed, help="which this is, from 0 on")
-    add(
-        "--out",
-        metavar="FILE.json",
-        type=file_name,
-        help="the result file (default: GRAPH-MCM.result.json)",
-    )
-    add(
-        "--plot",
-        metavar="FILE.png",
-        type=file_name,
-        help="the picture; .svg and .pdf work too (default: GRAPH-MCM.png)",
-    )
-    parser.lists = lambda: f"{_PARTITION_EXAMPLES}\n{_lists(with_methods=True)}\n{_EXIT_CODES}"
-
-
-def add_evaluate_arguments(parser: Parser) -> None:
-    """`evaluate GRAPH RESULT [...]`."""
-    _add_graph_argument(parser)
-    parser.add_argument(
-        "result", metavar="RESULT", type=file_name, help="a result file, or JSON {node: chip}"
-    )
-    parser.add_argument(
-        "--mcm",
-        metavar="NAME_OR_TOML",
-        type=name_or_file,
-        help=f"the module (default: the result file's; {DEFAULT_MCM} for plain JSON)",
-    )
-    parser.lists = lambda: f"{_EVALUATE_EXAMPLES}\n{_lists(with_methods=False)}\n{_EXIT_CODES}"
-
-
-def add_graphs_arguments(parser: Parser) -> None:
-    """`graphs [NAME ...] [--split SIDE] [--show NAME] [--plot FILE.png]`."""
-    add = parser.add_argument
-    add("graphs", nargs="*", metavar="NAME", type=name_or_file, help="only these (default: all)")
-    add("--split", metavar="SIDE", help="only this side: train, valid, test, or extra")
-    add("--show", metavar="NAME", type=name_or_file, help="all that is known of one graph")
-    add("--plot", metavar="FILE.png", type=file_name, help="draw the graphs named, as PNG")
-
-
 def _dimension(text: str) -> tuple[str, int]:
     name, _, size = text.rpartition("=")
     value = _digits(size)
@@ -177,7 +58,8 @@ def _dimension(text: str) -> tuple[str, int]:
     return name, value
 
 
-def _add_graph_argument(parser: argparse.ArgumentParser) -> None:
+def add_graph_argument(parser: argparse.ArgumentParser) -> None:
+    """`GRAPH [--dim NAME=SIZE] [--element-bytes BYTES]`."""
     parser.add_argument(
         "graph",
         metavar="GRAPH",
@@ -212,7 +94,22 @@ def _add_graph_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _lists(*, with_methods: bool) -> str:
+def add_result_arguments(parser: argparse.ArgumentParser) -> None:
+    """`GRAPH RESULT [--mcm NAME_OR_TOML]`, and what goes with GRAPH."""
+    add_graph_argument(parser)
+    parser.add_argument(
+        "result", metavar="RESULT", type=file_name, help="a result file, or JSON {node: chip}"
+    )
+    parser.add_argument(
+        "--mcm",
+        metavar="NAME_OR_TOML",
+        type=name_or_file,
+        help=f"the module (default: the result file's; {DEFAULT_MCM} for plain JSON)",
+    )
+
+
+def lists(*, with_methods: bool) -> str:
+    """What GRAPH, --mcm and, if wanted, --method may name; for the end of a help page."""
     from jaxpart import datasets
     from jaxpart.problem.mcm import PRESETS
     from jaxpart.results.report import module_line

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
+import warnings
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -72,3 +75,30 @@ def keep_compiled() -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+_SLOW_RELEASES = ((0, 10, 2), (0, 11, 0))  # of jaxlib, the first and the last
+_warned = False
+
+
+def warn_of_slow_release(tell: Callable[[str], object] = warnings.warn) -> None:
+    """Says once in a process that this release of jaxlib is slow on a GPU, if it is.
+
+    From jaxlib 0.10.2 to 0.11.0 a float32 scatter-add into few segments takes hundreds of times
+    longer on a GPU. The cost model scatters nothing there; training of the policy does.
+
+    Args:
+      tell: takes the message.
+    """
+    global _warned
+    import jax
+
+    jaxlib = metadata.version("jaxlib")
+    release = tuple(int(part) for part in re.findall(r"\d+", jaxlib)[:3])
+    first, last = _SLOW_RELEASES
+    if not _warned and first <= release <= last and jax.default_backend() == "gpu":
+        _warned = True
+        tell(
+            f"jaxlib {jaxlib} has slow scatters on a GPU; use 0.11.1 or newer (Python 3.12 or "
+            "newer), or JAX_PLATFORMS=cpu"
+        )

@@ -26,10 +26,12 @@ ROOMS = (
     ("runtime",),
     ("results",),
     ("methods",),
+    ("export",),
     ("portfolio",),
     ("engine",),
     ("policies",),
     ("arguments",),
+    ("commands",),
     ("cli",),
     ("__init__",),
 )
@@ -37,7 +39,15 @@ ROOMS = (
 FAMILIES = ("repair", "clusters", "orders", "labels", "exact", "annealing", "policy")
 # Rooms and modules that never import JAX, themselves or through others.
 WITHOUT_JAX = ("problem", "bounds", "solvers", "cost.host", "cost.stage", "runtime.worker")
-WITHOUT_JAX += ("methods.clusters.task", "runtime.pool", "datasets", "arguments", "cli", "__init__")
+WITHOUT_JAX += (
+    "methods.clusters.task",
+    "runtime.pool",
+    "datasets",
+    "arguments",
+    "commands",
+    "cli",
+    "__init__",
+)
 
 
 def modules():

@@ -552,6 +552,54 @@ def test_evaluate_refuses_names_that_are_not_the_graphs(place, capsys):
     assert "own.json: assignment: expected the 6 nodes of path, but 'n0' is missing" in line
 
 
+def test_simulate_runs_the_pipeline_of_a_result_and_draws_it(place, capsys):
+    path_graph().save("path.json")
+    run("partition path.json --mcm pair.toml --out r.json")
+    capsys.readouterr()
+
+    assert run("simulate path.json r.json --count 50 --buffers 2 --plot busy.png") == 0
+
+    printed = capsys.readouterr().out
+    assert "pair: 2 chips" in printed
+    assert "simulated   50 inferences, 2 buffers" in printed
+    assert "3,333.33 in the last half (100.00% of 1/T)" in printed
+    assert printed.endswith("\nwritten: busy.png\n")
+    assert (place / "busy.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_simulate_says_when_the_result_is_for_another_graph_and_refuses_other_names(place, capsys):
+    path_graph().save("path.json")
+    run("partition path.json --mcm pair.toml --out r.json")
+    path_graph(weight_bytes=1e4).save("path.json")
+    capsys.readouterr()
+
+    assert run("simulate path.json r.json") == 0
+    assert "made for another graph (path)" in capsys.readouterr().out
+    path_graph(count=5).save("path.json")
+    assert "'n5' is no node of it" in refused(capsys, "simulate", "path.json", "r.json")
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ("--count 0", "argument --count: '0', expected a whole number, 1 or more"),
+        ("--count 2000000", "count is 2000000, expected 1 to 1,000,000 inferences"),
+        ("--buffers 0", "argument --buffers: '0', expected a whole number, 1 or more"),
+        ("--buffers many", "argument --buffers: 'many', expected a whole number"),
+        ("--plot p.gif", "p.gif: a picture ends in .png, .svg, .pdf, not .gif"),
+        ("--plot own.png", "own.png: "),  # it is an input
+        ("", "own.png: not valid for path on pair (acyclic dataflow: 1 of 5 edges flow backward"),
+    ],
+)
+def test_simulate_refuses_bad_input(place, capsys, more, expected):
+    path_graph().save("path.json")
+    backward = {f"n{v}": int(v < 3 and not more) for v in range(6)}
+    (place / "own.png").write_text(json.dumps(backward))
+
+    command = f"simulate path.json own.png --mcm pair.toml {more}"
+    assert expected in refused(capsys, *command.split())
+
+
 def test_the_help_lists_graphs_modules_methods_and_exit_codes(capsys):
     assert run("partition", "--help") == 0
     text = capsys.readouterr().out
@@ -620,8 +668,9 @@ def test_a_signal_writes_the_best_so_far_and_its_number_is_in_the_exit_code(plac
 def test_a_signal_before_anything_is_found_says_so(place, number):
     code = (
         "import os, signal, sys\n"
+        "from jaxpart.commands import partition\n"
+        f"partition.graph_and_mcm = lambda *_: os.kill(os.getpid(), {int(number)})\n"
         "from jaxpart import cli\n"
-        f"cli._graph_and_mcm = lambda *_: os.kill(os.getpid(), {int(number)})\n"
         "sys.exit(cli.main())"
     )
     done = subprocess.run(

@@ -36,6 +36,15 @@ def is_accelerator() -> bool:
     return jax.default_backend() != "cpu"
 
 
+def steps_ahead() -> int:
+    """Steps that a device computes before the host looks at the one before them.
+
+    A GPU or TPU so never waits for the host. On a CPU both share the cores, and looking at once
+    lets a search react at once.
+    """
+    return int(is_accelerator())
+
+
 def candidates_per_step(problem: DeviceProblem, least: int) -> int:
     """The batch of a search's steps.
 

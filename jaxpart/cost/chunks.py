@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
 from jaxpart.cost.device import DeviceProblem
 
@@ -17,12 +17,14 @@ _CPU_CHUNK = 512
 # Bytes of temporary arrays of one chunk where whole arrays are computed.
 _BUDGET_BYTES = 2**31
 _LANES = 128  # a chunk is a multiple of it: a TPU's vector, four warps of a GPU
+# So many bytes may a chunk of `_LANES` candidates take; where they need more it has fewer.
+_MOST_BYTES = 2**33
 
 
 def in_chunks(
     problem: DeviceProblem,
-    function: Callable[[Array], Any],
-    assignment: Int[Array, "N B"],
+    function: Callable[[Any], Any],
+    batch: Any,
     candidate_bytes: int,
 ) -> Any:
     """Applies `function` to a batch, one chunk after the other.
@@ -32,40 +34,41 @@ def in_chunks(
 
     Args:
       problem: says which form its programs have.
-      function: takes [N, any] candidates to a pytree of arrays whose last axis is the candidates.
-      assignment: the batch.
+      function: takes a part of the batch to a pytree of arrays whose last axis is the candidates.
+      batch: an array whose last axis is the candidates, or a pytree of them.
       candidate_bytes: temporary bytes for each candidate where whole arrays are computed.
 
     Returns:
       The pytree for all B candidates.
     """
     if problem.tables is None:
-        split = _split(function, assignment, _CPU_CHUNK)
+        split = _split(function, batch, _CPU_CHUNK)
         if split is function:
-            return function(assignment)
-        return lax.platform_dependent(assignment, cpu=split, default=function)
-    width = max(_LANES, _BUDGET_BYTES // candidate_bytes // _LANES * _LANES)
-    return _split(function, assignment, width)(assignment)
+            return function(batch)
+        return lax.platform_dependent(batch, cpu=split, default=function)
+    return _split(function, batch, width_of(candidate_bytes))(batch)
 
 
-def _split(
-    function: Callable[[Array], Any], assignment: Int[Array, "N B"], most: int
-) -> Callable[[Array], Any]:
+def width_of(candidate_bytes: int) -> int:
+    """How many candidates a chunk may have, where each takes so many bytes."""
+    width = _BUDGET_BYTES // candidate_bytes // _LANES * _LANES
+    return max(1, width or min(_LANES, _MOST_BYTES // candidate_bytes))
+
+
+def _split(function: Callable[[Any], Any], batch: Any, most: int) -> Callable[[Any], Any]:
     """`function` on chunks of at most `most` candidates; itself if one is enough."""
-    rows, batch = assignment.shape
-    chunks = -(-batch // most)
+    count = jax.tree.leaves(batch)[0].shape[-1]
+    chunks = -(-count // most)
     if chunks == 1:
         return function
-    width = -(-batch // chunks)
+    width = -(-count // chunks)
 
-    def one_by_one(assignment: Array) -> Any:
-        padded = jnp.pad(assignment, ((0, 0), (0, chunks * width - batch)))
-        parts = jnp.moveaxis(padded.reshape(rows, chunks, width), 1, 0)
+    def part(values: Array) -> Array:
+        padded = jnp.pad(values, (*((0, 0),) * (values.ndim - 1), (0, chunks * width - count)))
+        return jnp.moveaxis(padded.reshape(*values.shape[:-1], chunks, width), -2, 0)
 
-        def whole(values: Array) -> Array:
-            joined = jnp.moveaxis(values, 0, -2)
-            return joined.reshape(*joined.shape[:-2], chunks * width)[..., :batch]
+    def whole(values: Array) -> Array:
+        joined = jnp.moveaxis(values, 0, -2)
+        return joined.reshape(*joined.shape[:-2], chunks * width)[..., :count]
 
-        return jax.tree.map(whole, lax.map(function, parts))
-
-    return one_by_one
+    return lambda batch: jax.tree.map(whole, lax.map(function, jax.tree.map(part, batch)))

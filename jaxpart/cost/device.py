@@ -18,12 +18,14 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int
 
+from jaxpart.cost import kernel_gate
 from jaxpart.cost.tables import Tables, make_tables, of_equal_depth, offsets
+from jaxpart.environment import warn_of_slow_release
 from jaxpart.errors import InputError
 from jaxpart.problem.mcm import Constraints, MemoryModel, Topology
 from jaxpart.problem.problem import Problem
 
-Form = Literal["rows", "arrays"]
+Form = Literal["rows", "arrays", "kernel"]
 
 # The largest number of chips for which an assignment fits each type; beyond them int32.
 _INT_TYPES = ((127, jnp.int8), (32767, jnp.int16))
@@ -41,6 +43,7 @@ class StaticConfig:
     rows: int  # of a mesh; 1 on other topologies
     cols: int  # likewise
     shared_weights: bool  # whether any weight has several consumers
+    kernel: bool = False  # whether `evaluate` is one kernel; without, see `DeviceProblem.tables`
 
     @property
     def chip_dtype(self) -> Any:
@@ -121,8 +124,15 @@ def lower(problem: Problem, dtype: Any = jnp.float32, form: Form | None = None) 
       problem: the host problem.
       dtype: of all floats; float64 needs `jax.enable_x64`.
       form: of the programs that get this problem: "rows" loops over rows of candidates, "arrays"
-        computes on whole arrays. Both give the same results. The default is "rows" on a CPU, and
-        "arrays" on a GPU or TPU.
+        computes on whole arrays, "kernel" is "arrays" with one kernel for `evaluate` (limits:
+        `kernel_gate.py`). All give the same results. The default is "rows" on a CPU, and "arrays"
+        on a GPU or TPU.
+
+    Raises:
+      InputError: the kernel does not cover the problem.
+
+    Warns:
+      UserWarning: once, on a GPU with a release of jaxlib that is slow there.
     """
     by_producer = np.argsort(problem.tensor_producer, kind="stable")
     rank = np.empty_like(by_producer)
@@ -137,6 +147,8 @@ def lower(problem: Problem, dtype: Any = jnp.float32, form: Form | None = None) 
     size = bucket_size(max(n + 1, k + 1, -(-e * 2 // 3), w + 1, -(-u * 2 // 3)))
     wide = size * 3 // 2
     spare = size - 1  # the node that padding points at
+    if form == "kernel":
+        kernel_gate.require(problem.num_chips, size, problem.node_s.shape[1], dtype)
 
     mcm = problem.mcm
     arrays = {
@@ -180,10 +192,12 @@ def lower(problem: Problem, dtype: Any = jnp.float32, form: Form | None = None) 
         mcm.rows or 1,
         mcm.cols or 1,
         u > len(np.unique(problem.use_weight)),
+        form == "kernel",
     )
+    warn_of_slow_release()
     if form is None:
         form = "rows" if jax.default_backend() == "cpu" else "arrays"
-    tables = make_tables(problem, arrays) if form == "arrays" else None
+    tables = None if form == "rows" else make_tables(problem, arrays)
     return DeviceProblem(**jax.device_put(arrays), config=config, tables=jax.device_put(tables))
 
 

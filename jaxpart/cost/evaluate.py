@@ -15,6 +15,7 @@ candidates; in float64 on the host (`verify`) it decides.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import chex
 import jax
@@ -73,13 +74,20 @@ def evaluate(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> Costs:
     """
     chex.assert_shape(assignment, (problem.padded_nodes, None))
     run = functools.partial(_evaluate, problem)
-    return in_chunks(problem, run, assignment, by_arrays.candidate_bytes(problem))
+    wide = _kernel() if problem.config.kernel else by_arrays
+    return in_chunks(problem, run, assignment, wide.candidate_bytes(problem))
+
+
+def _kernel() -> Any:
+    from jaxpart.cost import by_kernel  # Pallas takes a second to import, and few ask for it
+
+    return by_kernel
 
 
 def _evaluate(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> Costs:
     config = problem.config
     rules = config.constraints
-    form = by_rows if problem.tables is None else by_arrays
+    form = by_rows if problem.tables is None else _kernel() if config.kernel else by_arrays
     found = form.amounts(problem, assignment)
     memory = found.weights
     if config.memory_model == "full":

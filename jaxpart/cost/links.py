@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
@@ -133,3 +134,24 @@ def in_link_order(config: StaticConfig, planes: Float[Array, "4 rows cols B"]) -
                 position[chip, below], position[below, chip] = flat[2], flat[3]
     order = jnp.array([position[pair] for pair in sorted(position)], jnp.int32)
     return planes.reshape(-1, planes.shape[-1])[order]
+
+
+def link_sets(config: StaticConfig) -> np.ndarray:
+    """Which tensors load the links of each chip of a mesh, as sets of chips.
+
+    Returns:
+      [4, 2, C, C] bool, in the planes of `in_link_order`. A tensor loads link (p, c) if its
+      producer's chip s is in the first set of the link, [p, 0, c, s], and one of its destinations t
+      in the second, [p, 1, c, t].
+    """
+    row, col = np.divmod(np.arange(config.num_chips), config.cols)
+    same_row, same_col = row[:, None] == row, col[:, None] == col
+    right, below = col[:, None] < col, row[:, None] < row
+    return np.array(
+        [
+            [same_row & ~right, right],
+            [same_row & right, ~right],
+            [~below, same_col & below],
+            [below, same_col & ~below],
+        ]
+    )

@@ -4,9 +4,8 @@ The device mesh has one axis, the candidates. A program needs no data from the p
 devices, so no device waits for another. The results are those of one device, because the batch is
 the same. With one device every function here is the identity.
 
-A program that treats each candidate by itself goes through `split` (`jax.shard_map`). A program
-that draws random numbers for the whole batch goes through `split_draws`: there XLA's partitioner
-divides the program, because the numbers of a part differ from those of a smaller batch.
+A program that treats each candidate by itself goes through `split` (`jax.shard_map`). One that
+draws random numbers gets the numbers of its candidates as an argument, and draws by them.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ def replicated(tree: T, batch: int) -> T:
     """Copies the arrays of `tree` to each device that shares a batch of this size."""
     if devices_for(batch) == 1:
         return tree
-    mesh = _mesh(tuple(jax.local_devices()[: devices_for(batch)]))
+    mesh = mesh_of(tuple(jax.local_devices()[: devices_for(batch)]))
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
@@ -68,36 +67,18 @@ def split(
         devices = jax.local_devices()[: devices_for(batch)]
     if len(devices) == 1:
         return functools.partial(function, **static) if static else function
-    mesh = _mesh(tuple(devices))
+    mesh = mesh_of(tuple(devices))
     return _split(function, mesh, in_axes, out_axis, tuple(static.items()))
 
 
-def split_draws(function: Callable[..., T], batch: int, *static: Any) -> Callable[..., T]:
-    """Makes `function` compute its result [N, B] in parts, one part per device.
-
-    The random numbers are those of one device: what `jax.random` draws for a position in the batch
-    does not depend on the device.
-
-    Args:
-      function: called with the problem, a key, further arguments and then `static`.
-      batch: candidates in a call.
-      static: the last arguments, which the compiler treats as constants.
-
-    Returns:
-      The function without its static arguments; with one device it is not divided.
-    """
-    count = devices_for(batch)
-    if count == 1:
-        return lambda *arguments: function(*arguments, *static)
-    return _split_draws(function, _mesh(tuple(jax.local_devices()[:count])), static)
-
-
 @functools.lru_cache
-def _mesh(devices: tuple[Any, ...]) -> Mesh:
+def mesh_of(devices: tuple[Any, ...]) -> Mesh:
+    """The mesh of devices that share a batch."""
     return Mesh(np.array(devices), (_AXIS,))
 
 
-def _along(axis: int, rank: int) -> PartitionSpec:
+def along(axis: int, rank: int) -> PartitionSpec:
+    """How an array is divided whose candidates are on `axis`."""
     axes: list[str | None] = [None] * rank
     axes[axis] = _AXIS
     return PartitionSpec(*axes)
@@ -112,12 +93,12 @@ def _split(
     static: tuple[tuple[str, Any], ...],
 ) -> Callable[..., Any]:
     function = functools.partial(function, **dict(static))
-    in_specs = tuple(PartitionSpec() if a is None else _along(a, a + 1) for a in in_axes)
+    in_specs = tuple(PartitionSpec() if a is None else along(a, a + 1) for a in in_axes)
 
     @jax.jit
     def run(*arguments: Any) -> Any:
         shapes = jax.eval_shape(function, *arguments)
-        out_specs = jax.tree.map(lambda leaf: _along(out_axis, leaf.ndim), shapes)
+        out_specs = jax.tree.map(lambda leaf: along(out_axis, leaf.ndim), shapes)
         # `check_vma` is off because the loops carry replicated values together with values of one
         # device.
         return jax.shard_map(
@@ -125,13 +106,3 @@ def _split(
         )(*arguments)
 
     return run
-
-
-@functools.lru_cache
-def _split_draws(
-    function: Callable[..., T], mesh: Mesh, static: tuple[Any, ...]
-) -> Callable[..., T]:
-    def run(*arguments: Any) -> T:
-        return function(*arguments, *static)
-
-    return jax.jit(run, out_shardings=NamedSharding(mesh, _along(1, 2)))

@@ -1,4 +1,4 @@
-"""Tables that only whole-array programs read: segments of rows, and distances between nodes.
+"""Tables that only whole-array programs read: segments of rows, distances between nodes, sweeps.
 
 A GPU or TPU waits for each step of a loop, so its programs reduce all segments at once. A segment
 is a run of rows: the edges of a tensor, the uses of a weight. Its rows are reduced eight at a time,
@@ -19,6 +19,7 @@ from flax import struct
 from jaxtyping import Array, Int
 
 from jaxpart.cost.distances import shortest_paths
+from jaxpart.cost.sweeps import Sweeps, make_sweeps, of_equal_length
 from jaxpart.problem.problem import Problem
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ class Tables:
     node_in_edges: Segments  # edges to each node
     in_edge_consumer: Int[Array, " E"]  # the edges sorted by consumer: that consumer
     weight_uses: Segments  # uses of each weight
+    node_uses: Segments  # uses of each node, in the order of `by_user`
+    by_user: Int[Array, " U"]
     pairs_from: Segments  # pairs of each first contracted node
     pairs_to: Segments  # pairs of each second one, in the order of `by_second`
     by_second: Int[Array, " E"]
@@ -56,6 +59,7 @@ class Tables:
     # distance[u, v]: a partition that keeps the rule on edges has f(v) >= f(u) - distance[u, v].
     # None if there are too many nodes.
     distance: Int[Array, "N N"] | None
+    sweeps: Sweeps  # along the edges
 
 
 def reduce_segments(
@@ -106,6 +110,7 @@ def make_tables(problem: Problem, arrays: dict[str, Any]) -> Tables:
     pairs = problem.contracted_pairs
     by_second = np.argsort(pairs[:, 1], kind="stable")
     by_contraction = np.argsort(problem.contraction, kind="stable")
+    by_user = np.argsort(problem.use_node, kind="stable")
     consumers = arrays["edge_consumer"].copy()
     consumers[:real] = np.sort(consumers[:real], kind="stable")
     return Tables(
@@ -114,29 +119,33 @@ def make_tables(problem: Problem, arrays: dict[str, Any]) -> Tables:
         node_in_edges=segments(arrays["node_in_edges"], edges),
         in_edge_consumer=consumers,
         weight_uses=segments(arrays["weight_uses"], edges),
+        node_uses=segments(offsets(problem.use_node, nodes), edges),
+        by_user=_padded(by_user, edges),
         pairs_from=segments(offsets(pairs[:, 0], nodes), edges),
         pairs_to=segments(offsets(pairs[:, 1], nodes), edges),
         by_second=_padded(by_second, edges),
         members=segments(offsets(problem.contraction, nodes), nodes),
         by_contraction=_padded(by_contraction, nodes),
         distance=_distances(problem, nodes) if nodes <= _NODE_LIMIT else None,
+        sweeps=make_sweeps(problem.node_pairs, problem.num_nodes, nodes),
     )
 
 
 def of_equal_depth(several: Sequence[Tables], edges: int) -> list[Tables]:
-    """Tables of several problems of one bucket, with equal numbers of levels; as NumPy arrays.
+    """Tables of several problems of one bucket, of equal shapes; as NumPy arrays.
 
     Args:
       several: the tables.
       edges: E, the padded number of edges.
     """
-    names = ("tensor_edges", "node_in_edges", "weight_uses", "pairs_from", "pairs_to")
+    names = ("tensor_edges", "node_in_edges", "weight_uses", "node_uses", "pairs_from", "pairs_to")
     rows = {
         **dict.fromkeys(names, edges),
         "node_tensors": edges * 2 // 3,
         "members": edges * 2 // 3,
     }
     levels = {name: max(len(getattr(t, name)) for t in several) for name in rows}
+    sweeps = of_equal_length([tables.sweeps for tables in several])
     return [
         dataclasses.replace(
             tables,
@@ -144,8 +153,9 @@ def of_equal_depth(several: Sequence[Tables], edges: int) -> list[Tables]:
                 name: with_levels(getattr(tables, name), levels[name], count)
                 for name, count in rows.items()
             },
+            sweeps=swept,
         )
-        for tables in several
+        for tables, swept in zip(several, sweeps, strict=True)
     ]
 
 

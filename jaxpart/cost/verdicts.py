@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jaxpart.cost import host
+from jaxpart.errors import InputError
 from jaxpart.problem.problem import IntArray, Problem
 
 if TYPE_CHECKING:
@@ -63,6 +64,25 @@ def broken_rules(problem: Problem, assignment: IntArray, costs: Costs) -> tuple[
       costs: of this assignment, from `score` in `cost/evaluate.py`.
     """
     return tuple(v for v in verdicts(problem, assignment, costs) if v.is_on and not v.holds)
+
+
+def require_valid(problem: Problem, assignment: IntArray, costs: Costs, where: object) -> None:
+    """Refuses a partition that is not valid.
+
+    Args:
+      problem: of N nodes.
+      assignment: [N] chip of each node.
+      costs: of this assignment, from `score` in `cost/evaluate.py`.
+      where: what the message begins with, such as the file of the partition.
+
+    Raises:
+      InputError: a rule that is on does not hold; the message names the first one.
+    """
+    for reason in broken_rules(problem, assignment, costs)[:1]:
+        raise InputError(
+            f"{where}: not valid for {problem.graph.name} on {problem.mcm.name} ({reason.rule}: "
+            f"{reason.detail}), expected a valid partition"
+        )
 
 
 def _acyclic(problem: Problem, f: IntArray) -> str:

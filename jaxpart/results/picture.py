@@ -69,9 +69,19 @@ def draw(scored: ScoredPartition, path: str | os.PathLike[str]) -> bytes:
     if with_links:
         _draw_links(axes[2], scored)
     for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(axis="y", color="#dddddd", linewidth=0.6)
-        axis.set_axisbelow(True)
+        plain(axis, grid="y")
+    return rendered(figure, kind)
+
+
+def plain(axis: Any, grid: str) -> None:
+    """Leaves out the frame at the top and right; draws a faint grid along one axis (x, y)."""
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(axis=grid, color="#dddddd", linewidth=0.6)
+    axis.set_axisbelow(True)
+
+
+def rendered(figure: Any, kind: str) -> bytes:
+    """The bytes of a figure as `png`, `svg` or `pdf`."""
     content = io.BytesIO()
     with warnings.catch_warnings():
         # A letter that the font lacks is drawn as a box; the files have it.
@@ -83,7 +93,7 @@ def draw(scored: ScoredPartition, path: str | os.PathLike[str]) -> bytes:
 def _title(scored: ScoredPartition) -> str:
     problem = scored.problem
     title = (
-        f"{name_of(problem.graph.name)} on {name_of(problem.mcm.name)}: {_us(scored.bottleneck_s)}"
+        f"{name_of(problem.graph.name)} on {name_of(problem.mcm.name)}: {us(scored.bottleneck_s)}"
     )
     title += f", bound by {binding(problem, scored.costs)}"
     if scored.improvement is not None:
@@ -111,14 +121,14 @@ def _draw_load(axis: Any, scored: ScoredPartition, chips: np.ndarray) -> None:
         scored.bottleneck_s * 1e6,
         color="#222222",
         linewidth=1.2,
-        label=f"bottleneck {_us(scored.bottleneck_s)}",
+        label=f"bottleneck {us(scored.bottleneck_s)}",
     )
     axis.axhline(
         scored.lower_bound_s * 1e6,
         color="#222222",
         linewidth=1.2,
         linestyle="--",
-        label=f"lower bound {_us(scored.lower_bound_s)} ({name_of(scored.bound_method)})",
+        label=f"lower bound {us(scored.lower_bound_s)} ({name_of(scored.bound_method)})",
     )
     axis.set_ylabel("us per inference")
     axis.set_ylim(bottom=0)
@@ -175,5 +185,6 @@ def _bars(
     axis.autoscale_view()
 
 
-def _us(seconds: float) -> str:
+def us(seconds: float) -> str:
+    """Seconds as text in us."""
     return f"{seconds * 1e6:,.5g} us" if seconds < 0.1 else f"{seconds * 1e6:,.0f} us"

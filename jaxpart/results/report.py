@@ -38,7 +38,7 @@ def summary(scored: ScoredPartition, search: str) -> str:
       search: how it was found, in words.
     """
     problem = scored.problem
-    time = _time_format(scored.bottleneck_s)
+    time = time_format(scored.bottleneck_s)
     rows = [
         *_rows_of(scored),
         ("improvement", _improvement(scored, time)),
@@ -46,13 +46,13 @@ def summary(scored: ScoredPartition, search: str) -> str:
         ("search", search),
         *(("note", note) for note in (*scored.notes, *_hints(scored))),
     ]
-    return "\n".join([headline(problem), "", *_aligned(rows), "", *_tables(scored)])
+    return "\n".join([headline(problem), "", *aligned(rows), "", *_tables(scored)])
 
 
 def evaluation(scored: ScoredPartition) -> str:
     """The report on any partition, valid or not, with the verdict of every rule."""
     problem = scored.problem
-    time = _time_format(scored.bottleneck_s)
+    time = time_format(scored.bottleneck_s)
     rows = [("verdict", "valid" if scored.valid else "NOT VALID"), *_rows_of(scored)]
     if scored.valid:
         rows.append(("improvement", _improvement(scored, time)))
@@ -62,7 +62,7 @@ def evaluation(scored: ScoredPartition) -> str:
         (v.rule, "ok" if v.holds else "BROKEN" if v.is_on else "off, does not hold", v.detail)
         for v in verdicts(problem, scored.assignment, scored.costs)
     ]
-    parts = [headline(problem), "", *_aligned(rows), "", *_aligned(rules), ""]
+    parts = [headline(problem), "", *aligned(rows), "", *aligned(rules), ""]
     return "\n".join([*parts, *_tables(scored)])
 
 
@@ -128,7 +128,7 @@ def chip_table(problem: Problem, assignment: IntArray, costs: Costs) -> str:
       costs: of this one candidate.
     """
     bottleneck_s = float(costs.bottleneck_s)
-    time = _time_format(bottleneck_s)
+    time = time_format(bottleneck_s)
     is_chain = problem.mcm.topology == "chain"
     header = ["chip", "nodes", "compute", "in", "out", *(["link"] if is_chain else []), "stage"]
     header += ["load", "memory", "full", "binds"]
@@ -161,7 +161,7 @@ def chip_table(problem: Problem, assignment: IntArray, costs: Costs) -> str:
         )
     unused = np.flatnonzero(counts == 0)
     tail = [f"no nodes on chip{'s' * (len(unused) > 1)} {_spans(unused)}"] if len(unused) else []
-    return "\n".join([*_columns([header, units, *rows]), *tail])
+    return "\n".join([*columns([header, units, *rows]), *tail])
 
 
 def link_lines(problem: Problem, costs: Costs) -> list[str]:
@@ -172,7 +172,7 @@ def link_lines(problem: Problem, costs: Costs) -> list[str]:
     if problem.mcm.topology != "mesh" or not problem.mcm.links:
         return []
     bottleneck_s = float(costs.bottleneck_s)
-    time = _time_format(bottleneck_s)
+    time = time_format(bottleneck_s)
     busiest = [k for k in np.argsort(-costs.link_s, kind="stable") if costs.link_s[k] > 0]
     shown = ", ".join(
         f"{problem.mcm.links[k][0]}>{problem.mcm.links[k][1]} {time(float(costs.link_s[k]))}"
@@ -198,7 +198,7 @@ def _rows_of(scored: ScoredPartition) -> list[tuple[str, str]]:
     speed = f", {1 / bottleneck_s:,.6g} inferences/s" if bottleneck_s else ""
     used = f"{scored.chips_used} of {problem.num_chips}"
     return [
-        ("bottleneck", f"{_time_format(bottleneck_s)(bottleneck_s)} us{speed}"),
+        ("bottleneck", f"{time_format(bottleneck_s)(bottleneck_s)} us{speed}"),
         ("bound by", binding(problem, costs)),
         ("chips used", f"{used}, {_significant(float(costs.sent_bytes) / _MIB)} MiB sent"),
     ]
@@ -234,7 +234,7 @@ def _binding_parts(mcm: MCM, costs: Costs, c: int) -> list[str]:
     return [name for name, seconds in parts if seconds >= limit]
 
 
-def _time_format(bottleneck_s: float) -> Callable[[float], str]:
+def time_format(bottleneck_s: float) -> Callable[[float], str]:
     """A function from seconds to text in us; it shows about five digits of the bottleneck."""
     whole = math.floor(math.log10(bottleneck_s * 1e6)) if bottleneck_s > 0 else 4
     decimals = min(max(4 - whole, 0), 6)
@@ -256,14 +256,14 @@ def _spans(numbers: IntArray) -> str:
     return ", ".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else f"{r[0]}" for r in runs)
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines with left-aligned columns; the last one is not padded."""
     rows = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
     return ["  ".join([*map(str.ljust, row, widths), row[-1]]) for row in rows]
 
 
-def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines with right-aligned columns; the last one is left-aligned."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
     return ["  ".join([*map(str.rjust, row, widths), row[-1]]).rstrip() for row in rows]

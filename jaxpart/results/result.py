@@ -10,8 +10,7 @@ from typing import Any
 from jaxpart.bounds.combinatorial import combinatorial_bound
 from jaxpart.cost.evaluate import score
 from jaxpart.cost.greedy import baseline_s_of
-from jaxpart.cost.verdicts import broken_rules
-from jaxpart.errors import InputError
+from jaxpart.cost.verdicts import require_valid
 from jaxpart.files import write_whole
 from jaxpart.problem.graph import Graph
 from jaxpart.problem.mcm import MCM
@@ -139,12 +138,7 @@ class Result(ScoredPartition):
         problem = Problem.build(graph, mcm or stored.mcm)
         assignment = stored.on(graph, problem.mcm)
         costs = score(problem, assignment)
-        if not costs.valid:
-            reason = broken_rules(problem, assignment, costs)[0]
-            raise InputError(
-                f"{path}: not valid for {graph.name} on {problem.mcm.name} ({reason.rule}: "
-                f"{reason.detail}), expected a valid partition"
-            )
+        require_valid(problem, assignment, costs, path)
         bound_s, bound_method = combinatorial_bound(problem)
         file, search = stored.file, stored.file.search
         result = cls(

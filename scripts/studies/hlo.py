@@ -46,6 +46,11 @@ _FREE = frozenset(
         *("optimization-barrier", "opt-barrier", "partition-id", "replica-id", "add-dependency"),
     }
 )
+# Opcodes that exchange data with other devices; each begins an instruction's opcode.
+_COLLECTIVES = (
+    *("all-gather", "all-reduce", "all-to-all", "collective-", "ragged-all-to-all"),
+    *("reduce-scatter", "send", "recv"),
+)
 # Library calls that tell the compiler something and do nothing.
 _FREE_CALLS = ("AssumeGatherIndicesInBound", "ConcatBitcast", "Sharding", "AllocateBuffer")
 # Opcodes whose result is their first operand, moved or under another type.
@@ -135,6 +140,7 @@ class Counts:
     questions: float = 0.0  # to the host
     num_bytes: float = 0.0
     operations: float = 0.0
+    collectives: int = 0  # in its text: instructions that wait for other devices
     unknown_loops: int = 0
     known_loops: int = 0
     is_estimated: bool = False  # iterations were estimated from sizes
@@ -235,14 +241,27 @@ def counts_of(module: Module, sizes: Mapping[str, float] | None = None) -> Count
     """
     known = sizes or {}
     counts = _counts(module, module.entry, known, inside=False)
-    loops = [
-        trips_of(module, Place(computation.name, instruction), known).is_known
+    places = [
+        Place(computation.name, instruction)
         for computation in module.computations.values()
         for instruction in computation.instructions.values()
-        if instruction.opcode == "while"
+    ]
+    loops = [
+        trips_of(module, place, known).is_known
+        for place in places
+        if place.instruction.opcode == "while"
+    ]
+    exchanged = [
+        place
+        for place in places
+        if place.instruction.opcode.startswith(_COLLECTIVES)
+        and not place.instruction.opcode.endswith("-done")
     ]
     return dataclasses.replace(
-        counts, unknown_loops=len(loops) - sum(loops), known_loops=sum(loops)
+        counts,
+        unknown_loops=len(loops) - sum(loops),
+        known_loops=sum(loops),
+        collectives=len(exchanged),
     )
 
 

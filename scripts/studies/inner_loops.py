@@ -64,9 +64,10 @@ from jaxpart.environment import environment
 from jaxpart.errors import InputError
 from jaxpart.files import write_whole
 from jaxpart.methods.labels.projection import project
-from jaxpart.methods.orders.probe import can_probe, probe, weights_of
+from jaxpart.methods.orders.probe import can_probe, probe
 from jaxpart.methods.orders.search import mutate, sorted_nodes, swept
 from jaxpart.methods.orders.slicing import slice_orders, window_for
+from jaxpart.methods.orders.weights import weights_of
 from jaxpart.problem.problem import IntArray, Problem
 
 _NOISE_SHARE = 0.01  # share of labels that are randomised

@@ -114,8 +114,8 @@ def _tempered(problem: Problem, moves: Moves, start, batch: int, seed: int):
     ensemble = ensemble_of(jnp.asarray(columns), jax.random.key(seed))
     unit_s = jax.jit(evaluated)(moves, ensemble.labels).bottleneck_s[0]
     orders = jnp.arange(moves.contracted.padded_nodes)[None]
-    key, sweeps = jax.random.key(seed + 1), jnp.int32(_WARM_SWEEPS)
-    ensemble = temper(moves, ensemble, orders, key, unit_s, sweeps, share=2)
+    key = jax.random.key(seed + 1)
+    ensemble = temper(moves, ensemble, orders, key, unit_s, _WARM_SWEEPS, share=2)
     return ensemble.labels, ensemble.temperature, unit_s
 
 

@@ -10,6 +10,7 @@ kernel and for each question to the host; so a loop of thousands of small steps 
 program slow there, however large its batch.
 
 Columns:
+  devices   that share the batch; the rest of the row is of each of them
   form      of the program (`lower` in `jaxpart/cost/device.py`); the target's own unless --form
   loops ?   loops whose number of iterations the compiler does not know
   loops     those with a known number
@@ -19,15 +20,20 @@ Columns:
             which nothing is known counts one iteration
   questions a call, to the host: a conditional asks one, a loop "?" one per iteration
   temp MiB  temporary memory
+  waits     instructions that wait for other devices
   per s     predicted, not measured: the batch over the seconds of a call, which are
             launches * launch time + questions * question time
               + max(bytes / memory bandwidth, operations / rate)
             with the constants of `targets.py`. "<": because of ">" it is at most this. Bytes and
             operations are counted in the HLO (`hlo.py`). Nothing is predicted for the CPU.
 
+On several devices each has `batch` candidates. `temper` and the policy are not divided.
+
 A candidate of `slice`, `probe` and `order` is an order of nodes; one of `temper` is a chain that
-makes one sweep over its nodes. `act` and `gradient`, of the policy, have at most the batch of its
-training. Islands exchange by the host and have no device program.
+makes one sweep over its nodes. `kernel` is `evaluate` by one kernel, in the form of that name. Its
+operations are counted by hand, for whole tiles on all multiprocessors; a CPU has no row for it.
+`gradient`, of the policy, has at most the batch of its training. Islands exchange by the
+host and have no device program.
 """
 
 from __future__ import annotations
@@ -37,6 +43,7 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -47,23 +54,26 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
-from hlo import counts_of, module_of
+from hlo import Counts, counts_of, module_of
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from pairs import greedy_start
-from targets import TARGETS, Target, missing, sharding
+from targets import TARGETS, Target, devices_of, missing
 
-from jaxpart.arguments import whole_number
+from jaxpart.arguments import count, whole_number
 from jaxpart.cost.device import DeviceProblem, Form, lower
 from jaxpart.cost.evaluate import evaluate, verify
+from jaxpart.cost.sharding import along, mesh_of, split
 from jaxpart.environment import environment
 from jaxpart.errors import InputError
 from jaxpart.files import write_whole
-from jaxpart.methods.annealing.ensemble import ensemble_of, temper
+from jaxpart.methods.annealing.ensemble import ensemble_of, sweep, temper
 from jaxpart.methods.annealing.state import chip_graph_of, moves_of
 from jaxpart.methods.labels.projection import project
-from jaxpart.methods.labels.sampling import sample
-from jaxpart.methods.orders.probe import probe, weights_of
+from jaxpart.methods.labels.sampling import sample_lanes
+from jaxpart.methods.orders.probe import probe
 from jaxpart.methods.orders.search import order_by
 from jaxpart.methods.orders.slicing import slice_orders, window_for
+from jaxpart.methods.orders.weights import weights_of
 from jaxpart.methods.policy import ppo
 from jaxpart.methods.policy.network import NetworkConfig
 from jaxpart.methods.policy.rollout import Task, act, initial_params
@@ -72,21 +82,40 @@ from jaxpart.problem.problem import IntArray, Problem
 
 _PACKAGES = ("libtpu", "jax-cuda12-plugin", "jax-cuda12-pjrt")
 _SHIFT_ORDERS = 16  # orders that shifts of `temper` choose from
-_OF_POLICY = ("act", "gradient")
-_LAYOUT = "{:<9}{:<7}{:<8}{:>6}{:>8}{:>7}{:>9}{:>8}{:>11}{:>11}{:>10}{:>9}{:>13}"
+_LAYOUT = "{:<9}{:<7}{:>7}  {:<8}{:>6}{:>8}{:>7}{:>9}{:>8}{:>11}{:>11}{:>7}{:>10}{:>9}{:>13}"
 _HEADER = (
-    *("program", "target", "form", "batch", "loops ?", "loops", "outside", "inside", "launches"),
-    *("questions", "temp MiB", "compile", "predicted/s"),
+    *("program", "target", "devices", "form", "batch", "loops ?", "loops", "outside", "inside"),
+    *("launches", "questions", "waits", "temp MiB", "compile", "predicted/s"),
 )
+_DEVICES = (1, 4)  # that programs are compiled for, where a target has as many
 Row = dict[str, Any]
 
 
 class Program(NamedTuple):
-    """A jitted function and what it is called with; arrays may be `ShapeDtypeStruct`s."""
+    """A jitted function and what it is called with; arrays may be `ShapeDtypeStruct`s.
+
+    Where several devices share it, `axes` has the axis of the candidates in each argument (None:
+    each device needs the whole), and `out_axis` that of every result. No `axes`: they do not.
+    """
 
     function: Any
     arguments: tuple[Any, ...]
     static: dict[str, Any]
+    axes: tuple[int | None, ...] | None = None
+    out_axis: int = -1
+    # Of a kernel that the text of the program does not show: candidates that one core takes at a
+    # time, and operations for each.
+    tile: int = 1
+    operations: float = 0.0
+
+
+def shared(program: Program, batch: int, devices: list[Any]) -> Program:
+    """The same program on several devices, each with an equal part of the candidates."""
+    assert program.axes is not None
+    function = split(
+        program.function, batch, program.axes, program.out_axis, devices=devices, **program.static
+    )
+    return program._replace(function=function, static={})
 
 
 @dataclasses.dataclass
@@ -130,24 +159,38 @@ class Case:
 
 
 def _evaluate(case: Case) -> Program:
-    return Program(evaluate, (case.device, case.labels()), {})
+    return Program(evaluate, (case.device, case.labels()), {}, (None, 1))
+
+
+def _kernel(case: Case) -> Program:
+    from jaxpart.cost import by_kernel  # not with every version of JAX
+
+    launch = by_kernel.TPU if jax.default_backend() == "tpu" else by_kernel.GPU
+    device = lower(case.problem, form="kernel")
+    operations = by_kernel.operations(device, launch)
+    arguments = (device, case.labels())
+    tile = launch.tile
+    return Program(evaluate, arguments, {}, (None, 1), tile=tile, operations=operations)
 
 
 def _project(case: Case) -> Program:
-    return Program(project, (case.device, case.labels()), {})
+    return Program(project, (case.device, case.labels()), {}, (None, 1))
 
 
 def _sample(case: Case) -> Program:
-    return Program(sample, (case.device, jax.random.key(0), None), {"batch": case.batch})
+    lanes = jax.ShapeDtypeStruct((case.batch,), jnp.int32)
+    return Program(sample_lanes, (case.device, jax.random.key(0), lanes), {}, (None, None, 0))
 
 
 def _order(case: Case) -> Program:
-    return Program(order_by, (case.contracted, case.orders(jnp.float32, by_row=True)), {})
+    arguments = (case.contracted, case.orders(jnp.float32, by_row=True))
+    return Program(order_by, arguments, {}, (None, 0), 0)
 
 
 def _slice(case: Case) -> Program:
     orders, peaks = (case.orders(kind, by_row=True) for kind in (jnp.int32, jnp.float32))
-    return Program(slice_orders, (case.contracted, orders, peaks), {"window": case.window})
+    arguments = (case.contracted, orders, peaks)
+    return Program(slice_orders, arguments, {"window": case.window}, (None, 0, 0))
 
 
 def _probe(case: Case) -> Program:
@@ -155,7 +198,7 @@ def _probe(case: Case) -> Program:
     orders, peaks = (case.orders(kind, by_row=False) for kind in (jnp.int32, jnp.float32))
     limits_s = jax.ShapeDtypeStruct((case.batch,), jnp.float32)
     arguments = (case.contracted, weights, orders, peaks, limits_s)
-    return Program(probe, arguments, {"window": case.window})
+    return Program(probe, arguments, {"window": case.window}, (None, None, 1, 1, 0))
 
 
 def _temper(case: Case) -> Program:
@@ -166,7 +209,9 @@ def _temper(case: Case) -> Program:
     ensemble = jax.eval_shape(ensemble_of, labels, jax.random.key(0))
     orders = jax.ShapeDtypeStruct((_SHIFT_ORDERS, rows), jnp.int32)
     rest = (jax.random.key(0), jnp.float32(1), jnp.int32(1))
-    return Program(temper, (moves, ensemble, orders, *rest), {})
+    by_rows = jax.jit(temper, static_argnames="share")
+    function = by_rows if moves.neighbours is None else sweep
+    return Program(function, (moves, ensemble, orders, *rest), {})
 
 
 def _act(case: Case) -> Program:
@@ -189,6 +234,7 @@ def _gradient(case: Case) -> Program:
 
 PROGRAMS: dict[str, Callable[[Case], Program]] = {
     "evaluate": _evaluate,
+    "kernel": _kernel,
     "project": _project,
     "sample": _sample,
     "order": _order,
@@ -215,6 +261,7 @@ def main() -> int:
     parser.add_argument("--batch", type=whole_number, nargs="+", default=[4096])
     parser.add_argument("--programs", nargs="+", choices=PROGRAMS, default=list(PROGRAMS))
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--devices", type=count, nargs="+", default=list(_DEVICES))
     parser.add_argument("--form", choices=("rows", "arrays"), help="default: the target's own")
     parser.add_argument("--json", metavar="FILE")
     arguments = parser.parse_args()
@@ -229,8 +276,13 @@ def main() -> int:
     rows = []
     print(_LAYOUT.format(*_HEADER))
     for target in targets:
-        for batch in arguments.batch:
-            for row in _rows(problem, start, batch, target, arguments.form, arguments.programs):
+        for batch, devices in itertools.product(arguments.batch, arguments.devices):
+            if devices > 1 and target.backend == "cpu":
+                continue
+            places = devices_of(target, devices)
+            for row in _rows(
+                problem, start, batch, target, arguments.form, arguments.programs, places
+            ):
                 rows.append(row)
                 print(line_of(row), flush=True)
     print("\nPredicted, not measured: a call takes launches + questions, and the longer of moving")
@@ -239,7 +291,8 @@ def main() -> int:
         if target.bytes_per_s:
             print(target.describe())
     if arguments.json:
-        settings = {key: getattr(arguments, key) for key in ("graph", "mcm", "batch", "form")}
+        kept = ("graph", "mcm", "batch", "devices", "form")
+        settings = {key: getattr(arguments, key) for key in kept}
         constants = {t.name: t._asdict() for t in targets if t.bytes_per_s}
         document = {
             "environment": {**environment(), **_versions()},
@@ -257,20 +310,29 @@ def _rows(
     target: Target,
     form: Form | None,
     programs: list[str],
+    devices: list[Any],
 ) -> Iterator[Row]:
-    """One row per program."""
+    """One row per program; `batch` is that of each device."""
     form = form or ("rows" if target.backend == "cpu" else "arrays")
     accelerator = "gpu" if target.backend == "cpu" else target.backend
     backend = "cpu" if form == "rows" else accelerator
-    place = sharding(target)
     with _as_on(backend):
-        case = Case(problem, start, batch)
-        of_policy = dataclasses.replace(case, batch=min(batch, TrainingConfig().batch))
+        case = Case(problem, start, batch * len(devices))
+        training = dataclasses.replace(case, batch=min(batch, TrainingConfig().batch))
         for name in programs:
-            chosen = of_policy if name in _OF_POLICY else case
-            known = {"program": name, "target": target.name, "form": form, "batch": chosen.batch}
+            if name == "kernel" and target.backend == "cpu":
+                continue
+            chosen = training if name == "gradient" else case
+            program = PROGRAMS[name](chosen)
+            if len(devices) > 1:
+                if program.axes is None:
+                    continue
+                program = shared(program, chosen.batch, devices)
+            known = {"program": name, "target": target.name, "devices": len(devices)}
+            known |= {"form": name if name == "kernel" else form}
+            known |= {"batch": chosen.batch // len(devices)}
             try:
-                yield known | compiled(PROGRAMS[name](chosen), place, target, chosen.batch)
+                yield known | compiled(program, devices, target, chosen.batch)
             except jax.errors.JaxRuntimeError as error:  # the compiler refuses: no memory, mostly
                 yield known | {"error": str(error).splitlines()[0]}
 
@@ -279,29 +341,44 @@ def _rows(
 def _as_on(backend: str) -> Iterator[None]:
     """Makes the package choose what it chooses on a backend, such as the form of its programs."""
     jax.clear_caches()
-    with mock.patch.object(jax, "default_backend", return_value=backend):
+    with (
+        mock.patch.object(jax, "default_backend", return_value=backend),
+        mock.patch("jaxpart.cost.device.warn_of_slow_release"),  # nothing runs here
+    ):
         yield
     jax.clear_caches()
 
 
-def compiled(program: Program, place: Any, target: Target, batch: int) -> Row:
+def compiled(program: Program, devices: list[Any], target: Target, batch: int) -> Row:
     """Compiles a program and counts it.
 
     Args:
       program: to compile.
-      place: sharding on a device of the target.
+      devices: of the target.
       target: whose constants the prediction has.
-      batch: candidates of a call.
+      batch: candidates of a call, on all devices.
     """
 
-    def described(leaf: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype, sharding=place)
+    def placed(argument: Any, axis: int | None) -> Any:
+        def described(leaf: Any) -> jax.ShapeDtypeStruct:
+            place: Any = SingleDeviceSharding(devices[0])
+            if len(devices) > 1:
+                spec = PartitionSpec() if axis is None else along(axis, jnp.ndim(leaf))
+                place = NamedSharding(mesh_of(tuple(devices)), spec)
+            return jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype, sharding=place)
+
+        return jax.tree.map(described, argument)
 
     begun_s = time.perf_counter()
-    arguments = jax.tree.map(described, program.arguments)
+    axes = program.axes or (None,) * len(program.arguments)
+    arguments = list(map(placed, program.arguments, axes))
     done = program.function.lower(*arguments, **program.static).compile()
     seconds = time.perf_counter() - begun_s
     counts = counts_of(module_of(done.as_text()), sizes_of(program))
+    # Candidates at a time; the last wave counts whole.
+    wave = program.tile * target.cores
+    waves = -(-batch // (wave * len(devices)))
+    counts += Counts(operations=waves * wave * program.operations)
     memory = done.memory_analysis()
     call_s = target.seconds(counts)
     return {
@@ -312,6 +389,7 @@ def compiled(program: Program, place: Any, target: Target, batch: int) -> Row:
         "launches": round(counts.launches),
         "launches_are": "least" if counts.is_least else "estimated" if counts.is_estimated else "",
         "questions": round(counts.questions),
+        "collectives": counts.collectives,
         "bytes": counts.num_bytes,
         "operations": counts.operations,
         "temp_bytes": memory.temp_size_in_bytes,
@@ -350,9 +428,9 @@ def sizes_of(program: Program) -> dict[str, float]:
 
 def line_of(row: Row) -> str:
     """A row as text."""
-    first = (row["program"], row["target"], row["form"], f"{row['batch']:,}")
+    first = (row["program"], row["target"], row["devices"], row["form"], f"{row['batch']:,}")
     if "error" in row:
-        return _LAYOUT.format(*first, *[""] * 9).rstrip() + f"  {row['error']}"
+        return _LAYOUT.format(*first, *[""] * 10).rstrip() + f"  {row['error']}"
     mark = {"least": ">", "estimated": "~", "": ""}[row["launches_are"]]
     limit = {"least": "<", "estimated": "~", "": ""}[row["launches_are"]]
     predicted = row["predicted_per_s"]
@@ -362,6 +440,7 @@ def line_of(row: Row) -> str:
         row["kernels_inside"],
         f"{mark}{row['launches']:,}",
         f"{row['questions']:,}",
+        row["collectives"],
         f"{row['temp_bytes'] / 2**20:,.1f}",
         f"{row['compile_s']:.1f} s",
         "-" if predicted is None else f"{limit}{predicted:,.0f}",

@@ -229,14 +229,18 @@ def inner() -> str:
 
 def device_programs() -> str:
     """What each device program would do in a call on accelerators; predicted, not measured."""
-    rows = {(row["program"], row["target"]): row for row in raw("device_programs")["rows"]}
+    rows = {
+        (row["program"], row["target"]): row
+        for row in raw("device_programs")["rows"]
+        if row.get("devices", 1) == 1
+    }
     lines = []
     for program in dict.fromkeys(program for program, _ in rows):
         line = [program, f"{rows[program, 'h100']['batch']:,}"]
         for target in ("h100", "v5e", "cpu"):
-            row = rows[program, target]
+            row = rows.get((program, target), {"error": ""})
             if "error" in row:
-                line += ["failed", *[""] * (1 if target == "cpu" else 3)]
+                line += ["failed" if row["error"] else "-", *[""] * (1 if target == "cpu" else 3)]
                 continue
             mark = {"least": ">", "estimated": "~"}.get(row["launches_are"], "")
             line += [str(row["unknown_loops"]), f"{mark}{row['launches']:,}"]

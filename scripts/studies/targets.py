@@ -35,6 +35,7 @@ _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # nothing runs: several processes may compile at once
     "TF_CPP_MIN_LOG_LEVEL": "2",
 }
 
@@ -54,6 +55,7 @@ class Target(NamedTuple):
     bytes_per_s: float = 0.0  # of its memory; 0: nothing is predicted
     # Operations on 32-bit integers. A vector unit does as many on floats, or twice as many.
     operations_per_s: float = 0.0
+    cores: int = 1  # multiprocessors of a GPU
 
     def seconds(self, counts: Counts) -> float | None:
         """The predicted time of one call.
@@ -81,7 +83,7 @@ TARGETS = {
     target.name: target
     for target in (
         # 132 multiprocessors, 64 integer lanes each, 1.755 GHz.
-        Target("h100", "gpu", ("jax_cuda12_plugin",), 3e-6, 1e-5, 3.35e12, 1.48e13),
+        Target("h100", "gpu", ("jax_cuda12_plugin",), 3e-6, 1e-5, 3.35e12, 1.48e13, 132),
         # 1,024 lanes, four vector units each, 1.5 GHz. The whole program is launched once, and its
         # conditions are decided on the device; a kernel in it takes about 1 us to begin.
         Target("v5e", "tpu", ("libtpu",), 1e-6, 0.0, 8.2e11, 6.1e12),
@@ -106,20 +108,31 @@ def missing(target: Target) -> list[str]:
     return [name for name in target.packages if importlib.util.find_spec(name) is None]
 
 
-def sharding(target: Target) -> Any:
-    """Puts arguments on a device of the target; a program lowered with them is compiled for it."""
+def devices_of(target: Target, count: int = 1) -> list[Any]:
+    """Devices of the target; a program that is lowered for them is compiled for it.
+
+    Args:
+      target: what they are.
+      count: how many; a v5e has 4 at most, and a CPU those that there are.
+
+    Raises:
+      InputError: there are fewer.
+    """
     import jax
     from jax.experimental import topologies
-    from jax.sharding import SingleDeviceSharding
+
+    from jaxpart.errors import InputError
 
     if target.name == "h100":
-        topology = topologies.get_topology_desc(
-            platform="cuda", topology_name="", topology="1x1x1", target_config=_H100
-        )
+        devices = topologies.get_topology_desc(
+            platform="cuda", topology_name="", topology=f"1x1x{count}", target_config=_H100
+        ).devices
     elif target.name == "v5e":
-        topology = topologies.get_topology_desc(
+        devices = topologies.get_topology_desc(
             platform="tpu", topology_name="v5e:2x2", chip_config_name="default"
-        )
+        ).devices
     else:
-        return SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-    return SingleDeviceSharding(topology.devices[0])
+        devices = jax.local_devices(backend="cpu")
+    if len(devices) < count:
+        raise InputError(f"{target.name}: {count} devices wanted, but there are {len(devices)}")
+    return list(devices[:count])

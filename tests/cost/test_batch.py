@@ -1,10 +1,11 @@
-"""How many candidates a device wants in a step."""
+"""How many candidates a device wants in a step, and how many are computed together."""
 
 import json
 
 import pytest
 
 from jaxpart.cost import batch
+from jaxpart.cost.chunks import width_of
 from jaxpart.cost.device import lower
 from jaxpart.problem.mcm import load_mcm
 from jaxpart.problem.problem import Problem
@@ -58,3 +59,17 @@ def test_an_accelerator_is_asked_once_and_the_answer_is_kept(monkeypatch, tmp_pa
     kept.write_bytes(b"{damaged")
     assert batch.candidates_per_step(PROBLEM, 512) == 8192
     assert len(asked) == 6
+
+
+@pytest.mark.parametrize(
+    ("candidate_bytes", "expected"),
+    [
+        (2**20, 2048),
+        (5 * 2**20, 384),  # a multiple of 128
+        (2**25, 128),  # more than the budget, but not by much
+        (2**30, 8),  # 128 of them fit in no memory
+        (2**40, 1),
+    ],
+)
+def test_a_chunk_has_fewer_candidates_the_more_memory_each_takes(candidate_bytes, expected):
+    assert width_of(candidate_bytes) == expected

@@ -12,6 +12,7 @@ import pytest
 from jaxpart.cost import device
 from jaxpart.cost.device import Form, lower, pad_assignments
 from jaxpart.cost.evaluate import evaluate, verify
+from jaxpart.cost.kernel_gate import unchecked_version
 from jaxpart.problem.graph import Graph
 from jaxpart.problem.mcm import PRESETS
 from jaxpart.problem.problem import Problem
@@ -42,6 +43,7 @@ def module(topology, chips, seed):
 
 
 FORMS: tuple[Form, ...] = ("rows", "arrays")
+KERNEL: tuple[Form, ...] = () if unchecked_version() else ("kernel",)
 
 
 def problems(mcm, count=GRAPHS, seed=0, max_nodes=8, form: Form = "rows"):
@@ -91,7 +93,9 @@ def test_float64_figures_and_verdicts_equal_the_oracles(spec):
 
 @pytest.mark.parametrize(
     ("spec", "form"),
-    [(spec, "rows") for spec in MODULES[::2]] + [(spec, "arrays") for spec in MODULES],
+    [(spec, "rows") for spec in MODULES[::2]]
+    + [(spec, "arrays") for spec in MODULES]
+    + [(spec, form) for spec in MODULES[::2] for form in KERNEL],
     ids=str,
 )
 def test_float32_figures_are_within_a_hundred_thousandth(spec, form):
@@ -111,7 +115,7 @@ def test_modules_cover_every_switch_both_ways():
     assert {len(set(mcm.chips)) > 1 for mcm in modules} == {True, False}
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FORMS + KERNEL)
 def test_padding_changes_nothing(monkeypatch, form):
     mcm = module("chain", 4, 0)
     _, problem, lowered, f = next(problems(mcm, form=form))
@@ -125,7 +129,7 @@ def test_padding_changes_nothing(monkeypatch, form):
     chex.assert_trees_all_equal(evaluate(larger, padded), costs)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FORMS + KERNEL)
 def test_a_candidate_costs_the_same_alone_and_in_a_batch(form):
     mcm = module(*MODULES[0])
     _, _, lowered, f = next(problems(mcm, form=form))
@@ -138,7 +142,7 @@ def test_a_candidate_costs_the_same_alone_and_in_a_batch(form):
     chex.assert_trees_all_equal(together, batch)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FORMS + KERNEL)
 def test_a_second_graph_of_the_same_bucket_compiles_nothing(form):
     chex.clear_trace_counter()
     once = jax.jit(chex.assert_max_traces(evaluate.__wrapped__, n=1))  # pyright: ignore

@@ -6,8 +6,9 @@ import pytest
 from jaxpart.cost.device import lower
 from jaxpart.cost.evaluate import evaluate
 from jaxpart.methods.labels.projection import project
-from jaxpart.methods.orders.probe import probe, weights_of
+from jaxpart.methods.orders.probe import probe
 from jaxpart.methods.orders.slicing import slice_orders
+from jaxpart.methods.orders.weights import weights_of
 from jaxpart.problem.problem import Problem
 from tests.support.graphs import parallel_chains
 from tests.support.modules import THREE_CHIPS

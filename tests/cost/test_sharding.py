@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxpart.cost.evaluate import evaluate
-from jaxpart.cost.sharding import devices_for, replicated, split, split_draws
+from jaxpart.cost.sharding import devices_for, replicated, split
 
 ROOT = Path(__file__).parents[2]
 # Programs so small that to compile them is all their time: code need not be fast.
@@ -142,5 +142,3 @@ def test_on_one_device_nothing_changes(batch, monkeypatch):
     assert devices_for(batch) == 1
     assert replicated(tree, batch) is tree
     assert split(evaluate, batch, (None, 1)) is evaluate
-    draw = split_draws(lambda problem, key, size: (problem, key, size), batch, batch)
-    assert draw("problem", "key") == ("problem", "key", batch)

@@ -17,9 +17,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from jaxpart.cost.evaluate import Costs, evaluate
+from jaxpart.methods.annealing import by_arrays, by_rows, row, shift_at_once
 from jaxpart.methods.annealing.moves import (
     Chains,
-    followers,
     movable,
     next_noise,
     shift_sweep,
@@ -28,7 +28,6 @@ from jaxpart.methods.annealing.moves import (
     uniform,
 )
 from jaxpart.methods.annealing.price import chip_energy, energy_of
-from jaxpart.methods.annealing.row import row_shift, row_sweep
 from jaxpart.methods.annealing.state import WORD, Moves, tables_of
 
 # Ends of the temperature ladder, in units of energy: a stage of length `unit_s` has energy 1.
@@ -81,17 +80,19 @@ def ensemble_of(labels: Int[Array, "N B"], key: jax.Array) -> Ensemble:
     )
 
 
-@partial(jax.jit, static_argnames="share")
 def temper(
     moves: Moves,
     ensemble: Ensemble,
     orders: Int[Array, "R N"],
     key: jax.Array,
     unit_s: Float[Array, ""],
-    sweeps: Int[Array, ""],
+    sweeps: int | Int[Array, ""],
     share: int = 4,
 ) -> Ensemble:
     """Sweeps over the contracted nodes in all chains; `evaluate` computes all costs before each.
+
+    On a CPU all sweeps are one call. A GPU would ask the host before each sweep of such a loop, so
+    that there each sweep is a call.
 
     Args:
       moves: the problem, with N contracted nodes.
@@ -100,35 +101,69 @@ def temper(
       key: the same key gives the same answer.
       unit_s: unit of the energy, seconds; about the best bottleneck known.
       sweeps: number of sweeps; the next call evaluates the result of the last one.
-      share: see `row_sweep`; divides B.
+      share: see `row_sweep` in `row.py`; divides B.
 
     Returns:
       The chains after the sweeps.
     """
+    if moves.neighbours is None:
+        return _sweeps(moves, ensemble, orders, key, unit_s, jnp.int32(sweeps), share)
+    for number in range(int(sweeps)):
+        ensemble = sweep(moves, ensemble, orders, key, unit_s, jnp.int32(number), share)
+    return ensemble
+
+
+def _sweep(
+    moves: Moves,
+    ensemble: Ensemble,
+    orders: Int[Array, "R N"],
+    key: jax.Array,
+    unit_s: Float[Array, ""],
+    number: Int[Array, ""],
+    share: int = 4,
+) -> Ensemble:
+    """One sweep; `number` is its number, and the other arguments are those of `temper`."""
+    keys = jax.random.split(jax.random.fold_in(key, number), 3)
+    costs = evaluated(moves, ensemble.labels)
+    ensemble = _kept(ensemble, costs)
+    tables = tables_of(moves, ensemble.labels, costs)
+    energy = energy_of(moves, tables, unit_s)
+    temperature = exchanged(keys[0], ensemble.temperature, energy)
+    zeros = jnp.zeros(energy.shape, jnp.int32)
+    chains = Chains(ensemble.labels, tables, energy, ensemble.noise, zeros, zeros)
+    single = partial(_single, moves, temperature, unit_s, keys[1], share)
+    ways = _row_shifts if moves.is_row else _shift
+    shift = partial(ways, moves, temperature, unit_s, keys[1], orders)
+    is_single = jax.random.uniform(keys[2]) < _SINGLE_SHARE
+    chains, visited = lax.cond(is_single, single, shift, chains)
+    return dataclasses.replace(
+        ensemble,
+        labels=chains.labels,
+        temperature=temperature,
+        noise=chains.noise,
+        proposed=ensemble.proposed + visited * float(energy.shape[0]),
+        priced=ensemble.priced + jnp.sum(chains.priced, dtype=jnp.float32),
+        accepted=ensemble.accepted + jnp.sum(chains.accepted, dtype=jnp.float32),
+    )
+
+
+sweep = jax.jit(_sweep, static_argnames="share")
+
+
+@partial(jax.jit, static_argnames="share")
+def _sweeps(
+    moves: Moves,
+    ensemble: Ensemble,
+    orders: Int[Array, "R N"],
+    key: jax.Array,
+    unit_s: Float[Array, ""],
+    sweeps: Int[Array, ""],
+    share: int,
+) -> Ensemble:
+    """`temper` as one call."""
 
     def step(i, ensemble):
-        keys = jax.random.split(jax.random.fold_in(key, i), 3)
-        costs = evaluated(moves, ensemble.labels)
-        ensemble = _kept(ensemble, costs)
-        tables = tables_of(moves, ensemble.labels, costs)
-        energy = energy_of(moves, tables, unit_s)
-        temperature = exchanged(keys[0], ensemble.temperature, energy)
-        zeros = jnp.zeros(energy.shape, jnp.int32)
-        chains = Chains(ensemble.labels, tables, energy, ensemble.noise, zeros, zeros)
-        single = partial(_single, moves, temperature, unit_s, keys[1], share)
-        ways = _row_shifts if moves.is_row else _shift
-        shift = partial(ways, moves, temperature, unit_s, keys[1], orders)
-        is_single = jax.random.uniform(keys[2]) < _SINGLE_SHARE
-        chains, visited = lax.cond(is_single, single, shift, chains)
-        return dataclasses.replace(
-            ensemble,
-            labels=chains.labels,
-            temperature=temperature,
-            noise=chains.noise,
-            proposed=ensemble.proposed + visited * float(energy.shape[0]),
-            priced=ensemble.priced + jnp.sum(chains.priced, dtype=jnp.float32),
-            accepted=ensemble.accepted + jnp.sum(chains.accepted, dtype=jnp.float32),
-        )
+        return _sweep(moves, ensemble, orders, key, unit_s, i, share)
 
     return lax.fori_loop(0, sweeps, step, ensemble)
 
@@ -199,7 +234,7 @@ def _single(
     order = jnp.argsort(jnp.where(is_visited, jax.random.uniform(keys[1], (nodes,)), 2.0))
     count = jnp.sum(is_visited, dtype=jnp.int32)
     if moves.is_row:
-        chains = row_sweep(moves, chains, order, count, temperature, unit_s, share)
+        chains = row.row_sweep(moves, chains, order, count, temperature, unit_s, share)
     else:
         chains = single_sweep(moves, chains, order, count, temperature, unit_s)
     return chains, count.astype(jnp.float32)
@@ -222,6 +257,7 @@ def _row_shifts(
     """
     chips = moves.after.shape[1]
     nodes, batch = chains.labels.shape
+    row_shift = (row if moves.neighbours is None else shift_at_once).row_shift
 
     def shift(i, chains):
         keys = jax.random.split(jax.random.fold_in(key, i), 7)
@@ -238,7 +274,7 @@ def _row_shifts(
         is_cut = jax.random.bernoulli(keys[4], _CUT_SHARE)
         rate = jnp.where(is_cut, 1.0, _SEEDS_PER_GROUP / jnp.maximum(count, 1))
         seeds = _draws(keys[5], nodes, batch) < rate
-        chosen = _with_followers(moves, chains.labels, seeds, order, count, upward)
+        chosen = _with_followers(moves, chains.labels, seeds, order, count, upward, source)
         quota_s = jnp.where(is_cut, load * unit_s, jnp.inf)
         return row_shift(
             moves, chains, order, count, source, upward, quota_s, chosen, temperature, unit_s
@@ -266,11 +302,14 @@ def _with_followers(
     order: Int[Array, " N"],
     count: Int[Array, ""],
     upward: Bool[Array, ""],
+    source: Array | None = None,
 ) -> Bool[Array, "N B"]:
     """`followers`; `order` is the order in which contracted nodes may leave, the reverse of its."""
     number = jnp.arange(len(order))
     order = order[jnp.where(number < count, count - 1 - number, number)]
-    ways = [partial(followers, moves, upward=way) for way in (False, True)]
+    if moves.neighbours is not None:
+        return by_arrays.followers(moves, labels, seeds, order, count, upward, source)
+    ways = [partial(by_rows.followers, moves, upward=way) for way in (False, True)]
     return lax.cond(upward, ways[1], ways[0], labels, seeds, order, count)
 
 

@@ -2,7 +2,8 @@
 
 In one step all chains visit the same contracted node. Each chain has its own target chip and its
 own verdict. The edges of the contracted node are read once, and the labels of a neighbour are one
-contiguous row of B chains. There are two kinds of sweeps:
+contiguous row of B chains. What reads them has two forms with one meaning (`by_rows.py` for a CPU,
+`by_arrays.py` for a GPU or TPU), which accept the same moves. There are two kinds of sweeps:
 
 - Single moves. Contracted nodes are visited in random order. Each chain picks one of the chips that
   the neighbours allow (`price.py`), prices the move and accepts it by Metropolis.
@@ -20,6 +21,7 @@ Least possible work per proposal, for a contracted node of degree d whose tensor
 in all: about 1 + d + q labels of one byte, and 8 floats of two chips read and written; some 80
 bytes and 100 operations. The code works on whole columns of C chips instead (about 40 C bytes, in
 cache). For 36 chips, this masked arithmetic costs as much as two gathers and scatters per chain.
+`neighbours.py` has the floor on a GPU.
 """
 
 from __future__ import annotations
@@ -28,13 +30,12 @@ import dataclasses
 
 import jax.numpy as jnp
 from flax import struct
-from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from jaxpart.methods.annealing.price import (
-    allowed_chips,
     committed,
     energy_of,
+    form_of,
     holds,
     moved,
     pick,
@@ -74,13 +75,16 @@ def single_sweep(
       unit_s: unit of the energy, seconds.
     """
 
-    def visit(i, chains):
+    form = form_of(moves)
+
+    def visit(i, is_step, chains):
         v = order[i]
         source = chains.labels[v].astype(jnp.int32)
         draw = next_noise(chains.noise)
         noise = next_noise(draw)
-        allowed = allowed_chips(moves, chains.labels, v)
+        allowed = form.allowed_chips(moves, chains.labels, v)
         target, is_open = pick(moves, chains.tables, allowed, source, draw)
+        is_open &= is_step
         tables = moved(moves, chains.labels, chains.tables, v, source, target)
         energy = energy_of(moves, tables, unit_s)
         accept = is_open & (energy - chains.energy <= -temperature * jnp.log(uniform(noise)))
@@ -90,12 +94,12 @@ def single_sweep(
             ),
             tables=committed(moves, chains.tables, tables, accept, v, source, target),
             energy=jnp.where(accept, energy, chains.energy),
-            noise=noise,
+            noise=jnp.where(is_step, noise, chains.noise),
             priced=chains.priced + is_open,
             accepted=chains.accepted + accept,
         )
 
-    return lax.fori_loop(0, count, visit, chains)
+    return form.visited(len(order), count, visit, chains)
 
 
 def shift_sweep(
@@ -120,33 +124,33 @@ def shift_sweep(
     Returns:
       The chains with new `labels` and `priced`; the tables and the energy are out of date.
     """
-    before = chains.labels
+    form, before = form_of(moves), chains.labels
     lane = jnp.arange(before.shape[1])
     has_no_skip = moves.contracted.config.constraints.no_skip
 
-    def visit(i, carry):
+    def visit(i, is_step, carry):
         labels, contracted_on, left_s, priced = carry
         v = order[i]
         source = labels[v].astype(jnp.int32)
         target = goal[source]
         left = left_s[source, lane]
-        is_open = (target >= 0) & (left > 0)
+        is_open = (target >= 0) & (left > 0) & is_step
         target = jnp.maximum(target, 0)
         # Allowed by the labels of now and by those before the sweep: the rules then hold whichever
         # pairs are taken back.
-        allowed = allowed_chips(moves, labels, v) & allowed_chips(moves, before, v)
+        allowed = form.allowed_chips(moves, labels, v) & form.allowed_chips(moves, before, v)
         is_open &= holds(allowed, target) & chosen[v]
         if has_no_skip:
             is_open &= (contracted_on[source, lane] > 1) & (contracted_on[target, lane] > 0)
             step = is_open.astype(contracted_on.dtype)
-            contracted_on = contracted_on.at[source, lane].add(-step).at[target, lane].add(step)
+            contracted_on = form.added(form.added(contracted_on, source, -step), target, step)
         seconds = jnp.where(is_open, seconds_of(moves, v)[source], 0)
-        left_s = left_s.at[source, lane].set(left - seconds)
+        left_s = form.put(left_s, source, left - seconds)
         labels = labels.at[v].set(jnp.where(is_open, target, source).astype(labels.dtype))
         return labels, contracted_on, left_s, priced + is_open
 
     carry = (before, chains.tables.contracted_on, quota_s, chains.priced)
-    labels, _, _, priced = lax.fori_loop(0, moves.contracted.num_nodes, visit, carry)
+    labels, _, _, priced = form.visited(len(order), moves.contracted.num_nodes, visit, carry)
     return dataclasses.replace(chains, labels=labels, priced=priced)
 
 
@@ -183,44 +187,6 @@ def taken_back(
     return dataclasses.replace(chains, labels=labels, noise=noise, accepted=chains.accepted + moved)
 
 
-def followers(
-    moves: Moves,
-    labels: Int[Array, "N B"],
-    seeds: Bool[Array, "N B"],
-    order: Int[Array, " N"],
-    count: Int[Array, ""],
-    upward: bool,
-) -> Bool[Array, "N B"]:
-    """The seeds and all contracted nodes that must leave their chip with them.
-
-    These are the successors on the same chip (upward) or the predecessors on it (downward).
-
-    Args:
-      moves: the problem.
-      labels: chips of contracted nodes.
-      seeds: whether each contracted node is a seed.
-      order: contracted nodes, producers first if upward, consumers first if downward.
-      count: how many contracted nodes of `order` are visited.
-      upward: whether the seeds move to a higher chip.
-    """
-    contracted = moves.contracted
-
-    def join(v, chosen):
-        def look(e, row):
-            k = contracted.in_edge_tensor[e] if upward else e
-            other = contracted.tensor_producer[k] if upward else contracted.edge_consumer[e]
-            return row | (chosen[other] & (labels[other] == labels[v]))
-
-        if upward:
-            start, stop = contracted.node_in_edges[v], contracted.node_in_edges[v + 1]
-        else:
-            start = contracted.tensor_edges[contracted.node_tensors[v]]
-            stop = contracted.tensor_edges[contracted.node_tensors[v + 1]]
-        return chosen.at[v].set(lax.fori_loop(start, stop, look, chosen[v]))
-
-    return lax.fori_loop(0, count, lambda i, chosen: join(order[i], chosen), seeds)
-
-
 def movable(moves: Moves, labels: Int[Array, "N B"]) -> Float[Array, " N"]:
     """The share of chains in which each contracted node may be able to move.
 
@@ -234,15 +200,7 @@ def movable(moves: Moves, labels: Int[Array, "N B"]) -> Float[Array, " N"]:
     contracted = moves.contracted
     if not moves.by_order:
         return jnp.where(jnp.arange(labels.shape[0]) < contracted.num_nodes, 1.0, 0.0)
-
-    def join(e, carry):
-        fed, feeds = carry
-        u, v = contracted.edge_producer[e], contracted.edge_consumer[e]
-        same = labels[u] == labels[v]
-        return fed.at[v].set(fed[v] | same), feeds.at[u].set(feeds[u] | same)
-
-    nothing = jnp.zeros(labels.shape, bool)
-    fed, feeds = lax.fori_loop(0, contracted.num_edges, join, (nothing, nothing))
+    fed, feeds = form_of(moves).fed_and_feeds(contracted, labels)
     share = jnp.mean(~(fed & feeds), axis=1, dtype=jnp.float32)
     return jnp.where(jnp.arange(labels.shape[0]) < contracted.num_nodes, share, 0.0)
 

@@ -2,17 +2,17 @@
 
 The labels of the neighbours and the tables of the chips determine everything: which chips keep all
 edges of the contracted node within the chip graph, the traffic of its tensors before and after the
-move, and the memory of the chips.
+move, and the memory of the chips. What is read of the neighbours exists in two forms with one
+meaning, `by_rows.py` and `by_arrays.py`.
 """
 
 from __future__ import annotations
 
 import jax.numpy as jnp
-from flax import struct
-from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from jaxpart.cost.stage import stage_s
+from jaxpart.methods.annealing import by_arrays, by_rows
 from jaxpart.methods.annealing.state import WORD, Moves, Tables, chip_column
 
 # Exponent of the energy: the longest stage dominates, and stages close to it break ties.
@@ -21,18 +21,6 @@ POWER = 16
 _OVERFULL = 40.0
 # Largest ratio of a stage to `unit_s`; its 16th power is still a finite float32.
 _MOST_RATIO = 100.0
-
-
-@struct.dataclass
-class _Change:
-    """The change in traffic that a move makes in each chain, seconds."""
-
-    in_from: Float[Array, " B"]  # received by the source
-    in_to: Float[Array, " B"]  # received by the target
-    out_from: Float[Array, " B"]  # sent by the source
-    out_to: Float[Array, " B"]  # sent by the target
-    out_s: Float[Array, "C B"]  # sent by the chips of its producers; empty on a row of chips
-    link_s: Float[Array, "L B"]
 
 
 def chip_energy(moves: Moves, tables: Tables, unit_s: Float[Array, ""]) -> Float[Array, "C B"]:
@@ -80,29 +68,9 @@ def seconds_of(moves: Moves, v: Array) -> Float[Array, " C"]:
     return moves.contracted.node_s[v][moves.contracted.chip_kind]
 
 
-def allowed_chips(moves: Moves, labels: Int[Array, "N B"], v: Array) -> UInt32[Array, "words B"]:
-    """The chips on which contracted node v keeps all its edges within the chip graph.
-
-    The result is a set of chips per chain, `WORD` chips in a word. It is empty if v has a fixed
-    chip.
-    """
-    contracted = moves.contracted
-
-    def after(e, allowed):
-        u = contracted.tensor_producer[contracted.in_edge_tensor[e]]
-        return allowed & moves.after[:, labels[u].astype(jnp.int32)]
-
-    def before(e, allowed):
-        return allowed & moves.before[:, labels[contracted.edge_consumer[e]].astype(jnp.int32)]
-
-    every = jnp.full((moves.after.shape[0], labels.shape[1]), 0xFFFFFFFF, jnp.uint32)
-    every = jnp.where(contracted.fixed_chip[v] >= 0, jnp.uint32(0), every)
-    allowed = lax.fori_loop(
-        contracted.node_in_edges[v], contracted.node_in_edges[v + 1], after, every
-    )
-    start = contracted.tensor_edges[contracted.node_tensors[v]]
-    stop = contracted.tensor_edges[contracted.node_tensors[v + 1]]
-    return lax.fori_loop(start, stop, before, allowed)
+def form_of(moves: Moves):
+    """The module whose functions read the neighbours of a contracted node."""
+    return by_rows if moves.neighbours is None else by_arrays
 
 
 def holds(allowed: UInt32[Array, "words B"], chip: Int[Array, " B"]) -> Bool[Array, " B"]:
@@ -152,99 +120,6 @@ def pick(
     return jnp.where(target < 0, target + chips, target) % chips, best >= 0
 
 
-def _change(
-    moves: Moves,
-    labels: Int[Array, "N B"],
-    tables: Tables,
-    v: Array,
-    source: Int[Array, " B"],
-    target: Int[Array, " B"],
-) -> _Change:
-    """The change in traffic if contracted node v moves from `source` to `target`."""
-    contracted = moves.contracted
-    chip, link = chip_column(len(tables.in_s)), chip_column(len(tables.link_s))
-    no = jnp.zeros(source.shape, bool)
-
-    def others(k, home, new_home):
-        """Looks at the consumers of tensor k other than v.
-
-        Returns:
-          Whether any of them is on the source, on the target, not on chip `home`, not on chip
-          `new_home`; and the highest of their chips (-1: there are none).
-        """
-
-        def look(e, seen):
-            on_source, on_target, away, away_new, far = seen
-            q = contracted.edge_consumer[e]
-            label = labels[q].astype(jnp.int32)
-            there = q != v
-            return (
-                on_source | (there & (label == source)),
-                on_target | (there & (label == target)),
-                away | (there & (label != home)),
-                away_new | (there & (label != new_home)),
-                jnp.where(there, jnp.maximum(far, label), far),
-            )
-
-        start, stop = contracted.tensor_edges[k], contracted.tensor_edges[k + 1]
-        return lax.fori_loop(start, stop, look, (no, no, no, no, jnp.full_like(source, -1)))
-
-    def amount(k, is_less, is_more):
-        """Seconds of tensor k: negative where traffic ends, positive where it begins."""
-        size_s = contracted.tensor_bytes[k] / contracted.link_bandwidth
-        return size_s * (is_more.astype(size_s.dtype) - is_less.astype(size_s.dtype))
-
-    def on_links(change, k, old, new):
-        """Moves tensor k from the links between chips `old` to the links between chips `new`."""
-        if not len(link):
-            return change.link_s
-        is_old = (link >= old[0][None]) & (link < old[1][None])
-        is_new = (link >= new[0][None]) & (link < new[1][None])
-        return change.link_s + amount(k, is_old, is_new)
-
-    def consumed(e, change):
-        k = contracted.in_edge_tensor[e]
-        home = labels[contracted.tensor_producer[k]].astype(jnp.int32)
-        on_source, on_target, away, _, far = others(k, home, home)
-        sent = amount(k, away | (source != home), away | (target != home))
-        if moves.is_row:  # the producer is on the source or the target
-            at_source = home == source
-            out_from = change.out_from + jnp.where(at_source, sent, 0)
-            out_to = change.out_to + jnp.where(at_source, 0, sent)
-            out_s = change.out_s
-        else:
-            out_from, out_to = change.out_from, change.out_to
-            out_s = change.out_s + jnp.where(chip == home[None], sent[None], 0)
-        ends = jnp.maximum(far, source), jnp.maximum(far, target)
-        return _Change(
-            change.in_from + amount(k, (source != home) & ~on_source, no),
-            change.in_to + amount(k, no, (target != home) & ~on_target),
-            out_from,
-            out_to,
-            out_s,
-            on_links(change, k, (home, ends[0]), (home, ends[1])),
-        )
-
-    def made(k, change):
-        on_source, on_target, away, away_new, far = others(k, source, target)
-        return _Change(
-            change.in_from + amount(k, no, on_source),
-            change.in_to + amount(k, on_target, no),
-            change.out_from + amount(k, away, no),
-            change.out_to + amount(k, no, away_new),
-            change.out_s,
-            on_links(change, k, (source, far), (target, far)),
-        )
-
-    nothing = jnp.zeros(source.shape, tables.in_s.dtype)
-    out_s = jnp.zeros_like(tables.out_s)[: 0 if moves.is_row else None]
-    links = jnp.zeros_like(tables.link_s)
-    change = _Change(nothing, nothing, nothing, nothing, out_s, links)
-    start, stop = contracted.node_in_edges[v], contracted.node_in_edges[v + 1]
-    change = lax.fori_loop(start, stop, consumed, change)
-    return lax.fori_loop(contracted.node_tensors[v], contracted.node_tensors[v + 1], made, change)
-
-
 def moved(
     moves: Moves,
     labels: Int[Array, "N B"],
@@ -264,7 +139,7 @@ def moved(
       target: its new chip in each chain.
     """
     config = moves.contracted.config
-    change = _change(moves, labels, tables, v, source, target)
+    change = form_of(moves).change(moves, labels, tables, v, source, target)
     chip = chip_column(config.num_chips)
     dtype = tables.in_s.dtype
     leaves, enters = chip == source[None], chip == target[None]
@@ -318,14 +193,9 @@ def committed(
       source: its chip in each chain before the move.
       target: its chip in each chain after the move.
     """
-    chip = chip_column(moves.contracted.config.num_chips)
     uses = old.weight_uses
     if len(uses):
-        step = (chip == target[None]).astype(uses.dtype) - (chip == source[None])
-        step = jnp.where(accept[None], step, 0).astype(uses.dtype)
-        for column in range(moves.weights.shared.shape[1]):
-            w = moves.weights.shared[v, column]
-            uses = uses.at[w].set(uses[w] + step)
+        uses = form_of(moves).uses_after(moves, uses, accept, v, source, target)
 
     def keep(old, new):
         return jnp.where(accept[None], new, old)

@@ -17,7 +17,9 @@ On a row of chips every edge stays on its chip or goes to the next one.
 
 A proposal therefore reads one row of labels per neighbour and about a dozen numbers of the chips lo
 and lo + 1. In most chains a given contracted node cannot move. The B chains are divided into slots
-of `share` chains; in each slot, at most one chain in which the node can move is priced.
+of `share` chains; in each slot, at most one chain in which the node can move is priced. On whole
+arrays (`by_arrays.py`) the other chains are priced too, and stay where they are; `shift_at_once.py`
+has the shifts.
 """
 
 from __future__ import annotations
@@ -31,8 +33,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from jaxpart.cost.stage import stage_s
+from jaxpart.methods.annealing import by_arrays, by_rows
 from jaxpart.methods.annealing.moves import Chains, next_noise, uniform
-from jaxpart.methods.annealing.price import over_capacity, powered, seconds_of
+from jaxpart.methods.annealing.price import form_of, over_capacity, powered, seconds_of
 from jaxpart.methods.annealing.state import Moves
 
 
@@ -43,7 +46,7 @@ class _Step:
     A pair is the increase on the lower and on the higher of the two chips.
     """
 
-    lane: Int[Array, " slots"]  # the chain of each slot
+    lane: Int[Array, " slots"] | None  # the chain of each slot; None: all chains
     is_open: Bool[Array, " slots"]  # whether the move keeps the rules
     source: Int[Array, " slots"]
     target: Int[Array, " slots"]
@@ -74,24 +77,35 @@ def row_sweep(
       share: chains per slot, of which at most one moves in a step; divides B.
     """
     slots = temperature.shape[0] // share
-    sent_s = _sent_s(moves)
+    sent_s, form = _sent_s(moves), form_of(moves)
 
-    def visit(i, chains):
+    def visit(i, is_step, chains):
         v = order[i]
         code, noise = _one_per_slot(moves, chains.labels, v, chains.noise, share)
-        lane = (code >> 2) % share * slots + jnp.arange(slots)
-        step = _priced(moves, chains, sent_s, v, lane, code > 0, (code & 1) == 1, unit_s)
+        place, is_open, is_up = (code >> 2) % share, code > 0, (code & 1) == 1
+        if form is by_rows:
+            lane = place * slots + jnp.arange(slots)
+        else:  # all chains are priced: it takes no longer, and needs no gather of labels per slot
+            lane = None
+            is_chosen = place[None] == jnp.arange(share)[:, None]
+            is_open = (is_chosen & (is_open & is_step)[None]).reshape(-1)
+            is_up = jnp.tile(is_up, share)
+            noise = jnp.where(is_step, noise, chains.noise)
+        step = _priced(moves, chains, sent_s, v, lane, is_open, is_up, unit_s)
         chance = jnp.log(uniform(next_noise(noise[:slots])))
-        accept = step.is_open & (step.gain <= -temperature[lane] * chance)
+        if lane is None:
+            accept = step.is_open & (step.gain <= -temperature * jnp.tile(chance, share))
+        else:
+            accept = step.is_open & (step.gain <= -temperature[lane] * chance)
         chains = dataclasses.replace(
             chains,
             noise=noise,
-            priced=chains.priced.at[lane].add(step.is_open, unique_indices=True),
-            accepted=chains.accepted.at[lane].add(accept, unique_indices=True),
+            priced=_raised(chains.priced, lane, step.is_open),
+            accepted=_raised(chains.accepted, lane, accept),
         )
         return _made(moves, chains, v, step, accept)
 
-    return lax.fori_loop(0, count, visit, chains) if moves.after.shape[1] > 1 else chains
+    return form.visited(len(order), count, visit, chains) if moves.after.shape[1] > 1 else chains
 
 
 def row_shift(
@@ -128,7 +142,7 @@ def row_shift(
     def visit(i, carry):
         chains, left_s, gain = carry
         v = order[i]
-        can_rise, can_fall = _free(moves, chains.labels, v)
+        can_rise, can_fall = by_rows.free_ways(moves, chains.labels, v)
         is_open = jnp.where(upward, can_rise, can_fall) & (chains.labels[v] == source)
         is_open &= chosen[v] & (left_s > 0)
         step = _priced(moves, chains, sent_s, v, lane, is_open, is_up, unit_s)
@@ -160,7 +174,7 @@ def _priced(
     chains: Chains,
     sent_s: Float[Array, " N"],
     v: Array,
-    lane: Int[Array, " slots"],
+    lane: Int[Array, " slots"] | None,
     is_open: Bool[Array, " slots"],
     is_up: Bool[Array, " slots"],
     unit_s: Float[Array, ""],
@@ -172,58 +186,69 @@ def _priced(
       chains: B chains.
       sent_s: `_sent_s`.
       v: the contracted node.
-      lane: the chain of each slot.
+      lane: the chain of each slot; None: all chains, in order.
       is_open: whether the edges of v allow the move.
       is_up: whether v moves up.
       unit_s: unit of the energy, seconds.
     """
     contracted, config = moves.contracted, moves.contracted.config
     labels, tables, chips = chains.labels, chains.tables, moves.after.shape[1]
-    source = labels[v, lane].astype(jnp.int32)
+    source = (labels[v] if lane is None else labels[v, lane]).astype(jnp.int32)
+    at = jnp.arange(len(source)) if lane is None else lane
     low = jnp.clip(jnp.where(is_up, source, source - 1), 0, chips - 2)
     high = low + 1
     sign = jnp.where(is_up, 1.0, -1.0).astype(tables.out_s.dtype)
 
-    def consumed(e, gained):
-        k = contracted.in_edge_tensor[e]
-
-        def look(e, is_read):
-            q = contracted.edge_consumer[e]
-            return is_read | ((q != v) & (labels[q, lane].astype(jnp.int32) == high))
-
-        start, stop = contracted.tensor_edges[k], contracted.tensor_edges[k + 1]
-        is_read = lax.fori_loop(start, stop, look, jnp.zeros(lane.shape, bool))
-        return gained + jnp.where(is_read, 0, contracted.tensor_bytes[k])
-
-    start, stop = contracted.node_in_edges[v], contracted.node_in_edges[v + 1]
-    gained = lax.fori_loop(start, stop, consumed, jnp.zeros(lane.shape, tables.out_s.dtype))
+    if lane is None:
+        gained = by_arrays.bytes_read_first(moves, labels, v, high)
+    else:
+        gained = by_rows.bytes_read_first(moves, labels, v, high, lane)
     cut_step = sign * (gained / contracted.link_bandwidth - sent_s[v])
     seconds = seconds_of(moves, v)
     steps = -sign * seconds[low], sign * seconds[high]
-    compute = tables.compute_s[low, lane], tables.compute_s[high, lane]
-    cut = tables.out_s[low, lane]
-    below = jnp.where(low > 0, tables.out_s[jnp.maximum(low - 1, 0), lane], 0)
-    above = tables.out_s[high, lane]
-
-    def energy(compute_s, cut):
-        first = stage_s(config.overlap, compute_s[0], below, cut)
-        second = stage_s(config.overlap, compute_s[1], cut, above)
-        return powered(first / unit_s) + powered(second / unit_s)
+    compute = tables.compute_s[low, at], tables.compute_s[high, at]
+    cut = tables.out_s[low, at]
+    below = jnp.where(low > 0, tables.out_s[jnp.maximum(low - 1, 0), at], 0)
+    above = tables.out_s[high, at]
 
     after = compute[0] + steps[0], compute[1] + steps[1]
-    gain = energy(after, cut + cut_step) - energy(compute, cut)
+    gain = energy_of_two(config.overlap, after, below, cut + cut_step, above, unit_s)
+    gain -= energy_of_two(config.overlap, compute, below, cut, above, unit_s)
     target = jnp.where(is_up, high, low)
     held = jnp.zeros_like(gain), jnp.zeros_like(gain)
     if config.constraints.memory:
-        held = _held(moves, chains, v, lane, source, target, is_up, cut_step)
+        held = _held(moves, chains, v, at, source, target, is_up, cut_step)
         for chip, more in zip((low, high), held, strict=True):
-            memory, capacity = tables.memory_bytes[chip, lane], contracted.capacity_bytes[chip]
+            memory, capacity = tables.memory_bytes[chip, at], contracted.capacity_bytes[chip]
             gain += over_capacity(memory + more, capacity) - over_capacity(memory, capacity)
     if config.constraints.no_skip:  # only the highest chip in use may become empty
-        next_on = tables.contracted_on[jnp.minimum(source + 1, chips - 1), lane]
+        next_on = tables.contracted_on[jnp.minimum(source + 1, chips - 1), at]
         is_top = (source == chips - 1) | (next_on == 0)
-        is_open &= (tables.contracted_on[source, lane] > 1) | (is_top & ~is_up)
+        is_open &= (tables.contracted_on[source, at] > 1) | (is_top & ~is_up)
     return _Step(lane, is_open, source, target, steps, cut_step, held, gain)
+
+
+def energy_of_two(
+    overlap: bool,
+    compute_s: tuple[Array, Array],
+    below_s: Array,
+    cut_s: Array,
+    above_s: Array,
+    unit_s: Float[Array, ""],
+) -> Array:
+    """The energy of the stages of two neighbouring chips.
+
+    Args:
+      overlap: whether a chip computes, receives and sends at the same time.
+      compute_s: seconds of compute of the lower and of the higher one.
+      below_s: seconds of traffic to the lower one.
+      cut_s: from the lower to the higher one.
+      above_s: from the higher one.
+      unit_s: unit of the energy, seconds.
+    """
+    first = stage_s(overlap, compute_s[0], below_s, cut_s)
+    second = stage_s(overlap, compute_s[1], cut_s, above_s)
+    return powered(first / unit_s) + powered(second / unit_s)
 
 
 def _held(
@@ -261,6 +286,8 @@ def _made(
 
     def add(table, chip, value):
         value = jnp.where(accept, value, 0).astype(table.dtype)
+        if lane is None:
+            return by_arrays.added(table, chip, value)
         return table.at[chip, lane].add(value, unique_indices=True, mode="promise_in_bounds")
 
     def add_both(table, values):
@@ -273,7 +300,9 @@ def _made(
     )
     if rules.memory:
         uses, one = tables.weight_uses, accept.astype(tables.weight_uses.dtype)
-        for column in range(moves.weights.shared.shape[1]):
+        if lane is None:
+            uses = by_arrays.uses_after(moves, uses, accept, v, source, target)
+        for column in range(moves.weights.shared.shape[1] if lane is not None else 0):
             w = moves.weights.shared[v, column]
             uses = uses.at[w, source, lane].add(-one).at[w, target, lane].add(one)
         memory = add_both(tables.memory_bytes, step.memory_bytes)
@@ -283,8 +312,14 @@ def _made(
             new, contracted_on=add(add(tables.contracted_on, source, -1), target, 1)
         )
     label = jnp.where(accept, target, source).astype(chains.labels.dtype)
-    labels = chains.labels.at[v, lane].set(label, unique_indices=True, mode="promise_in_bounds")
+    place = v if lane is None else (v, lane)
+    labels = chains.labels.at[place].set(label, unique_indices=True, mode="promise_in_bounds")
     return dataclasses.replace(chains, labels=labels, tables=new)
+
+
+def _raised(count: Int[Array, " B"], lane: Array | None, step: Bool[Array, " slots"]) -> Array:
+    """The counts of all chains, one higher in the slots where `step` is true."""
+    return count + step if lane is None else count.at[lane].add(step, unique_indices=True)
 
 
 def _sent_s(moves: Moves) -> Float[Array, " N"]:
@@ -306,7 +341,7 @@ def _one_per_slot(
       Per slot, 4 * place + 2 + (1 if it moves up, else 0), or 0 if no chain can move; and the next
       generator states.
     """
-    can_rise, can_fall = _free(moves, labels, v)
+    can_rise, can_fall = form_of(moves).free_ways(moves, labels, v)
     noise = next_noise(noise)
     is_up = can_rise & (~can_fall | ((noise >> 31) == 1))
     slots = len(noise) // share
@@ -318,30 +353,3 @@ def _one_per_slot(
     best = jnp.max(jnp.where((can_rise | can_fall).reshape(share, slots), code, 0), axis=0)
     chosen = (best // 2 - 1 - turn) % share
     return jnp.where(best > 0, 4 * chosen + 2 + best % 2, 0), noise
-
-
-def _free(
-    moves: Moves, labels: Int[Array, "N B"], v: Array
-) -> tuple[Bool[Array, " B"], Bool[Array, " B"]]:
-    """In which chains v can move to the next chip, and in which to the previous one."""
-    contracted, chips = moves.contracted, moves.contracted.config.num_chips
-    row = labels[v]
-
-    def fed(e, ends):
-        label = labels[contracted.tensor_producer[contracted.in_edge_tensor[e]]]
-        return jnp.minimum(ends[0], label), jnp.maximum(ends[1], label)
-
-    def feeds(e, ends):
-        label = labels[contracted.edge_consumer[e]]
-        return jnp.minimum(ends[0], label), jnp.maximum(ends[1], label)
-
-    start, stop = contracted.node_in_edges[v], contracted.node_in_edges[v + 1]
-    first_in, last_in = lax.fori_loop(start, stop, fed, (row, row - 1))
-    start = contracted.tensor_edges[contracted.node_tensors[v]]
-    stop = contracted.tensor_edges[contracted.node_tensors[v + 1]]
-    first_out, last_out = lax.fori_loop(start, stop, feeds, (row + 1, row))
-    can_rise = (first_in >= row) & (first_out > row) & (row < chips - 1)
-    can_fall = (last_in < row) & (last_out <= row) & (row > 0)
-    is_free = contracted.fixed_chip[v] < 0
-    can_rise, can_fall = can_rise & is_free, can_fall & is_free
-    return can_rise, can_fall

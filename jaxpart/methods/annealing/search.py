@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import deque
 from collections.abc import Generator
 from typing import NamedTuple
 
@@ -16,9 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxpart.cost.batch import steps_ahead
 from jaxpart.cost.device import pad_assignments
 from jaxpart.methods.annealing.ensemble import Ensemble, ensemble_of, temper
-from jaxpart.methods.annealing.state import Moves, chip_graph_of, moves_of
+from jaxpart.methods.annealing.state import Moves, chip_graph_of, moves_of, rejoined
 from jaxpart.methods.exact.search import program_order
 from jaxpart.methods.labels.search import paper_annealing
 from jaxpart.methods.orders.search import mutate, sorted_nodes, swept
@@ -94,12 +96,16 @@ def _rounds(search: Search, *, in_background: bool) -> Generator[bool]:
     assert search.best is not None
     search.enter("tempering")
     rng, key = np.random.default_rng(search.seed), jax.random.key(search.seed)
+    moves: Moves | None = None
     for number in itertools.count():
         start = search.best
 
-        def prepared(start: IntArray = start, number: int = number) -> _Run:
-            run = _prepared(search, start, rng, jax.random.fold_in(key, number))
-            jax.block_until_ready(temper(*run, jnp.int32(0)))
+        def prepared(
+            moves: Moves | None = moves, start: IntArray = start, number: int = number
+        ) -> _Run:
+            run = _prepared(search, moves, start, rng, jax.random.fold_in(key, number))
+            # Compiles. On whole arrays only a sweep does; its result is not used.
+            jax.block_until_ready(temper(*run, 0 if run.moves.neighbours is None else 1))
             return run
 
         if in_background:
@@ -108,6 +114,7 @@ def _rounds(search: Search, *, in_background: bool) -> Generator[bool]:
             with search.compiling():
                 run = prepared()
         search.start_clock()
+        moves = run.moves
         yield from _tempered(search, run, start)
 
 
@@ -121,10 +128,17 @@ class _Run(NamedTuple):
     unit_s: jax.Array
 
 
-def _prepared(search: Search, start: IntArray, rng: np.random.Generator, key: jax.Array) -> _Run:
-    """Prepares chains that start from the valid partition `start` [N]."""
+def _prepared(
+    search: Search,
+    moves: Moves | None,
+    start: IntArray,
+    rng: np.random.Generator,
+    key: jax.Array,
+) -> _Run:
+    """Prepares chains that start from the valid partition `start` [N]; `moves`: of a former one."""
     keys = jax.random.split(key, 3)
-    moves = moves_of(search.problem, chip_graph_of(search.problem, start, rng))
+    graph = chip_graph_of(search.problem, start, rng)
+    moves = moves_of(search.problem, graph) if moves is None else rejoined(moves, graph)
     ensemble = ensemble_of(_repeated(search, moves, start), keys[0])
     orders = _orders(search, moves, keys[1])
     return _Run(moves, ensemble, orders, keys[2], jnp.float32(search.best_s))
@@ -134,24 +148,26 @@ def _tempered(search: Search, chains: _Run, start: IntArray) -> Generator[bool]:
     """Tempers chains up to the stall limit, or until another method improves the incumbent."""
     sweeps, stalled = _SWEEPS, 0
     best: IntArray | None = start
-    for run in itertools.count(1):
-        if stalled >= _STALL_LIMIT or search.best is not best:
-            return
-        start_s, before = time.perf_counter(), chains.ensemble
-        run_key = jax.random.fold_in(chains.key, run)
-        ensemble = temper(
-            chains.moves, before, chains.orders, run_key, chains.unit_s, jnp.int32(sweeps)
-        )
-        chains = chains._replace(ensemble=ensemble)
-        priced = float(ensemble.priced) - float(before.priced)
-        search.samples += int(priced) + sweeps * ensemble.labels.shape[1]
+    pending: deque[tuple[int, Ensemble]] = deque()
+    newest, seen, start_s = chains.ensemble, chains.ensemble, time.perf_counter()
+    runs = itertools.count(1)
+    while stalled < _STALL_LIMIT and search.best is best:
+        while len(pending) <= steps_ahead():
+            run_key = jax.random.fold_in(chains.key, next(runs))
+            newest = temper(chains.moves, newest, chains.orders, run_key, chains.unit_s, sweeps)
+            pending.append((sweeps, newest))
+        done, ensemble = pending.popleft()
+        priced = float(ensemble.priced) - float(seen.priced)
+        search.samples += int(priced) + done * ensemble.labels.shape[1]
         stalled += 1
         if _offered(search, chains.moves, ensemble):
             stalled, best = 0, search.best
+        seen = ensemble
         if search.budget.time_limit_s is not None:
-            per_sweep_s = (time.perf_counter() - start_s) / sweeps
+            per_sweep_s = (time.perf_counter() - start_s) / done
             sweeps = int(np.clip(_RUN_S / per_sweep_s, 1, min(2 * sweeps, _MOST_SWEEPS)))
         yield False
+        start_s = time.perf_counter()
 
 
 def _offered(search: Search, moves: Moves, ensemble: Ensemble) -> bool:

@@ -15,16 +15,22 @@ chip may feed every other chip.
 
 from __future__ import annotations
 
+import dataclasses
+import operator
+
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax import lax
 from jaxtyping import Array, Float, Int, UInt32
 from numpy.typing import NDArray
 
-from jaxpart.cost.device import DeviceProblem, lower
+from jaxpart.cost.device import DeviceProblem, Form, lower
 from jaxpart.cost.evaluate import Costs
+from jaxpart.cost.tables import reduce_segments, take
 from jaxpart.errors import InputError
-from jaxpart.methods.orders.probe import Weights, weights_of
+from jaxpart.methods.annealing.neighbours import Neighbours, neighbours_of
+from jaxpart.methods.orders.weights import Weights, weights_of
 from jaxpart.problem.problem import IntArray, Problem
 
 BoolMatrix = NDArray[np.bool_]
@@ -44,6 +50,14 @@ class Moves:
     before: UInt32[Array, "words C"]  # chips that may feed chip c, itself included
     is_row: bool = struct.field(pytree_node=False)  # each chip may feed only the next one
     by_order: bool = struct.field(pytree_node=False)  # data never flows to a lower chip
+    # With neighbours, programs compute on whole arrays; without, by loops over rows of chains.
+    neighbours: Neighbours | None = None
+
+    @property
+    def near(self) -> Neighbours:
+        """The neighbours, in programs that compute on whole arrays."""
+        assert self.neighbours is not None
+        return self.neighbours
 
 
 @struct.dataclass
@@ -59,15 +73,32 @@ class Tables:
     link_s: Float[Array, "L B"]  # L is 0 unless `has_links`
     memory_bytes: Float[Array, "C B"]  # with the peak of live activations of the last `evaluate`
     contracted_on: Int[Array, "C B"]  # number of contracted nodes on each chip
-    weight_uses: Int[Array, "W C B"]  # contracted nodes on each chip that use each shared weight
+    # Contracted nodes on each chip that use each shared weight. The last weight stands for none,
+    # and its row means nothing.
+    weight_uses: Int[Array, "W C B"]
 
 
-def moves_of(problem: Problem, chip_graph: BoolMatrix) -> Moves:
+@struct.dataclass
+class Change:
+    """The change in traffic that a move makes in each of B chains, seconds."""
+
+    in_from: Float[Array, " B"]  # received by the source
+    in_to: Float[Array, " B"]  # received by the target
+    out_from: Float[Array, " B"]  # sent by the source
+    out_to: Float[Array, " B"]  # sent by the target
+    # Sent by the chips of its producers. By loops over rows it is empty on a row of chips, where
+    # `out_from` and `out_to` hold it.
+    out_s: Float[Array, "C B"]
+    link_s: Float[Array, "L B"]
+
+
+def moves_of(problem: Problem, chip_graph: BoolMatrix, form: Form | None = None) -> Moves:
     """Prepares a problem for moves that keep every edge within a chip graph.
 
     Args:
       problem: the problem, not on a mesh.
       chip_graph: [C, C] whether chip a may feed chip b, at [a, b]; see `chip_graph_of`.
+      form: of the programs that get these moves (`lower`). Both forms accept the same moves.
 
     Raises:
       InputError: the module is a mesh; moves do not follow its routes.
@@ -77,19 +108,33 @@ def moves_of(problem: Problem, chip_graph: BoolMatrix) -> Moves:
         raise InputError(
             f"{mcm.name}: moves follow the links of a chain or of none (host), not of a mesh"
         )
-    nodes = lower(problem)
-    contracted = lower(problem.contracted)
-    chips = problem.num_chips
-    row = np.eye(chips, k=1, dtype=bool)
-    joined = chip_graph | np.eye(chips, dtype=bool)
-    return Moves(
+    nodes, contracted = lower(problem, form=form), lower(problem.contracted, form=form)
+    weights = weights_of(problem.contracted, contracted.padded_nodes)
+    near = None
+    if contracted.tables is not None:
+        near = neighbours_of(contracted, np.asarray(weights.shared), len(weights.shared_bytes))
+    nothing = jnp.zeros((0, problem.num_chips), jnp.uint32)
+    moves = Moves(
         nodes=nodes,
         contracted=contracted,
-        weights=weights_of(problem.contracted, contracted.padded_nodes),
+        weights=weights,
+        after=nothing,
+        before=nothing,
+        is_row=False,
+        by_order=mcm.constraints.acyclic,
+        neighbours=near,
+    )
+    return rejoined(moves, chip_graph)
+
+
+def rejoined(moves: Moves, chip_graph: BoolMatrix) -> Moves:
+    """The same moves within another chip graph [C, C]."""
+    joined = chip_graph | np.eye(len(chip_graph), dtype=bool)
+    return dataclasses.replace(
+        moves,
         after=jnp.asarray(_words(joined)),
         before=jnp.asarray(_words(joined.T)),
-        is_row=bool((chip_graph == row).all()),
-        by_order=problem.mcm.constraints.acyclic,
+        is_row=bool((chip_graph == np.eye(len(chip_graph), k=1, dtype=bool)).all()),
     )
 
 
@@ -169,19 +214,43 @@ def tables_of(moves: Moves, labels: Int[Array, "N B"], costs: Costs) -> Tables:
             uses = uses.at[moves.weights.shared[v, column], chip, lane].add(jnp.int16(1))
         return uses
 
-    from jax import lax
-
     contracted_on = jnp.zeros((chips, batch), jnp.int32)
     if rules.no_skip:
-        contracted_on = lax.fori_loop(0, contracted.num_nodes, count, contracted_on)
+        if moves.neighbours is None:
+            contracted_on = lax.fori_loop(0, contracted.num_nodes, count, contracted_on)
+        else:
+            contracted_on = _counted_at_once(moves, labels)
     held = moves.weights.shared_bytes.shape[0] if rules.memory else 0
     uses = jnp.zeros((held, chips, batch), jnp.int16)
     if held and moves.weights.shared.shape[1]:
-        uses = lax.fori_loop(0, contracted.num_nodes, use, uses)
+        if moves.neighbours is None:
+            uses = lax.fori_loop(0, contracted.num_nodes, use, uses)
+        else:
+            uses = uses_on(moves, labels, jnp.arange(chips))
     link_s = costs.link_s if has_links(moves) else costs.link_s[:0]
     return Tables(
         costs.compute_s, costs.in_s, costs.out_s, link_s, costs.memory_bytes, contracted_on, uses
     )
+
+
+def _counted_at_once(moves: Moves, labels: Int[Array, "N B"]) -> Int[Array, "C B"]:
+    """How many contracted nodes are on each chip: each label is compared with each chip."""
+    contracted = moves.contracted
+    is_real = (jnp.arange(labels.shape[0]) < contracted.num_nodes)[:, None]
+    chip = jnp.arange(contracted.config.num_chips, dtype=labels.dtype)[:, None, None]
+    return jnp.sum(is_real[None] & (labels[None] == chip), axis=1, dtype=jnp.int32)
+
+
+def uses_on(
+    moves: Moves, labels: Int[Array, "N B"], chips: Int[Array, " C"]
+) -> Int[Array, "W C B"]:
+    """How many users each shared weight has on each of some chips; the last weight has none."""
+    chip = chips.astype(labels.dtype)[:, None]
+
+    def on_chips(u: Array) -> Array:
+        return (take(labels, take(moves.near.user, u))[:, None] == chip[None]).astype(jnp.int16)
+
+    return reduce_segments(on_chips, moves.near.users, operator.add, 0)
 
 
 def chip_column(count: int) -> Int[Array, "count 1"]:

@@ -13,7 +13,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jax.extend.random import threefry2x32_p
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from jaxpart.cost.device import DeviceProblem
 from jaxpart.methods.labels.projection import (
@@ -62,17 +63,38 @@ def sample(
       Partitions that keep the rule on edges (see `projection.py`), no-skip, fixed chips and
       colocation, as far as the fixed chips allow it (see `project`). Memory is ignored.
     """
+    return sample_lanes(problem, key, jnp.arange(batch), log_probs)
+
+
+@jax.jit
+def sample_lanes(
+    problem: DeviceProblem,
+    key: jax.Array,
+    lane: Int[Array, " B"],
+    log_probs: Float[Array, "N C"] | Float[Array, "N C B"] | None = None,
+) -> Int[Array, "N B"]:
+    """SAMPLE for candidates that are numbered; see `sample`.
+
+    What is drawn for a candidate depends on the key and on its number alone. So several devices can
+    share a batch without exchanging anything.
+
+    Args:
+      problem: padded to N nodes.
+      key: the same for all candidates; the order of the nodes comes from it.
+      lane: number of each candidate.
+      log_probs: as for `sample`.
+    """
     order_key, side_key, draw_key = jax.random.split(key, 3)
     low, high = bounds(problem)
-    rows = low.shape[0]
+    rows, batch = low.shape[0], lane.shape[0]
     is_real = (jnp.arange(rows) < problem.num_contracted)[:, None]
-    position = _random_positions(problem, order_key, batch if log_probs is None else 1)
+    position = _random_positions(problem, order_key, None if log_probs is not None else lane)
     lower = jnp.zeros((rows, batch), low.dtype) + low
     upper = _with_first_chip(problem, position, lower, jnp.zeros_like(lower) + high)
 
     # `close` only raises values. `bound` and `other` are the least partition and minus the greatest
     # one in candidates that move up, minus the greatest and the least one in the others.
-    down = jax.random.bernoulli(side_key, 0.5, (batch,))
+    down = _words(side_key, jnp.uint32(0), lane)[0] % 2 == 1
     sign = jnp.where(down, -1, 1).astype(low.dtype)[None]
     bound = jnp.where(down[None], -upper, lower)
     other = jnp.where(down[None], lower, -upper)
@@ -83,7 +105,7 @@ def sample(
         chosen = is_real & (position >= decided) & (position < stop)
         ends = bound * sign, -other * sign
         round_key = jax.random.fold_in(draw_key, decided)
-        drawn = draw(round_key, chosen, jnp.minimum(*ends), jnp.maximum(*ends))
+        drawn = draw(round_key, lane, chosen, jnp.minimum(*ends), jnp.maximum(*ends))
         bound = close(problem, jnp.where(chosen, drawn * sign, bound), down)
         other = close(problem, jnp.where(chosen, -bound, other), ~down)
         return stop, 2 * stop, bound, other
@@ -118,17 +140,41 @@ def fix(problem: DeviceProblem, assignment: Int[Array, "N B"]) -> Int[Array, "N 
     return project(problem, assignment)[0]
 
 
-def _random_positions(problem: DeviceProblem, key: jax.Array, count: int) -> Int[Array, "N K"]:
-    """The position of each contracted node in K = `count` random orders; padding comes last.
+def _words(
+    key: jax.Array, row: UInt32[Array, "*shape"], lane: Int[Array, " B"]
+) -> list[UInt32[Array, "*shape B"]]:
+    """Two random words for each row and candidate: a hash of both, with the key.
+
+    What `jax.random` draws for a batch depends on the size of the batch; this does not.
+
+    Source: Salmon et al., Parallel random numbers: as easy as 1, 2, 3 (SC 2011).
+    """
+    first, second = jax.random.bits(key, (2,), jnp.uint32)
+    rows, lanes = jnp.broadcast_arrays(row[..., None], lane.astype(jnp.uint32))
+    # Under `vmap` over rows, the hash wants both of its operands mapped.
+    return threefry2x32_p.bind(first, second, rows, lanes + rows * 0)
+
+
+def _random_positions(
+    problem: DeviceProblem, key: jax.Array, lane: Int[Array, " K"] | None
+) -> Int[Array, "N K"]:
+    """The position of each contracted node in random orders; padding comes last.
 
     The orders are rotations of one random order. Each alone is uniformly random, and one sort
     suffices.
+
+    Args:
+      problem: its contracted nodes are the rows, padded to N.
+      key: of the order.
+      lane: numbers of the K orders. None: one order for all.
     """
     order_key, shift_key = jax.random.split(key)
     contracted = jnp.arange(problem.padded_nodes)
     random = jax.random.uniform(order_key, contracted.shape)
     rank = jnp.argsort(jnp.argsort(jnp.where(contracted < problem.num_contracted, random, 2.0)))
-    shift = jax.random.randint(shift_key, (1, count), 0, problem.num_contracted)
+    lane = jnp.zeros(1, jnp.int32) if lane is None else lane
+    words, _ = _words(shift_key, jnp.uint32(0), lane)
+    shift = (words % problem.num_contracted.astype(jnp.uint32)).astype(rank.dtype)[None]
     rotated = (rank[:, None] + shift) % problem.num_contracted
     return jnp.where((contracted < problem.num_contracted)[:, None], rotated, contracted[:, None])
 
@@ -161,19 +207,26 @@ def _with_first_chip(
 
 def _draw_uniform(
     key: jax.Array,
+    lane: Int[Array, " B"],
     chosen: Bool[Array, "N B"],
     least: Int[Array, "N B"],
     most: Int[Array, "N B"],
 ) -> Int[Array, "N B"]:
-    """Draws a chip uniformly from `least` to `most` for each contracted node, chosen or not."""
-    low, high = least.astype(jnp.int32), most.astype(jnp.int32)
-    return jax.random.randint(key, least.shape, low, high + 1).astype(least.dtype)
+    """Draws a chip from `least` to `most` for each contracted node, chosen or not.
+
+    All chips are equally likely, to 2^-20. N is even: a hash serves two nodes.
+    """
+    words = jnp.concatenate(_words(key, jnp.arange(least.shape[0] // 2, dtype=jnp.uint32), lane))
+    # The product fits: there are at most 2^12 chips (`problem/limits.py`).
+    chips = (most.astype(jnp.int32) - least + 1).astype(jnp.uint32)
+    return least + ((words >> 12) * chips >> 20).astype(least.dtype)
 
 
 def _draw(
     problem: DeviceProblem,
     log_probs: Float[Array, "N C"] | Float[Array, "N C B"],
     key: jax.Array,
+    lane: Int[Array, " B"],
     chosen: Bool[Array, "N 1"],
     least: Int[Array, "N B"],
     most: Int[Array, "N B"],
@@ -193,7 +246,8 @@ def _draw(
         chip = jnp.arange(scores.shape[0])[:, None]
         scores = jnp.where((chip >= least[v][None]) & (chip <= most[v][None]), scores, -jnp.inf)
         cumulative = jnp.cumsum(jnp.exp(scores - jnp.max(scores, axis=0, keepdims=True)), axis=0)
-        threshold = jax.random.uniform(jax.random.fold_in(key, v), least.shape[1:])
+        words, _ = _words(key, v.astype(jnp.uint32), lane)
+        threshold = (words >> 8).astype(cumulative.dtype) * 2.0**-24
         is_below = cumulative <= (threshold * cumulative[-1])[None]
         chosen_chip = jnp.sum(is_below, axis=0).astype(least.dtype)
         # Rounding may put the threshold at the end of the sum.

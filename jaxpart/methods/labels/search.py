@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from functools import partial
 
 import jax
@@ -19,11 +19,11 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from jaxpart.cost.batch import candidates_per_step, is_accelerator
+from jaxpart.cost.batch import candidates_per_step, steps_ahead
 from jaxpart.cost.device import DeviceProblem, pad_assignments
 from jaxpart.cost.evaluate import Costs, evaluate
-from jaxpart.cost.sharding import replicated, split, split_draws
-from jaxpart.methods.labels.sampling import fix, sample
+from jaxpart.cost.sharding import replicated, split
+from jaxpart.methods.labels.sampling import fix, sample_lanes
 from jaxpart.methods.repair.search import Workers
 from jaxpart.runtime.state import Search
 
@@ -49,13 +49,13 @@ def random(search: Search, batch: int | None = None) -> Generator[None]:
     search.enter("random")
     batch = candidates_per_step(search.device_problem, _BATCH) if batch is None else batch
     problem = replicated(search.device_problem, batch)
-    draw, judge = split_draws(sample, batch, None, batch), split(evaluate, batch, (None, 1))
+    draw, judge = _draw(batch), split(evaluate, batch, (None, 1))
     key = jax.random.key(search.seed)
     pending: deque[tuple[Array, Costs]] = deque()
     step = 0
     with contextlib.closing(Workers(search)) as workers:
         while True:
-            while len(pending) <= _ahead():
+            while len(pending) <= steps_ahead():
                 assignments = draw(problem, jax.random.fold_in(key, step + len(pending)))
                 pending.append((assignments, judge(problem, assignments)))
             search.offer_batch(*pending.popleft())
@@ -66,12 +66,10 @@ def random(search: Search, batch: int | None = None) -> Generator[None]:
             yield
 
 
-def _ahead() -> int:
-    """Steps that a device computes before the host looks at the one before them.
-
-    A GPU or TPU so never waits for the host. On a CPU both share the cores.
-    """
-    return int(is_accelerator())
+def _draw(batch: int) -> Callable[[DeviceProblem, jax.Array], Array]:
+    """Samples of a batch, shared by the devices: a function of the problem and a key."""
+    draw = split(sample_lanes, batch, (None, None, 0))
+    return lambda problem, key: draw(problem, key, np.arange(batch, dtype=np.int32))
 
 
 @struct.dataclass
@@ -113,8 +111,7 @@ def paper_annealing(
         columns = np.repeat(search.best[:, None], chains, axis=1)
         start = jnp.asarray(pad_assignments(problem, columns))
     else:
-        draw = split_draws(sample, chains, None, chains)
-        start = draw(problem, jax.random.fold_in(key, 0))
+        start = _draw(chains)(problem, jax.random.fold_in(key, 0))
     costs = judge(problem, start)
     search.offer_batch(start, costs)
     state = LabelChains(start, jnp.where(costs.valid, costs.bottleneck_s, jnp.inf))
@@ -129,7 +126,7 @@ def paper_annealing(
             candidates = mend(problem, relabel(change, problem, state.assignment))
             costs = judge(problem, candidates)
             pending.append((candidates, costs))
-            if len(pending) > _ahead():
+            if len(pending) > steps_ahead():
                 search.offer_batch(*pending.popleft())
             workers.repair_promising()
             workers.collect()

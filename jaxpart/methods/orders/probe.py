@@ -37,11 +37,11 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxpart.cost.chunks import in_chunks
 from jaxpart.cost.device import DeviceProblem
+from jaxpart.methods.orders import probe_by_arrays
+from jaxpart.methods.orders.weights import Weights
 from jaxpart.problem.problem import Problem
-
-# Most shared weights of one node that are counted once per chip; others count as its own.
-_MOST_SHARED = 16
 
 
 @struct.dataclass
@@ -53,19 +53,6 @@ class Probed:
     before: Int[Array, "N B"]  # start of the segment that ends after each position; -1: none
 
 
-@struct.dataclass
-class Weights:
-    """The weights of each node: the bytes of its own, and the numbers of the shared ones.
-
-    R is the largest number of shared weights of one node, W the number of shared weights; both are
-    padded.
-    """
-
-    own_bytes: Float[Array, " N"]
-    shared: Int[Array, "N R"]  # rows of `shared_bytes`; an unused entry names its last row
-    shared_bytes: Float[Array, " W+1"]  # the last row has 0 bytes
-
-
 def can_probe(problem: Problem) -> bool:
     """Whether the probe works: the triangle rule is on, and no node has a fixed chip.
 
@@ -73,46 +60,6 @@ def can_probe(problem: Problem) -> bool:
     """
     rules = problem.mcm.constraints
     return rules.acyclic and rules.triangle and bool((problem.fixed_chip < 0).all())
-
-
-def weights_of(contracted: Problem, padded_nodes: int) -> Weights:
-    """The weights of each contracted node, on the device.
-
-    If a node has more than `_MOST_SHARED` shared weights, the smallest of them count as its own.
-    The bytes of a chip are then never too low, but may be too high.
-
-    Args:
-      contracted: the contracted problem (`Problem.contracted`).
-      padded_nodes: N, the padded number of contracted nodes.
-    """
-    shared_weights = contracted.is_shared_weight
-    shared_count = int(shared_weights.sum())
-    numbers = np.full(len(shared_weights), -1)
-    numbers[shared_weights] = np.arange(shared_count)
-    own_bytes = np.zeros(padded_nodes)
-    is_shared = shared_weights[contracted.use_weight]
-    node, weight = contracted.use_node[is_shared], contracted.use_weight[is_shared]
-    # The rank of each shared weight within its node, largest first.
-    order = np.lexsort((-contracted.weight_bytes[weight], node))
-    node, weight = node[order], weight[order]
-    first = np.searchsorted(node, node)
-    rank = np.arange(len(node)) - first
-    kept = rank < _MOST_SHARED
-    columns = int(rank[kept].max(initial=-1)) + 1
-    columns = 1 << (columns - 1).bit_length() if columns else 0  # few sizes: few compilations
-    count = 1 << shared_count.bit_length()
-    shared = np.full((padded_nodes, columns), count - 1, np.int32)
-    shared[node[kept], rank[kept]] = numbers[weight[kept]]
-    shared_bytes = np.zeros(count)
-    shared_bytes[:shared_count] = contracted.weight_bytes[shared_weights]
-    alone = [(contracted.use_node[~is_shared], contracted.use_weight[~is_shared])]
-    for v, w in [*alone, (node[~kept], weight[~kept])]:
-        np.add.at(own_bytes, v, contracted.weight_bytes[w])
-    return Weights(
-        jnp.asarray(own_bytes, jnp.float32),
-        jnp.asarray(shared),
-        jnp.asarray(shared_bytes, jnp.float32),
-    )
 
 
 def chips_of(probed: Probed, order: np.ndarray, lane: int) -> np.ndarray:
@@ -171,6 +118,8 @@ def probe(
     chex.assert_shape(orders, (problem.padded_nodes, None))
     chips, (size, batch) = config.num_chips, orders.shape
     chex.assert_shape(limit_s, (batch,))
+    if problem.tables is not None:
+        return _by_arrays(problem, weights, orders, peak_bytes, limit_s, window)
     kinds = problem.node_s.shape[1]
     rules = config.constraints
     lane, dtype = jnp.arange(batch), problem.node_s.dtype
@@ -256,6 +205,26 @@ def probe(
     before = jnp.full(orders.shape, -1, jnp.int32)
     carry = (starts, load_s, zeros, zeros, none, used_at, none + 1, before)
     *_, covered, before = lax.fori_loop(0, problem.num_nodes, visit, carry)
+    return Probed(covered == problem.num_nodes, covered, before)
+
+
+def _by_arrays(
+    problem: DeviceProblem,
+    weights: Weights,
+    orders: Int[Array, "N B"],
+    peak_bytes: Float[Array, "N B"] | Float[Array, "N 1"],
+    limit_s: Float[Array, " B"],
+    window: int,
+) -> Probed:
+    """`probe` where programs compute on whole arrays."""
+
+    def run(batch: tuple[Array, Array, Array]) -> Array:
+        return probe_by_arrays.last_starts(problem, weights, *batch, window)
+
+    batch = (orders, jnp.broadcast_to(peak_bytes, orders.shape), limit_s)
+    before = in_chunks(problem, run, batch, probe_by_arrays.order_bytes(problem, weights, window))
+    end = jnp.arange(1, orders.shape[0] + 1, dtype=jnp.int32)[:, None]
+    covered = jnp.max(jnp.where(before >= 0, end, 0), axis=0)
     return Probed(covered == problem.num_nodes, covered, before)
 
 

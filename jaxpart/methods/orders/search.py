@@ -26,9 +26,11 @@ from jaxpart.cost.device import DeviceProblem, bucket_size, lower
 from jaxpart.cost.evaluate import evaluate, verify
 from jaxpart.cost.host import BoolArray, peak_bounds
 from jaxpart.cost.sharding import replicated, split
-from jaxpart.methods.orders.probe import Probed, can_probe, chips_of, probe, weights_of
+from jaxpart.methods.orders import sweeping_by_arrays
+from jaxpart.methods.orders.probe import Probed, can_probe, chips_of, probe
 from jaxpart.methods.orders.slicing import slice_orders, window_for
 from jaxpart.methods.orders.starts import keys_of, start_keys
+from jaxpart.methods.orders.weights import weights_of
 from jaxpart.problem.problem import FloatArray, IntArray
 from jaxpart.runtime.state import Search
 
@@ -361,6 +363,12 @@ def swept(problem: DeviceProblem, keys: Float[Array, "B N"]) -> Float[Array, "B 
     size, nodes = keys.shape
     # Least distance between the keys of an edge's ends; exceeds the error of float32 keys.
     apart = jnp.maximum(1e-3, nodes * 4e-7)
+    # Padding stays behind all nodes.
+    number = jnp.arange(nodes, dtype=keys.dtype)[:, None]
+    behind = 16 * nodes + number
+    if problem.tables is not None:
+        keys = sweeping_by_arrays.swept(problem.tables.sweeps, keys, apart)
+        return jnp.where(problem.num_nodes > number.T, keys, behind.T)
     by_node = keys.T  # [N, B]
 
     def later(v, key_of):
@@ -385,9 +393,7 @@ def swept(problem: DeviceProblem, keys: Float[Array, "B N"]) -> Float[Array, "B 
     backward = lax.fori_loop(0, problem.num_nodes, earlier, by_node)
     is_forward, _ = _lane_roles(jnp.arange(size)[None])
     keys = jnp.where(is_forward, forward, backward)
-    # Padding stays behind all nodes.
-    number = jnp.arange(nodes, dtype=keys.dtype)[:, None]
-    return jnp.where(number < problem.num_nodes, keys, 16 * nodes + number).T
+    return jnp.where(number < problem.num_nodes, keys, behind).T
 
 
 @jax.jit

@@ -36,7 +36,9 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxpart.cost.chunks import in_chunks
 from jaxpart.cost.device import DeviceProblem, bucket_size
+from jaxpart.methods.orders import lifetimes, slicing_by_arrays
 from jaxpart.problem.problem import Problem
 
 
@@ -82,6 +84,13 @@ def slice_orders(
       and the chips of the contracted nodes.
     """
     chex.assert_shape([orders, peak_bytes], (None, problem.padded_nodes))
+    if problem.tables is not None:
+
+        def run(batch: tuple[Array, Array]) -> tuple[Array, Array]:
+            return slicing_by_arrays.cut(problem, *batch, window)
+
+        order_bytes = slicing_by_arrays.order_bytes(problem, window)
+        return in_chunks(problem, run, (orders.T, peak_bytes.T), order_bytes)
     bottleneck_s, chips = jax.vmap(partial(_slice, problem, window=window))(orders, peak_bytes)
     return bottleneck_s, chips.T.astype(problem.config.chip_dtype)
 
@@ -267,14 +276,14 @@ def _segments(
     weight_prefix, shared, in_s, out_s = zeros, None, None, None
     used_at = position[problem.use_node]
     if config.shared_weights:
-        previous = _previous(problem.use_weight, used_at, jnp.full_like(used_at, -1))
+        previous = lifetimes.previous(problem.use_weight, used_at, jnp.full_like(used_at, -1))
         shared = _joined(used_at, previous, problem.weight_bytes[problem.use_weight], size, window)
     else:
         added = zeros.at[used_at + 1].add(problem.weight_bytes[problem.use_weight])
         weight_prefix = jnp.cumsum(added)
     if not config.constraints.triangle:
         edge_s = size_s[problem.edge_tensor]
-        previous = _previous(problem.edge_tensor, edge_at, made_at[problem.edge_tensor])
+        previous = lifetimes.previous(problem.edge_tensor, edge_at, made_at[problem.edge_tensor])
         in_s = _joined(edge_at, previous, edge_s, size, window)
         # A segment sends a tensor from the moment its producer joins until its last consumer
         # joins. A tensor without consumers is never sent.
@@ -299,15 +308,6 @@ def _segments(
         in_s=in_s,
         out_s=out_s,
     )
-
-
-def _previous(owner: Array, at: Array, first: Array) -> Array:
-    """For each entry, the position of the previous entry of its owner; `first` for the earliest."""
-    entry = jnp.arange(owner.shape[0], dtype=jnp.int32)
-    owners, positions, entries = lax.sort((owner, at, entry), num_keys=2)
-    is_same = jnp.concatenate([jnp.zeros((1,), bool), owners[1:] == owners[:-1]])
-    before = jnp.where(is_same, jnp.roll(positions, 1), first[entries])
-    return jnp.zeros_like(at).at[entries].set(before)
 
 
 def _joined(

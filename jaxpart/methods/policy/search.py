@@ -11,14 +11,15 @@ import contextlib
 import dataclasses
 import itertools
 import os
+from collections import deque
 from collections.abc import Callable, Generator
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpart.cost.batch import candidates_per_step, is_accelerator
+from jaxpart.cost.batch import candidates_per_step, is_accelerator, steps_ahead
 from jaxpart.cost.device import pad_assignments
 from jaxpart.cost.evaluate import evaluate
 from jaxpart.errors import InputError
@@ -147,30 +148,37 @@ def with_policy(
         opt_state = ppo.optimizer(config.ppo_config).init(params)
         state, key, step, own = task.start, jax.random.key(search.seed), 0, 0
         compiled: set[tuple[int, Decoder]] = set()
+        pending: deque[_Round] = deque()
         with contextlib.closing(Workers(search)) as workers:
             while True:
-                decoder = _decoder(config, step)
-                learns = config.learn_after is not None and own >= config.learn_after
-                batch = config.batch or _batch(task, is_large=learns or own >= ZERO_SHOT)
-                is_new = (batch, decoder) not in compiled
-                with search.compiling() if is_new else contextlib.nullcontext():
-                    made = play(
-                        params, sizes, task, state, jax.random.fold_in(key, step),
-                        batch=batch, decoder=decoder, mode=config.mode,
-                    )  # fmt: skip
-                    jax.block_until_ready(made.after)
-                compiled.add((batch, decoder))
+                while len(pending) <= steps_ahead():
+                    decoder = _decoder(config, step)
+                    learns = config.learn_after is not None and own >= config.learn_after
+                    batch = config.batch or _batch(task, is_large=learns or own >= ZERO_SHOT)
+                    is_new = (batch, decoder) not in compiled
+                    with search.compiling() if is_new else contextlib.nullcontext():
+                        made = play(
+                            params, sizes, task, state, jax.random.fold_in(key, step),
+                            batch=batch, decoder=decoder, mode=config.mode,
+                        )  # fmt: skip
+                        if is_new:
+                            jax.block_until_ready(made.after)
+                    compiled.add((batch, decoder))
+                    pending.append(_Round(state, made, decoder, learns))
+                    own, step = own + batch, step + 1
+                    if config.refines:
+                        state = made.after
+                before, made, decoder, learns = pending.popleft()
                 search.offer_batch(made.assignments, made.costs)
                 if config.solver:
                     workers.repair_promising()
                     workers.collect()
                 search.start_clock()
-                own += batch
                 if learns:
                     reward = task.reference_s / made.costs.bottleneck_s
                     worth = ppo.advantages(reward, made.costs.valid)
                     transition = ppo.Transition(
-                        task.features, state, made.actions, made.log_prob, worth
+                        task.features, before, made.actions, made.log_prob, worth
                     )
                     for _ in range(config.ppo_config.epochs):
                         gradient, _ = ppo.gradient(
@@ -180,12 +188,20 @@ def with_policy(
                             params, opt_state, [gradient], config.ppo_config
                         )
                 if config.refines:
-                    state = _joined(search, task, made)
-                step += 1
+                    state = _joined(search, task, state, made)
                 keep(Policy(params, sizes, {}))
                 yield
 
     return method
+
+
+class _Round(NamedTuple):
+    """A round that the device has been given."""
+
+    before: State  # the state before it
+    made: Rollout
+    decoder: Decoder
+    learns: bool  # whether weights change by it
 
 
 def policy_background(search: Search, policy: PolicySource = None) -> Generator[bool]:
@@ -214,7 +230,7 @@ def policy_background(search: Search, policy: PolicySource = None) -> Generator[
         task = Task.build(search.problem)
         params, sizes = params_of(trained, task, search.seed)
         made = _played(task, params, sizes, task.start, jax.random.key(0))
-        jax.block_until_ready(_joined(search, task, made))
+        jax.block_until_ready(_joined(search, task, made.after, made))
         return task, params, sizes
 
     if search.budget.time_limit_s is not None:
@@ -224,10 +240,15 @@ def policy_background(search: Search, policy: PolicySource = None) -> Generator[
             task, params, sizes = prepared()
     search.start_clock()
     state, key = task.start, jax.random.key(search.seed)
+    pending: deque[Rollout] = deque()
     for step in itertools.count():
-        made = _played(task, params, sizes, state, jax.random.fold_in(key, step))
+        while len(pending) <= steps_ahead():
+            round_key = jax.random.fold_in(key, step + len(pending))
+            pending.append(_played(task, params, sizes, state, round_key))
+            state = pending[-1].after
+        made = pending.popleft()
         search.offer_batch(made.assignments, made.costs)
-        state = _joined(search, task, made)
+        state = _joined(search, task, state, made)
         yield False
 
 
@@ -271,10 +292,16 @@ def _decoder(config: PolicySearchConfig, step: int) -> Decoder:
     return "orders" if step % 8 == 7 else "labels"
 
 
-def _joined(search: Search, task: Task, made: Rollout) -> State:
-    """The state after a batch, or the search's best partition if that is better."""
-    state = made.after
-    if search.best is None or search.best_s >= float(state.bottleneck_s) * (1 - 1e-5):
+def _joined(search: Search, task: Task, state: State, made: Rollout) -> State:
+    """The newest state, with the search's best partition if that is better.
+
+    Args:
+      search: its best was found by any method.
+      task: the graph on the module.
+      state: the newest; the device may still be computing it.
+      made: the newest round that the host has looked at. Only its state is waited for.
+    """
+    if search.best is None or search.best_s >= float(made.after.bottleneck_s) * (1 - 1e-5):
         return state
     # Repeated to the width of the batch: the programs for it are already compiled.
     columns = np.repeat(search.best[:, None], made.assignments.shape[1], axis=1)

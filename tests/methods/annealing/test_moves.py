@@ -1,102 +1,49 @@
 """Moves: what they accept is valid, what they keep count of is what evaluation finds."""
 
-import dataclasses
-
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpart.cost.device import pad_assignments
-from jaxpart.cost.evaluate import verify
 from jaxpart.cost.host import peak_bytes
 from jaxpart.errors import InputError
-from jaxpart.methods.annealing.ensemble import evaluated, exchanged, matching
-from jaxpart.methods.annealing.moves import (
-    Chains,
-    followers,
-    movable,
-    shift_sweep,
-    single_sweep,
-    taken_back,
-)
+from jaxpart.methods.annealing import by_rows
+from jaxpart.methods.annealing.ensemble import exchanged, matching
+from jaxpart.methods.annealing.moves import movable, shift_sweep, single_sweep, taken_back
 from jaxpart.methods.annealing.price import energy_of
 from jaxpart.methods.annealing.row import row_sweep
-from jaxpart.methods.annealing.state import chip_graph_of, moves_of, tables_of
-from jaxpart.problem.mcm import Constraints
+from jaxpart.methods.annealing.state import chip_graph_of, moves_of
 from jaxpart.problem.problem import Problem
 from tests.support import oracle
+from tests.support.annealing import (
+    CHIPS,
+    LANES,
+    SHARE,
+    UNIT_S,
+    chains_of,
+    costed,
+    counted,
+    instances,
+)
 from tests.support.strategies import random_graph, random_mcm
 
-CHIPS, LANES, SHARE = 4, 8, 2
-EVERY = np.stack(np.meshgrid(*[np.arange(CHIPS)] * 6, indexing="ij")).reshape(6, -1)
 HOT = jnp.full((LANES,), 1e9, jnp.float32)
-UNIT_S = jnp.float32(1.0)
 
 single = jax.jit(single_sweep)
 in_row = jax.jit(row_sweep, static_argnames="share")
 shift = jax.jit(shift_sweep)
 take_back = jax.jit(taken_back)
-follow = jax.jit(followers, static_argnames="upward")
-counted = jax.jit(tables_of)
-costed = jax.jit(evaluated)
+follow = jax.jit(by_rows.followers, static_argnames="upward")
 
-
-def module(topology, *, overlap, memory_model, **rules):
-    mcm = random_mcm(np.random.default_rng(3), num_chips=CHIPS, topology=topology)
-    return dataclasses.replace(
-        mcm, overlap=overlap, memory_model=memory_model, constraints=Constraints(**rules)
-    )
-
-
-# Each with whether the starts of its tests keep to the row of chips.
-MODULES = {
-    "row": module("chain", overlap=True, memory_model="full"),
-    "row, serial, weights": module("chain", overlap=False, memory_model="weights", no_skip=False),
-    "branches": module("chain", overlap=True, memory_model="full"),
-    "dataflow": module("chain", overlap=False, memory_model="full", triangle=False),
-    "host": module("host", overlap=True, memory_model="weights", acyclic=False, triangle=False),
-}
+# The modules of these tests; `test_forms.py` has all.
+NAMES = ("row", "row, serial", "branches", "dataflow", "anywhere")
 
 
 def cases(name, count):
-    """Problems on a module with up to `LANES` valid partitions that share a chip graph."""
-    mcm, seed, found = MODULES[name], 0, 0
-    while found < count:
-        seed += 1
-        rng = np.random.default_rng(seed)
-        graph = random_graph(rng, num_nodes=6, num_tensors=7, num_weights=4, max_chips=CHIPS)
-        problem = Problem.build(graph, mcm)
-        if (problem.contracted_fixed_chip == -2).any():
-            continue
-        valid = EVERY[:, verify(problem, EVERY).valid]
-        if name == "branches":  # some chip feeds one beyond the next
-            steps = valid[problem.edge_consumer] - valid[problem.edge_producer]
-            valid = valid[:, (steps > 1).any(axis=0)]
-        elif mcm.constraints.triangle:
-            steps = valid[problem.edge_consumer] - valid[problem.edge_producer]
-            valid = valid[:, (steps <= 1).all(axis=0)]
-        if valid.shape[1] < 2:
-            continue
-        start = valid[:, rng.integers(valid.shape[1])]
-        chip_graph = chip_graph_of(problem, start, rng)
-        pairs = valid[problem.node_pairs].transpose(2, 0, 1)
-        joined = chip_graph | np.eye(CHIPS, dtype=bool)
-        within = valid[:, joined[pairs[..., 0], pairs[..., 1]].all(axis=1)]
-        columns = within[:, rng.integers(within.shape[1], size=LANES)]
-        found += 1
-        yield seed, graph, problem, moves_of(problem, chip_graph), columns
-
-
-def chains_of(problem, moves, columns, seed):
-    labels = np.zeros((problem.num_contracted, LANES), np.int64)
-    labels[problem.contraction] = columns
-    labels = jnp.asarray(pad_assignments(moves.contracted, labels))
-    tables = counted(moves, labels, costed(moves, labels))
-    noise = jax.random.bits(jax.random.key(seed), (LANES,), jnp.uint32) | 1
-    none = jnp.zeros(LANES, jnp.int32)
-    return Chains(labels, tables, energy_of(moves, tables, UNIT_S), noise, none, none)
+    """Instances, with their moves and chains by rows."""
+    for instance in instances(name, count):
+        yield instance, instance.moves["rows"], chains_of(instance, "rows", instance.seed)
 
 
 def columns_of(problem, chains):
@@ -130,12 +77,11 @@ def assert_keeps_rules(graph, problem, columns):
             assert oracle.keeps(rule, graph, problem.mcm, f), (rule, f)
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", NAMES)
 def test_after_a_sweep_partitions_keep_the_rules_and_tables_are_what_evaluation_finds(name):
     moved = 0
-    for seed, graph, problem, moves, columns in cases(name, 6):
-        chains = chains_of(problem, moves, columns, seed)
-        assert moves.is_row == name.startswith("row")
+    for instance, moves, chains in cases(name, 6):
+        graph, problem = instance.graph, instance.problem
         for turn in range(3):
             before = columns_of(problem, chains)
             order = jnp.asarray(np.random.default_rng(turn).permutation(problem.num_contracted))
@@ -160,7 +106,7 @@ def test_after_a_sweep_partitions_keep_the_rules_and_tables_are_what_evaluation_
                     without_peaks(problem, costs.memory_bytes, after),
                     rtol=1e-5,
                 )
-                np.testing.assert_array_equal(kept.weight_uses, counts.weight_uses)
+                np.testing.assert_array_equal(kept.weight_uses[:-1], counts.weight_uses[:-1])
             if problem.mcm.constraints.no_skip:
                 np.testing.assert_array_equal(kept.contracted_on, counts.contracted_on)
             assert (np.asarray(swept.accepted) <= np.asarray(swept.priced)).all()
@@ -173,8 +119,7 @@ def test_after_a_sweep_partitions_keep_the_rules_and_tables_are_what_evaluation_
 def test_energies_of_accepted_moves_are_differences_of_the_energies_of_partitions(name):
     """At zero temperature a sweep never ends above where it began."""
     cold, fell = jnp.full((LANES,), 1e-9, jnp.float32), 0
-    for seed, _, problem, moves, columns in cases(name, 6):
-        chains = chains_of(problem, moves, columns, seed)
+    for _, moves, chains in cases(name, 6):
         # Peaks are taken as they were: only what moves price counts here.
         order = jnp.arange(moves.contracted.padded_nodes)
         swept = sweep(moves, chains, order, cold)
@@ -191,11 +136,11 @@ def test_energies_of_accepted_moves_are_differences_of_the_energies_of_partition
     assert fell > 0
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", NAMES)
 def test_shifts_keep_the_rules_whichever_pairs_of_chips_are_taken_back(name):
     moved = 0
-    for seed, graph, problem, moves, columns in cases(name, 6):
-        chains = chains_of(problem, moves, columns, seed)
+    for instance, moves, chains in cases(name, 6):
+        seed, graph, problem = instance.seed, instance.graph, instance.problem
         rng = np.random.default_rng(seed)
         for turn in range(4):
             goal = matching(moves, jax.random.key(10 * seed + turn))
@@ -230,8 +175,7 @@ def test_shifts_keep_the_rules_whichever_pairs_of_chips_are_taken_back(name):
 
 
 def test_a_shift_moves_a_prefix_of_the_order_until_its_load_is_spent():
-    for _, _, problem, moves, columns in cases("row", 4):
-        chains = chains_of(problem, moves, columns, 0)
+    for _, moves, chains in cases("row", 4):
         goal = jnp.array([-1, 0, -1, -1])
         every = jnp.ones(chains.labels.shape, bool)
         number = jnp.arange(moves.contracted.padded_nodes)
@@ -244,9 +188,10 @@ def test_a_shift_moves_a_prefix_of_the_order_until_its_load_is_spent():
         assert (np.asarray(goes.labels)[has_left] == 0).all()
 
 
-def test_what_must_follow_is_all_that_hangs_on_a_seed_on_its_chip():
-    for seed, _, problem, moves, columns in cases("row", 4):
-        chains = chains_of(problem, moves, columns, seed)
+@pytest.mark.parametrize("name", ["row", "branches"])
+def test_what_must_follow_is_all_that_hangs_on_a_seed_on_its_chip(name):
+    for instance, moves, chains in cases(name, 4):
+        seed, problem = instance.seed, instance.problem
         labels = np.asarray(chains.labels)
         pairs = problem.contracted.node_pairs
         for upward in (True, False):
@@ -266,8 +211,8 @@ def test_what_must_follow_is_all_that_hangs_on_a_seed_on_its_chip():
 
 
 def test_nodes_that_no_chain_can_move_are_known():
-    for seed, _, problem, moves, columns in cases("row", 4):
-        chains = chains_of(problem, moves, columns, seed)
+    for instance, moves, chains in cases("row", 4):
+        problem = instance.problem
         share = np.asarray(movable(moves, chains.labels))
         order = jnp.arange(moves.contracted.padded_nodes)
         swept = sweep(moves, chains, order, HOT)
@@ -278,7 +223,8 @@ def test_nodes_that_no_chain_can_move_are_known():
 
 
 def test_chip_graphs_are_their_own_transitive_reduction_and_hold_the_start():
-    for seed, _, problem, _, columns in cases("branches", 8):
+    for instance in instances("branches", 8):
+        seed, problem, columns = instance.seed, instance.problem, instance.columns
         start = columns[:, 0]
         larger = chip_graph_of(problem, start, np.random.default_rng(seed))
         pairs = start[problem.node_pairs]
@@ -314,13 +260,6 @@ def test_temperatures_are_exchanged_between_neighbours_and_none_is_lost():
 def test_a_second_graph_of_the_same_bucket_compiles_nothing():
     chex.clear_trace_counter()
     once = jax.jit(chex.assert_max_traces(row_sweep, n=1), static_argnames="share")
-    shapes = None
-    for seed, _, problem, moves, columns in cases("row", 6):
-        moves = dataclasses.replace(moves)
-        shape = jax.tree.map(jnp.shape, moves.weights)
-        shapes = shapes or shape
-        if shape != shapes:
-            continue
-        chains = chains_of(problem, moves, columns, seed)
+    for _, moves, chains in cases("row", 3):
         order = jnp.arange(moves.contracted.padded_nodes)
         once(moves, chains, order, moves.contracted.num_nodes, HOT, UNIT_S, share=SHARE)

@@ -10,7 +10,7 @@ import pytest
 
 from jaxpart.cost.device import lower, pad_assignments
 from jaxpart.cost.evaluate import evaluate
-from jaxpart.methods.labels.sampling import fix, sample
+from jaxpart.methods.labels.sampling import fix, sample, sample_lanes
 from jaxpart.problem.graph import Graph, Node, Tensor
 from jaxpart.problem.mcm import MCM, PRESETS, Chip, Constraints
 from jaxpart.problem.problem import Problem
@@ -148,6 +148,19 @@ def test_the_key_decides_the_samples():
 
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
+
+
+@pytest.mark.parametrize("form", ["rows", "arrays"])
+@pytest.mark.parametrize("are_scored", [False, True])
+def test_a_part_of_a_batch_is_drawn_like_the_whole(form, are_scored):
+    problem = Problem.build(chain(12), CHAIN)
+    lowered, key = lower(problem, form=form), jax.random.key(1)
+    log_probs = noisy_log_probs(chain(12), 3) if are_scored else None
+
+    whole = np.asarray(sample(lowered, key, log_probs, 64))
+    part = np.asarray(sample_lanes(lowered, key, jnp.arange(16, 48), log_probs))
+
+    np.testing.assert_array_equal(part, whole[:, 16:48])
 
 
 def test_uniform_samples_of_bert_are_valid_but_for_memory_and_spread_over_the_chips():

@@ -1,7 +1,9 @@
 """The probe against the optimal cuts of the same order, on random small graphs."""
 
 import dataclasses
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,7 +11,9 @@ import pytest
 from jaxpart.cost.device import lower
 from jaxpart.cost.evaluate import verify
 from jaxpart.cost.host import peak_bounds
-from jaxpart.methods.orders.probe import can_probe, chips_of, probe, weights_of
+from jaxpart.methods.orders.probe import can_probe, chips_of, probe
+from jaxpart.methods.orders.search import mutate, order_by
+from jaxpart.methods.orders.weights import Weights, weights_of
 from jaxpart.problem.mcm import MCM, Chip, Constraints
 from jaxpart.problem.problem import Problem
 from tests.support.problems import every_slicing, keeps_span
@@ -26,17 +30,40 @@ MODULES = {
 }
 
 
+def both_forms(problem, *arguments, window):
+    """What `probe` returns for a host problem; its two forms return the same."""
+    devices: list[Any] = [lower(problem, form=form) for form in ("rows", "arrays")]
+    # All problems get one static description and one shape of weights: few compilations.
+    config = dataclasses.replace(devices[0].config, shared_weights=True)
+    weights = padded(weights_of(problem, devices[0].padded_nodes))
+    results = [
+        probe(device.replace(config=config), weights, *arguments, window=window)
+        for device in devices
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *results)
+    return results[0]
+
+
+def padded(weights, columns=2, rows=8):
+    """The same weights, with at least so many columns and rows; those added have 0 bytes."""
+    last = len(weights.shared_bytes) - 1
+    more = max(0, columns - weights.shared.shape[1])
+    return Weights(
+        weights.own_bytes,
+        jnp.pad(weights.shared, ((0, 0), (0, more)), constant_values=last),
+        jnp.pad(weights.shared_bytes, (0, max(0, rows - 1 - last))),
+    )
+
+
 def probed(problem, limits_s):
     """Passes and assignments of the program order at each limit, cautious about peaks."""
     contracted = problem.contracted
-    lowered = lower(contracted)
-    size = lowered.padded_nodes
+    size = lower(contracted).padded_nodes
     order = np.repeat(np.arange(size, dtype=np.int32)[:, None], len(limits_s), axis=1)
     peak = np.zeros((size, 1), np.float32)
     peak[: problem.num_contracted, 0] = peak_bounds(problem)[1]
-    found = probe(
-        lowered,
-        weights_of(contracted, size),
+    found = both_forms(
+        contracted,
         jnp.asarray(order),
         jnp.asarray(peak),
         jnp.asarray(limits_s, jnp.float32),
@@ -99,7 +126,7 @@ def test_optimal_cuts_pass_and_nothing_better_does(name):
 
 
 def test_shared_weights_beyond_the_table_are_never_counted_too_low(monkeypatch):
-    monkeypatch.setattr("jaxpart.methods.orders.probe._MOST_SHARED", 1)
+    monkeypatch.setattr("jaxpart.methods.orders.weights._MOST_SHARED", 1)
     over = 0
     for problem in problems(MODULES["full memory"], 20, seed=2):
         contracted = problem.contracted
@@ -124,10 +151,47 @@ def test_where_chips_are_fixed_or_the_triangle_rule_is_off_there_is_no_probe():
     assert not can_probe(dataclasses.replace(problem, mcm=free))
 
 
+@pytest.mark.parametrize(
+    ("name", "window"),
+    [
+        ("full memory", 5),
+        ("full memory", 96),
+        ("host, no overlap", 96),
+        ("unlike chips", 96),
+        ("mesh", 5),
+    ],
+)
+def test_both_forms_agree_on_long_orders(name, window):
+    rng = np.random.default_rng(6)
+    module = dataclasses.replace(
+        MODULES[name],
+        link_bandwidth=1024.0,  # sums are exact
+        chips=tuple(dataclasses.replace(chip, sram_bytes=4e4) for chip in MODULES[name].chips * 2)[
+            :6
+        ],
+        **({"cols": 3} if name == "mesh" else {}),
+    )
+    graph = random_graph(rng, num_nodes=70, num_tensors=90, num_weights=30, pins=False)
+    problem = Problem.build(graph, module).contracted
+    size, batch = lower(problem).padded_nodes, 8
+    program = jnp.arange(size, dtype=jnp.float32)[None]
+    keys = mutate(jax.random.key(0), program, problem.num_nodes, batch)
+    peaks = 125 * rng.integers(0, 9, (size, batch))
+    found = both_forms(
+        problem,
+        order_by(lower(problem, form="rows"), keys).T,
+        jnp.asarray(peaks, jnp.float32),
+        jnp.asarray(problem.mean_load_s * np.geomspace(0.5, 8, batch), jnp.float32),
+        window=window,
+    )
+    covered = np.asarray(found.covered)
+    assert len(set(covered.tolist())) > 2, covered
+
+
 def test_second_graph_of_a_bucket_compiles_nothing():
     rng = np.random.default_rng(4)
     probe.clear_cache()  # pyright: ignore[reportAttributeAccessIssue]
     for _ in range(3):
         graph = random_graph(rng, max_nodes=7, num_weights=0, pins=False, colocation=False)
         probed(Problem.build(graph, _PLAIN), np.ones(4))
-    assert probe._cache_size() == 1  # pyright: ignore[reportAttributeAccessIssue]
+    assert probe._cache_size() == 2  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,0 +1,1 @@
+"""Partitions taken away: folders of stages, run, simulated and measured."""

@@ -1,0 +1,262 @@
+"""The folder of stages: `manifest.json` beside the files of each chip in use.
+
+Whoever runs the stages in their order, each with the tensors of its inputs by name, has the
+outputs of the model. The format is described in `jaxpart/README.md`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from jaxpart.errors import FileFormatError, InputError
+from jaxpart.files import decode_json, irregular_kind, read_bytes
+
+MANIFEST = "manifest.json"
+HOST = "host"
+_CHUNK = 2**20
+
+_Chip = Annotated[int, msgspec.Meta(ge=0)]
+_Place = _Chip | Literal["host"]
+_Extent = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class TensorInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A tensor that is given to a stage or comes from one."""
+
+    name: str
+    dtype: str  # as NumPy names it; also bfloat16, int4 and their kin, and "string"
+    shape: tuple[_Extent, ...]
+
+
+class StageInput(
+    TensorInfo, frozen=True, forbid_unknown_fields=True, rename={"source": "from"}, kw_only=True
+):
+    """An input of a stage, and where it comes from: an earlier chip or the host."""
+
+    source: _Place
+
+
+class StageOutput(TensorInfo, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """An output of a stage, and where it goes: to later chips, to the host, or to both."""
+
+    to: tuple[_Place, ...]
+
+
+class Stage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one chip runs."""
+
+    chip: _Chip
+    file: str  # the program, in the folder
+    weight_bytes: Annotated[int, msgspec.Meta(ge=0)]
+    inputs: tuple[StageInput, ...]
+    outputs: tuple[StageOutput, ...]
+    sha256: dict[str, str]  # of each file of the stage, `file` and others, by name
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The stages of a model, in chip order, which is an order in which they can run."""
+
+    kind: Literal["onnx", "jax"]
+    graph: str  # its name
+    graph_sha256: str  # of the graph that the partition was scored on
+    mcm: str  # the name of the module
+    inputs: tuple[TensorInfo, ...]  # of the model
+    outputs: tuple[TensorInfo, ...]
+    stages: tuple[Stage, ...]
+    format: Literal["jaxpart-stages"] = "jaxpart-stages"
+    version: Literal[1] = 1
+
+
+Content = bytes | Callable[[Path], None]  # a file's bytes, or what writes it to the path
+
+
+def write_stages(
+    folder: str | os.PathLike[str], manifest: Manifest, files: Mapping[str, Content]
+) -> None:
+    """Writes a folder of stages as a whole, or leaves what was there untouched.
+
+    The files are written beside the folder, which is then renamed. An existing folder of stages is
+    replaced; so is an empty folder.
+
+    Args:
+      folder: where to; its parent exists.
+      manifest: what the folder holds. The hashes in `sha256` of its stages are filled in here: a
+        stage names its files there, with any text.
+      files: content of each file, by name.
+
+    Raises:
+      InputError: the folder exists and holds something else, or cannot be written.
+    """
+    folder = Path(folder)
+    check_folder(folder)
+    temporary: Path | None = None
+    try:
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".jaxpart."))
+        for name, content in files.items():
+            if callable(content):
+                content(temporary / name)
+            else:
+                (temporary / name).write_bytes(content)
+        stages = tuple(
+            msgspec.structs.replace(
+                stage, sha256={name: _sha256(temporary / name) for name in sorted(stage.sha256)}
+            )
+            for stage in manifest.stages
+        )
+        encoded = msgspec.json.encode(msgspec.structs.replace(manifest, stages=stages))
+        text = msgspec.json.format(_format_first(encoded), indent=1)
+        (temporary / MANIFEST).write_bytes(text + b"\n")
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o777 & ~umask)  # mkdtemp makes private folders
+        _replace(folder, temporary)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot write here ({error.strerror})") from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_folder(folder: str | os.PathLike[str]) -> None:
+    """Finds out whether a folder of stages may be written, before there is anything to write.
+
+    Raises:
+      InputError: something else is there, or the parent folder does not exist.
+    """
+    folder = Path(folder)
+    if not folder.name or folder.name == "..":
+        raise InputError(f"{folder}: expected the name of a folder to write")
+    try:
+        if not folder.parent.is_dir():
+            raise InputError(f"{folder}: the folder {folder.parent} does not exist")
+        if not os.path.lexists(folder):
+            return
+        mode = os.lstat(folder).st_mode
+        if not stat.S_ISDIR(mode):
+            raise InputError(f"{folder}: is {irregular_kind(mode) or 'a file'}, expected a folder")
+        names = os.listdir(folder)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot write here ({error.strerror})") from error
+    except ValueError as error:  # a null byte
+        raise InputError(f"{str(folder)!r}: is no valid path") from error
+    if names and MANIFEST not in names:
+        raise InputError(
+            f"{folder}: holds other files, expected a new or empty folder, or one of stages"
+        )
+
+
+def read_stages(folder: str | os.PathLike[str]) -> Manifest:
+    """Reads the manifest of a folder of stages, and checks that all files are as it says.
+
+    Raises:
+      InputError: the folder, its manifest or a file of a stage does not exist or cannot be read; a
+        name leads out of the folder; or a file was changed.
+      FileFormatError: the manifest breaks the schema, or its stages do not fit together.
+    """
+    folder = Path(folder)
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise InputError(f"{folder}: is no folder, expected a folder of stages")
+    manifest = decode_json(read_bytes(path), Manifest, path, expected="; expected a manifest")
+    _check(manifest, path)
+    for stage in manifest.stages:
+        for name, expected in stage.sha256.items():
+            file = folder / name
+            _check_name(name, f"{path}: the stage of chip {stage.chip}")
+            if file.is_symlink():
+                raise InputError(f"{file}: is a link, expected a file in the folder of stages")
+            if not file.exists():
+                raise InputError(f"{file}: is missing, expected the file of chip {stage.chip}")
+            if kind := irregular_kind(os.stat(file).st_mode):
+                raise InputError(f"{file}: is {kind}, expected the file of chip {stage.chip}")
+            if _sha256(file) != expected:
+                raise InputError(
+                    f"{file}: was changed since it was exported (its SHA-256 is not the manifest's)"
+                )
+    return manifest
+
+
+def _check(manifest: Manifest, path: Path) -> None:
+    """Checks that stages fit together: what one receives, an earlier one or the host sends."""
+    if not manifest.stages:
+        raise FileFormatError(f"{path}: $.stages is empty, expected one stage or more")
+    fed = {tensor.name: tensor for tensor in manifest.inputs}
+    sent: dict[tuple[int, str], StageOutput] = {}
+    wanted = {tensor.name for tensor in manifest.outputs}
+    produced = set(fed)
+    last = -1
+    for s, stage in enumerate(manifest.stages):
+        where = f"{path}: $.stages[{s}]"
+        if stage.chip <= last:
+            raise FileFormatError(f"{where}: chip {stage.chip} after chip {last}, expected order")
+        last = stage.chip
+        if stage.file not in stage.sha256:
+            raise FileFormatError(f"{where}: $.sha256 has no hash of {stage.file!r}")
+        _check_name(stage.file, where)
+        for given in stage.inputs:
+            source: Any = fed.get(given.name)
+            if given.source != HOST:
+                source = sent.get((given.source, given.name))
+                if source is not None and stage.chip not in source.to:
+                    source = None
+            if source is None:
+                origin = "the host" if given.source == HOST else f"chip {given.source}"
+                raise FileFormatError(f"{where}: {origin} does not send {given.name!r} to it")
+            if (source.dtype, source.shape) != (given.dtype, given.shape):
+                raise FileFormatError(
+                    f"{where}: {given.name!r} is sent with another dtype or shape"
+                )
+        for output in stage.outputs:
+            sent[stage.chip, output.name] = output
+            if HOST in output.to:
+                produced.add(output.name)
+    if missing := sorted(wanted - produced):
+        raise FileFormatError(f"{path}: no stage sends {missing[0]!r} to the host")
+
+
+def _check_name(name: str, where: str) -> None:
+    """Refuses the name of a file that is not in the folder itself."""
+    plain = Path(name).name == name and name not in ("", ".", "..") and "\\" not in name
+    if not plain or "\0" in name or ":" in name:
+        raise FileFormatError(f"{where}: the file {name!r} is not within the folder")
+
+
+def _format_first(encoded: bytes) -> bytes:
+    """The keys of a manifest with `format` and `version` in front."""
+    keys = msgspec.json.decode(encoded, type=dict[str, msgspec.Raw])
+    front = {key: keys.pop(key) for key in ("format", "version")}
+    return msgspec.json.encode({**front, **keys})
+
+
+def _replace(folder: Path, new: Path) -> None:
+    """Puts `new` in the place of `folder`, if there is one; it is removed afterwards."""
+    if not folder.exists():
+        new.rename(folder)
+        return
+    old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".jaxpart.old."))
+    try:
+        folder.rename(old)  # onto an empty folder
+        try:
+            new.rename(folder)
+        except OSError:
+            old.rename(folder)
+            raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(_CHUNK):
+            digest.update(part)
+    return digest.hexdigest()
