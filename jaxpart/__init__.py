@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from jaxpart.ingest.jaxpr.importer import from_jax
     from jaxpart.ingest.load import load_graph, load_instance
     from jaxpart.ingest.onnx.importer import from_onnx
+    from jaxpart.ingest.pt2.importer import from_pt2
     from jaxpart.ingest.rewrite.fuse import fuse
+    from jaxpart.ingest.stablehlo.importer import from_stablehlo
     from jaxpart.methods import METHODS
     from jaxpart.methods.policy.checkpoint import Policy
     from jaxpart.methods.policy.imitation import Example, ImitationConfig, read_examples
@@ -101,6 +103,8 @@ _HOME = {
     "finetune": "policies",
     "from_jax": "ingest.jaxpr.importer",
     "from_onnx": "ingest.onnx.importer",
+    "from_pt2": "ingest.pt2.importer",
+    "from_stablehlo": "ingest.stablehlo.importer",
     "fuse": "ingest.rewrite.fuse",
     "load_graph": "ingest.load",
     "load_instance": "ingest.load",
@@ -165,6 +169,8 @@ __all__ = [
     "finetune",
     "from_jax",
     "from_onnx",
+    "from_pt2",
+    "from_stablehlo",
     "fuse",
     "load_graph",
     "load_instance",

@@ -16,6 +16,7 @@ from jaxpart.text import decimal, one_line, tell
 
 DEFAULT_MCM = "mcm36"
 DEFAULT_TIME_LIMIT_S = 20.0
+_MAX_POSITIONS = 100_000  # of arguments
 
 EXIT_CODES = """\
 exit codes:
@@ -63,8 +64,9 @@ def add_graph_argument(parser: argparse.ArgumentParser) -> None:
         "graph",
         metavar="GRAPH",
         type=name_or_file,
-        help="a shipped graph's name, or a file: jaxpart's own format, ONNX, max-load JSON or a "
-        "PipeDream profile, recognised by its content",
+        help="a shipped graph's name, or a file: jaxpart's own format, ONNX, StableHLO (text, "
+        "bytecode, portable artifact), what jax.export or torch.export (.pt2) saved, max-load JSON "
+        "or a PipeDream profile, recognised by its content",
     )
     parser.add_argument(
         "--dim",
@@ -74,6 +76,14 @@ def add_graph_argument(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="size of a free dimension of an ONNX model, or how often a Loop runs "
         "(RESULT:trips=SIZE); may be repeated",
+    )
+    parser.add_argument(
+        "--param-argnums",
+        metavar="POSITIONS",
+        type=positions,
+        default=(),
+        help="which arguments are parameters, such as 0 or 0-198,201: of @main of a StableHLO "
+        "module, of the function that jax.export saved; all other files say so themselves",
     )
     parser.add_argument(
         "--element-bytes",
@@ -169,6 +179,19 @@ def count(text: str) -> int:
 def whole_number(text: str) -> int:
     """An argument: a whole number, 0 or more."""
     return _integer(text, 0, 10**15, "a whole number, 0 or more")
+
+
+def positions(text: str) -> tuple[int, ...]:
+    """An argument: positions and ranges of positions, from 0 on, both ends included."""
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        low = _digits(first)
+        high = _digits(last) if dash else low
+        if low is None or high is None or not low <= high < _MAX_POSITIONS:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected positions such as 0 or 0-198,201")
+        found.extend(range(low, high + 1))
+    return tuple(found)
 
 
 def seed(text: str) -> int:

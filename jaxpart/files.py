@@ -6,11 +6,13 @@ Nothing but regular files is read or replaced. What is read has a limit.
 from __future__ import annotations
 
 import codecs
+import contextlib
+import io
 import os
 import stat
 import tempfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -58,26 +60,40 @@ def read_bytes(path: str | os.PathLike[str], limit: int = MAX_FILE_BYTES) -> byt
       InputError: the path is empty or no valid path; the file does not exist, is no regular file
         (it is not opened then), is too large, or cannot be read.
     """
-    name = _checked(path)
-    try:
-        found = os.stat(name)
-        _refuse_to_read(found.st_mode, name)
-        # Between the two calls the file may have been replaced: a FIFO must not block.
-        handle = os.open(name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | os.O_CLOEXEC)
-        with os.fdopen(handle, "rb", buffering=0) as file:
-            found = os.fstat(handle)
-            _refuse_to_read(found.st_mode, name)
-            parts, size = [], found.st_size
-            if size <= limit:
-                size = 0
-                while size <= limit and (part := file.read(_CHUNK)):
-                    parts.append(part)
-                    size += len(part)
-    except OSError as error:
-        raise InputError(f"{name}: cannot be read ({error.strerror})") from error
+    with opened(path) as file:
+        parts, size = [], os.fstat(file.fileno()).st_size
+        if size <= limit:
+            size = 0
+            while size <= limit and (part := file.read(_CHUNK)):
+                parts.append(part)
+                size += len(part)
     if size > limit:
+        name = os.fspath(path)
         raise InputError(f"{name}: is larger than {_in_mib(limit)}, the limit for such a file")
     return b"".join(parts)
+
+
+@contextlib.contextmanager
+def opened(path: str | os.PathLike[str]) -> Iterator[io.FileIO]:
+    """Opens a file that the user named, to read bytes; closes it afterwards.
+
+    Args:
+      path: the file; it may be a link to one.
+
+    Raises:
+      InputError: the path is empty or no valid path; the file does not exist, is no regular file
+        (it is not opened then), or cannot be read.
+    """
+    name = _checked(path)
+    try:
+        _refuse_to_read(os.stat(name).st_mode, name)
+        # Between the two calls the file may have been replaced: a FIFO must not block.
+        handle = os.open(name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | os.O_CLOEXEC)
+        with io.FileIO(handle) as file:
+            _refuse_to_read(os.fstat(handle).st_mode, name)
+            yield file
+    except OSError as error:
+        raise InputError(f"{name}: cannot be read ({error.strerror})") from error
 
 
 def uncompressed(content: bytes, path: str | os.PathLike[str]) -> bytes:

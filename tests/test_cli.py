@@ -192,6 +192,23 @@ def test_a_bad_module_is_refused_in_one_line_that_names_the_place(place, capsys,
     assert expected in line
 
 
+DOT = """func.func @main(%w: tensor<2048x1024xf32>, %x: tensor<4x2048xf32>) -> tensor<4x1024xf32> {
+  %0 = stablehlo.dot %x, %w : (tensor<4x2048xf32>, tensor<2048x1024xf32>) -> tensor<4x1024xf32>
+  %1 = stablehlo.tanh %0 : tensor<4x1024xf32>
+  return %1 : tensor<4x1024xf32>
+}
+"""
+
+
+def test_arguments_of_a_stablehlo_module_become_its_weights(capsys):
+    Path("dot.mlir").write_text(DOT)
+    Path("all.json").write_text('{"dot_general_0": 0, "tanh_0": 0}')
+
+    assert main(["evaluate", "dot.mlir", "all.json", "--param-argnums", "0"]) == 0
+
+    assert re.search(r"2 nodes.*, weights 2(\.0)? MiB", capsys.readouterr().out)
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -271,6 +288,14 @@ def test_a_bad_module_is_refused_in_one_line_that_names_the_place(place, capsys,
         (["path.json", "--dim", "b=1", "--dim", "b=2"], "--dim: b is 1 and 2, expected one size"),
         (["path.json", "--dim", "batch=1"], "path.json: its sizes are all known"),
         (["alexnet", "--dim", "batch=1", "--dim", "length=2"], "but got batch, length"),
+        *[
+            (["path.json", "--param-argnums", text], "expected positions such as 0 or 0-198,201")
+            for text in ("", "w", "-1", "3-1", "0,", "0-999999", "1_0", "\uff11")
+        ],
+        (["path.json", "--param-argnums", "0"], "path.json: says itself what its parameters are"),
+        (["alexnet", "--param-argnums", "0"], "alexnet: says itself what its parameters are"),
+        (["dot.mlir", "--param-argnums", "0-2"], "argument 2, expected 0 to 1"),
+        (["dot.mlir", "--dim", "b=1"], "dot.mlir: its sizes are all known"),
         (["open.json"], "open.json: Input data was truncated; expected a graph"),
     ],
 )
@@ -279,6 +304,7 @@ def test_a_bad_argument_is_refused_in_one_line(capsys, arguments, expected):
     os.mkfifo("fifo")
     os.symlink("nowhere.png", "link.png")
     Path("open.json").write_text("{")
+    Path("dot.mlir").write_text(DOT)
     arguments = [argument.replace("{}", Path.cwd().name) for argument in arguments]
 
     assert expected in refused(capsys, "partition", *arguments)

@@ -30,7 +30,9 @@ def graph_and_mcm(arguments: argparse.Namespace, default: MCM | None = None) -> 
     named = None if arguments.mcm is None else load_mcm(arguments.mcm)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        graph, brought = datasets.resolve(arguments.graph, dims=_sizes(arguments.dim))
+        graph, brought = datasets.resolve(
+            arguments.graph, dims=_sizes(arguments.dim), param_argnums=arguments.param_argnums
+        )
     if brought is not None and named is not None:
         raise InputError(f"{arguments.graph}: this format brings its own module, expected no --mcm")
     told = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]

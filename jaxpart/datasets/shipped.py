@@ -5,13 +5,13 @@ from __future__ import annotations
 import difflib
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jaxpart.datasets import manifest
 from jaxpart.datasets.manifest import Entry, Manifest
 from jaxpart.errors import InputError
-from jaxpart.ingest.load import load_with_module, refuse_dims
+from jaxpart.ingest.load import load_with_module, refuse_options
 from jaxpart.problem.graph import Graph
 from jaxpart.problem.mcm import MCM
 
@@ -82,13 +82,18 @@ def load(name: str) -> Graph:
 
 
 def resolve(
-    name_or_path: str, *, dims: Mapping[str, int] | None = None
+    name_or_path: str,
+    *,
+    dims: Mapping[str, int] | None = None,
+    param_argnums: Sequence[int] = (),
 ) -> tuple[Graph, MCM | None]:
     """Loads a shipped graph by its name, or a graph from a file.
 
     Args:
       name_or_path: name of a shipped graph, or path of a file that `load_with_module` reads.
       dims: sizes of the free dimensions of an ONNX model, by name.
+      param_argnums: positions of the arguments of a StableHLO module or exported JAX function that
+        are parameters.
 
     Returns:
       The graph, and the module if the file contains one (else None).
@@ -97,11 +102,11 @@ def resolve(
       InputError: there is no such graph and no such readable file of a known format.
     """
     if name_or_path in _files():
-        refuse_dims(dims, name_or_path)
+        refuse_options(name_or_path, dims, param_argnums)
         return load(name_or_path), None
     if not os.path.exists(name_or_path):
         raise InputError(f"{name_or_path!r} is no file, and {_unknown(name_or_path)}")
-    return load_with_module(name_or_path, dims=dims)
+    return load_with_module(name_or_path, dims=dims, param_argnums=param_argnums)
 
 
 def _unknown(name: str) -> str:

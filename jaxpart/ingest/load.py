@@ -3,32 +3,43 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from jaxpart import errors
-from jaxpart.files import decode_json, read_bytes, uncompressed, without_mark
+from jaxpart.files import decode_json, opened, read_bytes, uncompressed, without_mark
 from jaxpart.ingest import max_load, pipedream
+from jaxpart.ingest.stablehlo import marks
 from jaxpart.problem.graph import Graph, decode
 from jaxpart.problem.mcm import MCM
 
+_ZIP = b"PK\x03\x04"
 
-def load_graph(path: str | os.PathLike[str], *, dims: Mapping[str, int] | None = None) -> Graph:
+
+def load_graph(
+    path: str | os.PathLike[str],
+    *,
+    dims: Mapping[str, int] | None = None,
+    param_argnums: Sequence[int] = (),
+) -> Graph:
     """Loads the graph in a file.
 
-    The formats are jaxpart's JSON, max-load JSON, a PipeDream profile, and ONNX; each can be
-    gzipped.
+    The formats are jaxpart's JSON, max-load JSON, a PipeDream profile, ONNX, StableHLO (text,
+    bytecode, a portable artifact) and what `jax.export` serializes, each of which can be gzipped,
+    and what `torch.export` saves (`.pt2`).
 
     Args:
       path: of the file.
-      dims: sizes of the free dimensions of an ONNX model, by name.
+      dims: sizes of the free dimensions of an ONNX model or a `.pt2`, by name.
+      param_argnums: positions of the arguments of a StableHLO module or exported JAX function that
+        are parameters, as in `jaxpart.from_stablehlo`.
 
     Raises:
       InputError: the file cannot be read, has an unknown format, or breaks its format; the message
         names the file and the place in it.
     """
-    return load_with_module(path, dims=dims)[0]
+    return load_with_module(path, dims=dims, param_argnums=param_argnums)[0]
 
 
 def load_instance(path: str | os.PathLike[str]) -> tuple[Graph, MCM]:
@@ -46,33 +57,54 @@ def load_instance(path: str | os.PathLike[str]) -> tuple[Graph, MCM]:
 
 
 def load_with_module(
-    path: str | os.PathLike[str], *, dims: Mapping[str, int] | None = None
+    path: str | os.PathLike[str],
+    *,
+    dims: Mapping[str, int] | None = None,
+    param_argnums: Sequence[int] = (),
 ) -> tuple[Graph, MCM | None]:
     """Loads the graph in a file, and the module if the file contains one (else None).
 
     Args and errors are those of `load_graph`.
     """
+    if _is_archive(path):  # its weights can be larger than any other file, and are not read
+        refuse_options(path, None, param_argnums)
+        from jaxpart.ingest.pt2.importer import from_pt2
+
+        return from_pt2(path, dims=dims), None
     content = without_mark(uncompressed(read_bytes(path), path))
     if not content.strip():
         raise errors.FileFormatError(f"{path}: the file is empty, expected a graph")
     if content.lstrip()[:1] in (b"{", b"["):
-        refuse_dims(dims, path)
+        refuse_options(path, dims, param_argnums)
         return _from_json(content, path)
     if pipedream.is_profile(content):
-        refuse_dims(dims, path)
+        refuse_options(path, dims, param_argnums)
         return pipedream.decode(content, path), None
+    if marks.is_module(content) or marks.is_exported(content):
+        refuse_options(path, dims, ())
+        from jaxpart.ingest.stablehlo.importer import from_stablehlo_bytes
+
+        return from_stablehlo_bytes(content, path, param_argnums), None
+    refuse_options(path, None, param_argnums)
     if _is_text(content) and not os.fspath(path).endswith(".onnx"):
         raise errors.FileFormatError(
-            f"{path}: line 1: expected a graph: JSON (jaxpart or max-load), a PipeDream profile or "
-            "an ONNX model"
+            f"{path}: line 1: expected a graph: JSON (jaxpart or max-load), a PipeDream profile, "
+            "an ONNX model, a StableHLO module or what torch.export saves"
         )
     from jaxpart.ingest.onnx.importer import from_onnx_bytes
 
     return from_onnx_bytes(content, path, dims=dims), None
 
 
-def refuse_dims(dims: Mapping[str, int] | None, where: str | os.PathLike[str]) -> None:
-    """Refuses sizes of dimensions for a graph whose sizes are all known.
+def refuse_options(
+    where: str | os.PathLike[str], dims: Mapping[str, int] | None, param_argnums: Sequence[int]
+) -> None:
+    """Refuses options that a graph has no use for.
+
+    Args:
+      where: name of the graph or its file, for the message.
+      dims: sizes of dimensions; none may be given for a graph whose sizes are all known.
+      param_argnums: positions of parameters; none may be given where the file itself tells them.
 
     Raises:
       InputError: there are some.
@@ -81,6 +113,11 @@ def refuse_dims(dims: Mapping[str, int] | None, where: str | os.PathLike[str]) -
         raise errors.InputError(
             f"{where}: its sizes are all known, expected sizes of dimensions for an ONNX model "
             f"alone, but got {', '.join(dims)}"
+        )
+    if param_argnums:
+        raise errors.InputError(
+            f"{where}: says itself what its parameters are, expected param_argnums for StableHLO "
+            "and for what jax.export serializes alone"
         )
 
 
@@ -94,6 +131,12 @@ def _from_json(content: bytes, path: str | os.PathLike[str]) -> tuple[Graph, MCM
     if "format" not in keys and "maxFPGAs" in keys:
         return max_load.decode(content, path)
     return decode(content, path), None
+
+
+def _is_archive(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is a zip, as `torch.export` writes."""
+    with opened(path) as file:
+        return file.read(len(_ZIP)) == _ZIP
 
 
 def _is_text(content: bytes) -> bool:

@@ -25,7 +25,7 @@ import math
 import operator
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
@@ -37,6 +37,9 @@ from jaxpart.ingest.jaxpr.views import View, overlap_groups
 from jaxpart.ingest.rewrite.clone import clone_inputs
 from jaxpart.ingest.rewrite.fuse import fuse as fused
 from jaxpart.problem.graph import Graph, Node, Tensor, Weight
+
+# What an argument is; a constant is large, and its elements are not at hand.
+Role = Literal["input", "parameter", "state", "constant"]
 
 _PRODUCTS = ("dot_general", "conv_general_dilated", "ragged_dot_general")
 # They hand on their first operand, or a part of it, cast or laid out in another way.
@@ -93,17 +96,14 @@ def from_jax(
         product or convolution without a weight, or as a table of rows.
     """
     name = name if name is not None else _name_of(fn)
-    params = _positions(param_argnums, len(args), f"{name}: param_argnums")
-    states = _positions(state_argnums, len(args), f"{name}: state_argnums")
+    params = positions_of(param_argnums, len(args), f"{name}: param_argnums")
+    states = positions_of(state_argnums, len(args), f"{name}: state_argnums")
     if params & states:
         raise InputError(
             f"{name}: argument {min(params & states)} is named in param_argnums and in "
             "state_argnums, expected one of them"
         )
-    if element_bytes is not None and not 0 < element_bytes < math.inf:
-        raise InputError(f"{name}: element_bytes is {element_bytes}, expected a positive number")
-    if unroll_limit is not None and unroll_limit < 0:
-        raise InputError(f"{name}: unroll_limit is {unroll_limit}, expected 0 or more")
+    check_options(name, element_bytes, unroll_limit)
     try:
         # JAX refuses an object whose name is no text; a lambda around it has one.
         closed = jax.make_jaxpr(lambda *given: fn(*given))(*args)
@@ -117,6 +117,52 @@ def from_jax(
         shape = getattr(variable.aval, "shape", ())
         if not all(isinstance(extent, int) for extent in shape):
             raise InputError(f"{name}: an argument has shape {shape}, expected whole numbers")
+    roles: list[Role] = [
+        "parameter" if i in params else "state" if i in states else "input"
+        for i, arg in enumerate(args)
+        for _ in jax.tree.leaves(arg)
+    ]
+    return graph_of(closed, roles, name, element_bytes, unroll_limit, fuse)
+
+
+def check_options(name: str, element_bytes: float | None, unroll_limit: int | None) -> None:
+    """Refuses options of an importer that are out of range.
+
+    Args:
+      name: of the graph, for messages.
+      element_bytes: as in `from_jax`.
+      unroll_limit: as in `from_jax`.
+
+    Raises:
+      InputError: one of them is out of range.
+    """
+    if element_bytes is not None and not 0 < element_bytes < math.inf:
+        raise InputError(f"{name}: element_bytes is {element_bytes}, expected a positive number")
+    if unroll_limit is not None and unroll_limit < 0:
+        raise InputError(f"{name}: unroll_limit is {unroll_limit}, expected 0 or more")
+
+
+def graph_of(
+    closed: Any,
+    roles: Sequence[Role],
+    name: str,
+    element_bytes: float | None,
+    unroll_limit: int | None,
+    fuse: bool,
+) -> Graph:
+    """The graph of a function that was traced; the options are those of `from_jax`.
+
+    Args:
+      closed: the function, a ClosedJaxpr.
+      roles: what each of its arguments is.
+      name: name of the graph.
+      element_bytes: as in `from_jax`.
+      unroll_limit: as in `from_jax`.
+      fuse: as in `from_jax`.
+
+    Returns:
+      The graph. Errors and warnings are those of `from_jax`; warnings name the caller's caller.
+    """
 
     def size(aval: Any) -> float:
         if element_bytes is None or not sizes.is_float(aval):
@@ -124,14 +170,17 @@ def from_jax(
         return sizes.elements(aval) * element_bytes * (2 if aval.dtype.kind == "c" else 1)
 
     program = Program(size, unroll_limit)
-    add = [
-        program.parameter if i in params else program.state if i in states else program.input
-        for i, arg in enumerate(args)
-        for _ in jax.tree.leaves(arg)
-    ]
-    operands = [add_leaf(v.aval) for add_leaf, v in zip(add, closed.jaxpr.invars, strict=True)]
+    add = {
+        "input": program.input,
+        "parameter": program.parameter,
+        "state": program.state,
+        "constant": program.unseen_constant,
+    }
+    operands = [add[role](v.aval) for role, v in zip(roles, closed.jaxpr.invars, strict=True)]
     outputs = program.outputs(program.run_all(closed, operands))
-    graph, constants = _to_graph(program, outputs, name, element_bytes)
+    graph, constants, doubts = _to_graph(program, outputs, name, element_bytes)
+    for message in doubts:
+        warnings.warn(f"{name}: {message}", stacklevel=3)
     graph = clone_inputs(graph, constants)
     return fused(graph) if fuse else graph
 
@@ -144,7 +193,7 @@ def _name_of(fn: Callable[..., Any]) -> str:
     return name if isinstance(name, str) else type(fn).__name__
 
 
-def _positions(argnums: int | Sequence[int], count: int, where: str) -> frozenset[int]:
+def positions_of(argnums: int | Sequence[int], count: int, where: str) -> frozenset[int]:
     """Positions of arguments, counted from the first.
 
     Args:
@@ -168,8 +217,8 @@ def _positions(argnums: int | Sequence[int], count: int, where: str) -> frozense
 
 def _to_graph(
     program: Program, outputs: Sequence[int], name: str, element_bytes: float | None
-) -> tuple[Graph, frozenset[int]]:
-    """The graph of a program, and the numbers of its weights that are constants.
+) -> tuple[Graph, frozenset[int], list[str]]:
+    """The graph of a program, the numbers of its weights that are constants, and what to doubt.
 
     Args:
       program: the program.
@@ -221,9 +270,7 @@ def _to_graph(
     graph = Graph(
         tuple(nodes), tuple(tensors), tuple(weight for _, weight in weights), name, element_bytes
     )
-    for message in _doubts(program, ops, graph):
-        warnings.warn(f"{name}: {message}", stacklevel=3)
-    return graph, constants
+    return graph, constants, list(_doubts(program, ops, graph))
 
 
 def _doubts(program: Program, ops: Sequence[Op], graph: Graph) -> Iterable[str]:

@@ -188,6 +188,21 @@ class Values:
         size = self.size(aval)
         return self.value(size, aval, folded=True, sources=regions(views), reads=size, views=views)
 
+    def unseen_constant(self, aval: Any) -> int:
+        """Adds a constant whose elements are not at hand.
+
+        Args:
+          aval: its abstract value; it becomes a parameter like those of `constant`.
+
+        Returns:
+          The number of its value.
+        """
+        if sizes.array_bytes(aval) > SMALL_CONSTANT_BYTES:
+            self.constants.add(len(self.parameters))
+            return self.parameter(aval)
+        size = self.size(aval)
+        return self.value(size, aval, folded=True, reads=size, views=())
+
     def state(self, aval: Any) -> int:
         """Adds a state that lives on a chip and a value that is the whole of it.
 

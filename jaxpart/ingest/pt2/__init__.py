@@ -1,0 +1,1 @@
+"""Import of programs that `torch.export` saved (`.pt2`), without torch."""

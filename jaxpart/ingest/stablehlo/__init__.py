@@ -1,0 +1,1 @@
+"""Import of StableHLO modules as graphs: text, bytecode, portable artifacts, `jax.export`."""

@@ -1,0 +1,98 @@
+"""Types and constants of StableHLO as shapes and arrays of JAX."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxlib.mlir import ir
+
+from jaxpart.errors import FileFormatError
+from jaxpart.ingest.jaxpr.known import MAX_ELEMENTS
+from jaxpart.ingest.jaxpr.sizes import array_bytes
+from jaxpart.ingest.jaxpr.values import SMALL_CONSTANT_BYTES
+
+_FLOATS = {
+    "f64": "float64",
+    "f32": "float32",
+    "f16": "float16",
+    "bf16": "bfloat16",
+    **{
+        f"f{name}": f"float{name[0]}_{name[1:].lower()}"
+        for name in (
+            *("8E3M4", "8E4M3", "8E4M3FN", "8E4M3FNUZ", "8E4M3B11FNUZ"),
+            *("8E5M2", "8E5M2FNUZ", "8E8M0FNU", "4E2M1FN"),
+        )
+    },
+}
+_COMPLEX = {"complex<f32>": "complex64", "complex<f64>": "complex128"}
+_INTEGERS = {
+    "i1": "bool",
+    **{f"i{bits}": f"int{bits}" for bits in (2, 4, 8, 16, 32, 64)},
+    **{f"ui{bits}": f"uint{bits}" for bits in (2, 4, 8, 16, 32, 64)},
+}
+_DTYPES = {**_FLOATS, **_COMPLEX, **_INTEGERS}
+
+
+def aval_of(kind: Any, where: str) -> jax.ShapeDtypeStruct:
+    """Shape and type of a value; a token is an empty array.
+
+    Args:
+      kind: an `ir.Type`.
+      where: for the message.
+
+    Raises:
+      FileFormatError: it is no array of known shape, or of elements that JAX does not have.
+    """
+    if str(kind) == "!stablehlo.token":
+        return jax.ShapeDtypeStruct((0,), jnp.bool_)
+    if not isinstance(kind, ir.RankedTensorType):
+        raise FileFormatError(f"{where}: a value of type {kind}, expected an array")
+    if not kind.has_static_shape:
+        raise FileFormatError(
+            f"{where}: a value of type {kind}, expected a shape of whole numbers (export or lower "
+            "the function for fixed shapes)"
+        )
+    name = _DTYPES.get(str(kind.element_type))
+    if name is None:
+        raise FileFormatError(f"{where}: elements of type {kind.element_type}, expected JAX's")
+    return jax.ShapeDtypeStruct(tuple(kind.shape), jnp.dtype(name))
+
+
+def elements_of(attribute: Any, aval: jax.ShapeDtypeStruct) -> np.ndarray | None:
+    """The elements of a constant that matter for a graph: few, all the same, or whole numbers.
+
+    Args:
+      attribute: the value of the constant.
+      aval: its shape and type.
+
+    Returns:
+      An array of the shape. One element, in an array without axes, where all are the same. None
+      where they are not at hand (a file that leaves large constants out), or do not matter.
+    """
+    if not hasattr(attribute, "is_splat"):
+        return None
+    if attribute.is_splat:
+        return _array([attribute.get_splat_value()], aval.dtype).reshape(())
+    few = array_bytes(aval) <= SMALL_CONSTANT_BYTES
+    whole = not jnp.issubdtype(aval.dtype, jnp.inexact) and math.prod(aval.shape) <= MAX_ELEMENTS
+    if not few and not whole:
+        return None
+    try:
+        return np.array(attribute).astype(aval.dtype).reshape(aval.shape)
+    except (TypeError, ValueError):  # elements that NumPy has no name for
+        return _listed(attribute, aval)
+
+
+def _listed(attribute: Any, aval: jax.ShapeDtypeStruct) -> np.ndarray | None:
+    try:
+        return _array(list(attribute), aval.dtype).reshape(aval.shape)
+    except (TypeError, ValueError):
+        return None
+
+
+def _array(elements: list[Any], dtype: Any) -> np.ndarray:
+    return np.array([getattr(e, "value", e) for e in elements]).astype(dtype)
