@@ -66,6 +66,18 @@ def add_graph_argument(parser: argparse.ArgumentParser) -> None:
         help="a shipped graph's name, or a file: jaxpart's own format, ONNX, max-load JSON or a "
         "PipeDream profile, recognised by its content",
     )
+    add_dimension_argument(parser)
+    parser.add_argument(
+        "--element-bytes",
+        metavar="BYTES",
+        type=positive,
+        help="of a float in the deployment (1: int8); integers and quantised weights keep their "
+        "size (default: the module's, or as counted)",
+    )
+
+
+def add_dimension_argument(parser: argparse.ArgumentParser) -> None:
+    """`[--dim NAME=SIZE]`."""
     parser.add_argument(
         "--dim",
         metavar="NAME=SIZE",
@@ -74,13 +86,6 @@ def add_graph_argument(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="size of a free dimension of an ONNX model, or how often a Loop runs "
         "(RESULT:trips=SIZE); may be repeated",
-    )
-    parser.add_argument(
-        "--element-bytes",
-        metavar="BYTES",
-        type=positive,
-        help="of a float in the deployment (1: int8); integers and quantised weights keep their "
-        "size (default: the module's, or as counted)",
     )
 
 
