@@ -13,12 +13,18 @@ import sys
 from collections.abc import Callable, Sequence
 
 from jaxpart.arguments import Parser
-from jaxpart.commands import evaluate, graphs, partition
+from jaxpart.commands import evaluate, export, graphs, partition, run
 from jaxpart.commands.output import say
 from jaxpart.errors import InfeasibleError, InputError, NothingFoundError
 from jaxpart.runtime import background, interrupt
 
-_COMMANDS = {"partition": partition, "evaluate": evaluate, "graphs": graphs}
+_COMMANDS = {
+    "partition": partition,
+    "evaluate": evaluate,
+    "export": export,
+    "run": run,
+    "graphs": graphs,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
