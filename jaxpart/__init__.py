@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         NothingFoundError,
     )
     from jaxpart.export.simulate import Simulation, Stall, simulate
+    from jaxpart.export.targets import export
     from jaxpart.ingest.jaxpr.importer import from_jax
     from jaxpart.ingest.load import load_graph, load_instance
     from jaxpart.ingest.onnx.importer import from_onnx
@@ -166,6 +167,7 @@ __all__ = [
     "Weight",
     "datasets",
     "evaluate",
+    "export",
     "finetune",
     "from_jax",
     "from_onnx",
@@ -186,8 +188,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "datasets":
-        return importlib.import_module("jaxpart.datasets")
+    if name in ("datasets", "export"):  # packages; the second can be called
+        return importlib.import_module(f"jaxpart.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'jaxpart' has no attribute {name!r}")
     return getattr(importlib.import_module(f"jaxpart.{_HOME[name]}"), name)

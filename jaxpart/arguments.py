@@ -68,15 +68,7 @@ def add_graph_argument(parser: argparse.ArgumentParser) -> None:
         "bytecode, portable artifact), what jax.export or torch.export (.pt2) saved, max-load JSON "
         "or a PipeDream profile, recognised by its content",
     )
-    parser.add_argument(
-        "--dim",
-        metavar="NAME=SIZE",
-        type=_dimension,
-        action="append",
-        default=[],
-        help="size of a free dimension of an ONNX model, or how often a Loop runs "
-        "(RESULT:trips=SIZE); may be repeated",
-    )
+    add_dimension_argument(parser)
     parser.add_argument(
         "--param-argnums",
         metavar="POSITIONS",
@@ -91,6 +83,19 @@ def add_graph_argument(parser: argparse.ArgumentParser) -> None:
         type=positive,
         help="of a float in the deployment (1: int8); integers and quantised weights keep their "
         "size (default: the module's, or as counted)",
+    )
+
+
+def add_dimension_argument(parser: argparse.ArgumentParser) -> None:
+    """`[--dim NAME=SIZE]`."""
+    parser.add_argument(
+        "--dim",
+        metavar="NAME=SIZE",
+        type=_dimension,
+        action="append",
+        default=[],
+        help="size of a free dimension of an ONNX model, or how often a Loop runs "
+        "(RESULT:trips=SIZE); may be repeated",
     )
 
 

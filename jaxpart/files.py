@@ -84,7 +84,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[io.FileIO]:
       InputError: the path is empty or no valid path; the file does not exist, is no regular file
         (it is not opened then), or cannot be read.
     """
-    name = _checked(path)
+    name = checked_path(path)
     try:
         _refuse_to_read(os.stat(name).st_mode, name)
         # Between the two calls the file may have been replaced: a FIFO must not block.
@@ -266,8 +266,12 @@ def check_writable(
     return target
 
 
-def _checked(path: str | os.PathLike[str]) -> str:
-    """The path as text; refuses what no system call takes."""
+def checked_path(path: str | os.PathLike[str]) -> str:
+    """The path as text.
+
+    Raises:
+      InputError: the path is empty, or no system call takes it.
+    """
     name = os.fspath(path)
     if not name:
         raise InputError("the path of a file is empty, expected a name")
@@ -282,7 +286,7 @@ def _checked(path: str | os.PathLike[str]) -> str:
 
 def _checked_target(path: str | os.PathLike[str]) -> Path:
     """The path of a file to write; refuses what must not be replaced."""
-    name = _checked(path)
+    name = checked_path(path)
     try:
         found = os.lstat(name)
     except FileNotFoundError:

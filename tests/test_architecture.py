@@ -41,6 +41,7 @@ FAMILIES = ("repair", "clusters", "orders", "labels", "exact", "annealing", "pol
 WITHOUT_JAX = ("problem", "bounds", "solvers", "cost.host", "cost.stage", "runtime.worker")
 WITHOUT_JAX += (
     "methods.clusters.task",
+    "export.run",
     "runtime.pool",
     "datasets",
     "arguments",

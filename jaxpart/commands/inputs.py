@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from jaxpart.arguments import DEFAULT_MCM
@@ -28,29 +29,38 @@ def graph_and_mcm(arguments: argparse.Namespace, default: MCM | None = None) -> 
     from jaxpart.problem.mcm import load_mcm
 
     named = None if arguments.mcm is None else load_mcm(arguments.mcm)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
+    with warnings_told():
         graph, brought = datasets.resolve(
-            arguments.graph, dims=_sizes(arguments.dim), param_argnums=arguments.param_argnums
+            arguments.graph, dims=sizes(arguments.dim), param_argnums=arguments.param_argnums
         )
-    if brought is not None and named is not None:
-        raise InputError(f"{arguments.graph}: this format brings its own module, expected no --mcm")
-    told = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
-    for message in dict.fromkeys(told):
-        say(f"warning: {message}")
+        if brought is not None and named is not None:
+            raise InputError(
+                f"{arguments.graph}: this format brings its own module, expected no --mcm"
+            )
     mcm = brought or named or default or load_mcm(DEFAULT_MCM)
     if arguments.element_bytes is not None:
         mcm = dataclasses.replace(mcm, element_bytes=arguments.element_bytes)
     return graph, mcm
 
 
-def _sizes(dims: Sequence[tuple[str, int]]) -> dict[str, int]:
+@contextlib.contextmanager
+def warnings_told() -> Iterator[None]:
+    """Warnings of the importers become one line each, unless an error ends the context."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    told = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
+    for message in dict.fromkeys(told):
+        say(f"warning: {message}")
+
+
+def sizes(dims: Sequence[tuple[str, int]]) -> dict[str, int]:
     """The sizes given by --dim, each once."""
-    sizes: dict[str, int] = {}
+    given: dict[str, int] = {}
     for name, size in dims:
-        if sizes.setdefault(name, size) != size:
-            raise InputError(f"--dim: {name} is {sizes[name]} and {size}, expected one size")
-    return sizes
+        if given.setdefault(name, size) != size:
+            raise InputError(f"--dim: {name} is {given[name]} and {size}, expected one size")
+    return given
 
 
 def problem_of(graph: Graph, mcm: MCM, where: str) -> Problem:

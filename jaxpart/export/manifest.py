@@ -7,25 +7,32 @@ outputs of the model. The format is described in `jaxpart/README.md`.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 from jaxpart.errors import FileFormatError, InputError
-from jaxpart.files import decode_json, irregular_kind, read_bytes
+from jaxpart.files import checked_path, decode_json, irregular_kind, read_bytes
 
+# What a partition can be taken away as.
+TARGETS = {
+    "onnx": "a folder with an ONNX file for each chip in use, and a manifest",
+    "onnx-annotated": "one ONNX file that says for each node where it runs",
+}
 MANIFEST = "manifest.json"
+RESULT = "result.json"  # the result file that the stages were made of
 HOST = "host"
 _CHUNK = 2**20
 
 _Chip = Annotated[int, msgspec.Meta(ge=0)]
-_Place = _Chip | Literal["host"]
+Place = _Chip | Literal["host"]
 _Extent = Annotated[int, msgspec.Meta(ge=0)]
 
 
@@ -42,13 +49,13 @@ class StageInput(
 ):
     """An input of a stage, and where it comes from: an earlier chip or the host."""
 
-    source: _Place
+    source: Place
 
 
 class StageOutput(TensorInfo, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """An output of a stage, and where it goes: to later chips, to the host, or to both."""
 
-    to: tuple[_Place, ...]
+    to: tuple[Place, ...]
 
 
 class Stage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -106,9 +113,11 @@ def write_stages(
                 content(temporary / name)
             else:
                 (temporary / name).write_bytes(content)
+        names = {name for stage in manifest.stages for name in stage.sha256}
+        hashes = {name: _sha256(temporary / name) for name in sorted(names)}
         stages = tuple(
             msgspec.structs.replace(
-                stage, sha256={name: _sha256(temporary / name) for name in sorted(stage.sha256)}
+                stage, sha256={name: hashes[name] for name in sorted(stage.sha256)}
             )
             for stage in manifest.stages
         )
@@ -130,9 +139,9 @@ def check_folder(folder: str | os.PathLike[str]) -> None:
     """Finds out whether a folder of stages may be written, before there is anything to write.
 
     Raises:
-      InputError: something else is there, or the parent folder does not exist.
+      InputError: something else is there, also beside stages; or the parent folder does not exist.
     """
-    folder = Path(folder)
+    folder = Path(checked_path(folder))
     if not folder.name or folder.name == "..":
         raise InputError(f"{folder}: expected the name of a folder to write")
     try:
@@ -146,11 +155,17 @@ def check_folder(folder: str | os.PathLike[str]) -> None:
         names = os.listdir(folder)
     except OSError as error:
         raise InputError(f"{folder}: cannot write here ({error.strerror})") from error
-    except ValueError as error:  # a null byte
-        raise InputError(f"{str(folder)!r}: is no valid path") from error
-    if names and MANIFEST not in names:
+    if not names:
+        return
+    try:
+        stages = _decoded(folder / MANIFEST).stages if MANIFEST in names else ()
+    except InputError:  # not written here, or damaged: nothing of it is removed
+        stages = ()
+    expected = {MANIFEST, *(name for stage in stages for name in stage.sha256)}
+    if not stages or (others := sorted(set(names) - expected)):
+        shown = f" ({others[0]!r})" if stages else ""
         raise InputError(
-            f"{folder}: holds other files, expected a new or empty folder, or one of stages"
+            f"{folder}: holds other files{shown}, expected a new or empty folder, or one of stages"
         )
 
 
@@ -162,26 +177,33 @@ def read_stages(folder: str | os.PathLike[str]) -> Manifest:
         name leads out of the folder; or a file was changed.
       FileFormatError: the manifest breaks the schema, or its stages do not fit together.
     """
-    folder = Path(folder)
-    path = folder / MANIFEST
+    folder = Path(checked_path(folder))
     if not folder.is_dir():
         raise InputError(f"{folder}: is no folder, expected a folder of stages")
-    manifest = decode_json(read_bytes(path), Manifest, path, expected="; expected a manifest")
-    _check(manifest, path)
+    manifest = _decoded(folder / MANIFEST)
+    hashes: dict[str, str] = {}  # a file of many gigabytes may serve all stages
     for stage in manifest.stages:
         for name, expected in stage.sha256.items():
             file = folder / name
-            _check_name(name, f"{path}: the stage of chip {stage.chip}")
             if file.is_symlink():
                 raise InputError(f"{file}: is a link, expected a file in the folder of stages")
             if not file.exists():
                 raise InputError(f"{file}: is missing, expected the file of chip {stage.chip}")
             if kind := irregular_kind(os.stat(file).st_mode):
                 raise InputError(f"{file}: is {kind}, expected the file of chip {stage.chip}")
-            if _sha256(file) != expected:
+            if name not in hashes:
+                hashes[name] = _sha256(file)
+            if hashes[name] != expected:
                 raise InputError(
                     f"{file}: was changed since it was exported (its SHA-256 is not the manifest's)"
                 )
+    return manifest
+
+
+def _decoded(path: Path) -> Manifest:
+    """A manifest whose stages fit together."""
+    manifest = decode_json(read_bytes(path), Manifest, path, expected="; expected a manifest")
+    _check(manifest, path)
     return manifest
 
 
@@ -191,36 +213,54 @@ def _check(manifest: Manifest, path: Path) -> None:
         raise FileFormatError(f"{path}: $.stages is empty, expected one stage or more")
     fed = {tensor.name: tensor for tensor in manifest.inputs}
     sent: dict[tuple[int, str], StageOutput] = {}
-    wanted = {tensor.name for tensor in manifest.outputs}
-    produced = set(fed)
-    last = -1
+    produced: dict[str, TensorInfo] = dict(fed)
+    chips = [stage.chip for stage in manifest.stages]
+    for s, (one, other) in enumerate(itertools.pairwise(chips), 1):
+        if one >= other:
+            raise FileFormatError(
+                f"{path}: $.stages[{s}]: chip {other} after chip {one}, expected order"
+            )
     for s, stage in enumerate(manifest.stages):
         where = f"{path}: $.stages[{s}]"
-        if stage.chip <= last:
-            raise FileFormatError(f"{where}: chip {stage.chip} after chip {last}, expected order")
-        last = stage.chip
         if stage.file not in stage.sha256:
             raise FileFormatError(f"{where}: $.sha256 has no hash of {stage.file!r}")
-        _check_name(stage.file, where)
+        for name in stage.sha256:
+            _check_name(name, where)
+        _check_once(stage.inputs, where)
+        _check_once(stage.outputs, where)
         for given in stage.inputs:
-            source: Any = fed.get(given.name)
+            source: TensorInfo | None = fed.get(given.name)
             if given.source != HOST:
-                source = sent.get((given.source, given.name))
-                if source is not None and stage.chip not in source.to:
-                    source = None
+                output = sent.get((given.source, given.name))
+                source = output if output is not None and stage.chip in output.to else None
             if source is None:
                 origin = "the host" if given.source == HOST else f"chip {given.source}"
                 raise FileFormatError(f"{where}: {origin} does not send {given.name!r} to it")
-            if (source.dtype, source.shape) != (given.dtype, given.shape):
-                raise FileFormatError(
-                    f"{where}: {given.name!r} is sent with another dtype or shape"
-                )
+            _check_alike(source, given, where)
         for output in stage.outputs:
             sent[stage.chip, output.name] = output
+            for place in output.to:
+                if place != HOST and (place <= stage.chip or place not in chips):
+                    raise FileFormatError(
+                        f"{where}: sends {output.name!r} to chip {place}, expected a later stage's"
+                    )
             if HOST in output.to:
-                produced.add(output.name)
-    if missing := sorted(wanted - produced):
-        raise FileFormatError(f"{path}: no stage sends {missing[0]!r} to the host")
+                produced[output.name] = output
+    for wanted in manifest.outputs:
+        if wanted.name not in produced:
+            raise FileFormatError(f"{path}: no stage sends {wanted.name!r} to the host")
+        _check_alike(produced[wanted.name], wanted, f"{path}: $.outputs")
+
+
+def _check_once(tensors: Sequence[TensorInfo], where: str) -> None:
+    names = [tensor.name for tensor in tensors]
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise FileFormatError(f"{where}: {repeated[0]!r} stands twice, expected once")
+
+
+def _check_alike(sent: TensorInfo, received: TensorInfo, where: str) -> None:
+    if (sent.dtype, sent.shape) != (received.dtype, received.shape):
+        raise FileFormatError(f"{where}: {received.name!r} is sent with another dtype or shape")
 
 
 def _check_name(name: str, where: str) -> None:

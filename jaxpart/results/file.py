@@ -116,6 +116,14 @@ class StoredResult(StoredPartition):
             notes.append(f"made for another module ({self.mcm.name}); scored on {problem.mcm.name}")
         return tuple(notes or _contradictions(file, scored))
 
+    def contradictions(self, scored: ScoredPartition) -> tuple[str, ...]:
+        """The figures of the file that differ from a new scoring, whatever the file was made for.
+
+        Args:
+          scored: the new scoring.
+        """
+        return tuple(_contradictions(self.file, scored))
+
     def is_for(self, problem: Problem) -> bool:
         """Whether the file was made for the same graph and module; names may differ."""
         is_same_graph = self.file.graph_sha256 == problem.graph.sha256

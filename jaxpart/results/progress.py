@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TextIO
 
@@ -41,6 +42,33 @@ def shown(stream: TextIO | None) -> Iterator[Callable[[Progress], None]]:
     with Console(file=stream).status("starting") as status:
         # rich reads "[" as markup; the name of a phase is plain text.
         yield lambda progress: status.update(line(progress).replace("[", r"\["))
+
+
+@contextlib.contextmanager
+def counted(stream: TextIO | None, total: int, what: str) -> Iterator[Callable[[int], None]]:
+    """A callback that shows how many of `total` things are done while the context is open.
+
+    Args:
+      stream: a terminal has a live line, anything else a line every few seconds.
+      total: how many there are.
+      what: their name, in the plural.
+    """
+    if stream is not None and stream.isatty():
+        from rich.console import Console  # slow to import
+
+        with Console(file=stream).status("starting") as status:
+            yield lambda done: status.update(f"{done:,} of {total:,} {what}")
+        return
+    last_s = time.monotonic()
+
+    def show(done: int) -> None:
+        nonlocal last_s
+        if time.monotonic() - last_s >= _PLAIN_EVERY_S:
+            last_s = time.monotonic()
+            with contextlib.suppress(OSError):
+                tell(stream, f"{done:,} of {total:,} {what}")
+
+    yield show
 
 
 def _plain(stream: TextIO | None) -> Callable[[Progress], None]:

@@ -70,8 +70,12 @@ class Result(ScoredPartition):
         Raises:
           InputError: the folder does not exist or cannot be written.
         """
+        write_whole(path, self.encoded())
+
+    def encoded(self) -> bytes:
+        """The content of the result file."""
         text = json.dumps(self._file(), indent=1, allow_nan=False, ensure_ascii=False)
-        write_whole(path, text.encode() + b"\n")
+        return text.encode() + b"\n"
 
     def _file(self) -> dict[str, Any]:
         costs, graph, mcm = self.costs, self.problem.graph, self.problem.mcm
@@ -89,10 +93,7 @@ class Result(ScoredPartition):
             # Hash of the scored graph, which is in the module's element size.
             "graph_sha256": graph.sha256,
             "mcm": mcm.description(),
-            "assignment": {
-                node.name: chip
-                for node, chip in zip(graph.nodes, self.assignment.tolist(), strict=True)
-            },
+            "assignment": self.chips(),
             "valid": bool(costs.valid),
             "bottleneck_s": self.bottleneck_s,
             "throughput_per_s": self.throughput_per_s,

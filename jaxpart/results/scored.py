@@ -61,6 +61,11 @@ class ScoredPartition:
             names[chip].append(node.name)
         return tuple(map(tuple, names))
 
+    def chips(self) -> dict[str, int]:
+        """The chip of each node, by the node's name."""
+        nodes = self.problem.graph.nodes
+        return {node.name: c for node, c in zip(nodes, self.assignment.tolist(), strict=True)}
+
     def chip_of(self, name: str) -> int:
         """The chip of the node with this name.
 

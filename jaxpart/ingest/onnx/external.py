@@ -30,7 +30,7 @@ def external_paths(model: ModelProto, where: str) -> dict[str, str]:
       FileFormatError: a tensor has no path, or one that is no text, is absolute, or leads out of
         the model's folder; the message names the tensor.
     """
-    tensors = list(_in_graph(model.graph))
+    tensors = list(tensors_in(model.graph))
     for function in model.functions:
         tensors += _in_nodes(function.node)
     paths: dict[str, str] = {}
@@ -76,7 +76,7 @@ def check_external_files(model: ModelProto, path: str | os.PathLike[str]) -> Non
             raise FileFormatError(f"{place}, which is {kind}, expected a regular file or none")
 
 
-def _in_graph(graph: GraphProto) -> Iterable[tuple[TensorProto, str]]:
+def tensors_in(graph: GraphProto) -> Iterable[tuple[TensorProto, str]]:
     """The stored tensors of a graph and its bodies, with their names for messages."""
     stored = list(graph.initializer)
     stored += [part for s in graph.sparse_initializer for part in (s.values, s.indices)]
@@ -88,7 +88,7 @@ def _in_nodes(nodes: Iterable[NodeProto]) -> Iterable[tuple[TensorProto, str]]:
     for node in nodes:
         yield from ((tensor, f"of {label(node)}") for tensor in attribute_tensors(node))
         for body in subgraphs(node):
-            yield from _in_graph(body)
+            yield from tensors_in(body)
 
 
 def _path_of(tensor: TensorProto, name: str, where: str) -> str:

@@ -10,7 +10,7 @@ from onnx import GraphProto, NodeProto
 
 from jaxpart.ingest.onnx.bodies import NotComputedError, Value
 from jaxpart.ingest.onnx.evaluation import Evaluator
-from jaxpart.ingest.onnx.operation import STANDARD, label, reads
+from jaxpart.ingest.onnx.operation import STANDARD, is_shape, label, reads
 from jaxpart.ingest.onnx.shapes import Array, attributes, followed, small_values
 
 
@@ -85,9 +85,9 @@ def fold(
             name = node.output[0]
             if name not in known:
                 refused.setdefault(name, f"it depends on the contents of {label(node)}")
-        elif standard and node.op_type in ("Shape", "Size") and node.input[0] not in known:
+        elif is_shape(node) and node.input[0] not in known:
             if node.input[0] in arrays:
-                known[node.output[0]] = _shape_of(node, arrays[node.input[0]])
+                known[node.output[0]] = shape_of(node, arrays[node.input[0]])
         else:
             _fold_node(node, folded, evaluator)
 
@@ -112,7 +112,7 @@ def _fold_node(node: NodeProto, folded: Folded, evaluator: Evaluator) -> None:
         known.update((k, v) for k, v in zip(node.output, made, strict=False) if k)
 
 
-def _shape_of(node: NodeProto, array: Array) -> np.ndarray:
+def shape_of(node: NodeProto, array: Array) -> np.ndarray:
     """Result of a Shape or Size node whose operand is `array`."""
     if node.op_type == "Size":
         return np.array(array.elements, np.int64)

@@ -26,11 +26,12 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 
-from onnx import ModelProto, NodeProto, TensorProto
+from onnx import ModelProto, NodeProto
 
 from jaxpart.errors import EmptyGraphError, GraphError, InputError
 from jaxpart.files import read_bytes, stem_of
 from jaxpart.ingest.onnx import costs
+from jaxpart.ingest.onnx.constant_values import ConstantValue, constant_values, is_small
 from jaxpart.ingest.onnx.constants import constant_weights, is_index_type
 from jaxpart.ingest.onnx.evaluation import Evaluator
 from jaxpart.ingest.onnx.external import check_external_files
@@ -40,11 +41,6 @@ from jaxpart.ingest.onnx.shapes import Array
 from jaxpart.ingest.onnx.sizes import Bytes, Size, counter, total
 from jaxpart.ingest.rewrite.clone import clone_inputs
 from jaxpart.problem.graph import Graph, Node, Tensor, Weight
-
-# Bytes: index types and booleans up to this size are shapes, axes and indices, not weights.
-_SMALL_CONSTANT_BYTES = 1024
-# Operators with operands and random results: never folded, even if the operands are constants.
-_RANDOM_LIKE = frozenset(("Bernoulli", "RandomNormalLike", "RandomUniformLike", "Multinomial"))
 
 
 def from_onnx(
@@ -87,11 +83,11 @@ def from_onnx(
     """
     if isinstance(model, ModelProto):
         where = name or model.graph.name or "model"
-        return _graph(model, where, where, dims, element_bytes)
-    where = os.fspath(model)
-    proto = parse(read_bytes(model), where)
-    check_external_files(proto, where)
-    return _graph(proto, where, name or _stem(where), dims, element_bytes)
+        made = import_model(model, where, dims=dims, element_bytes=element_bytes, name=where)
+    else:
+        content = read_bytes(model)
+        made = import_model(content, model, dims=dims, element_bytes=element_bytes, name=name)
+    return made.graph
 
 
 def from_onnx_bytes(
@@ -115,54 +111,49 @@ def from_onnx_bytes(
     Returns:
       The graph; errors and warnings are those of `from_onnx`.
     """
+    return import_model(content, path, dims=dims, element_bytes=element_bytes, name=name).graph
+
+
+def import_model(
+    content: bytes | ModelProto,
+    path: str | os.PathLike[str],
+    *,
+    dims: Mapping[str, int] | None = None,
+    element_bytes: float | None = None,
+    name: str | None = None,
+) -> ImportedModel:
+    """As `from_onnx_bytes`; gives the nodes of the model too that the graph's nodes stand for.
+
+    A model in memory has any text as its path, for messages.
+    """
     where = os.fspath(path)
-    proto = parse(content, where)
-    check_external_files(proto, where)
-    return _graph(proto, where, name or _stem(where), dims, element_bytes)
-
-
-def _stem(path: str) -> str:
-    return stem_of(path)
+    if isinstance(content, ModelProto):
+        proto = content
+    else:
+        proto = parse(content, where)
+        check_external_files(proto, where)
+    return _imported(proto, where, name or stem_of(where), dims, element_bytes)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Constant:
-    """A value that depends on no input.
+class ImportedModel:
+    """The graph of a model, and which nodes of the model its nodes stand for.
 
     Attributes:
-      sources: names of the weights that it is made of.
-      reads: bytes that a consumer must read for it, counted in the types of the weights.
-      stored: as `reads`, as the model stores them.
-      elements: number of elements that it is made of; fewer than it has if it is broadcast.
+      graph: the graph.
+      source: the model as it was read.
+      model: the prepared model.
+      names: for each of `model.nodes` the name of the node of the graph that stands for it. None:
+        no node does, because it depends on inputs and constants alone, passes a value on, or gives
+        a shape. Whoever needs its results computes them.
+      alias: the result of each node that does nothing -> the value that the node passes on.
     """
 
-    sources: frozenset[str]
-    reads: Bytes
-    stored: float
-    elements: int
-
-    def touched(self, array: Array, size: Size, times: float) -> Bytes:
-        """Bytes that are read if a consumer reads all elements `times` times.
-
-        Args:
-          array: type and shape of the value.
-          size: counts the bytes of a value.
-          times: below 1 if the consumer reads a part.
-        """
-        broadcast = self.elements < array.elements
-        if times < 1 and broadcast:  # the part may be larger than what the whole is made of
-            return size(array).times(times) if array.bytes * times < self.stored else self.reads
-        return self.reads.times(times)
-
-
-def _derived(array: Array, operands: Sequence[_Constant], size: Size) -> _Constant:
-    """A value that is computed from constants: a consumer reads it, or what it is made of."""
-    sources = frozenset().union(*(operand.sources for operand in operands))
-    elements = min(sum(operand.elements for operand in operands), array.elements)
-    stored = sum(operand.stored for operand in operands)
-    if stored <= array.bytes:  # as stored: the types of the weights decide, not how they count
-        return _Constant(sources, total(o.reads for o in operands), stored, elements)
-    return _Constant(sources, size(array), array.bytes, elements)
+    graph: Graph
+    source: ModelProto
+    model: Model
+    names: tuple[str | None, ...]
+    alias: Mapping[str, str]
 
 
 def _common_element_bytes(arrays: Iterable[Array]) -> float:
@@ -174,19 +165,14 @@ def _common_element_bytes(arrays: Iterable[Array]) -> float:
     return max(held, key=lambda size: held[size]) if held else 4
 
 
-def _is_small(array: Array) -> bool:
-    """Whether a constant is part of the program and not a weight."""
-    return array.elements <= 1 or (is_index_type(array) and array.bytes <= _SMALL_CONSTANT_BYTES)
-
-
-def _graph(
+def _imported(
     proto: ModelProto,
     where: str,
     name: str,
     dims: Mapping[str, int] | None,
     element_bytes: float | None,
-) -> Graph:
-    """As `from_onnx`; `where` names the model in messages."""
+) -> ImportedModel:
+    """As `import_model`; `where` names the model in messages."""
     if element_bytes is not None and not 0 < element_bytes < math.inf:
         raise InputError(f"{where}: element_bytes is {element_bytes}, expected a positive number")
     model = prepare(proto, where, dims or {})
@@ -194,13 +180,14 @@ def _graph(
     size = counter(element_bytes)
     alias = _aliases(model)
     stored: dict[str, tuple[Array, Bytes]] = {}
-    constants = _constants(model, alias, size, stored)
-    computed = [
-        node
-        for node in model.nodes
+    constants = constant_values(model, alias, size, stored)
+    positions = [
+        i
+        for i, node in enumerate(model.nodes)
         if node.output[0] not in alias
         and not all(result in constants for result in node.output if result)
     ]
+    computed = [model.nodes[i] for i in positions]
     if not computed:
         raise EmptyGraphError(f"{where}: no node depends on an input, expected at least one")
     consumers: dict[str, list[int]] = {}
@@ -217,7 +204,7 @@ def _graph(
             consumers.setdefault(operand, []).append(v)
             for source in constants[operand].sources if operand in constants else ():
                 uses.setdefault(source, []).append(v)
-        inner = [array for array in body_constants(proto_node) if not _is_small(array)]
+        inner = [array for array in body_constants(proto_node) if not is_small(array)]
         weights += [_weight(array, size(array), (v,)) for array in inner]
         cost, accessed = _cost(proto_node, model, alias, constants, size, evaluator)
         unknown |= cost.unknown
@@ -236,11 +223,11 @@ def _graph(
             f"{where}: no cost rule for {', '.join(sorted(unknown))}; counted by shapes, one FLOP "
             "per element of the result, none within a body where a shape is not known; the figures "
             "hang on it",
-            stacklevel=3,
+            stacklevel=4,
         )
     if assumed:
         shown = "; ".join([*list(assumed)[:3], *(["..."] if len(assumed) > 3 else [])])
-        warnings.warn(f"{where}: {shown}; the figures hang on it", stacklevel=3)
+        warnings.warn(f"{where}: {shown}; the figures hang on it", stacklevel=4)
     wanted = {alias.get(output, output) for output in model.outputs}
     tensors = [
         Tensor(
@@ -264,9 +251,14 @@ def _graph(
         element_bytes = _common_element_bytes(model.arrays[value] for value in sorted(values))
     try:
         graph = Graph(tuple(nodes), tuple(tensors), tuple(weights), name, element_bytes)
-        return clone_inputs(graph, constant_weights(graph, programmed))
+        graph = clone_inputs(graph, constant_weights(graph, programmed))
     except GraphError as error:
         raise type(error)(f"{where}: {error}") from error
+    kept = {node.name for node in graph.nodes}
+    standing: list[str | None] = [None] * len(model.nodes)
+    for i, node_name in zip(positions, names, strict=True):
+        standing[i] = node_name if node_name in kept else None
+    return ImportedModel(graph, proto, model, tuple(standing), alias)
 
 
 def _aliases(model: Model) -> dict[str, str]:
@@ -287,48 +279,6 @@ def _does_nothing(node: NodeProto, model: Model) -> bool:
         training = node.input[2] if len(node.input) > 2 else ""
         return not training or not model.values.get(training, True)
     return node.op_type == "Identity"
-
-
-def _constants(
-    model: Model,
-    alias: Mapping[str, str],
-    size: Size,
-    stored: dict[str, tuple[Array, Bytes]],
-) -> dict[str, _Constant]:
-    """The values that depend on no input; adds those that are weights to `stored`."""
-    constants: dict[str, _Constant] = {}
-
-    def add_weight(name: str, array: Array, read: Bytes, held: float) -> None:
-        if not _is_small(array):
-            stored[name] = (array, read)
-        sources = frozenset(() if _is_small(array) else (name,))
-        constants[name] = _Constant(sources, read, held, array.elements)
-
-    for name, held in model.initializers.items():
-        array = model.arrays[name]
-        # A sparse tensor keeps the size of what it stores: part of it is indices.
-        add_weight(name, array, size(array) if held == array.bytes else Bytes(held, held), held)
-    for node in model.nodes:
-        results = [result for result in node.output if result]
-        operands = [alias.get(operand, operand) for operand in reads(node)]
-        if node.op_type in ("Shape", "Size") and node.domain in ("", "ai.onnx"):
-            array = model.arrays[results[0]]
-            constants[results[0]] = _Constant(frozenset(), size(array), array.bytes, array.elements)
-            continue
-        if node.op_type in _RANDOM_LIKE or not all(operand in constants for operand in operands):
-            continue
-        made_of = [constants[operand] for operand in operands]
-        for result in results:
-            # No node reads a result without a shape.
-            array = model.arrays.get(result, Array(TensorProto.FLOAT, ()))
-            derived = _derived(array, made_of, size)
-            if derived.sources or node.op_type == "Expand":
-                constants[result] = derived
-            elif derived.elements < array.elements:  # made of nothing: ConstantOfShape
-                add_weight(result, array, size(array), array.bytes)
-            else:  # made element by element: a bias of int32
-                add_weight(result, array, derived.reads, derived.stored)
-    return constants
 
 
 def _weight(array: Array, counted: Bytes, consumers: tuple[int, ...]) -> Weight:
@@ -356,7 +306,7 @@ def _cost(
     node: NodeProto,
     model: Model,
     alias: Mapping[str, str],
-    constants: Mapping[str, _Constant],
+    constants: Mapping[str, ConstantValue],
     size: Size,
     evaluator: Evaluator,
 ) -> tuple[costs.Cost, Bytes]:
@@ -394,7 +344,7 @@ def _cost(
     if cost.body is None:
         return cost, accessed
     if node.op_type != "If":  # it reads the tensors of one side alone
-        accessed += sized((array, 1.0) for array in body_constants(node) if not _is_small(array))
+        accessed += sized((array, 1.0) for array in body_constants(node) if not is_small(array))
     steps = total(read(name, count) for name, count in cost.body.captured.items())
     steps += sized(cost.body.inner)
     return cost, steps if steps.total > accessed.total else accessed

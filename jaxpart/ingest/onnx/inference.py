@@ -193,7 +193,7 @@ def _check_told(
             f"{label(makers[value])}, has the size {shown}"
         )
         if key in sizes.of_inputs and not is_loop(makers[value]):
-            warnings.warn(f"{message}, which counts", stacklevel=6)
+            warnings.warn(f"{message}, which counts", stacklevel=7)
             continue
         raise InputError(f"{message}, expected only sizes that the model leaves open")
     results = {name for node in all_loops(graph) for name in node.output}

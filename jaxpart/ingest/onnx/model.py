@@ -41,6 +41,8 @@ class Model:
       initializers: name of a stored tensor -> bytes.
       values: name of a small constant -> contents, if known: shapes, axes, trip counts.
       opset: version of the standard operators.
+      proto: all this as a model: the nodes, and the tensors that are small. Other stored tensors
+        are among its inputs.
       told: "RESULT:trips" -> number of trips of a Loop that the user tells.
     """
 
@@ -50,6 +52,7 @@ class Model:
     initializers: dict[str, float]
     values: dict[str, np.ndarray]
     opset: int
+    proto: ModelProto
     told: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
@@ -127,6 +130,7 @@ def prepare(model: ModelProto, where: str, dims: Mapping[str, int]) -> Model:
         },
         values=shapes.small_values(light.graph, where),
         opset=standard_version(light),
+        proto=light,
         told=sizes.trips,
     )
 

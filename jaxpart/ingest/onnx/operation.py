@@ -19,6 +19,11 @@ def label(node: NodeProto) -> str:
     return " ".join(f"{node.name or 'a node'} ({node.op_type})".split())
 
 
+def is_shape(node: NodeProto) -> bool:
+    """Whether a node gives the shape of its operand, or its number of elements."""
+    return node.op_type in ("Shape", "Size") and node.domain in STANDARD
+
+
 def subgraphs(node: NodeProto) -> list[GraphProto]:
     """The bodies of a node (If, Loop, Scan)."""
     found = []

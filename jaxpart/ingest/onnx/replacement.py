@@ -14,6 +14,7 @@ from jaxpart.ingest.onnx.bodies import Value
 from jaxpart.ingest.onnx.evaluation import COMMON, Evaluator
 from jaxpart.ingest.onnx.folding import Folded, fold
 from jaxpart.ingest.onnx.operation import STANDARD, live, reads, subgraphs
+from jaxpart.ingest.onnx.renaming import with_fresh_names
 
 
 def replace_known(graph: GraphProto, folded: Folded, unknown: AbstractSet[str]) -> bool:
@@ -32,6 +33,8 @@ def replace_known(graph: GraphProto, folded: Folded, unknown: AbstractSet[str]) 
     values: dict[str, np.ndarray] = {}
     nodes: list[NodeProto] = []
     opened = False
+    taken = {name for node in graph.node for name in node.output if name}
+    taken.update(each.name for each in (*graph.input, *graph.initializer))
     for node in graph.node:
         results = _results(node, folded, needed)
         if results is not None:
@@ -41,10 +44,15 @@ def replace_known(graph: GraphProto, folded: Folded, unknown: AbstractSet[str]) 
             condition = folded.known[node.input[0]]
             side = "then_branch" if np.asarray(condition).all() else "else_branch"
             branch = shapes.attributes(node)[side].g
+            branch = with_fresh_names(branch, taken, next(filter(None, node.output)))
+            taken.update(name for inner in branch.node for name in inner.output)
+            taken.update(tensor.name for tensor in branch.initializer)
             nodes.extend(branch.node)
             graph.initializer.extend(branch.initializer)
             graph.value_info.extend(branch.value_info)
             for inner, outer in zip(branch.output, node.output, strict=True):
+                if not outer:
+                    continue
                 nodes.append(onnx.helper.make_node("Identity", [inner.name], [outer]))
         else:
             nodes.append(node)
