@@ -21,6 +21,7 @@ need not exist. The steps:
 from __future__ import annotations
 
 import collections
+import dataclasses
 import math
 import operator
 import warnings
@@ -34,8 +35,9 @@ from jaxpart.ingest.jaxpr import sizes
 from jaxpart.ingest.jaxpr.program import Program
 from jaxpart.ingest.jaxpr.values import Op, Source, live, part_bytes
 from jaxpart.ingest.jaxpr.views import View, overlap_groups
-from jaxpart.ingest.rewrite.clone import clone_inputs
-from jaxpart.ingest.rewrite.fuse import fuse as fused
+from jaxpart.ingest.jaxpr.visits import Expansion
+from jaxpart.ingest.rewrite.clone import cloned
+from jaxpart.ingest.rewrite.fuse import fused
 from jaxpart.problem.graph import Graph, Node, Tensor, Weight
 
 _PRODUCTS = ("dot_general", "conv_general_dilated", "ragged_dot_general")
@@ -92,9 +94,65 @@ def from_jax(
         one node (the message names it), or a large input is used as parameters are: in a matrix
         product or convolution without a weight, or as a table of rows.
     """
-    name = name if name is not None else _name_of(fn)
-    params = _positions(param_argnums, len(args), f"{name}: param_argnums")
-    states = _positions(state_argnums, len(args), f"{name}: state_argnums")
+    options = Options(param_argnums, state_argnums, name, element_bytes, unroll_limit, fuse)
+    return import_function(fn, args, options).graph
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What a user says of a function; as in `from_jax`."""
+
+    param_argnums: int | Sequence[int] = ()
+    state_argnums: int | Sequence[int] = ()
+    name: str | None = None
+    element_bytes: float | None = None
+    unroll_limit: int | None = None
+    fuse: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    """A graph, and what its nodes stand for.
+
+    Attributes:
+      graph: the graph.
+      params: positions of the arguments that are parameters.
+      is_parameter: for each leaf of the arguments, whether it is one of a parameter.
+      closed: the ClosedJaxpr of the function.
+      results: abstract values in the structure that the function returns.
+      program: the function as operations on numbered values.
+      expansion: what became of each equation; None if it was not recorded.
+      node_of: number of a value that a live operation computes -> the node of this operation; None
+        where clones or views replace it.
+      clones: node -> numbers of the values that clones inside it compute.
+    """
+
+    graph: Graph
+    params: frozenset[int]
+    is_parameter: tuple[bool, ...]
+    closed: Any
+    results: Any
+    program: Program
+    expansion: Expansion | None
+    node_of: dict[int, int | None]
+    clones: dict[int, frozenset[int]]
+
+
+def import_function(
+    fn: Callable[..., Any], args: Sequence[Any], options: Options, *, record: bool = False
+) -> Imported:
+    """The graph of `fn(*args)`, and what its nodes stand for; raises and warns as `from_jax`.
+
+    Args:
+      fn: as in `from_jax`.
+      args: as in `from_jax`.
+      options: as in `from_jax`.
+      record: whether to record what became of each equation.
+    """
+    name = options.name if options.name is not None else _name_of(fn)
+    element_bytes, unroll_limit = options.element_bytes, options.unroll_limit
+    params = _positions(options.param_argnums, len(args), f"{name}: param_argnums")
+    states = _positions(options.state_argnums, len(args), f"{name}: state_argnums")
     if params & states:
         raise InputError(
             f"{name}: argument {min(params & states)} is named in param_argnums and in "
@@ -106,7 +164,7 @@ def from_jax(
         raise InputError(f"{name}: unroll_limit is {unroll_limit}, expected 0 or more")
     try:
         # JAX refuses an object whose name is no text; a lambda around it has one.
-        closed = jax.make_jaxpr(lambda *given: fn(*given))(*args)
+        closed, results = jax.make_jaxpr(lambda *given: fn(*given), return_shape=True)(*args)
     except Exception as error:  # the user's function can raise any exception
         lines = str(error).strip().splitlines() or [""]
         raise InputError(
@@ -130,10 +188,30 @@ def from_jax(
         for _ in jax.tree.leaves(arg)
     ]
     operands = [add_leaf(v.aval) for add_leaf, v in zip(add, closed.jaxpr.invars, strict=True)]
-    outputs = program.outputs(program.run_all(closed, operands))
-    graph, constants = _to_graph(program, outputs, name, element_bytes)
-    graph = clone_inputs(graph, constants)
-    return fused(graph) if fuse else graph
+    numbers, expansion = program.run_all(closed, operands, record=record)
+    outputs = program.outputs(numbers)
+    ops = live(program.ops, outputs)
+    traced, constants = _to_graph(program, ops, outputs, name, element_bytes)
+    graph, node_of, clones = cloned(traced, constants)
+    if options.fuse:
+        graph, kernel_of = fused(graph)
+        node_of = [None if v is None else kernel_of[v] for v in node_of]
+    inside: dict[int, set[int]] = {}
+    for q, copied in clones.items():
+        consumer = node_of[q]
+        if consumer is not None:
+            inside.setdefault(consumer, set()).update(r for u in copied for r in ops[u].results)
+    return Imported(
+        graph,
+        params,
+        tuple(i in params for i, arg in enumerate(args) for _ in jax.tree.leaves(arg)),
+        closed,
+        results,
+        program,
+        expansion,
+        {r: v for op, v in zip(ops, node_of, strict=True) for r in op.results},
+        {v: frozenset(numbers) for v, numbers in inside.items()},
+    )
 
 
 def _name_of(fn: Callable[..., Any]) -> str:
@@ -167,17 +245,21 @@ def _positions(argnums: int | Sequence[int], count: int, where: str) -> frozense
 
 
 def _to_graph(
-    program: Program, outputs: Sequence[int], name: str, element_bytes: float | None
+    program: Program,
+    ops: Sequence[Op],
+    outputs: Sequence[int],
+    name: str,
+    element_bytes: float | None,
 ) -> tuple[Graph, frozenset[int]]:
     """The graph of a program, and the numbers of its weights that are constants.
 
     Args:
       program: the program.
+      ops: [N] its live operations.
       outputs: numbers of the values that it returns.
       name: name of the graph.
       element_bytes: as in `from_jax`.
     """
-    ops = live(program.ops, outputs)
     if not ops:
         raise EmptyGraphError(
             f"{name}: no operation depends on an input, expected at least one "
@@ -222,7 +304,7 @@ def _to_graph(
         tuple(nodes), tuple(tensors), tuple(weight for _, weight in weights), name, element_bytes
     )
     for message in _doubts(program, ops, graph):
-        warnings.warn(f"{name}: {message}", stacklevel=3)
+        warnings.warn(f"{name}: {message}", stacklevel=4)
     return graph, constants
 
 
