@@ -27,6 +27,8 @@ if TYPE_CHECKING:
         JaxpartError,
         NothingFoundError,
     )
+    from jaxpart.export.stages import Stages, Trace, trace
+    from jaxpart.export.torch_split import torch_split
     from jaxpart.ingest.jaxpr.importer import from_jax
     from jaxpart.ingest.load import load_graph, load_instance
     from jaxpart.ingest.onnx.importer import from_onnx
@@ -88,7 +90,9 @@ _HOME = {
     "Search": "runtime.state",
     "SearchInfo": "results.result",
     "SolverPool": "runtime.pool",
+    "Stages": "export.stages",
     "Tensor": "problem.graph",
+    "Trace": "export.stages",
     "TrainingConfig": "methods.policy.training",
     "TrainingError": "methods.policy.training",
     "TrainingRow": "methods.policy.training",
@@ -108,6 +112,8 @@ _HOME = {
     "pretraining_pairs": "methods.policy.pretraining",
     "read_examples": "methods.policy.imitation",
     "rollout": "policies",
+    "torch_split": "export.torch_split",
+    "trace": "export.stages",
 }
 
 __all__ = [
@@ -148,7 +154,9 @@ __all__ = [
     "Search",
     "SearchInfo",
     "SolverPool",
+    "Stages",
     "Tensor",
+    "Trace",
     "TrainingConfig",
     "TrainingError",
     "TrainingRow",
@@ -169,6 +177,8 @@ __all__ = [
     "pretraining_pairs",
     "read_examples",
     "rollout",
+    "torch_split",
+    "trace",
 ]
 
 
