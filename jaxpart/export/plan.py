@@ -179,14 +179,14 @@ class _Planner:
                 continue
             done = position
             step = steps.steps[position]
-            used = [False] * len(step.operands)
+            used: set[int] = set()
             for result, array in enumerate(step.results):
                 for box in boxes.get(array, ()):
                     for i, needed in enumerate(step.needs(result, box)):
                         if needed is not None:
-                            used[i] = True
+                            used.add(step.operands[i])
                             want(step.operands[i], needed)
-            demand.steps.append(PlannedStep(position, tuple(used)))
+            demand.steps.append(PlannedStep(position, tuple(a in used for a in step.operands)))
         demand.steps.reverse()
         return demand
 

@@ -145,8 +145,9 @@ def test_quantised_weights_stay_narrow():
 
     w = {"q": jnp.ones((64, 64), jnp.int8), "scale": floats(0, 1, 64)}
     trace = jaxpart.trace(fn, w, floats(1, 2, 64), param_argnums=0)
-    weights = (trace.stages([0]).weights or [()])[0]
-    assert sorted(str(x.dtype) for x in weights) == ["float32", "int8"]
+    weights = trace.stages([0]).weights
+    assert weights is not None
+    assert sorted(str(x.dtype) for x in weights[0]) == ["float32", "int8"]
 
 
 def test_a_narrowed_weight_is_placed_narrow():
@@ -156,8 +157,9 @@ def test_a_narrowed_weight_is_placed_narrow():
         floats(1, 2, 8, dtype=jnp.bfloat16),
         param_argnums=0,
     )
-    weight = (trace.stages([0]).weights or [()])[0][0]
-    assert weight.dtype == jnp.bfloat16
+    weights = trace.stages([0]).weights
+    assert weights is not None
+    assert weights[0][0].dtype == jnp.bfloat16
 
 
 def test_parameters_are_placed_once_and_anew_when_they_change():
