@@ -22,6 +22,7 @@ from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 from jaxpart.ingest.jaxpr import sizes
 from jaxpart.ingest.jaxpr.boxes import Box, contains, disjoint, read_box, whole_box, written_box
 from jaxpart.ingest.jaxpr.demand import operand_boxes, reshaped_box
+from jaxpart.ingest.jaxpr.flops import SCATTERS
 from jaxpart.ingest.jaxpr.loops import scan_counts
 from jaxpart.ingest.jaxpr.program import Program
 from jaxpart.ingest.jaxpr.visits import Expansion, Visit
@@ -307,4 +308,10 @@ def _needed(
             needed[1:] = [None] * (len(needed) - 1)
         elif is_replaced and contains(where, box):
             needed[0] = None
+    # An update that does not matter is zeros, and they too must be written where it would be.
+    name = eqn.primitive.name
+    places = range(2, len(needed)) if name == "dynamic_update_slice" else (1,)
+    if name == "dynamic_update_slice" or name in SCATTERS:
+        for i in places:
+            needed[i] = whole_box(getattr(eqn.invars[i].aval, "shape", ()))
     return needed
