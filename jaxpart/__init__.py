@@ -28,7 +28,9 @@ if TYPE_CHECKING:
         NothingFoundError,
     )
     from jaxpart.export.simulate import Simulation, Stall, simulate
+    from jaxpart.export.stages import Stages, Trace, trace
     from jaxpart.export.targets import export
+    from jaxpart.export.torch_split import torch_split
     from jaxpart.ingest.jaxpr.importer import from_jax
     from jaxpart.ingest.load import load_graph, load_instance
     from jaxpart.ingest.onnx.importer import from_onnx
@@ -94,7 +96,9 @@ _HOME = {
     "Simulation": "export.simulate",
     "SolverPool": "runtime.pool",
     "Stall": "export.simulate",
+    "Stages": "export.stages",
     "Tensor": "problem.graph",
+    "Trace": "export.stages",
     "TrainingConfig": "methods.policy.training",
     "TrainingError": "methods.policy.training",
     "TrainingRow": "methods.policy.training",
@@ -117,6 +121,8 @@ _HOME = {
     "read_examples": "methods.policy.imitation",
     "rollout": "policies",
     "simulate": "export.simulate",
+    "torch_split": "export.torch_split",
+    "trace": "export.stages",
 }
 
 __all__ = [
@@ -158,8 +164,10 @@ __all__ = [
     "SearchInfo",
     "Simulation",
     "SolverPool",
+    "Stages",
     "Stall",
     "Tensor",
+    "Trace",
     "TrainingConfig",
     "TrainingError",
     "TrainingRow",
@@ -184,6 +192,8 @@ __all__ = [
     "read_examples",
     "rollout",
     "simulate",
+    "torch_split",
+    "trace",
 ]
 
 

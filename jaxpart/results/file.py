@@ -306,14 +306,14 @@ def _integer(digits: str) -> int | str:
 
 
 def in_node_order(
-    chips: dict[str, int], graph: Graph, mcm: MCM, path: str | os.PathLike[str]
+    chips: dict[str, int], graph: Graph, mcm: MCM | None, path: str | os.PathLike[str]
 ) -> IntArray:
     """Puts the chips of an assignment in node order.
 
     Args:
       chips: chip by node name.
       graph: of N nodes.
-      mcm: of C chips.
+      mcm: of C chips; None: any number of chips.
       path: for messages.
 
     Returns:
@@ -332,6 +332,8 @@ def in_node_order(
             f"{path}: assignment: expected the {len(names)} nodes of {graph.name}, but {which} "
             f"({len(missing)} missing, {len(unknown)} unknown)"
         )
+    if mcm is None:
+        return np.array([chips[name] for name in names])
     beyond = next((name for name in names if chips[name] >= mcm.num_chips), None)
     if beyond is not None:
         raise InputError(

@@ -24,7 +24,7 @@ from jaxpart.ingest.stablehlo.importer import from_stablehlo
 from jaxpart.ingest.stablehlo.module import parse
 from jaxpart.ingest.stablehlo.rules import rules_for
 from jaxpart.problem.graph import Graph
-from tests.support.functions import CASES, array
+from tests.support.lowered_functions import CASES, array
 
 CHECK = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "studies" / "check_flops.py"))
 PRODUCTS = ("dot_general", "conv_general_dilated")

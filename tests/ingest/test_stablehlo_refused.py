@@ -18,7 +18,7 @@ from jaxpart.errors import FileFormatError, InputError
 from jaxpart.ingest.load import load_graph
 from jaxpart.ingest.stablehlo.importer import from_stablehlo
 from jaxpart.ingest.stablehlo.module import parse
-from tests.support.functions import CASES, array
+from tests.support.lowered_functions import CASES, array
 
 MLP = CASES["mlp"][0], CASES["mlp"][1:]
 

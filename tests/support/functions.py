@@ -1,167 +1,342 @@
-"""JAX functions with example shapes, for importers that must agree on them."""
+"""Functions of every kind that stages must compute as they are: one case each.
 
-from __future__ import annotations
+A case is a function, its arguments, and the options of `from_jax`.
+"""
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 
-def array(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
-    """A shape and a type, of floats by default."""
-    return jax.ShapeDtypeStruct(shape, dtype)
+@dataclasses.dataclass(frozen=True)
+class Case:
+    fn: Callable[..., Any]
+    args: tuple[Any, ...]
+    options: dict[str, Any]
 
 
-def mlp(params, x):
-    for weight, bias in params:
-        x = jax.nn.relu(x @ weight + bias[None])
-    return jax.nn.softmax(x)
+CASES: dict[str, Callable[[], Case]] = {}
 
 
-def attention(params, x):
-    batch, length, width = x.shape
-    q, k, v = (
-        (x @ params[name]).reshape(batch, length, 2, width // 2).transpose(0, 2, 1, 3)
-        for name in ("q", "k", "v")
-    )
-    scores = jnp.einsum("bhqd,bhkd->bhqk", q, k) / 2.0
-    mask = jnp.tril(jnp.ones((length, length), bool))
-    scores = jnp.where(mask[None, None], scores, -1e9)
-    mixed = jnp.einsum("bhqk,bhkd->bhqd", jax.nn.softmax(scores), v)
-    x = x + mixed.transpose(0, 2, 1, 3).reshape(x.shape) @ params["o"]
-    centred = x - x.mean(-1, keepdims=True)
-    x = centred * lax.rsqrt(x.var(-1, keepdims=True) + 1e-6) * params["scale"][None, None]
-    return jax.nn.gelu(x @ params["f"]) @ params["g"]
+def case(**options):
+    """Registers a function that makes the function and its arguments."""
+
+    def register(make):
+        def made_case():
+            fn, args = make()
+            return Case(fn, args, options)
+
+        CASES[make.__name__] = made_case
+        return make
+
+    return register
 
 
-def convolutions(params, x):
-    x = lax.conv_general_dilated(x, params[0], (1, 1), "SAME")
-    x = lax.reduce_window(x, -jnp.inf, lax.max, (1, 1, 2, 2), (1, 1, 2, 2), "SAME")
-    grouped = lax.conv_general_dilated(x, params[1], (2, 2), "SAME", feature_group_count=4)
-    dilated = lax.conv_general_dilated(x, params[2], (1, 1), "VALID", rhs_dilation=(2, 2))
-    numbers = ("NCHW", "OIHW", "NCHW")
-    transposed = lax.conv_transpose(x, params[2], (2, 2), "SAME", dimension_numbers=numbers)
-    pooled = lax.reduce_window(x, 0.0, lax.add, (1, 1, 2, 2), (1, 1, 2, 2), "VALID")
-    return grouped, dilated, transposed, pooled
+def floats(seed, *shape, dtype=jnp.float32):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape) * 0.5, dtype)
 
 
-def scanned(params, x):
-    def step(carry, layer):
-        carry = jax.nn.gelu(carry @ layer)
-        return carry, carry.sum()
+@case(param_argnums=0)
+def mlp_with_skips():
+    def fn(weights, x):
+        first = x
+        for i, w in enumerate(weights):
+            x = jax.nn.gelu(x @ w) + x
+            if i == 3:
+                x = x + first
+        return x
 
-    return lax.scan(step, x, params)
-
-
-def looped(weight, x):
-    return lax.fori_loop(0, 5, lambda i, y: jnp.tanh(y @ weight), x)
-
-
-def reversed_scan(params, xs):
-    return lax.scan(lambda c, x: ((c @ params) + x, c), xs[0], xs, reverse=True)
+    return fn, ([floats(i, 8, 8) for i in range(6)], floats(9, 3, 8))
 
 
-def unknown_trips(weight, x):
-    return lax.while_loop(lambda y: y.sum() < 9, lambda y: y @ weight + 1.0, x)
+@case(param_argnums=0, fuse=True)
+def fused_mlp():
+    def fn(weights, x):
+        for w, b in weights:
+            x = jax.nn.silu(x @ w + b)
+            x = x - x.mean(axis=-1, keepdims=True)
+        return x.T
+
+    return fn, ([(floats(i, 8, 8), floats(i + 9, 8)[None]) for i in range(4)], floats(19, 3, 8))
 
 
-def branches(weight, x):
-    doubled = lax.cond(x.sum() > 0, lambda y: y @ weight, lambda y: y * 2, x)
-    kinds = [lambda y: y @ weight, lambda y: y + 1, lambda y: y * 3]
-    return lax.switch(jnp.int32(doubled[0, 0]), kinds, doubled)
+@case(param_argnums=0)
+def tied_weights():
+    def fn(table, tokens):
+        x = jnp.take(table, tokens, axis=0)
+        x = jnp.tanh(x @ floats(3, 8, 8))
+        x = jnp.tanh(x @ table.T)
+        return jax.nn.softmax(x @ table)
+
+    return fn, (floats(0, 12, 8), jnp.array([[0, 3, 11], [5, 5, 1]]))
 
 
-@jax.custom_jvp
-def _soft(x):
-    return jnp.log1p(jnp.exp(x))
+@case(param_argnums=0)
+def unrolled_scan():
+    def fn(stacked, x):
+        def layer(x, w):
+            y = jnp.tanh(x @ w["w"] + w["b"][None])
+            return y, y.sum(axis=0)
+
+        return lax.scan(layer, x, stacked)
+
+    return fn, ({"w": floats(0, 5, 8, 8), "b": floats(1, 5, 8)}, floats(2, 3, 8))
 
 
-@_soft.defjvp
-def _soft_jvp(primals, tangents):
-    return _soft(primals[0]), tangents[0]
+@case(param_argnums=0, unroll_limit=0)
+def whole_scan():
+    def fn(stacked, x):
+        x = jnp.sin(x)
+        x, sums = lax.scan(lambda x, w: (jnp.tanh(x @ w), x.sum()), x, stacked)
+        return jnp.cos(x), sums * 2
+
+    return fn, (floats(0, 5, 8, 8), floats(2, 3, 8))
 
 
-@jax.jit
-def _inner(weight, x):
-    return _soft(x @ weight)
+@case()
+def reversed_scan_of_an_input():
+    def fn(xs):
+        def step(h, x):
+            h = jnp.tanh(h * 0.5 + x)
+            return h, (h, x * 2)
+
+        h, (hs, doubled) = lax.scan(step, jnp.zeros(4), xs, reverse=True)
+        return h, hs[1] + doubled[2], hs
+
+    return fn, (floats(0, 6, 4),)
 
 
-def calls(weight, x):
-    rerun = jax.checkpoint(lambda y: jnp.sin(y) @ weight)
-    return rerun(_inner(weight, _inner(weight, x)))
+@case()
+def scan_without_steps():
+    def fn(xs, x):
+        return lax.scan(lambda h, x: (h + x, h * x), jnp.sin(x), xs)
+
+    return fn, (jnp.zeros((0, 4)), floats(0, 4))
 
 
-def composed(weight, x):
-    def decomposition(y, matrix, *, factor):
-        return (y @ matrix) * factor
+@case()
+def loops_of_known_and_unknown_length():
+    def fn(x):
+        y = lax.fori_loop(0, 3, lambda i, y: jnp.sin(y) + i, x)
+        z = lax.while_loop(lambda z: z.sum() < 40, lambda z: z * 1.5 + 1, jnp.abs(y))
+        none = lax.while_loop(lambda c: c[0] < 0, lambda c: (c[0] + 1, c[1] * 2), (0, jnp.cos(z)))
+        return y * z, none[1]
 
-    return lax.composite(decomposition, "mine.scaled")(x, weight, factor=2.0)
-
-
-def reductions(weight, x):
-    y = x @ weight
-    largest, first = y.max(0), jnp.argmax(y, 1)
-    return largest, first, y.prod(1), y.min(), (y > 0).all(1), (y > 0).any(), jnp.cumsum(y, 1)
+    return fn, (floats(0, 4),)
 
 
-def lookups(table, i):
-    rows = table.at[i].get(mode="clip")
-    clipped = table.at[i[0]].get(mode="promise_in_bounds")
-    written = rows.at[0, 1].set(1.0).at[:, 0].add(clipped[0])
-    return rows.sum(1), lax.dynamic_slice(table, (i[0, 0], 0), (3, 4)), written
+@case()
+def branches():
+    def fn(x, flag):
+        y = lax.cond(flag, jnp.sin, jnp.cos, x)
+        z = lax.switch(2, [jnp.sin, jnp.cos, jnp.tanh], y)
+        return lax.cond(z.sum() > 0, lambda a, b: a + b, lambda a, b: a - b, y, z), flag
+
+    return fn, (floats(0, 4), jnp.array(True))
 
 
-def quantised(weight, x):
-    wide = lax.dot_general(x, weight, (((1,), (0,)), ((), ())), preferred_element_type=jnp.int32)
-    return (wide.astype(jnp.float32) * 0.1).astype(jnp.int8)
+@case(param_argnums=1)
+def custom_derivatives_and_remat():
+    @jax.custom_jvp
+    def soft(x):
+        return jnp.log1p(jnp.exp(x))
+
+    soft.defjvp(lambda primals, tangents: (soft(*primals), tangents[0]))
+
+    @jax.custom_vjp
+    def scaled(x, w):
+        return x * w
+
+    scaled.defvjp(lambda x, w: (x * w, (x, w)), lambda kept, g: (g, g))
+
+    def fn(x, w):
+        def loss(x):
+            y = soft(jax.jit(jnp.sin)(x))
+            y = jax.checkpoint(lambda y: jnp.tanh(y @ w["w"]) * y)(y)
+            return scaled(y, w["s"]).sum()
+
+        return jax.value_and_grad(loss)(x)
+
+    return fn, (floats(0, 3, 8), {"w": floats(1, 8, 8), "s": floats(2, 3, 8)})
 
 
-def elementwise(scale, x):
-    y = jnp.exp(x * scale) + jnp.sqrt(jnp.abs(x)) - jnp.arctan2(x, scale) + lax.erf(x)
-    y = lax.rem(y, scale) + lax.clamp(0.0, y, 1.0) + jnp.floor(y) ** 3 + lax.rsqrt(scale)
-    whole = x.astype(jnp.int32)
-    bits = (whole << 2) | (whole & 3) ^ lax.population_count(whole)
-    return jnp.where(jnp.isfinite(y), y, jnp.sign(x)), bits, lax.expm1(x) + jnp.cos(x), ~whole
+@case(param_argnums=0)
+def closed_over_constants_and_plain_outputs():
+    large, small = np.linspace(0, 1, 600, dtype=np.float32).reshape(20, 30), np.arange(3.0)
+
+    def fn(w, x, unused):
+        y = jnp.sin(x @ large) @ w
+        z = (y * small[None, :].astype(np.float32)).sum(axis=0)
+        return {"x": x, "w": w, "large": large, "seven": 7, "y": y, "z": z, "again": y, "wt": w.T}
+
+    return fn, (floats(0, 30, 3), floats(1, 2, 20), floats(2, 2))
 
 
-def layouts(weight, x):
-    y = jnp.concatenate([x, x[:, ::-1]], 1)
-    y = jnp.pad(y, ((1, 0), (0, 2))) + jnp.arange(18.0)[None]
-    y = y.T.reshape(2, -1)[:, 3:30:3]
-    values, positions = lax.top_k(y, 3)
-    return lax.sort(y, dimension=1) @ weight, values, positions, jnp.fft.rfft(x)
+@case(param_argnums=0)
+def integers_and_narrow_floats():
+    def fn(weights, x):
+        q, scale = weights["q"], weights["scale"]
+        y = x.astype(jnp.bfloat16) @ (q.astype(jnp.bfloat16) * scale)
+        top, where = lax.top_k(y, 2)
+        return top.astype(jnp.float32), where, jnp.argmax(y, axis=1) + 1, y
+
+    weights = {
+        "q": jnp.asarray(np.random.default_rng(0).integers(-9, 9, (8, 6)), jnp.int8),
+        "scale": floats(0, 1, 6, dtype=jnp.bfloat16),
+    }
+    return fn, (weights, floats(1, 4, 8))
 
 
-Case = tuple[Callable[..., Any], Any, Any]  # function, parameters, input
+@case(param_argnums=0)
+def attention_with_a_cloned_mask():
+    def fn(weights, x, lengths):
+        keep = jnp.arange(6)[None, :] < lengths[:, None]
+        bias = jnp.where(keep, 0.0, -1e9)[:, None, :]
+        causal = jnp.tril(jnp.ones((6, 6), bool))[None]
+        for w in weights:
+            q, k, v = jnp.split(x @ w["qkv"], 3, axis=-1)
+            scores = jnp.where(causal, q @ k.swapaxes(1, 2) / 3 + bias, -1e9)
+            x = x + jax.nn.softmax(scores, axis=-1) @ v @ w["o"]
+        return x
 
-CASES: dict[str, Case] = {
-    "mlp": (mlp, [(array(16, 32), array(32)), (array(32, 32), array(32))], array(4, 16)),
-    "attention": (
-        attention,
-        {
-            **{name: array(16, 16) for name in ("q", "k", "v", "o")},
-            **{"f": array(16, 64), "g": array(64, 16), "scale": array(16)},
-        },
-        array(2, 8, 16),
-    ),
-    "convolutions": (
-        convolutions,
-        [array(8, 3, 3, 3), array(8, 2, 3, 3), array(8, 8, 3, 3)],
-        array(2, 3, 16, 16),
-    ),
-    "scan": (scanned, array(4, 8, 8), array(3, 8)),
-    "scan, reversed": (reversed_scan, array(8, 8), array(5, 3, 8)),
-    "for": (looped, array(8, 8), array(3, 8)),
-    "while": (unknown_trips, array(8, 8), array(3, 8)),
-    "branches": (branches, array(8, 8), array(8, 8)),
-    "calls": (calls, array(8, 8), array(3, 8)),
-    "composite": (composed, array(8, 8), array(3, 8)),
-    "reductions": (reductions, array(8, 6), array(5, 8)),
-    "lookups": (lookups, array(100, 8), array(2, 5, dtype=jnp.int32)),
-    "quantised": (quantised, array(16, 8, dtype=jnp.int8), array(4, 16, dtype=jnp.int8)),
-    "elementwise": (elementwise, array(3, 8), array(3, 8)),
-    "layouts": (layouts, array(9, 4), array(5, 8)),
-}
+    weights = [{"qkv": floats(i, 8, 24), "o": floats(i + 5, 8, 8)} for i in range(4)]
+    return fn, (weights, floats(1, 2, 6, 8), jnp.array([4, 6]))
+
+
+@case(param_argnums=0)
+def random_keys():
+    def fn(w, x, key):
+        for k in jax.random.split(key, 3):
+            x = jnp.tanh(x @ w) * jax.random.bernoulli(k, 0.8, (3, 8))
+        return x, jax.random.fold_in(key, 3)
+
+    return fn, (floats(0, 8, 8), floats(1, 3, 8), jax.random.key(7))
+
+
+@case(param_argnums=0, state_argnums=1)
+def decoding_with_a_cache():
+    def fn(weights, cache, x, position):
+        for i in range(3):
+            q, k = x @ weights["q"][i], x @ weights["k"][i]
+            cache = lax.dynamic_update_slice(cache, k[None, None], (i, position, 0))
+            x = x + jax.nn.softmax(cache[i] @ q) @ cache[i]
+        return x, cache
+
+    weights = {"q": floats(0, 3, 8, 8), "k": floats(1, 3, 8, 8)}
+    return fn, (weights, floats(2, 3, 5, 8), floats(3, 8), jnp.array(2))
+
+
+@case(param_argnums=0, state_argnums=1)
+def scanned_decoding_with_a_cache():
+    def fn(weights, cache, x, position):
+        def layer(x, given):
+            w, old = given
+            old = lax.dynamic_update_slice(old, (x @ w)[None], (position, 0))
+            return x + jax.nn.softmax(old @ x) @ old, old
+
+        return lax.scan(layer, x, (weights, cache))
+
+    return fn, (floats(1, 3, 8, 8), floats(2, 3, 5, 8), floats(3, 8), jnp.array(2))
+
+
+@case(param_argnums=0)
+def written_and_read_back():
+    def fn(w, x):
+        memory = jnp.zeros((6, 8))
+        for i in range(4):
+            x = jnp.tanh(x @ w)
+            memory = memory.at[i].set(x)
+            memory = memory.at[i + 1].add(2 * x)
+            memory = memory.at[i, 2:5].multiply(0.5)
+        return memory[2] + memory[3], memory[jnp.array([1, 0])].sum(), memory
+
+    return fn, (floats(0, 8, 8), floats(1, 8))
+
+
+@case(param_argnums=0)
+def gates_and_joined_parts():
+    def fn(w, xs):
+        h = c = jnp.zeros((2, 4))
+        out = []
+        for x in xs:
+            i, f, g, o = jnp.split(jnp.concatenate([x, h], axis=1) @ w, 4, axis=1)
+            c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+            h = jax.nn.sigmoid(o) * jnp.tanh(c)
+            out.append(h)
+        return jnp.stack(out), jnp.flip(jnp.concatenate(out, axis=1), 1)
+
+    return fn, (floats(0, 7, 16), floats(1, 4, 2, 3))
+
+
+@case(param_argnums=0, fuse=True)
+def convolutions():
+    def fn(kernels, x):
+        for k in kernels:
+            y = lax.conv_general_dilated(x, k, (1, 1), "SAME")
+            mean = y.mean(axis=(0, 2, 3), keepdims=True)
+            x = x + jax.nn.relu((y - mean) * lax.rsqrt(y.var(axis=(0, 2, 3), keepdims=True) + 1e-5))
+        return lax.reduce_window(x, -jnp.inf, lax.max, (1, 1, 2, 2), (1, 1, 2, 2), "VALID")
+
+    return fn, ([floats(i, 4, 4, 3, 3) for i in range(3)], floats(9, 2, 4, 6, 6))
+
+
+@case()
+def sorting_and_solving():
+    def fn(a, b):
+        order = jnp.argsort(b)
+        x = jnp.linalg.solve(a @ a.T + jnp.eye(4), b[order])
+        return jnp.cumsum(x), jnp.sort(x)[::-1], jnp.fft.rfft(x).real
+
+    return fn, (floats(0, 4, 4), floats(1, 4))
+
+
+@case(param_argnums=0)
+def mixed_experts():
+    def fn(weights, x):
+        scores = jax.nn.softmax(x @ weights["route"])
+        chosen = jnp.argmax(scores, axis=-1)
+        out = jax.vmap(lambda t, e: jnp.tanh(t @ weights["experts"][e]))(x, chosen)
+        return out * jnp.take_along_axis(scores, chosen[:, None], axis=1), chosen
+
+    return fn, ({"route": floats(0, 8, 3), "experts": floats(1, 3, 8, 8)}, floats(2, 5, 8))
+
+
+@functools.cache
+def made(name: str) -> Case:
+    """The case of this name."""
+    return CASES[name]()
+
+
+def rising_chips(graph, seed, chips=4):
+    """A chip for each node, such that data flows to higher chips alone."""
+    rng = np.random.default_rng(seed)
+    readers = [[] for _ in graph.nodes]
+    for tensor in graph.tensors:
+        readers[tensor.producer].extend(tensor.consumers)
+    assignment = [0] * len(graph.nodes)  # at first, the least chip of each node
+    for v, least in enumerate(assignment):
+        assignment[v] = least if rng.random() < 0.7 else int(rng.integers(least, chips))
+        for q in readers[v]:
+            assignment[q] = max(assignment[q], assignment[v])
+    return assignment
+
+
+def assert_same(got, expected, tolerance):
+    """Equal structures, shapes and types; values within a tolerance, one of bfloat16's if not 0."""
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        one, other = jnp.asarray(one), jnp.asarray(other)
+        assert (one.shape, one.dtype) == (other.shape, other.dtype)
+        if jnp.issubdtype(one.dtype, jax.dtypes.prng_key):
+            one, other = jax.random.key_data(one), jax.random.key_data(other)
+        allowed = tolerance
+        if one.dtype == jnp.bfloat16:
+            allowed = tolerance and max(tolerance, 2.0**-7)
+            one, other = one.astype(jnp.float32), other.astype(jnp.float32)
+        np.testing.assert_allclose(one, other, rtol=allowed, atol=allowed)

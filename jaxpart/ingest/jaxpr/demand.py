@@ -56,7 +56,7 @@ def _boxes(
     if changes is not None:
         return [_taken(shapes[0], changes[result], box), *(whole_box(s) for s in shapes[1:])]
     if name == "reshape":
-        return [_hull(shapes[0], eqn.outvars[0].aval.shape, box)]
+        return [reshaped_box(shapes[0], eqn.outvars[0].aval.shape, box)]
     if name in ("concatenate", "stack"):
         return _joined(params["axis" if name == "stack" else "dimension"], name, shapes, box)
     if name == "pad":
@@ -107,7 +107,7 @@ def _taken(shape: Sequence[int], change: Change, box: Box) -> Box:
     return found if contains(whole_box(shape), found) else whole_box(shape)
 
 
-def _hull(shape: Sequence[int], reshaped: Sequence[int], box: Box) -> Box:
+def reshaped_box(shape: Sequence[int], reshaped: Sequence[int], box: Box) -> Box:
     """The smallest box around the elements from the first to the last of a box, in row-major order.
 
     Args:

@@ -224,7 +224,7 @@ class Folding(Arrays):
         table = self.values[operands[0]]
         if not (table.sources or table.pieces is not None or table.rows is not None):
             return operands
-        box = read_box(eqn, constants, self._columns(eqn, operands, constants))
+        box = read_box(eqn, constants, self.index_columns(eqn, operands, constants))
         if box is None:
             return operands
         aval = eqn.invars[0].aval
@@ -232,7 +232,7 @@ class Folding(Arrays):
         taken = self.box(operands[0], aval.shape, box, part)
         return operands if taken is None else [taken, *operands[1:]]
 
-    def _columns(
+    def index_columns(
         self, eqn: Any, operands: Sequence[int], constants: Sequence[Known]
     ) -> Sequence[Known]:
         """The indices of a gather or scatter, those of each indexed axis."""
@@ -311,7 +311,7 @@ class Folding(Arrays):
             or table.pieces is not None
         ):
             return None
-        found = written_box(eqn, constants, self._columns(eqn, operands, constants))
+        found = written_box(eqn, constants, self.index_columns(eqn, operands, constants))
         if found is None:
             return None
         box, replaced = found

@@ -21,6 +21,7 @@ need not exist. The steps:
 from __future__ import annotations
 
 import collections
+import dataclasses
 import math
 import operator
 import warnings
@@ -34,8 +35,9 @@ from jaxpart.ingest.jaxpr import sizes
 from jaxpart.ingest.jaxpr.program import Program
 from jaxpart.ingest.jaxpr.values import Op, Source, live, part_bytes
 from jaxpart.ingest.jaxpr.views import View, overlap_groups
-from jaxpart.ingest.rewrite.clone import clone_inputs
-from jaxpart.ingest.rewrite.fuse import fuse as fused
+from jaxpart.ingest.jaxpr.visits import Expansion
+from jaxpart.ingest.rewrite.clone import cloned
+from jaxpart.ingest.rewrite.fuse import fused
 from jaxpart.problem.graph import Graph, Node, Tensor, Weight
 
 # What an argument is; a constant is large, and its elements are not at hand.
@@ -95,9 +97,72 @@ def from_jax(
         one node (the message names it), or a large input is used as parameters are: in a matrix
         product or convolution without a weight, or as a table of rows.
     """
-    name = name if name is not None else _name_of(fn)
-    params = positions_of(param_argnums, len(args), f"{name}: param_argnums")
-    states = positions_of(state_argnums, len(args), f"{name}: state_argnums")
+    options = Options(param_argnums, state_argnums, name, element_bytes, unroll_limit, fuse)
+    return import_function(fn, args, options).graph
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What a user says of a function; as in `from_jax`."""
+
+    param_argnums: int | Sequence[int] = ()
+    state_argnums: int | Sequence[int] = ()
+    name: str | None = None
+    element_bytes: float | None = None
+    unroll_limit: int | None = None
+    fuse: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    """A graph, and what its nodes stand for.
+
+    Attributes:
+      graph: the graph.
+      closed: the ClosedJaxpr of the function.
+      roles: what each of its arguments is.
+      program: the function as operations on numbered values.
+      expansion: what became of each equation; None if it was not recorded.
+      node_of: number of a value that a live operation computes -> the node of this operation; None
+        where clones or views replace it.
+      clones: node -> numbers of the values that clones inside it compute.
+      doubts: what a user must know to trust the figures, a line each.
+      params: positions of the arguments of the user's function that are parameters.
+      results: abstract values in the structure that the user's function returns.
+    """
+
+    graph: Graph
+    closed: Any
+    roles: tuple[Role, ...]
+    program: Program
+    expansion: Expansion | None
+    node_of: dict[int, int | None]
+    clones: dict[int, frozenset[int]]
+    doubts: tuple[str, ...]
+    params: frozenset[int] = frozenset()
+    results: Any = None
+
+    @property
+    def is_parameter(self) -> tuple[bool, ...]:
+        """For each argument of `closed`, whether it is a parameter."""
+        return tuple(role == "parameter" for role in self.roles)
+
+
+def import_function(
+    fn: Callable[..., Any], args: Sequence[Any], options: Options, *, record: bool = False
+) -> Imported:
+    """The graph of `fn(*args)`, and what its nodes stand for; raises and warns as `from_jax`.
+
+    Args:
+      fn: as in `from_jax`.
+      args: as in `from_jax`.
+      options: as in `from_jax`.
+      record: whether to record what became of each equation.
+    """
+    name = options.name if options.name is not None else _name_of(fn)
+    element_bytes, unroll_limit = options.element_bytes, options.unroll_limit
+    params = positions_of(options.param_argnums, len(args), f"{name}: param_argnums")
+    states = positions_of(options.state_argnums, len(args), f"{name}: state_argnums")
     if params & states:
         raise InputError(
             f"{name}: argument {min(params & states)} is named in param_argnums and in "
@@ -106,7 +171,7 @@ def from_jax(
     check_options(name, element_bytes, unroll_limit)
     try:
         # JAX refuses an object whose name is no text; a lambda around it has one.
-        closed = jax.make_jaxpr(lambda *given: fn(*given))(*args)
+        closed, results = jax.make_jaxpr(lambda *given: fn(*given), return_shape=True)(*args)
     except Exception as error:  # the user's function can raise any exception
         lines = str(error).strip().splitlines() or [""]
         raise InputError(
@@ -122,7 +187,12 @@ def from_jax(
         for i, arg in enumerate(args)
         for _ in jax.tree.leaves(arg)
     ]
-    return graph_of(closed, roles, name, element_bytes, unroll_limit, fuse)
+    imported = _imported(
+        closed, roles, name, element_bytes, unroll_limit, options.fuse, record=record
+    )
+    for doubt in imported.doubts:
+        warnings.warn(f"{name}: {doubt}", stacklevel=3)
+    return dataclasses.replace(imported, params=params, results=results)
 
 
 def check_options(name: str, element_bytes: float | None, unroll_limit: int | None) -> None:
@@ -163,6 +233,23 @@ def graph_of(
     Returns:
       The graph. Errors and warnings are those of `from_jax`; warnings name the caller's caller.
     """
+    imported = _imported(closed, roles, name, element_bytes, unroll_limit, fuse)
+    for doubt in imported.doubts:
+        warnings.warn(f"{name}: {doubt}", stacklevel=3)
+    return imported.graph
+
+
+def _imported(
+    closed: Any,
+    roles: Sequence[Role],
+    name: str,
+    element_bytes: float | None,
+    unroll_limit: int | None,
+    fuse: bool,
+    *,
+    record: bool = False,
+) -> Imported:
+    """`graph_of` without its warnings, and what the nodes stand for."""
 
     def size(aval: Any) -> float:
         if element_bytes is None or not sizes.is_float(aval):
@@ -177,12 +264,29 @@ def graph_of(
         "constant": program.unseen_constant,
     }
     operands = [add[role](v.aval) for role, v in zip(roles, closed.jaxpr.invars, strict=True)]
-    outputs = program.outputs(program.run_all(closed, operands))
-    graph, constants, doubts = _to_graph(program, outputs, name, element_bytes)
-    for message in doubts:
-        warnings.warn(f"{name}: {message}", stacklevel=3)
-    graph = clone_inputs(graph, constants)
-    return fused(graph) if fuse else graph
+    numbers, expansion = program.run_all(closed, operands, record=record)
+    outputs = program.outputs(numbers)
+    ops = live(program.ops, outputs)
+    traced, constants = _to_graph(program, ops, outputs, name, element_bytes)
+    graph, node_of, clones = cloned(traced, constants)
+    if fuse:
+        graph, kernel_of = fused(graph)
+        node_of = [None if v is None else kernel_of[v] for v in node_of]
+    inside: dict[int, set[int]] = {}
+    for q, copied in clones.items():
+        consumer = node_of[q]
+        if consumer is not None:
+            inside.setdefault(consumer, set()).update(r for u in copied for r in ops[u].results)
+    return Imported(
+        graph,
+        closed,
+        tuple(roles),
+        program,
+        expansion,
+        {r: v for op, v in zip(ops, node_of, strict=True) for r in op.results},
+        {v: frozenset(numbers) for v, numbers in inside.items()},
+        tuple(_doubts(program, ops, traced)),
+    )
 
 
 def _name_of(fn: Callable[..., Any]) -> str:
@@ -216,17 +320,21 @@ def positions_of(argnums: int | Sequence[int], count: int, where: str) -> frozen
 
 
 def _to_graph(
-    program: Program, outputs: Sequence[int], name: str, element_bytes: float | None
-) -> tuple[Graph, frozenset[int], list[str]]:
-    """The graph of a program, the numbers of its weights that are constants, and what to doubt.
+    program: Program,
+    ops: Sequence[Op],
+    outputs: Sequence[int],
+    name: str,
+    element_bytes: float | None,
+) -> tuple[Graph, frozenset[int]]:
+    """The graph of a program, and the numbers of its weights that are constants.
 
     Args:
       program: the program.
+      ops: [N] its live operations.
       outputs: numbers of the values that it returns.
       name: name of the graph.
       element_bytes: as in `from_jax`.
     """
-    ops = live(program.ops, outputs)
     if not ops:
         raise EmptyGraphError(
             f"{name}: no operation depends on an input, expected at least one "
@@ -270,7 +378,7 @@ def _to_graph(
     graph = Graph(
         tuple(nodes), tuple(tensors), tuple(weight for _, weight in weights), name, element_bytes
     )
-    return graph, constants, list(_doubts(program, ops, graph))
+    return graph, constants
 
 
 def _doubts(program: Program, ops: Sequence[Op], graph: Graph) -> Iterable[str]:

@@ -20,13 +20,22 @@ from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Literal
 
-from jaxpart.ingest.jaxpr import costs, known, parts, sizes
+from jaxpart.ingest.jaxpr import costs, parts, sizes
 from jaxpart.ingest.jaxpr.costs import Cost
 from jaxpart.ingest.jaxpr.folding import Folding
-from jaxpart.ingest.jaxpr.values import Known, Op, live
+from jaxpart.ingest.jaxpr.loops import (
+    Loop,
+    count_equations,
+    folded_outputs,
+    kept_because,
+    known_trips,
+    no_rows,
+    scan_counts,
+)
+from jaxpart.ingest.jaxpr.values import Op, live
+from jaxpart.ingest.jaxpr.visits import Expansion, Visit
 
 MAX_NODES = 20_000  # loops are unrolled by default as far as the graph stays below
-_MAX_TRIED = 100_000  # most equations evaluated to find the number of steps of a `while`
 _NO_WORK = ("optimization_barrier", "pbroadcast", "pvary")  # they hand on their operands
 _EXPORTED = "a module of jax.export, which holds no jaxpr to open"
 _SUMS = frozenset(("psum", "psum2", "psum_invariant", "pmax", "pmin"))  # over devices
@@ -37,6 +46,7 @@ class Program(Folding):
 
     Attributes:
       lookups: numbers of the values that are rows of a table, at positions of run time.
+      visit: the equation that is being expanded; None where it is not recorded.
       unroll_limit: loops of at most this many steps are unrolled. None: as far as there are at most
         `MAX_NODES` operations.
     """
@@ -50,13 +60,29 @@ class Program(Folding):
         """
         super().__init__(size)
         self.lookups: set[int] = set()
+        self.visit: Visit | None = None
         self.unroll_limit = unroll_limit
         self._spare = float(MAX_NODES)  # operations that unrolled loops may still add
 
-    def run_all(self, closed: Any, operands: Sequence[int]) -> list[int]:
-        """Appends the operations of the whole function; as `run`."""
-        self._spare = MAX_NODES - _count(closed)
-        return self.run(closed, operands)
+    def run_all(
+        self, closed: Any, operands: Sequence[int], *, record: bool = False
+    ) -> tuple[list[int], Expansion | None]:
+        """Appends the operations of the whole function.
+
+        Args:
+          closed: its ClosedJaxpr.
+          operands: numbers of the values of its arguments.
+          record: whether to record what becomes of each equation.
+
+        Returns:
+          Numbers of the values of its results, and what became of each equation.
+        """
+        self._spare = MAX_NODES - count_equations(closed)
+        self.visit = Visit(None, (), 0) if record else None
+        root = self.visit
+        results = self.run(closed, operands)
+        self.visit = None
+        return results, root.bodies[0] if root else None
 
     def run(self, closed: Any, operands: Sequence[int]) -> list[int]:
         """Appends the operations of a closed jaxpr.
@@ -76,10 +102,29 @@ class Program(Folding):
         def read(atom: Any) -> int:
             return self.literal(atom) if isinstance(atom, Literal) else environment[atom]
 
+        visits: list[Visit] | None = None
+        if self.visit is not None:
+            visits = []
+            self.visit.bodies.append(Expansion(closed, tuple(operands), visits))
         for eqn in jaxpr.eqns:
-            results = self._equation(eqn, [read(atom) for atom in eqn.invars])
+            results = self._visited(eqn, [read(atom) for atom in eqn.invars], visits)
             environment.update(zip(eqn.outvars, results, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
+
+    def _visited(self, eqn: Any, operands: list[int], visits: list[Visit] | None) -> list[int]:
+        """As `_equation`; adds what became of the equation to `visits` where they are recorded."""
+        if visits is None:
+            return self._equation(eqn, operands)
+        visit = Visit(eqn, tuple(operands), len(self.ops))
+        visits.append(visit)
+        outer, self.visit = self.visit, visit
+        try:
+            results = self._equation(eqn, operands)
+        finally:
+            self.visit = outer
+        visit.results = tuple(results)
+        visit.stop = len(self.ops)
+        return results
 
     def _equation(self, eqn: Any, operands: list[int]) -> list[int]:
         body = costs.inlined(eqn)
@@ -137,12 +182,9 @@ class Program(Folding):
 
     def _scan(self, eqn: Any, operands: list[int]) -> list[int]:
         params, body = eqn.params, eqn.params["jaxpr"]
-        # Ranks tell constants and carry from scanned arrays, because releases of JAX name these
-        # counts differently. A scanned array has one axis more outside the body than inside.
-        num_carry = _same_rank(body.out_avals, eqn.outvars)
-        first_stacked = _same_rank(body.in_avals, eqn.invars)
-        num_consts = first_stacked - num_carry
-        loop = _Loop(
+        num_consts, num_carry = scan_counts(eqn)
+        first_stacked = num_consts + num_carry
+        loop = Loop(
             body, params["length"], operands[:num_consts], operands[num_consts:first_stacked]
         )
         stacked, slices = operands[first_stacked:], body.in_avals[first_stacked:]
@@ -168,14 +210,16 @@ class Program(Folding):
         conditions = operands[:num_cond]
         consts, carry = operands[num_cond : num_cond + num_body], operands[num_cond + num_body :]
         values = [self.values[v].known for v in operands]
-        trips = _trips(params, values[:num_cond], values[num_cond : num_cond + num_body], values)
-        loop = _Loop(params["body_jaxpr"], trips, consts, carry)
-        if trips is not None and self._may_unroll(loop, _no_rows):
-            return self._unroll(loop, _no_rows)[0]
+        trips = known_trips(
+            params, values[:num_cond], values[num_cond : num_cond + num_body], values
+        )
+        loop = Loop(params["body_jaxpr"], trips, consts, carry)
+        if trips is not None and self._may_unroll(loop, no_rows):
+            return self._unroll(loop, no_rows)[0]
         cond = (params["cond_jaxpr"], [*conditions, *carry])
-        return self._kept_loop(eqn, operands, loop, _no_rows, cond)
+        return self._kept_loop(eqn, operands, loop, no_rows, cond)
 
-    def _may_unroll(self, loop: _Loop, rows: Callable[[int], list[int]]) -> bool:
+    def _may_unroll(self, loop: Loop, rows: Callable[[int], list[int]]) -> bool:
         """Whether a loop of known length is unrolled."""
         assert loop.length is not None
         if self.unroll_limit is not None:
@@ -187,7 +231,7 @@ class Program(Folding):
         return loop.length * len(self._one_step(loop, rows)) <= self._spare
 
     def _unroll(
-        self, loop: _Loop, rows: Callable[[int], list[int]]
+        self, loop: Loop, rows: Callable[[int], list[int]]
     ) -> tuple[list[int], list[list[int]]]:
         """Appends the operations of all steps.
 
@@ -200,6 +244,8 @@ class Program(Folding):
           numbers in the order of the steps.
         """
         assert loop.length is not None
+        if self.visit is not None:
+            self.visit.is_unrolled = True
         carry = list(loop.carry)
         collected: list[list[int]] = [[] for _ in loop.body.out_avals[len(carry) :]]
         before, spare = len(self.ops), self._spare
@@ -213,9 +259,12 @@ class Program(Folding):
         return carry, collected
 
     @contextlib.contextmanager
-    def _inside(self, loop: _Loop, spare: float) -> Iterator[None]:
+    def _inside(self, loop: Loop, spare: float) -> Iterator[None]:
         """Inside one step of a loop: inner loops share what this step may add."""
-        outer, self._spare = self._spare, spare // max(loop.length or 1, 1) - _count(loop.body)
+        outer, self._spare = (
+            self._spare,
+            spare // max(loop.length or 1, 1) - count_equations(loop.body),
+        )
         self.depth += 1
         try:
             yield
@@ -223,19 +272,19 @@ class Program(Folding):
             self.depth -= 1
             self._spare = outer
 
-    def _one_step(self, loop: _Loop, rows: Callable[[int], list[int]]) -> list[Op]:
+    def _one_step(self, loop: Loop, rows: Callable[[int], list[int]]) -> list[Op]:
         """The operations that one step after the first would add; the program stays as it is."""
-        ops, floats = self.ops, self.float_bytes.copy()
-        self.ops = []
+        ops, floats, visit = self.ops, self.float_bytes.copy(), self.visit
+        self.ops, self.visit = [], None
         try:
             carry = self._steady(loop, rows)
             with self._inside(loop, self._spare):
                 results = self.run(loop.body, [*loop.consts, *carry, *rows(0)])
             return live(self.ops, results)
         finally:
-            self.ops, self.float_bytes = ops, floats
+            self.ops, self.float_bytes, self.visit = ops, floats, visit
 
-    def _steady(self, loop: _Loop, rows: Callable[[int], list[int]]) -> list[int]:
+    def _steady(self, loop: Loop, rows: Callable[[int], list[int]]) -> list[int]:
         """Values that stand for the carry of a step after the first.
 
         A state of the loop that is constant at first and depends on inputs later (a hidden state of
@@ -245,7 +294,7 @@ class Program(Folding):
         carried = [self.values[v].folded for v in loop.carry]
         taken = [self.values[v].folded for v in (rows(0) if loop.length != 0 else ())]
         while True:
-            after = _folded_outputs(loop.body, [*consts, *carried, *taken])[: len(carried)]
+            after = folded_outputs(loop.body, [*consts, *carried, *taken])[: len(carried)]
             steady = [a and b for a, b in zip(carried, after, strict=True)]
             if steady == carried:
                 break
@@ -260,7 +309,7 @@ class Program(Folding):
         self,
         eqn: Any,
         operands: list[int],
-        loop: _Loop,
+        loop: Loop,
         rows: Callable[[int], list[int]],
         cond: tuple[Any, list[int]] | None = None,
     ) -> list[int]:
@@ -270,20 +319,20 @@ class Program(Folding):
         steps = 1 if loop.length is None else loop.length
         step = self._one_step(loop, rows) if steps else []
         if cond is not None:
-            step = [*step, *self._one_step(_Loop(cond[0], loop.length, cond[1], []), _no_rows)]
+            step = [*step, *self._one_step(Loop(cond[0], loop.length, cond[1], []), no_rows)]
         accessed, fixed = self._traffic_of(step)
         cost = self._cost(eqn)
         flops = cost.flops if eqn.primitive.name == "scan" else cost.flops * steps
         cost = dataclasses.replace(
             cost, flops=flops, accessed=steps * accessed, fixed=steps * fixed
         )
-        return self._append(eqn, operands, cost, _kept_because(loop.length))
+        return self._append(eqn, operands, cost, kept_because(loop.length))
 
     def _branch_cost(self, eqn: Any, operands: list[int]) -> Cost:
         """The cost of a `cond` that stays one operation: that of its costliest branch."""
         taken = []
         for branch in eqn.params["branches"]:
-            ops = self._one_step(_Loop(branch, 1, operands[1:], []), _no_rows)
+            ops = self._one_step(Loop(branch, 1, operands[1:], []), no_rows)
             accessed, fixed = self._traffic_of(ops)
             taken.append((costs.body_flops(branch), accessed, fixed))
         _, accessed, fixed = max(taken)
@@ -345,78 +394,3 @@ class Program(Folding):
             whole = dataclasses.replace(value, rows=None, pieces=None, alone=None, fed=None)
             self.values[v] = whole
         return v
-
-
-@dataclasses.dataclass(frozen=True)
-class _Loop:
-    """A loop.
-
-    Attributes:
-      body: one step: constants, carry and rows in; carry and other results out.
-      length: number of steps; None if it is known at run time only.
-      consts: numbers of the values that all steps read.
-      carry: numbers of the values that the first step starts from.
-    """
-
-    body: Any
-    length: int | None
-    consts: list[int]
-    carry: list[int]
-
-
-def _no_rows(step: int) -> list[int]:
-    return []
-
-
-def _kept_because(length: int | None) -> str:
-    if length is None:
-        return "its steps are known at run time only, and count as one; fixed bounds unroll it"
-    return f"all its {length} steps; unroll_limit={length} unrolls it"
-
-
-def _count(closed: Any) -> int:
-    """Equations of a body, with those of wrappers; loops and branches count one."""
-    total = 0
-    for eqn in closed.jaxpr.eqns:
-        body = costs.inlined(eqn)
-        total += 1 if body is None else _count(body)
-    return total
-
-
-def _folded_outputs(closed: Any, folded: Sequence[bool]) -> list[bool]:
-    """Which results of a body depend on constants alone, given which operands do."""
-    jaxpr = closed.jaxpr
-    constant: dict[Any, bool] = dict(zip(jaxpr.invars, folded, strict=True))
-
-    def read(atom: Any) -> bool:
-        return isinstance(atom, Literal) or constant.get(atom, True)
-
-    for eqn in jaxpr.eqns:
-        inputs = [read(atom) for atom in eqn.invars]
-        body = costs.inlined(eqn)
-        results = (
-            [all(inputs)] * len(eqn.outvars) if body is None else _folded_outputs(body, inputs)
-        )
-        constant.update(zip(eqn.outvars, results, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
-
-
-def _trips(
-    params: Any, cond: Sequence[Known], body: Sequence[Known], operands: Sequence[Known]
-) -> int | None:
-    """Steps of a `while` whose condition depends on known integers alone; else None."""
-    carry = list(operands[len(cond) + len(body) :])
-    per_step = max(1, _count(params["cond_jaxpr"]) + _count(params["body_jaxpr"]))
-    for trips in range(_MAX_TRIED // per_step + 1):
-        (again,) = known.known_outputs(params["cond_jaxpr"], [*cond, *carry])
-        if again is None:
-            return None
-        if not again:
-            return trips
-        carry = known.known_outputs(params["body_jaxpr"], [*body, *carry])
-    return None
-
-
-def _same_rank(inside: Sequence[Any], outside: Sequence[Any]) -> int:
-    """Number of values with the same rank inside the body of a scan as outside."""
-    return sum(a.ndim == v.aval.ndim for a, v in zip(inside, outside, strict=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Collection, Iterable, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -31,6 +32,20 @@ _FEW_FLOPS = 8  # per element of a result: a mask has three or four, random numb
 # mask of 2,048 x 2,048 or tables of 2,048 positions x 512 float32. A larger constant, copied to all
 # chips, would cost more memory than the freedom to place the consumers is worth.
 MAX_CONSTANT_BYTES = 4 * 2**20
+
+
+class Cloning(NamedTuple):
+    """A graph with clones, and what became of the N nodes of the original graph.
+
+    Attributes:
+      graph: the graph with clones.
+      node_of: [N] the node of the new graph; None for a node that its clones replace.
+      clones: consumer -> the nodes that are cloned into it; numbers of the original graph.
+    """
+
+    graph: Graph
+    node_of: tuple[int | None, ...]
+    clones: dict[int, set[int]]
 
 
 def clone_inputs(graph: Graph, constants: Collection[int] = frozenset()) -> Graph:
@@ -67,6 +82,11 @@ def clone_inputs(graph: Graph, constants: Collection[int] = frozenset()) -> Grap
       graph: the graph.
       constants: numbers of the weights that are constants; all others are parameters.
     """
+    return cloned(graph, constants).graph
+
+
+def cloned(graph: Graph, constants: Collection[int] = frozenset()) -> Cloning:
+    """As `clone_inputs`; also says what became of each node."""
     chain = _input_chains(graph, frozenset(constants))
     users: list[set[int]] = [set() for _ in graph.nodes]
     on_chains_alone = [True] * len(graph.nodes)  # whether only nodes in chains feed it
@@ -92,10 +112,10 @@ def clone_inputs(graph: Graph, constants: Collection[int] = frozenset()) -> Grap
             for q in outside:
                 members.setdefault(q, set()).update(nodes)
     if not clones:
-        return graph
+        return Cloning(graph, tuple(range(len(graph.nodes))), {})
     nodes = list(graph.nodes)
-    for q, cloned in members.items():
-        flops = nodes[q].flops + sum(graph.nodes[u].flops for u in cloned)
+    for q, copied in members.items():
+        flops = nodes[q].flops + sum(graph.nodes[u].flops for u in copied)
         nodes[q] = msgspec.structs.replace(nodes[q], flops=flops)
     tensors = []
     for tensor in graph.tensors:
@@ -106,7 +126,9 @@ def clone_inputs(graph: Graph, constants: Collection[int] = frozenset()) -> Grap
     cloned_graph = dataclasses.replace(
         graph, nodes=tuple(nodes), tensors=tuple(tensors), weights=tuple(weights)
     )
-    return drop_dead(cloned_graph)
+    number = {v: new for new, v in enumerate(_live_nodes(cloned_graph))}
+    node_of = tuple(map(number.get, range(len(graph.nodes))))
+    return Cloning(drop_dead(cloned_graph), node_of, members)
 
 
 def _inner_bytes(nodes: Collection[int], made: Sequence[Sequence[Tensor]]) -> float:
@@ -139,7 +161,7 @@ def _handed_on(
             yield weight
             continue
         readers = set(weight.consumers)
-        readers.update(q for q, cloned in members.items() if not readers.isdisjoint(cloned))
+        readers.update(q for q, copied in members.items() if not readers.isdisjoint(copied))
         yield msgspec.structs.replace(weight, consumers=tuple(sorted(readers)))
 
 
@@ -152,6 +174,30 @@ def drop_dead(graph: Graph) -> Graph:
     Raises:
       EmptyGraphError: no node reaches an output.
     """
+    live = _live_nodes(graph)
+    if len(live) == len(graph.nodes):
+        return graph
+    number = {v: new for new, v in enumerate(live)}
+
+    def renumber(consumers: Iterable[int]) -> tuple[int, ...]:
+        return tuple(number[q] for q in consumers if q in number)
+
+    tensors = (
+        Tensor(number[k.producer], k.bytes, renumber(k.consumers), k.fixed)
+        for k in graph.tensors
+        if k.producer in number and (not k.consumers or any(q in number for q in k.consumers))
+    )
+    weights = (
+        Weight(w.bytes, renumber(w.consumers), w.fixed)
+        for w in graph.weights
+        if not w.consumers or any(q in number for q in w.consumers)
+    )
+    nodes = tuple(graph.nodes[v] for v in live)
+    return dataclasses.replace(graph, nodes=nodes, tensors=tuple(tensors), weights=tuple(weights))
+
+
+def _live_nodes(graph: Graph) -> list[int]:
+    """The nodes from which an output can be reached, ascending."""
     made: list[list[Tensor]] = [[] for _ in graph.nodes]
     for tensor in graph.tensors:
         made[tensor.producer].append(tensor)
@@ -159,25 +205,7 @@ def drop_dead(graph: Graph) -> Graph:
     for v in reversed(range(len(graph.nodes))):
         if any(not k.consumers or not live.isdisjoint(k.consumers) for k in made[v]):
             live.add(v)
-    if len(live) == len(graph.nodes):
-        return graph
-    number = {v: new for new, v in enumerate(sorted(live))}
-
-    def renumber(consumers: Iterable[int]) -> tuple[int, ...]:
-        return tuple(number[q] for q in consumers if q in live)
-
-    tensors = (
-        Tensor(number[k.producer], k.bytes, renumber(k.consumers), k.fixed)
-        for k in graph.tensors
-        if k.producer in live and (not k.consumers or not live.isdisjoint(k.consumers))
-    )
-    weights = (
-        Weight(w.bytes, renumber(w.consumers), w.fixed)
-        for w in graph.weights
-        if not w.consumers or not live.isdisjoint(w.consumers)
-    )
-    nodes = tuple(graph.nodes[v] for v in sorted(live))
-    return dataclasses.replace(graph, nodes=nodes, tensors=tuple(tensors), weights=tuple(weights))
+    return sorted(live)
 
 
 def is_heavy(node: Node, elements: float) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -52,6 +53,18 @@ _REDUCTIONS = frozenset(
 _LIGHT = _VIEWS | _PARTS | _ELEMENTWISE
 
 
+class Fusion(NamedTuple):
+    """A graph of kernels, and what became of the N nodes of the original graph.
+
+    Attributes:
+      graph: the graph of kernels.
+      node_of: [N] the kernel of each node; None for a view, which its consumers take themselves.
+    """
+
+    graph: Graph
+    node_of: tuple[int | None, ...]
+
+
 def fuse(graph: Graph) -> Graph:
     """Merges the N nodes of a graph into the kernels of a compiler.
 
@@ -79,14 +92,19 @@ def fuse(graph: Graph) -> Graph:
     Returns:
       A graph of at most N nodes, in a topological order.
     """
-    graph = _without_views(graph)
+    return fused(graph).graph
+
+
+def fused(graph: Graph) -> Fusion:
+    """As `fuse`; also says what became of each node."""
+    graph, numbers = _without_views(graph)
     group = _joined(graph)
     members: dict[int, list[int]] = {}
     for v, b in enumerate(group):
         members.setdefault(b, []).append(v)
     accessed = _accessed_bytes(graph, group)
     fixed = _accessed_bytes(graph, group, fixed_only=True)
-    small = contract(graph, group).graph
+    small, kernel_of = contract(graph, group)
     kernel = {graph.nodes[part[0]].name: (b, part) for b, part in members.items()}
     nodes = []
     for node in small.nodes:
@@ -103,7 +121,8 @@ def fuse(graph: Graph) -> Graph:
             if len(part) > 1
             else node
         )
-    return dataclasses.replace(small, nodes=tuple(nodes))
+    node_of = tuple(None if v is None else kernel_of[v] for v in numbers)
+    return Fusion(dataclasses.replace(small, nodes=tuple(nodes)), node_of)
 
 
 def _importance(node: Node) -> tuple[bool, float]:
@@ -114,8 +133,12 @@ def _is_constrained(node: Node) -> bool:
     return (node.pin, node.colocate, node.seconds) != (None, None, None)
 
 
-def _without_views(graph: Graph) -> Graph:
-    """Removes views; their consumers read the viewed tensor (step 1 of `fuse`)."""
+def _without_views(graph: Graph) -> tuple[Graph, tuple[int | None, ...]]:
+    """Removes views; their consumers read the viewed tensor (step 1 of `fuse`).
+
+    Returns:
+      The graph; and [N] the new number of each node, None for a view.
+    """
     read: list[list[int]] = [[] for _ in graph.nodes]  # tensor numbers
     made: list[list[int]] = [[] for _ in graph.nodes]  # tensor numbers
     weighted = {q for weight in graph.weights for q in weight.consumers}
@@ -137,7 +160,7 @@ def _without_views(graph: Graph) -> Graph:
             for k in made[v]:
                 root[k] = source
     if not views:
-        return graph
+        return graph, tuple(range(len(graph.nodes)))
     number = {}
     accessed, fixed = [], []
     for v, node in enumerate(graph.nodes):
@@ -172,9 +195,10 @@ def _without_views(graph: Graph) -> Graph:
         )
         for v, new in number.items()
     )
-    return dataclasses.replace(
+    viewed = dataclasses.replace(
         graph, nodes=tuple(nodes), tensors=tuple(tensors), weights=tuple(weights)
     )
+    return viewed, tuple(map(number.get, range(len(graph.nodes))))
 
 
 def _size(value: Tensor | Weight, fixed_only: bool) -> float:
