@@ -27,8 +27,8 @@ if TYPE_CHECKING:
         JaxpartError,
         NothingFoundError,
     )
-    from jaxpart.export.simulate import Simulation, Stall, simulate
-    from jaxpart.export.stages import Stages, Trace, trace
+    from jaxpart.export.jax.stages import Stages, Trace, trace
+    from jaxpart.export.simulation.simulate import Simulation, Stall, simulate
     from jaxpart.export.targets import export
     from jaxpart.export.torch_split import torch_split
     from jaxpart.ingest.jaxpr.importer import from_jax
@@ -93,12 +93,12 @@ _HOME = {
     "Samples": "policies",
     "Search": "runtime.state",
     "SearchInfo": "results.result",
-    "Simulation": "export.simulate",
+    "Simulation": "export.simulation.simulate",
     "SolverPool": "runtime.pool",
-    "Stall": "export.simulate",
-    "Stages": "export.stages",
+    "Stall": "export.simulation.simulate",
+    "Stages": "export.jax.stages",
     "Tensor": "problem.graph",
-    "Trace": "export.stages",
+    "Trace": "export.jax.stages",
     "TrainingConfig": "methods.policy.training",
     "TrainingError": "methods.policy.training",
     "TrainingRow": "methods.policy.training",
@@ -120,9 +120,9 @@ _HOME = {
     "pretraining_pairs": "methods.policy.pretraining",
     "read_examples": "methods.policy.imitation",
     "rollout": "policies",
-    "simulate": "export.simulate",
+    "simulate": "export.simulation.simulate",
     "torch_split": "export.torch_split",
-    "trace": "export.stages",
+    "trace": "export.jax.stages",
 }
 
 __all__ = [
