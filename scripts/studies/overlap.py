@@ -10,7 +10,8 @@ of each step are there. Looking is verification in float64, SCIP's queue, and bo
 
 Columns:
 
-- steps: that were timed; the first eight, some of which compile, are not. The policy does not learn here.
+- steps: that were timed; the first eight, some of which compile, are not. The policy does not
+  learn here.
 - device ms: median from the start of a step, or the end of the one before it, to its results.
 - host ms: median of the time from the results of a step to the start of the next one that the host
   asks for, where it looks at once. This is what looking a step behind can hide.
