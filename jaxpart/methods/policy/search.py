@@ -46,7 +46,8 @@ from jaxpart.runtime.state import Method, Search
 # round has a fixed cost. A GPU or TPU takes thousands in the time of a few.
 BATCH = 16
 _LARGE_BATCH = 64
-_ACCELERATOR_BATCH = 4096  # or more, if the device likes
+_ACCELERATOR_BATCH = 4096  # or more, if the device likes; fewer, where more do not fit
+_MOST_SCORES_BYTES = 2**33  # of a round's scores of chips, on an accelerator
 ZERO_SHOT = 1024  # samples in small rounds; by default, learning starts after them
 MAX_PLAYED = 5000  # contracted nodes; on larger graphs a background step takes seconds
 
@@ -148,13 +149,15 @@ def with_policy(
         opt_state = ppo.optimizer(config.ppo_config).init(params)
         state, key, step, own = task.start, jax.random.key(search.seed), 0, 0
         compiled: set[tuple[int, Decoder]] = set()
+        with search.compiling():
+            wide = _accelerator_batch(task)
         pending: deque[_Round] = deque()
         with contextlib.closing(Workers(search)) as workers:
             while True:
                 while len(pending) <= steps_ahead():
                     decoder = _decoder(config, step)
                     learns = config.learn_after is not None and own >= config.learn_after
-                    batch = config.batch or _batch(task, is_large=learns or own >= ZERO_SHOT)
+                    batch = config.batch or wide or _batch(is_large=learns or own >= ZERO_SHOT)
                     is_new = (batch, decoder) not in compiled
                     with search.compiling() if is_new else contextlib.nullcontext():
                         made = play(
@@ -226,26 +229,27 @@ def policy_background(search: Search, policy: PolicySource = None) -> Generator[
     if policy == NO_POLICY or search.problem.num_contracted > MAX_PLAYED:
         return
 
-    def prepared() -> tuple[Task, Any, NetworkConfig]:
+    def prepared() -> tuple[Task, Any, NetworkConfig, int]:
         trained, _ = policy_of(policy)
         task = Task.build(search.problem)
         params, sizes = params_of(trained, task, search.seed)
-        made = _played(task, params, sizes, task.start, jax.random.key(0))
+        batch = _accelerator_batch(task) or _batch(is_large=True)
+        made = _played(task, params, sizes, task.start, jax.random.key(0), batch)
         jax.block_until_ready(_joined(search, task, made.after, made))
-        return task, params, sizes
+        return task, params, sizes, batch
 
     if search.budget.time_limit_s is not None:
-        task, params, sizes = yield from in_thread(prepared, compiles=True)
+        task, params, sizes, batch = yield from in_thread(prepared, compiles=True)
     else:
         with search.compiling():
-            task, params, sizes = prepared()
+            task, params, sizes, batch = prepared()
     search.start_clock()
     state, key = task.start, jax.random.key(search.seed)
     pending: deque[Rollout] = deque()
     for step in itertools.count():
         while len(pending) <= steps_ahead():
             round_key = jax.random.fold_in(key, step + len(pending))
-            pending.append(_played(task, params, sizes, state, round_key))
+            pending.append(_played(task, params, sizes, state, round_key, batch))
             state = pending[-1].after
         made = pending.popleft()
         search.offer_batch(made.assignments, made.costs)
@@ -253,17 +257,26 @@ def policy_background(search: Search, policy: PolicySource = None) -> Generator[
         yield False
 
 
-def _played(task: Task, params: Any, sizes: NetworkConfig, state: State, key: jax.Array) -> Rollout:
+def _played(
+    task: Task, params: Any, sizes: NetworkConfig, state: State, key: jax.Array, batch: int
+) -> Rollout:
     """One round in the background."""
-    batch = _batch(task, is_large=True)
     return play(params, sizes, task, state, key, batch=batch, decoder="labels", mode="fix")
 
 
-def _batch(task: Task, *, is_large: bool) -> int:
-    """Samples of a round."""
-    if is_accelerator():
-        return candidates_per_step(task.device, _ACCELERATOR_BATCH)
+def _batch(*, is_large: bool) -> int:
+    """Samples of a round on a CPU."""
     return _LARGE_BATCH if is_large else BATCH
+
+
+def _accelerator_batch(task: Task) -> int | None:
+    """Samples of a round on an accelerator, as far as their scores fit; None: on a CPU."""
+    if not is_accelerator():
+        return None
+    sample_bytes = 4 * task.contracted.padded_nodes * task.contracted.config.num_chips
+    fits = _MOST_SCORES_BYTES // sample_bytes
+    wanted = candidates_per_step(task.device, _ACCELERATOR_BATCH)
+    return min(wanted, max(BATCH, 1 << (fits.bit_length() - 1) if fits else 0))
 
 
 def params_of(

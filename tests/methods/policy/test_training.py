@@ -33,7 +33,7 @@ from jaxpart.methods.policy.rollout import Task, initial_params, play
 from jaxpart.methods.policy.search import BATCH, PolicySearchConfig, with_policy
 from jaxpart.methods.policy.training import TrainingError
 from jaxpart.problem.graph import Graph, Node, Tensor
-from jaxpart.problem.mcm import load_mcm
+from jaxpart.problem.mcm import MCM, Chip, load_mcm
 from jaxpart.problem.problem import Problem
 from jaxpart.runtime.state import Budget, Search
 from tests.support.graphs import ladder
@@ -241,6 +241,20 @@ def test_a_gradient_in_parts_is_the_mean_of_the_gradients_of_the_parts():
 @pytest.mark.parametrize(("batch", "part"), [(64, 64), (4096, 128), (127, 127), (390, 78), (1, 1)])
 def test_parts_are_equal_and_as_large_as_an_accelerator_likes(batch, part):
     assert ppo.part_of(batch) == part
+
+
+@pytest.mark.parametrize(("chips", "expected"), [(4, 8192), (64, 8192), (1024, 4096), (4096, 1024)])
+def test_a_round_on_an_accelerator_is_as_large_as_its_scores_fit(chips, expected, monkeypatch):
+    chip = Chip(1e9, 1e9, 1e9)
+    mcm = MCM("m", "chain", (chip,) * chips, 1e9)
+    inputs = Task.build(Problem.build(ladder(), mcm))
+    assert policy_search._accelerator_batch(inputs) is None
+
+    monkeypatch.setattr(policy_search, "is_accelerator", lambda: True)
+    monkeypatch.setattr(policy_search, "candidates_per_step", lambda problem, least: 2 * least)
+    monkeypatch.setattr(policy_search, "_MOST_SCORES_BYTES", 2**30)
+
+    assert policy_search._accelerator_batch(inputs) == expected
 
 
 def run_for(folder, steps, **more):
