@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from jaxpart.ingest.onnx.importer import from_onnx
     from jaxpart.ingest.pt2.importer import from_pt2
     from jaxpart.ingest.rewrite.fuse import fuse
+    from jaxpart.ingest.seconds import with_seconds
     from jaxpart.ingest.stablehlo.importer import from_stablehlo
     from jaxpart.methods import METHODS
     from jaxpart.methods.policy.checkpoint import Policy
@@ -123,6 +124,7 @@ _HOME = {
     "simulate": "export.simulate",
     "torch_split": "export.torch_split",
     "trace": "export.stages",
+    "with_seconds": "ingest.seconds",
 }
 
 __all__ = [
@@ -194,6 +196,7 @@ __all__ = [
     "simulate",
     "torch_split",
     "trace",
+    "with_seconds",
 ]
 
 

@@ -211,7 +211,8 @@ def _outputs(arguments: argparse.Namespace, stem: str) -> tuple[Path, Path]:
 
     `--init` may be replaced by the result, which is at least as good.
     """
-    inputs = [arguments.graph, *filter(None, (arguments.mcm, arguments.policy))]
+    named = (arguments.mcm, arguments.policy, arguments.seconds)
+    inputs = [arguments.graph, *filter(None, named)]
     out = check_writable(f"{stem}.result.json" if arguments.out is None else arguments.out, inputs)
     plot = check_writable(
         f"{stem}.png" if arguments.plot is None else arguments.plot,
