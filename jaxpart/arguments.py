@@ -59,7 +59,7 @@ def _dimension(text: str) -> tuple[str, int]:
 
 
 def add_graph_argument(parser: argparse.ArgumentParser) -> None:
-    """`GRAPH [--dim NAME=SIZE] [--param-argnums POSITIONS] [--element-bytes BYTES] [--seconds FILE]`."""
+    """`GRAPH [--dim NAME=SIZE] [--element-bytes BYTES] [--seconds FILE]`, and the like."""
     parser.add_argument(
         "graph",
         metavar="GRAPH",

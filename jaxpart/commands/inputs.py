@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def graph_and_mcm(arguments: argparse.Namespace, default: MCM | None = None) -> tuple[Graph, MCM]:
     """The graph, and the module: the graph file's own, else --mcm, else the default.
 
-    The graph has the measured seconds that --seconds names. Warnings of the importers become one line each.
+    The graph has the measured seconds of --seconds. Warnings of the importers become one line each.
     """
     from jaxpart import datasets
     from jaxpart.ingest.seconds import with_seconds

@@ -150,8 +150,8 @@ def _from_csv(content: bytes, path: str | os.PathLike[str]) -> dict[str, float]:
     except UnicodeDecodeError as error:
         what = kind_of_content(content) or f"no UTF-8 text (byte {error.start})"
         raise FileFormatError(f"{path}: is {what}, expected CSV in UTF-8") from error
-    if found := kind_of_content(content):
-        raise FileFormatError(f"{path}: is {found}, expected CSV in UTF-8")
+    if kind := kind_of_content(content):
+        raise FileFormatError(f"{path}: is {kind}, expected CSV in UTF-8")
     rows = csv.reader(io.StringIO(text, newline=""), strict=True)
     found: dict[str, float] = {}
     try:
@@ -181,7 +181,7 @@ def _column(header: Sequence[str], name: str, path: str | os.PathLike[str]) -> i
     count = header.count(name)
     if count != 1:
         raise FileFormatError(
-            f"{path}: line 1: {'no' if not count else count} column {name!r}, expected one, "
+            f"{path}: line 1: {count or 'no'} column {name!r}, expected one, "
             f"between commas; the columns are {', '.join(map(repr, header))}"
         )
     return header.index(name)

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import statistics
 import warnings
 
@@ -133,7 +134,7 @@ def test_a_value_that_is_no_time_is_refused(value):
 def test_what_does_not_match_is_told_both_ways():
     graph = graph_of("a", "b", "c", "d", "e")
 
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="no seconds|no nodes") as caught:
         timed = with_seconds(graph, {"a": 1.0, "y": 2.0, "x": 3.0})
 
     assert [str(w.message) for w in caught] == [
@@ -217,12 +218,12 @@ def test_the_commands_take_measured_seconds(tmp_path, monkeypatch, capsys):
     partition = ["partition", "net.json", "--samples", "1", "--method", "slice", *common]
     assert main(partition) == 0
     printed = capsys.readouterr()
-    assert "bottleneck   3e+06 us" in printed.out.replace("3,000,000.0", "3e+06")
+    assert re.search(r"bottleneck +3000000 us", printed.out)
     assert "warning: s.csv: 1 of 4 nodes of net have no seconds ('d')" in printed.err
     assert "warning: s.csv: 1 of 4 names are no nodes of net ('x')" in printed.err
 
     assert main(["evaluate", "net.json", "f.json", *common]) == 0
-    assert "3,000,000.0" in capsys.readouterr().out
+    assert re.search(r"bottleneck +3000000 us", capsys.readouterr().out)
     assert main(["simulate", "net.json", "f.json", "--count", "3", *common]) == 0
     capsys.readouterr()
     assert main(["evaluate", "net.json", "f.json", "--mcm", "pair.toml", "--seconds", "no"]) == 2
