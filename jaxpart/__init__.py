@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         JaxpartError,
         NothingFoundError,
     )
+    from jaxpart.export.profile import Profile, profile
     from jaxpart.export.simulate import Simulation, Stall, simulate
     from jaxpart.export.stages import Stages, Trace, trace
     from jaxpart.export.targets import export
@@ -88,6 +89,7 @@ _HOME = {
     "PolicySource": "methods.policy.search",
     "PretrainingRun": "methods.policy.pretraining",
     "Problem": "problem.problem",
+    "Profile": "export.profile",
     "Progress": "runtime.state",
     "Result": "results.result",
     "Rule": "runtime.state",
@@ -119,6 +121,7 @@ _HOME = {
     "partition": "engine",
     "pretrain": "methods.policy.pretraining",
     "pretraining_pairs": "methods.policy.pretraining",
+    "profile": "export.profile",
     "read_examples": "methods.policy.imitation",
     "rollout": "policies",
     "simulate": "export.simulate",
@@ -158,6 +161,7 @@ __all__ = [
     "PolicySource",
     "PretrainingRun",
     "Problem",
+    "Profile",
     "Progress",
     "Result",
     "Rule",
@@ -191,6 +195,7 @@ __all__ = [
     "partition",
     "pretrain",
     "pretraining_pairs",
+    "profile",
     "read_examples",
     "rollout",
     "simulate",

@@ -45,7 +45,17 @@ def as_numpy(value: Any) -> np.ndarray:
     return value.numpy() if hasattr(value, "numpy") else np.asarray(value)
 
 
-def _load_onnx(path: Path) -> Program:
+def onnx_session(path: Path, profile: Path | None = None) -> Any:
+    """A session of ONNX Runtime: one core, operation by operation as the file has them.
+
+    Args:
+      path: of the model.
+      profile: the beginning of the name of a file that the runtime's profiler writes when
+        `end_profiling` is called; None: nothing is profiled.
+
+    Raises:
+      InputError: the runtime is not installed, or cannot load the file.
+    """
     try:
         import onnxruntime
     except ImportError as error:
@@ -57,12 +67,19 @@ def _load_onnx(path: Path) -> Program:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors alone
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
     try:
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors have no common base
         raise InputError(f"{path}: ONNX Runtime cannot load it ({error})") from error
+
+
+def onnx_program(session: Any, path: Path) -> Program:
+    """The program of a session; `path` names the model in messages."""
+    import onnxruntime
+
     names = [output.name for output in session.get_outputs()]
     types = {given.name: given.type for given in session.get_inputs()}
 
@@ -86,6 +103,10 @@ def _load_onnx(path: Path) -> Program:
         return dict(zip(names, made, strict=True))
 
     return run
+
+
+def _load_onnx(path: Path) -> Program:
+    return onnx_program(onnx_session(path), path)
 
 
 _LOADERS: dict[str, Callable[[Path], Program]] = {"onnx": _load_onnx}

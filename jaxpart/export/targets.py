@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jaxpart.errors import FileFormatError, InputError
 from jaxpart.export.checked import Partition, checked_result
-from jaxpart.export.manifest import RESULT, TARGETS, check_folder, write_stages
+from jaxpart.export.manifest import RESULT, TARGETS, Manifest, check_folder, write_stages
 from jaxpart.export.onnx_annotated import annotated
 from jaxpart.export.onnx_stages import onnx_stages
 from jaxpart.files import check_writable, read_bytes, uncompressed, without_mark, write_whole
@@ -72,18 +72,24 @@ def export(
         imported = dataclasses.replace(imported, graph=timed)
     result = checked_result(imported.graph, partition, mcm, path)
     if to == "onnx":
-        _write_stages(imported, result, path, Path(out), copy_data=copy_data)
+        write_onnx_stages(imported, result, path, Path(out), copy_data=copy_data)
     else:
         content = annotated(imported, result, path).SerializeToString(deterministic=True)
         write_whole(out, content)
     return result
 
 
-def _write_stages(
-    imported: ImportedModel, result: Result, path: str, folder: Path, *, copy_data: bool
-) -> None:
+def write_onnx_stages(
+    imported: ImportedModel, result: Result, path: str, folder: Path, *, copy_data: bool = False
+) -> Manifest:
+    """Writes the folder of stages of an ONNX model; arguments and errors are as in `onnx_stages`.
+
+    Returns:
+      The manifest, without hashes.
+    """
     manifest, files = onnx_stages(imported, result, path, folder, copy_data=copy_data)
     write_stages(folder, manifest, {**files, RESULT: result.encoded()})
+    return manifest
 
 
 def read_model(path: str, dims: Mapping[str, int] | None) -> ImportedModel:
