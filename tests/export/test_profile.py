@@ -72,7 +72,7 @@ def test_nodes_that_stand_for_none_do_not_take_the_place_of_others(tmp_path):
         ],
         [value("x", [1, 2])],
         [out("y")],
-        [numbers("block", np.ones((2, 2**9)), np.float32), numbers("times", [1, 2**12])],
+        [numbers("block", np.ones((2, 2**9)), np.float32), numbers("times", [1, 2**14])],
     )
     path = save(tmp_path / "net.onnx", whole)
 
