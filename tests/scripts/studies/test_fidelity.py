@@ -8,6 +8,7 @@ import fidelity_models
 import numpy as np
 import onnx
 import pytest
+import tables
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import numpy_helper
@@ -80,6 +81,21 @@ def test_each_model_is_predicted_from_the_others_of_its_runtime():
     whole = fidelity_figures.overall([slow], "launch")
     expected = (launch.pearson, launch.spearman, launch.error, launch.scaled)
     assert (whole.pearson, whole.spearman, whole.error, whole.scaled) == pytest.approx(expected)
+
+
+def test_the_table_has_a_line_for_each_prediction_and_model():
+    rng = np.random.default_rng(0)
+    nodes = [row_of_nodes(name, rng) for name in "ab"]
+    partitions = [row_of_partition(one, [k, k + 4]) for one in nodes for k in range(1, 15, 3)]
+
+    lines = tables.fidelity([*nodes, *partitions]).splitlines()
+
+    assert lines[5] == (
+        "| profiled: the sum of measured nodes | 10 | 1.000 | 1.000 | 0.0% | 0.0% |"
+    )
+    assert lines[7].startswith("| model | runtime | nodes | partitions | uncalibrated |")
+    assert lines[9].startswith("| a | onnx | 20 | 5 | ")
+    assert lines[10].endswith("| 1.00, 0.0% |")
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(2, 9), st.sampled_from(["random", "even"]))
