@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 from rows import Row
 from scipy import stats
@@ -184,8 +185,12 @@ def draw(judged: Sequence[Judged], path: Path) -> None:
                 label=model.model,
                 markersize=4,
             )
-        low, high = axes.get_ylim()
-        axes.plot([low, high], [low, high], color="0.7", linewidth=0.8, zorder=0)
+        ends = (*axes.get_xlim(), *axes.get_ylim())
+        axes.autoscale(False)
+        line = [min(ends), max(ends)]
+        axes.plot(line, line, color="0.7", linewidth=0.8, zorder=0)
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_title(f"{prediction}: {what}", fontsize=8)
         axes.set_xlabel("predicted bottleneck, ms")
     panels[0].set_ylabel("measured bottleneck, ms")
