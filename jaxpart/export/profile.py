@@ -8,14 +8,14 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 
 from jaxpart.errors import InputError
 from jaxpart.export.checked import checked_result
-from jaxpart.export.runtimes import onnx_program, onnx_session
+from jaxpart.export.runtimes import onnx_program, onnx_session, runtime_name
 from jaxpart.export.targets import read_model, write_onnx_stages
 from jaxpart.export.tensors import feed_of, random_feed
 from jaxpart.ingest.seconds import read_seconds, with_seconds, write_seconds
@@ -162,7 +162,7 @@ def _profile_onnx(
         found = read_seconds(session.end_profiling())
     names = {node.name for node in graph.nodes}
     seconds = {key: value for key, value in found.items() if key in names}
-    return Profile(with_seconds(graph, seconds), _runtime(), count)
+    return Profile(with_seconds(graph, seconds), runtime_name(), count)
 
 
 def _name_all(file: Path) -> None:
@@ -175,10 +175,3 @@ def _name_all(file: Path) -> None:
             name, number = f"aside {number}", number + 1
             node.name = "" if name in taken else name
     file.write_bytes(model.SerializeToString(deterministic=True))
-
-
-def _runtime() -> str:
-    import onnxruntime
-
-    version: Any = onnxruntime.__version__
-    return f"ONNX Runtime {version}, one core of a CPU"

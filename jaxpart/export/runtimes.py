@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,23 @@ def as_numpy(value: Any) -> np.ndarray:
     return value.numpy() if hasattr(value, "numpy") else np.asarray(value)
 
 
+def check_onnx_runtime(path: str | os.PathLike[str]) -> None:
+    """Finds out whether ONNX Runtime is installed.
+
+    Args:
+      path: of what is to run, for the message.
+
+    Raises:
+      InputError: it is not.
+    """
+    try:
+        import onnxruntime  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            f"{path}: needs ONNX Runtime to run, expected it: pip install 'jaxpart[export]'"
+        ) from error
+
+
 def onnx_session(path: Path, profile: Path | None = None) -> Any:
     """A session of ONNX Runtime: one core, operation by operation as the file has them.
 
@@ -56,12 +74,8 @@ def onnx_session(path: Path, profile: Path | None = None) -> Any:
     Raises:
       InputError: the runtime is not installed, or cannot load the file.
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise InputError(
-            f"{path}: needs ONNX Runtime to run, expected it: pip install 'jaxpart[export]'"
-        ) from error
+    check_onnx_runtime(path)
+    import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -74,6 +88,14 @@ def onnx_session(path: Path, profile: Path | None = None) -> Any:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors have no common base
         raise InputError(f"{path}: ONNX Runtime cannot load it ({error})") from error
+
+
+def runtime_name() -> str:
+    """ONNX Runtime as it runs here, in words; it must be installed."""
+    import onnxruntime
+
+    version: Any = onnxruntime.__version__
+    return f"ONNX Runtime {version}, one core of a CPU"
 
 
 def onnx_program(session: Any, path: Path) -> Program:
