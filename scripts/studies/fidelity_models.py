@@ -1,12 +1,14 @@
 """The models of the study of fidelity: each can be profiled, and its stages timed, on this machine.
 
 ONNX models are those that the onnx package carries without weights, with seeded ones; they run in
-ONNX Runtime. Small transformers are made here and run in JAX.
+ONNX Runtime. Small transformers that are made here run in JAX, and so do models of the data set,
+with random weights.
 """
 
 from __future__ import annotations
 
 import functools
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +36,9 @@ TRANSFORMERS = {  # name -> layers, width, tokens, whether causal
     "encoder-wide": (4, 512, 64, False),
     "decoder": (6, 256, 192, True),
 }
-NAMES = (*ONNX, *TRANSFORMERS)
+DATASET = ("shufflenet-v2", "lstm-lm")  # of the data set, traced in float32
+NAMES = (*ONNX, *TRANSFORMERS, *DATASET)
+_MODELS = Path(__file__).parents[1] / "dataset"
 
 # Any partition is valid here in which data flows to higher chips.
 _FREE = MCM(
@@ -81,6 +85,8 @@ def subject(name: str, folder: Path) -> Subject:
     """
     if name in TRANSFORMERS:
         return _Traced(name, *_transformer(*TRANSFORMERS[name]))
+    if name in DATASET:
+        return _Traced(name, *_of_dataset(name))
     if name not in ONNX:
         raise InputError(f"no model is named {name!r}, expected one of {', '.join(NAMES)}")
     path = folder / f"{name}.onnx"
@@ -161,6 +167,19 @@ def with_weights(model: ModelProto, seed: int = 0) -> ModelProto:
     del model.graph.node[:]
     model.graph.node.extend(kept)
     return model
+
+
+def _of_dataset(name: str) -> tuple[Any, ...]:
+    """A model of the data set: function, variables, inputs; shapes alone."""
+    if str(_MODELS) not in sys.path:
+        sys.path.insert(0, str(_MODELS))
+    from models import catalog
+    from models.tracing import recorded
+
+    model = {model.name: model for model in catalog.models()}[name]
+    with recorded() as calls:
+        model.build()
+    return calls[0].function, calls[0].variables, *calls[0].inputs
 
 
 def _transformer(layers: int, width: int, tokens: int, is_causal: bool) -> tuple[Any, ...]:

@@ -1,6 +1,7 @@
 """The study of fidelity: its statistics, its cuts, and a tiny run that is taken up again."""
 
 import json
+from pathlib import Path
 
 import fidelity
 import fidelity_figures
@@ -199,3 +200,15 @@ def test_an_unknown_model_is_refused(tmp_path, monkeypatch, capsys):
     assert fidelity.main() == 2
 
     assert "no model is named 'none', expected one of squeezenet" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_model_of_the_data_set_can_be_run_stage_by_stage():
+    one = fidelity_models.subject("lstm-lm", Path())
+    count = len(one.graph.nodes)
+
+    taken = one.stages(fidelity.chips_of([count // 2], count), 1)
+
+    assert sorted(taken) == [0, 1]
+    assert min(taken.values()) > 0
+    assert one.graph.element_bytes == 4
