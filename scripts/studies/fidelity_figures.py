@@ -39,7 +39,7 @@ class Fidelity:
       spearman: of the ranks, likewise.
       error: mean of |predicted / measured - 1|.
       scaled: likewise, with the predictions multiplied by one number (the median of measured /
-        predicted): what counts for the choice of a partition.
+        predicted): what counts for the choice of a partition. nan of fewer than three.
       count: number of partitions.
     """
 
@@ -71,19 +71,16 @@ class Judged:
 
 def fidelity(predicted: Floats, measured: Floats) -> Fidelity:
     """Compares predictions with what was measured, both positive and of one length."""
-    pearson = spearman = math.nan
+    pearson = spearman = scaled = math.nan
+    ratio = predicted / measured
+    if len(measured) > 2:
+        scaled = float(np.abs(ratio / np.median(ratio) - 1).mean())
     if len(measured) > 2 and np.ptp(predicted) > 0 and np.ptp(measured) > 0:
         pearson = float(np.corrcoef(predicted, measured)[0, 1])
         ranks = stats.rankdata(predicted), stats.rankdata(measured)
         spearman = float(np.corrcoef(*ranks)[0, 1])
-    ratio = predicted / measured
-    return Fidelity(
-        pearson,
-        spearman,
-        float(np.abs(ratio - 1).mean()),
-        float(np.abs(ratio / np.median(ratio) - 1).mean()),
-        len(measured),
-    )
+    error = float(np.abs(ratio - 1).mean())
+    return Fidelity(pearson, spearman, error, scaled, len(measured))
 
 
 def judge(rows: Sequence[Row]) -> list[Judged]:
