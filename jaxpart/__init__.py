@@ -27,9 +27,9 @@ if TYPE_CHECKING:
         JaxpartError,
         NothingFoundError,
     )
-    from jaxpart.export.profile import Profile, profile
-    from jaxpart.export.simulate import Simulation, Stall, simulate
-    from jaxpart.export.stages import Stages, Trace, trace
+    from jaxpart.export.jax.stages import Stages, Trace, trace
+    from jaxpart.export.measuring.profile import Profile, profile
+    from jaxpart.export.simulation.simulate import Simulation, Stall, simulate
     from jaxpart.export.targets import export
     from jaxpart.export.torch_split import torch_split
     from jaxpart.ingest.jaxpr.importer import from_jax
@@ -89,19 +89,19 @@ _HOME = {
     "PolicySource": "methods.policy.search",
     "PretrainingRun": "methods.policy.pretraining",
     "Problem": "problem.problem",
-    "Profile": "export.profile",
+    "Profile": "export.measuring.profile",
     "Progress": "runtime.state",
     "Result": "results.result",
     "Rule": "runtime.state",
     "Samples": "policies",
     "Search": "runtime.state",
     "SearchInfo": "results.result",
-    "Simulation": "export.simulate",
+    "Simulation": "export.simulation.simulate",
     "SolverPool": "runtime.pool",
-    "Stall": "export.simulate",
-    "Stages": "export.stages",
+    "Stall": "export.simulation.simulate",
+    "Stages": "export.jax.stages",
     "Tensor": "problem.graph",
-    "Trace": "export.stages",
+    "Trace": "export.jax.stages",
     "TrainingConfig": "methods.policy.training",
     "TrainingError": "methods.policy.training",
     "TrainingRow": "methods.policy.training",
@@ -121,12 +121,12 @@ _HOME = {
     "partition": "engine",
     "pretrain": "methods.policy.pretraining",
     "pretraining_pairs": "methods.policy.pretraining",
-    "profile": "export.profile",
+    "profile": "export.measuring.profile",
     "read_examples": "methods.policy.imitation",
     "rollout": "policies",
-    "simulate": "export.simulate",
+    "simulate": "export.simulation.simulate",
     "torch_split": "export.torch_split",
-    "trace": "export.stages",
+    "trace": "export.jax.stages",
     "with_seconds": "ingest.seconds",
 }
 

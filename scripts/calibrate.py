@@ -4,9 +4,9 @@
   python scripts/calibrate.py gpt.json --measured gpu.csv --out gpu.toml --chips 8
 
 The numbers peak_flops and sram_bandwidth, and the time that starting a node takes, are those with
-the least sum of absolute errors (`jaxpart/export/calibrate.py`). ONNX files are measured here, as
-`jaxpart profile` does, unless --measured brings what was measured before. Take models like those to
-be partitioned: one pair of numbers describes no device for all operators.
+the least sum of absolute errors (`jaxpart/export/measuring/calibrate.py`). ONNX files are measured
+here, as `jaxpart profile` does, unless --measured brings what was measured before. Take models like
+those to be partitioned: one pair of numbers describes no device for all operators.
 
 The file is used by `--mcm`. It has no place for the time of starting nodes; --predicted writes, for
 each model, seconds of its nodes that include it, for `--seconds`.
@@ -23,8 +23,8 @@ from jaxpart import datasets
 from jaxpart.arguments import Parser, count, file_name, file_path, name_or_file, positive
 from jaxpart.commands.inputs import warnings_told
 from jaxpart.errors import InputError
-from jaxpart.export.calibrate import Device, calibrated, toml
-from jaxpart.export.profile import profile
+from jaxpart.export.measuring.calibrate import Device, calibrated, toml
+from jaxpart.export.measuring.profile import profile
 from jaxpart.files import check_writable, stem_of, write_whole
 from jaxpart.ingest.seconds import with_seconds, write_seconds
 from jaxpart.problem.graph import Graph

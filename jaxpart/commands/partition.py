@@ -210,7 +210,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _model_to_measure(arguments: argparse.Namespace) -> ImportedModel:
     """The ONNX model that is to be measured; what cannot be shows before the search."""
-    from jaxpart.export.runtimes import check_onnx_runtime
+    from jaxpart.export.running.runtimes import check_onnx_runtime
     from jaxpart.export.targets import read_model
 
     check_onnx_runtime(arguments.graph)
@@ -219,7 +219,7 @@ def _model_to_measure(arguments: argparse.Namespace) -> ImportedModel:
 
 def _measured(model: ImportedModel, path: str, result: Result) -> tuple[Result, str]:
     """The fastest partition by measurement, and a table of those that were measured."""
-    from jaxpart.export.choice import chosen, measured, table
+    from jaxpart.export.measuring.choice import chosen, measured, table
     from jaxpart.results import progress
 
     total = 1 + len(result.alternatives)

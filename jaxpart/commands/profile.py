@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     out = arguments.out or f"{stem_of(arguments.model)}.seconds.csv"
     check_writable(Path(out), [arguments.model, *filter(None, [arguments.inputs])])
     start_jax()
-    from jaxpart.export.profile import profile
+    from jaxpart.export.measuring.profile import profile
     from jaxpart.results import progress
 
     with warnings_told(), progress.counted(sys.stderr, arguments.count, "runs") as callback:

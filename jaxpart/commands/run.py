@@ -43,7 +43,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the stages, and shows what they took."""
-    from jaxpart.export.run import run_stages
+    from jaxpart.export.running.run import run_stages
     from jaxpart.results import progress
 
     with progress.counted(sys.stderr, arguments.count, "inferences") as callback:

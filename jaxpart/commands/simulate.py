@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     evaluation = evaluation_of_result(arguments)
 
     from jaxpart.cost.verdicts import require_valid
-    from jaxpart.export.simulate import simulation_of
+    from jaxpart.export.simulation.simulate import simulation_of
 
     problem, assignment, costs = evaluation.problem, evaluation.assignment, evaluation.costs
     require_valid(problem, assignment, costs, arguments.result)

@@ -41,7 +41,7 @@ def checked_result(graph: Graph, partition: Partition, mcm: MCM | None, where: s
             _refuse_module(mcm, stored.path)
             return _from_file(stored, graph, where)
         module = _module(mcm, stored.path)
-        return _valid(evaluate(graph, module, stored.on(graph, module)), stored.path)
+        return as_result(evaluate(graph, module, stored.on(graph, module)), stored.path)
     if isinstance(partition, ScoredPartition):
         _refuse_module(mcm, "the partition")
         problem = Problem.build(graph, partition.problem.mcm)
@@ -50,8 +50,8 @@ def checked_result(graph: Graph, partition: Partition, mcm: MCM | None, where: s
                 f"the partition: was made for another graph than {where} is now: "
                 f"{_difference(partition.problem.graph, problem.graph)}"
             )
-        return _valid(partition, "the partition")
-    return _valid(evaluate(graph, _module(mcm, "the partition"), partition), "the partition")
+        return as_result(partition, "the partition")
+    return as_result(evaluate(graph, _module(mcm, "the partition"), partition), "the partition")
 
 
 def _from_file(stored: StoredResult, graph: Graph, where: str) -> Result:
@@ -67,7 +67,16 @@ def _from_file(stored: StoredResult, graph: Graph, where: str) -> Result:
     return Result.load(stored.path, graph, stored.mcm)
 
 
-def _valid(scored: ScoredPartition, where: str) -> Result:
+def as_result(scored: ScoredPartition, where: str) -> Result:
+    """A partition with its costs as a result; one that no search has found has the method "given".
+
+    Args:
+      scored: the partition.
+      where: what it is, for messages.
+
+    Raises:
+      InputError: it is not valid.
+    """
     if not scored.valid:
         reason = broken_rules(scored.problem, scored.assignment, scored.costs)[0]
         raise InputError(

@@ -10,8 +10,8 @@ from pathlib import Path
 from jaxpart.errors import FileFormatError, InputError
 from jaxpart.export.checked import Partition, checked_result
 from jaxpart.export.manifest import RESULT, TARGETS, Manifest, check_folder, write_stages
-from jaxpart.export.onnx_annotated import annotated
-from jaxpart.export.onnx_stages import onnx_stages
+from jaxpart.export.onnx.annotated import annotated
+from jaxpart.export.onnx.stages import onnx_stages
 from jaxpart.files import check_writable, read_bytes, uncompressed, without_mark, write_whole
 from jaxpart.ingest.onnx.importer import ImportedModel, import_model
 from jaxpart.ingest.seconds import with_seconds

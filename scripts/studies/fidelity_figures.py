@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rows import Row
 from scipy import stats
 
-from jaxpart.export.calibrate import Device, calibrated
+from jaxpart.export.measuring.calibrate import Device, calibrated
 from jaxpart.files import write_whole
 from jaxpart.problem.graph import Graph, Node
 from jaxpart.problem.mcm import load_mcm

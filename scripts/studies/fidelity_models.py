@@ -22,9 +22,9 @@ from onnx import ModelProto, numpy_helper
 
 import jaxpart
 from jaxpart.errors import InputError
-from jaxpart.export.profile import Profile, profile
-from jaxpart.export.profile_jax import jax_stage_seconds, prepared
-from jaxpart.export.timing import stage_seconds
+from jaxpart.export.measuring.profile import Profile, profile
+from jaxpart.export.measuring.profile_jax import jax_stage_seconds, prepared
+from jaxpart.export.measuring.timing import stage_seconds
 from jaxpart.files import write_whole
 from jaxpart.ingest.onnx.importer import from_onnx
 from jaxpart.problem.graph import Graph

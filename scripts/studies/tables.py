@@ -257,6 +257,30 @@ def device_programs() -> str:
     return markdown(" | ".join(header), lines)
 
 
+def device_sharing() -> str:
+    """Programs that four devices share: what they exchange, and what is predicted."""
+    rows = {
+        (row["program"], row["target"], row["devices"]): row
+        for row in raw("device_programs")["rows"]
+        if "error" not in row
+    }
+    lines = []
+    for program in dict.fromkeys(program for program, _, devices in rows if devices == 4):
+        line = [program]
+        for target in ("h100", "v5e"):
+            one, four = rows[program, target, 1], rows[program, target, 4]
+            rate = four["predicted_per_s"]
+            line += [str(four["collectives"]), number(rate, 0)]
+            line += [number(rate / one["predicted_per_s"], 2)]
+        lines.append(line)
+    columns = (">exchanges", ">per s, predicted", ">x one")
+    header = [
+        "program",
+        *(f"{column}, {name}" for name in ("4 H100", "v5e 2x2") for column in columns),
+    ]
+    return markdown(" | ".join(header), lines)
+
+
 def moves() -> str:
     """Annealing moves a second: of each number of chains, the share that prices most."""
     best: dict[int, Row] = {}
@@ -595,7 +619,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "projection": lambda: projection() + "\n" + measured("projection"),
     "repair": lambda: repair() + "\n" + measured("repair"),
     "inner": lambda: inner() + "\n" + measured("inner"),
-    "device-programs": lambda: device_programs() + "\n" + measured("device_programs"),
+    "device-programs": lambda: (
+        f"{device_programs()}\n{device_sharing()}\n{measured('device_programs')}"
+    ),
     "rollout": lambda: rollout() + "\n" + measured("rollout"),
     "moves": lambda: moves() + "\n" + measured("moves"),
     "methods": lambda: quality("quality-train") + "\n" + measured("quality-train"),

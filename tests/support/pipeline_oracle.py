@@ -1,9 +1,9 @@
 """The oracle of the simulation: chips, links and buffers as states, moved on from event to event.
 
-It follows the rules of the docstring of `jaxpart/export/pipeline.py` alone and shares no code with
-it. That module computes each start as a maximum. Here every resource has a queue of tasks in the
-order of service, a slot is a counter, and a task begins when its turn has come, what it needs is
-there and its slots are free.
+It follows the rules of the docstring of `export/simulation/pipeline.py` alone and shares no code
+with it. That module computes each start as a maximum. Here every resource has a queue of tasks in
+the order of service, a slot is a counter, and a task begins when its turn has come, what it needs
+is there and its slots are free.
 """
 
 from __future__ import annotations

@@ -24,10 +24,10 @@ from jaxpart.export.manifest import (
     StageOutput,
     TensorInfo,
 )
-from jaxpart.export.run import RunReport, StageTime, run_stages
-from jaxpart.export.runtimes import load_stage
-from jaxpart.export.tensors import difference, feed_of, random_feed
-from jaxpart.export.workers import run_pipeline
+from jaxpart.export.running.run import RunReport, StageTime, run_stages
+from jaxpart.export.running.runtimes import load_model, load_onnx
+from jaxpart.export.running.tensors import difference, feed_of, random_feed
+from jaxpart.export.running.workers import run_pipeline
 from tests.support.onnx_models import INT64, model, node, numbers, out, value
 from tests.support.stages import FREE, save
 
@@ -321,16 +321,16 @@ def test_without_onnx_runtime_the_error_says_what_to_install(folder, monkeypatch
     assert "pip install 'jaxpart[export]'" in capsys.readouterr().err
 
 
-def test_a_kind_that_nothing_runs_is_refused(tmp_path):
-    with pytest.raises(InputError, match="no stages of the kind 'tflite' are run here"):
-        load_stage(tmp_path / "stage-00.tflite", "tflite")
+def test_a_whole_function_of_jax_is_no_file(tmp_path):
+    with pytest.raises(InputError, match="stages of JAX have no file of the whole function"):
+        load_model(tmp_path / "whole.jaxexport", "jax")
 
 
 def test_a_stage_that_is_no_program_is_refused(folder, tmp_path):
     (tmp_path / "broken.onnx").write_bytes(b"\x08\x0a")
 
     with pytest.raises(InputError, match="ONNX Runtime cannot load it"):
-        load_stage(tmp_path / "broken.onnx", "onnx")
+        load_onnx(tmp_path / "broken.onnx")
 
 
 def test_a_program_that_fails_names_its_file(tmp_path):
@@ -340,7 +340,7 @@ def test_a_program_that_fails_names_its_file(tmp_path):
         [out("y")],
         [numbers("w", np.zeros((2, 2)), np.float32)],
     )
-    program = load_stage(save(tmp_path / "gather.onnx", gather), "onnx")
+    program = load_onnx(save(tmp_path / "gather.onnx", gather))
 
     with pytest.raises(InputError, match=r"gather\.onnx: ONNX Runtime cannot run it"):
         program({"i": np.array([5])})

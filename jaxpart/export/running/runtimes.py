@@ -1,7 +1,8 @@
-"""Loads the program of a stage, by the kind of its folder."""
+"""Loads the programs of a folder of stages, by its kind."""
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from onnx import TensorProto
 
 from jaxpart.errors import InputError
+from jaxpart.export.manifest import Manifest
 
 # Takes the tensors of a stage's inputs by name, and gives those of its outputs. A tensor is an
 # array of NumPy or of the program's own; `as_numpy` makes it the first.
@@ -23,22 +25,48 @@ _ONNX_TYPES = {
 }
 
 
-def load_stage(path: Path, kind: str) -> Program:
-    """Loads the program of one stage, or of a whole model of that kind.
+def load_stages(folder: Path, manifest: Manifest) -> list[Program]:
+    """Loads the program of each stage.
 
-    Each runs on one core, as one device, and operation by operation as the file has them.
+    One of ONNX runs on one core, as one device, and operation by operation as the file has them.
+    Those of JAX are compiled whole, and take `jax.devices()` in turn.
 
     Args:
-      path: of the file.
-      kind: "onnx".
+      folder: of the stages.
+      manifest: what `read_stages` has read there.
 
     Raises:
-      InputError: nothing here runs this kind, its runtime is not installed, or the file cannot be
-        loaded.
+      InputError: the runtime is not installed, or a file cannot be loaded.
     """
-    if kind not in _LOADERS:
-        raise InputError(f"{path}: no stages of the kind {kind!r} are run here, expected onnx")
-    return _LOADERS[kind](path)
+    if manifest.kind == "onnx":
+        return [load_onnx(folder / stage.file) for stage in manifest.stages]
+    import jax
+
+    from jaxpart.export.jax.files import load_stage
+
+    devices = itertools.cycle(jax.devices())
+    loaded = [load_stage(folder, stage, next(devices)) for stage in manifest.stages]
+
+    def finished(program: Program) -> Program:
+        # A call of JAX returns before its results are there; a stage is timed until they are.
+        return lambda tensors: jax.block_until_ready(program(tensors))
+
+    return [finished(program) for program in loaded]
+
+
+def load_model(path: Path, kind: str) -> Program:
+    """Loads a whole model, to compare stages of its kind with.
+
+    Raises:
+      InputError: the kind has no file of a whole model, its runtime is not installed, or the file
+        cannot be loaded.
+    """
+    if kind != "onnx":
+        raise InputError(
+            f"{path}: stages of JAX have no file of the whole function; compare in Python: call "
+            "the stages of `trace.stages`, or pass inputs whose outputs are known"
+        )
+    return load_onnx(path)
 
 
 def as_numpy(value: Any) -> np.ndarray:
@@ -98,6 +126,11 @@ def runtime_name() -> str:
     return f"ONNX Runtime {version}, one core of a CPU"
 
 
+def load_onnx(path: Path) -> Program:
+    """Loads an ONNX file; errors as for `load_stages`."""
+    return onnx_program(onnx_session(path), path)
+
+
 def onnx_program(session: Any, path: Path) -> Program:
     """The program of a session; `path` names the model in messages."""
     import onnxruntime
@@ -125,10 +158,3 @@ def onnx_program(session: Any, path: Path) -> Program:
         return dict(zip(names, made, strict=True))
 
     return run
-
-
-def _load_onnx(path: Path) -> Program:
-    return onnx_program(onnx_session(path), path)
-
-
-_LOADERS: dict[str, Callable[[Path], Program]] = {"onnx": _load_onnx}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxpart.errors import InputError
-from jaxpart.export.pipeline import (
+from jaxpart.export.simulation.pipeline import (
     COMPUTE,
     IN,
     LINK,
@@ -239,7 +239,7 @@ def test_a_long_run_in_parts_is_the_same_as_in_one(monkeypatch):
     jobs = pipeline(*instance("mesh", True, 3))
     whole = simulated(jobs, 100, 2, rows=100)
 
-    monkeypatch.setattr("jaxpart.export.pipeline._JOBS_AT_ONCE", 3 * len(jobs.kind))
+    monkeypatch.setattr("jaxpart.export.simulation.pipeline._JOBS_AT_ONCE", 3 * len(jobs.kind))
     parts = simulated(jobs, 100, 2, rows=100)
 
     for name in ("begin_s", "end_s", "wait_s", "start_s"):
@@ -293,7 +293,7 @@ def test_too_many_slots_are_refused_and_as_many_as_inferences_are_no_limit():
 
 def test_fewer_inferences_are_kept_than_asked_for_where_memory_is_short(monkeypatch):
     jobs = pipeline(PAIR, module(2), [0, 1])
-    monkeypatch.setattr("jaxpart.export.pipeline.MAX_KEPT", 5 * len(jobs.kind))
+    monkeypatch.setattr("jaxpart.export.simulation.pipeline.MAX_KEPT", 5 * len(jobs.kind))
 
     assert len(simulated(jobs, 10, 2, rows=10).start_s) == 5
     with pytest.raises(InputError, match="expected at most 5 buffers"):

@@ -8,7 +8,7 @@ from matplotlib.image import imread
 
 import jaxpart
 from jaxpart.errors import InputError
-from jaxpart.export.simulate import Simulation, Stall, simulate
+from jaxpart.export.simulation.simulate import Simulation, Stall, simulate
 from jaxpart.problem.graph import Graph, Node, Tensor
 from jaxpart.problem.mcm import Constraints
 from tests.support.modules import THREE_CHIPS, unit_module

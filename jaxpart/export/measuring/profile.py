@@ -15,16 +15,16 @@ import onnx
 
 from jaxpart.errors import InputError
 from jaxpart.export.checked import checked_result
-from jaxpart.export.runtimes import onnx_program, onnx_session, runtime_name
+from jaxpart.export.running.runtimes import onnx_program, onnx_session, runtime_name
+from jaxpart.export.running.tensors import feed_of, random_feed
 from jaxpart.export.targets import read_model, write_onnx_stages
-from jaxpart.export.tensors import feed_of, random_feed
 from jaxpart.ingest.seconds import read_seconds, with_seconds, write_seconds
 from jaxpart.problem.graph import Graph
 from jaxpart.problem.mcm import MCM, Chip
 from jaxpart.text import name_of
 
 if TYPE_CHECKING:
-    from jaxpart.export.stages import Trace
+    from jaxpart.export.jax.stages import Trace
 
 _RUNS = 20
 _MAX_EVENTS = 150_000  # of nodes, in all runs: the profiler's file has 600 bytes for each
@@ -124,7 +124,7 @@ def profile(
                 f"{model.graph.name}: a trace has sizes and arguments, expected dims and inputs of "
                 "an ONNX file alone"
             )
-        from jaxpart.export.profile_jax import profile_trace
+        from jaxpart.export.measuring.profile_jax import profile_trace
 
         seconds, device = profile_trace(model, count, seed, callback)
         return Profile(with_seconds(model.graph, seconds), device, count)

@@ -1,6 +1,6 @@
 """Runs a partition as a pipeline: throughput, latency and busy time of finitely many inferences.
 
-`export/pipeline.py` says what is simulated, and why it reaches 1/T with enough buffers.
+`export/simulation/pipeline.py` says what is simulated, and why it reaches 1/T with enough buffers.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 from jaxpart.cost.evaluate import Costs, score
 from jaxpart.cost.verdicts import require_valid
 from jaxpart.errors import InputError
-from jaxpart.export import timeline
-from jaxpart.export.pipeline import (
+from jaxpart.export.simulation import timeline
+from jaxpart.export.simulation.pipeline import (
     COMPUTE,
     IN,
     MAX_KEPT,
@@ -140,8 +140,8 @@ def simulate(
 ) -> Simulation:
     """Simulates `count` inferences through the pipeline that a valid partition makes.
 
-    All inferences wait at the entrance from the start. The model is that of `export/pipeline.py`:
-    finite buffers, fill, drain and contention for links, in exact event times.
+    All inferences wait at the entrance from the start. The model is that of `pipeline.py`: finite
+    buffers, fill, drain and contention for links, in exact event times.
 
     Args:
       graph: of N nodes.

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from jaxpart.export.manifest import Manifest
-from jaxpart.export.runtimes import Program, as_numpy
-from jaxpart.export.tensors import Feed
+from jaxpart.export.running.runtimes import Program, as_numpy
+from jaxpart.export.running.tensors import Feed
 
 _DEPTH = 2  # inferences that may wait before a stage
 _POLL_S = 0.1  # seconds after which a worker that waits looks whether the run is over

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
-from jaxpart.export.plan import PlannedStep, StagePlan
+from jaxpart.export.jax.plan import PlannedStep, StagePlan
 from jaxpart.ingest.jaxpr.steps import Steps
 
 

@@ -7,7 +7,7 @@ import pytest
 
 import jaxpart
 from jaxpart.errors import FileFormatError
-from jaxpart.export.onnx_annotated import check_places
+from jaxpart.export.onnx.annotated import check_places
 from tests.support.onnx_models import FLOAT, model, node, numbers, out, value
 from tests.support.stages import FREE, assert_same, random_feeds, run_whole, save, stage_models
 

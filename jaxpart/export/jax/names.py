@@ -8,8 +8,8 @@ from typing import Any
 
 import jax
 
+from jaxpart.export.jax.plan import StagePlan
 from jaxpart.export.manifest import HOST
-from jaxpart.export.plan import StagePlan
 from jaxpart.ingest.jaxpr.importer import Imported
 from jaxpart.ingest.jaxpr.steps import Steps
 

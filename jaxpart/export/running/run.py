@@ -15,9 +15,9 @@ import numpy as np
 
 from jaxpart.errors import InputError
 from jaxpart.export.manifest import RESULT, Manifest, read_stages
-from jaxpart.export.runtimes import as_numpy, load_stage
-from jaxpart.export.tensors import difference, feed_of, random_feed
-from jaxpart.export.workers import run_pipeline
+from jaxpart.export.running.runtimes import as_numpy, load_model, load_stages
+from jaxpart.export.running.tensors import difference, feed_of, random_feed
+from jaxpart.export.running.workers import run_pipeline
 from jaxpart.results.file import ResultFile, read_result
 
 _TOLERANCE = 1e-5  # largest difference to the whole model, as a share of its largest output
@@ -31,12 +31,12 @@ class StageTime:
 
     Attributes:
       chip: the chip.
-      predicted_s: by the cost model, transfers included.
+      predicted_s: by the cost model, transfers included; None: the folder has no costs.
       measured_s: median over the inferences, without transfers.
     """
 
     chip: int
-    predicted_s: float
+    predicted_s: float | None
     measured_s: float
 
 
@@ -48,7 +48,7 @@ class RunReport:
       graph: name of the graph.
       mcm: name of the module.
       stages: the times of each stage.
-      predicted_per_s: inferences/s by the cost model; None if it knows no time.
+      predicted_per_s: inferences/s by the cost model; None: no time, or no costs in the folder.
       inferences: how many ran.
       wall_s: from the first input to the last output.
       latency_s: median, from an inference's input to its output.
@@ -75,7 +75,8 @@ class RunReport:
 
     def summary(self) -> str:
         """A table of the stages, and what binds."""
-        predicted = max(self.stages, key=lambda stage: stage.predicted_s)
+        known = [stage for stage in self.stages if stage.predicted_s is not None]
+        predicted = max(known, key=lambda stage: stage.predicted_s or 0.0, default=None)
         measured = max(self.stages, key=lambda stage: stage.measured_s)
         lines = [
             f"{self.graph}: {len(self.stages)} stages of {self.mcm}, {self.inferences} inferences",
@@ -89,13 +90,9 @@ class RunReport:
                 for word, binding in (("predicted", predicted), ("measured", measured))
                 if stage is binding
             ]
-            shares = (
-                stage.predicted_s / (predicted.predicted_s or 1),
-                stage.measured_s / (measured.measured_s or 1),
-            )
             row = (
-                f"{stage.chip:4} {stage.predicted_s * 1e6:12,.1f} {100 * shares[0]:6.1f} "
-                f"{stage.measured_s * 1e6:12,.1f} {100 * shares[1]:6.1f}"
+                f"{stage.chip:4} {_figures(stage.predicted_s, predicted and predicted.predicted_s)}"
+                f" {_figures(stage.measured_s, measured.measured_s)}"
             )
             lines.append(row + (f"  <- {' and '.join(marks)}" if marks else ""))
         rate = "none" if self.predicted_per_s is None else f"{self.predicted_per_s:,.6g}"
@@ -145,24 +142,24 @@ def run_stages(
     )
     expected = []
     if model is not None:
-        whole = load_stage(Path(model), manifest.kind)
+        whole = load_model(Path(model), manifest.kind)
         expected = [whole(feed(k)) for k in range(min(count, _COMPARED))]
-    programs = [load_stage(Path(folder) / stage.file, manifest.kind) for stage in stages]
+    programs = load_stages(Path(folder), manifest)
     run_pipeline(manifest, programs, feed, 1)  # the first run of a program is slow
     done = run_pipeline(manifest, programs, feed, count, keep=len(expected), callback=callback)
     gaps = [
         _largest_difference(found, wanted, os.fspath(model or ""))
         for found, wanted in zip(done.outputs, expected, strict=True)
     ]
-    predicted = _predicted_s(file)
+    predicted = {} if file is None else _predicted_s(file)
     return RunReport(
         manifest.graph,
         manifest.mcm,
         tuple(
-            StageTime(stage.chip, predicted[stage.chip], statistics.median(seconds))
+            StageTime(stage.chip, predicted.get(stage.chip), statistics.median(seconds))
             for stage, seconds in zip(stages, done.stage_s, strict=True)
         ),
-        file.throughput_per_s,
+        None if file is None else file.throughput_per_s,
         count,
         done.wall_s,
         statistics.median(done.latency_s),
@@ -172,8 +169,17 @@ def run_stages(
     )
 
 
-def _result_of(folder: Path, manifest: Manifest) -> ResultFile:
-    """The result that the stages were made of."""
+def _figures(seconds: float | None, most_s: float | None) -> str:
+    """A time and its share of the longest, as two columns."""
+    if seconds is None:
+        return f"{'-':>12} {'-':>6}"
+    return f"{seconds * 1e6:12,.1f} {100 * seconds / (most_s or 1):6.1f}"
+
+
+def _result_of(folder: Path, manifest: Manifest) -> ResultFile | None:
+    """The result that the stages were made of; None: of chips alone, whose costs nobody knew."""
+    if not any(RESULT in stage.sha256 for stage in manifest.stages):
+        return None
     file = read_result(folder / RESULT).file
     missing = {stage.chip for stage in manifest.stages} - {stage.chip for stage in file.stages}
     if file.graph_sha256 != manifest.graph_sha256 or missing:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from onnx import ModelProto
 
 from jaxpart.errors import FileFormatError
-from jaxpart.export.onnx_parts import LAYER, Parts
-from jaxpart.export.onnx_plan import plan_stages
+from jaxpart.export.onnx.parts import LAYER, Parts
+from jaxpart.export.onnx.plan import plan_stages
 from jaxpart.ingest.onnx.importer import ImportedModel
 from jaxpart.ingest.onnx.operation import reads
 from jaxpart.results.result import Result

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpart.errors import InputError
-from jaxpart.export.stages import Stages, Trace
-from jaxpart.export.timing import median_seconds
+from jaxpart.export.jax.stages import Stages, Trace
+from jaxpart.export.measuring.timing import median_seconds
 
 
 def profile_trace(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxpart.export.pipeline import COMPUTE, IN, LINK, OUT, Pipeline
+from jaxpart.export.simulation.pipeline import COMPUTE, IN, LINK, OUT, Pipeline
 from jaxpart.problem.problem import FloatArray, Problem
 from jaxpart.results.picture import COLOURS, kind_of, plain, rendered
 from jaxpart.text import name_of

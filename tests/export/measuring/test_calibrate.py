@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxpart.errors import InputError
-from jaxpart.export.calibrate import Device, calibrated, toml
+from jaxpart.export.measuring.calibrate import Device, calibrated, toml
 from jaxpart.ingest.seconds import read_seconds, with_seconds, write_seconds
 from jaxpart.problem.graph import Graph, Node
 from jaxpart.problem.mcm import load_mcm

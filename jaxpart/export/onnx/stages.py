@@ -15,9 +15,9 @@ from jaxpart.export.manifest import (
     StageOutput,
     TensorInfo,
 )
-from jaxpart.export.onnx_data import Data
-from jaxpart.export.onnx_parts import Parts
-from jaxpart.export.onnx_plan import StagePlan, plan_stages
+from jaxpart.export.onnx.data import Data
+from jaxpart.export.onnx.parts import Parts
+from jaxpart.export.onnx.plan import StagePlan, plan_stages
 from jaxpart.ingest.onnx.importer import ImportedModel
 from jaxpart.results.result import Result
 

@@ -10,9 +10,9 @@ import pytest
 import jaxpart
 from jaxpart.cli import main
 from jaxpart.errors import InputError
-from jaxpart.export import profile_jax, timing
-from jaxpart.export.profile_jax import jax_stage_seconds, prepared
-from jaxpart.export.timing import median_seconds, stage_seconds
+from jaxpart.export.measuring import profile_jax, timing
+from jaxpart.export.measuring.profile_jax import jax_stage_seconds, prepared
+from jaxpart.export.measuring.timing import median_seconds, stage_seconds
 from jaxpart.ingest.seconds import read_seconds
 from tests.support.functions import made
 from tests.support.onnx_models import body, model, node, numbers, out, value

@@ -11,19 +11,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import msgspec
 
 from jaxpart.errors import InputError
+from jaxpart.export.checked import as_result
 from jaxpart.export.chips import Partition, chips_of
-from jaxpart.export.jax_files import StageProgram, check_installed, stage_files, tensor_info
-from jaxpart.export.manifest import Manifest, check_folder, write_stages
-from jaxpart.export.names import Names
-from jaxpart.export.plan import StagePlan, plan
-from jaxpart.export.replay import read_ahead, replay
-from jaxpart.export.shardy import Fragment, mpmd_module
+from jaxpart.export.jax.files import StageProgram, check_installed, stage_files, tensor_info
+from jaxpart.export.jax.names import Names
+from jaxpart.export.jax.plan import StagePlan, plan
+from jaxpart.export.jax.replay import read_ahead, replay
+from jaxpart.export.jax.shardy import Fragment, mpmd_module
+from jaxpart.export.manifest import RESULT, Manifest, check_folder, write_stages
 from jaxpart.ingest.jaxpr.importer import Imported, Options, import_function
 from jaxpart.ingest.jaxpr.steps import Steps
 from jaxpart.problem.graph import Graph
-from jaxpart.problem.problem import Problem
 from jaxpart.results.scored import ScoredPartition
 
 
@@ -70,7 +71,7 @@ class Trace:
         found = list(jax.devices() if devices is None else devices)
         if not found:
             raise InputError(f"{self.graph.name}: devices is empty, expected one or more")
-        scored = partition.problem if isinstance(partition, ScoredPartition) else None
+        scored = partition if isinstance(partition, ScoredPartition) else None
         stages = Stages(self, plan(self.imported, self.steps, chips), found, scored)
         params = [self.args[i] for i in sorted(self.imported.params)]
         if not any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(params)):
@@ -159,7 +160,7 @@ class Stages:
         trace: Trace,
         plans: Sequence[StagePlan],
         devices: Sequence[Any],
-        problem: Problem | None,
+        scored: ScoredPartition | None,
     ) -> None:
         """Prepares the functions; nothing is compiled before the first call.
 
@@ -167,10 +168,10 @@ class Stages:
           trace: the function.
           plans: what each stage runs, in chip order.
           devices: where the stages run, in turn.
-          problem: what the partition was scored on, if it was.
+          scored: the partition with its costs, where they are known.
         """
         self.trace = trace
-        self._problem = problem
+        self._scored = scored
         self.plans = tuple(plans)
         self.devices = tuple(devices[i % len(devices)] for i in range(len(plans)))
         self.weights: tuple[tuple[Any, ...], ...] | None = None
@@ -261,7 +262,8 @@ class Stages:
     def save(self, folder: str | os.PathLike[str], platforms: Sequence[str] | None = None) -> None:
         """Writes a folder of stages that can be loaded and run without the function.
 
-        Each stage is a `.jaxexport`, a `.mlirbc` and, for its weights, a `.npz` (`jax_files.py`).
+        Each stage is a `.jaxexport`, a `.mlirbc` and, for its weights, a `.npz` (`files.py`). A
+        partition with costs is written beside them, as `result.json`.
         The inputs are named by the arguments of the function and the paths of their leaves, the
         outputs `output`, `output[0]`, ... likewise.
 
@@ -288,12 +290,18 @@ class Stages:
             entry, own = stage_files(program, platforms, f"{graph.name}: chip {part.chip}")
             entries.append(entry)
             files.update(own)
-        scored = self._problem
+        result = None if self._scored is None else as_result(self._scored, graph.name)
+        if result is not None:
+            files[RESULT] = result.encoded()
+            entries = [
+                msgspec.structs.replace(entry, sha256={**entry.sha256, RESULT: ""})
+                for entry in entries
+            ]
         manifest = Manifest(
             "jax",
             graph.name,
-            graph.sha256 if scored is None else scored.graph.sha256,
-            "" if scored is None else scored.mcm.name,
+            graph.sha256 if result is None else result.problem.graph.sha256,
+            "" if result is None else result.problem.mcm.name,
             tuple(tensor_info(*named) for named in names.model_inputs()),
             tuple(tensor_info(*named) for named in names.model_outputs()),
             tuple(entries),

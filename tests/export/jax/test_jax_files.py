@@ -15,10 +15,14 @@ from jax.interpreters.mlir import make_ir_context
 from jaxlib.mlir.dialects import stablehlo
 
 import jaxpart
+from jaxpart.cli import main
 from jaxpart.errors import FileFormatError, InputError
-from jaxpart.export import jax_files
-from jaxpart.export.jax_files import load_stage
+from jaxpart.export.jax import files as jax_files
+from jaxpart.export.jax.files import load_stage
 from jaxpart.export.manifest import read_stages
+from jaxpart.export.running.run import run_stages
+from jaxpart.export.running.runtimes import load_stages
+from jaxpart.export.running.workers import run_pipeline
 from tests.support.functions import CASES, assert_same, floats, made, rising_chips
 from tests.support.modules import unit_module
 
@@ -59,8 +63,11 @@ def test_files_give_what_the_function_gives(name, tmp_path):
 
 LOAD = """
 import json, sys, numpy as np
-from jaxpart.export.jax_files import load_stage
+from jaxpart.export.jax.files import load_stage
 from jaxpart.export.manifest import read_stages
+from jaxpart.export.running.run import run_stages
+from jaxpart.export.running.runtimes import load_stages
+from jaxpart.export.running.workers import run_pipeline
 folder = sys.argv[1]
 manifest = read_stages(folder)
 known = dict(np.load(sys.argv[2]))
@@ -74,7 +81,7 @@ def test_a_fresh_process_runs_the_files(tmp_path):
     case, leaves = saved("mlp_with_skips", tmp_path / "out")
     names = [info.name for info in read_stages(tmp_path / "out").inputs]
     np.savez(tmp_path / "in.npz", **dict(zip(names, leaves, strict=True)))
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     command = [sys.executable, "-c", LOAD, tmp_path / "out", tmp_path / "in.npz", tmp_path / "y"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -112,7 +119,47 @@ def test_the_manifest_says_who_feeds_whom(tmp_path):
         ("x", "host"),
     ]
     assert (one["weight_bytes"], two["weight_bytes"]) == (64, 64)
-    assert sorted(one["sha256"]) == ["stage-00.jaxexport", "stage-00.mlirbc", "stage-00.npz"]
+    files = ["result.json", "stage-00.jaxexport", "stage-00.mlirbc", "stage-00.npz"]
+    assert sorted(one["sha256"]) == files
+
+
+def test_stages_run_as_a_pipeline_from_the_command_line(tmp_path, capsys):
+    case, leaves = saved("mlp_with_skips", tmp_path / "out")
+    manifest = read_stages(tmp_path / "out")
+    names = [info.name for info in manifest.inputs]
+    np.savez(tmp_path / "in.npz", **dict(zip(names, leaves, strict=True)))
+
+    arguments = [str(tmp_path / "out"), "--inputs", str(tmp_path / "in.npz"), "--count", "3"]
+    assert main(["run", *arguments]) == 0
+
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    table = [row for row in rows if row and row[0] in {str(s.chip) for s in manifest.stages}]
+    assert len(table) == len(manifest.stages)
+    for row in table:  # chips were given without costs: nothing is predicted
+        assert row[1:3] == ["-", "-"]
+        assert float(row[3].replace(",", "")) > 0
+    programs = load_stages(tmp_path / "out", manifest)
+    feed = dict(zip(names, leaves, strict=True))
+    done = run_pipeline(manifest, programs, lambda k: feed, 2, keep=2)
+    (name,) = (info.name for info in manifest.outputs)
+    for outputs in done.outputs:
+        np.testing.assert_allclose(outputs[name], case.fn(*case.args), rtol=1e-5, atol=1e-5)
+
+
+def test_the_costs_that_a_result_predicted_are_shown_beside_the_measured(tmp_path):
+    case = made("mlp_with_skips")
+    trace = jaxpart.trace(case.fn, *case.args, **case.options)
+    result = jaxpart.partition(trace.graph, jaxpart.load_mcm("mcm4"), method="greedy")
+    trace.stages(result).save(tmp_path / "out")
+
+    report = run_stages(tmp_path / "out", count=2)
+
+    assert report.predicted_per_s == result.throughput_per_s
+    costs = result.costs
+    for stage in report.stages:
+        c = stage.chip
+        expected = max(costs.compute_s[c], costs.in_s[c], costs.out_s[c])
+        assert stage.predicted_s == pytest.approx(float(expected))
 
 
 def test_saved_twice_is_byte_for_byte_the_same_and_names_no_path(tmp_path):
@@ -123,7 +170,7 @@ def test_saved_twice_is_byte_for_byte_the_same_and_names_no_path(tmp_path):
     for name in names:
         content = (tmp_path / "one" / name).read_bytes()
         assert content == (tmp_path / "two" / name).read_bytes()
-        assert str(Path(__file__).parents[2]).encode() not in content
+        assert str(Path(__file__).parents[3]).encode() not in content
         assert b".py" not in content
 
 

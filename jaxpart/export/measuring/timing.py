@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jaxpart.export.manifest import Manifest, read_stages
-from jaxpart.export.runtimes import Program, load_stage
-from jaxpart.export.tensors import Feed, random_feed
+from jaxpart.export.running.runtimes import Program, load_stages
+from jaxpart.export.running.tensors import Feed, random_feed
 
 _WARM = 2  # runs that are not counted: the first ones allocate, and fill caches
 _LONGEST_S = 2.0  # seconds after which no further run begins, once there are a few
@@ -39,10 +39,10 @@ def median_seconds(run: Callable[[], object], count: int) -> float:
 
 
 def stage_seconds(folder: str | os.PathLike[str], *, count: int = 20, seed: int = 0) -> list[float]:
-    """Runs the stages of a folder one after the other, and times each alone on one core.
+    """Runs the stages of a folder one after the other, and times each alone on its device.
 
     Args:
-      folder: of stages that `load_stage` runs.
+      folder: of stages.
       count: how often each is timed.
       seed: of the random inputs.
 
@@ -53,7 +53,7 @@ def stage_seconds(folder: str | os.PathLike[str], *, count: int = 20, seed: int 
       InputError: the folder or a stage cannot be read or run.
     """
     manifest = read_stages(folder)
-    programs = [load_stage(Path(folder) / stage.file, manifest.kind) for stage in manifest.stages]
+    programs = load_stages(Path(folder), manifest)
     return seconds_of_programs(manifest, programs, random_feed(manifest.inputs, seed), count)
 
 

@@ -5,7 +5,7 @@ import pytest
 
 import jaxpart
 from jaxpart.cli import main
-from jaxpart.export.choice import Measured, chosen, measured, table
+from jaxpart.export.measuring.choice import Measured, chosen, measured, table
 from jaxpart.export.targets import read_model
 from jaxpart.results.result import Result
 from tests.support.onnx_models import model, node, numbers, out, value

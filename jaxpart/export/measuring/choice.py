@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from jaxpart.export.checked import checked_result
-from jaxpart.export.runtimes import runtime_name
+from jaxpart.export.measuring.timing import stage_seconds
+from jaxpart.export.running.runtimes import runtime_name
 from jaxpart.export.targets import write_onnx_stages
-from jaxpart.export.timing import stage_seconds
 from jaxpart.ingest.onnx.importer import ImportedModel
 from jaxpart.results.result import Result
 from jaxpart.results.scored import ScoredPartition

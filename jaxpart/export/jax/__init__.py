@@ -1,0 +1,1 @@
+"""Stages of a JAX function: planned, run on devices, written as files."""

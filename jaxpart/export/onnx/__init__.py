@@ -1,0 +1,1 @@
+"""Stages of an ONNX model: planned and written as ONNX files."""

@@ -1,0 +1,1 @@
+"""Folders of stages, run as a pipeline on the machine at hand."""

@@ -1,0 +1,1 @@
+"""A partition as a pipeline of finitely many inferences, simulated."""
