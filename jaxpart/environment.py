@@ -85,7 +85,7 @@ def warn_of_slow_release(tell: Callable[[str], object] = warnings.warn) -> None:
     """Says once in a process that this release of jaxlib is slow on a GPU, if it is.
 
     From jaxlib 0.10.2 to 0.11.0 a float32 scatter-add into few segments takes hundreds of times
-    longer on a GPU. The cost model scatters nothing there; training of the policy does.
+    longer on a GPU. The cost model scatters nothing there; the policy's network does.
 
     Args:
       tell: takes the message.

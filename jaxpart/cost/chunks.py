@@ -16,7 +16,7 @@ from jaxpart.cost.device import DeviceProblem
 _CPU_CHUNK = 512
 # Bytes of temporary arrays of one chunk where whole arrays are computed.
 _BUDGET_BYTES = 2**31
-_LANES = 128  # a chunk is a multiple of it: a TPU's vector, four warps of a GPU
+_LANES = 128  # the most that a chunk may have is a multiple of it: a TPU's vector, four warps
 # So many bytes may a chunk of `_LANES` candidates take; where they need more it has fewer.
 _MOST_BYTES = 2**33
 

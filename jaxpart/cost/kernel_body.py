@@ -112,7 +112,6 @@ def walk(shape: Shape, refs: Refs) -> None:
         for g in shape.words:
             refs.sums[i, pl.ds(shape.first_lane[g], shape.group_lanes[g]), :] = lanes[g]
     detours = _detours(shape, refs, state.sends)
-    # The flags: the lowest step along an edge, then rows that are 0 where a rule holds.
     # The flags: the lowest step along an edge, then rows that are 0 where a rule holds, and the
     # chips in use.
     for i, row in enumerate([state.lowest, detours, state.apart, state.misplaced, *state.used]):

@@ -59,7 +59,7 @@ class Tables:
     # distance[u, v]: a partition that keeps the rule on edges has f(v) >= f(u) - distance[u, v].
     # None if there are too many nodes.
     distance: Int[Array, "N N"] | None
-    sweeps: Sweeps  # along the edges
+    sweeps: Sweeps | None  # along the edges; None: some edge runs to a lower number
 
 
 def reduce_segments(
@@ -113,6 +113,8 @@ def make_tables(problem: Problem, arrays: dict[str, Any]) -> Tables:
     by_user = np.argsort(problem.use_node, kind="stable")
     consumers = arrays["edge_consumer"].copy()
     consumers[:real] = np.sort(consumers[:real], kind="stable")
+    # Contracted nodes on a cycle, where dataflow may be cyclic, have edges both ways.
+    is_rising = bool((problem.node_pairs[:, 0] < problem.node_pairs[:, 1]).all())
     return Tables(
         tensor_edges=segments(arrays["tensor_edges"], edges),
         node_tensors=segments(arrays["node_tensors"], nodes),
@@ -127,7 +129,7 @@ def make_tables(problem: Problem, arrays: dict[str, Any]) -> Tables:
         members=segments(offsets(problem.contraction, nodes), nodes),
         by_contraction=_padded(by_contraction, nodes),
         distance=_distances(problem, nodes) if nodes <= _NODE_LIMIT else None,
-        sweeps=make_sweeps(problem.node_pairs, problem.num_nodes, nodes),
+        sweeps=make_sweeps(problem.node_pairs, problem.num_nodes, nodes) if is_rising else None,
     )
 
 
@@ -145,7 +147,9 @@ def of_equal_depth(several: Sequence[Tables], edges: int) -> list[Tables]:
         "members": edges * 2 // 3,
     }
     levels = {name: max(len(getattr(t, name)) for t in several) for name in rows}
-    sweeps = of_equal_length([tables.sweeps for tables in several])
+    known = [tables.sweeps for tables in several if tables.sweeps is not None]
+    all_rise = len(known) == len(several)
+    sweeps = of_equal_length(known) if all_rise else [None] * len(several)
     return [
         dataclasses.replace(
             tables,

@@ -394,7 +394,8 @@ class Search:
         order = order[bottleneck[order] < limit_s * (1 + 1e-6)]
         if not len(order):
             return False
-        columns = np.asarray(assignments[:, order])[: self.problem.num_nodes].astype(np.int64)
+        # Indexed on the host: on an accelerator a program for it would wait for the next step.
+        columns = np.asarray(assignments)[: self.problem.num_nodes, order].astype(np.int64)
         if self._rules:
             columns = columns[:, self._keeps_rules(columns)][:, :_VERIFIED_PER_BATCH]
         return self.offer(columns)

@@ -176,7 +176,8 @@ def _offered(search: Search, moves: Moves, ensemble: Ensemble) -> bool:
     lane = int(best_s.argmin())
     if not best_s[lane] < search.best_s:
         return False
-    labels = np.asarray(ensemble.best[:, lane])[search.problem.contraction]
+    # Indexed on the host: on an accelerator a program for it would wait for the next run.
+    labels = np.asarray(ensemble.best)[search.problem.contraction, lane]
     return search.offer(labels.astype(np.int64)[:, None])
 
 

@@ -366,7 +366,7 @@ def swept(problem: DeviceProblem, keys: Float[Array, "B N"]) -> Float[Array, "B 
     # Padding stays behind all nodes.
     number = jnp.arange(nodes, dtype=keys.dtype)[:, None]
     behind = 16 * nodes + number
-    if problem.tables is not None:
+    if problem.tables is not None and problem.tables.sweeps is not None:
         keys = sweeping_by_arrays.swept(problem.tables.sweeps, keys, apart)
         return jnp.where(problem.num_nodes > number.T, keys, behind.T)
     by_node = keys.T  # [N, B]

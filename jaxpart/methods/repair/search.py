@@ -50,7 +50,8 @@ class Workers:
         assignments, costs = candidates
         bottleneck = np.where(np.asarray(costs.valid), np.inf, np.asarray(costs.bottleneck_s))
         b = int(bottleneck.argmin())
-        y = np.asarray(assignments[:, b])[: self._search.problem.num_nodes].astype(np.int64)
+        # Indexed on the host: on an accelerator a program for it would wait for the next step.
+        y = np.asarray(assignments)[: self._search.problem.num_nodes, b].astype(np.int64)
         if self._waits:
             self._task = self._solver.repair(y, time_limit_s=_TIMEOUT_S, nodes=_REPAIR_NODES)
         else:

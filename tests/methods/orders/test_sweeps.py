@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from jaxpart.cost.device import Form, lower, stacked
 from jaxpart.methods.orders.search import mutate, order_by, swept
 from jaxpart.problem.graph import Graph, Node, Tensor
+from jaxpart.problem.mcm import MCM, Constraints
 from jaxpart.problem.problem import Problem
-from tests.support.modules import THREE_CHIPS
+from tests.support.modules import CHIP, THREE_CHIPS
 from tests.support.strategies import graphs, random_graph
 
 BOTH: tuple[Form, Form] = ("rows", "arrays")
@@ -89,7 +90,8 @@ def test_a_batch_of_problems_gives_the_orders_of_each_alone(form: Form):
     graphs = (fans(40, 21), fans(33))
     problems = [lower(Problem.build(graph, THREE_CHIPS), form=form) for graph in graphs]
     if form == "arrays":
-        steps = [p.tables.sweeps.node.shape[0] for p in problems if p.tables is not None]
+        sweeps = [p.tables.sweeps for p in problems if p.tables is not None]
+        steps = [s.node.shape[0] for s in sweeps if s is not None]
         assert steps == [10, 8]
     keys = jax.random.normal(jax.random.key(0), (2, BATCH, 64))
 
@@ -108,3 +110,19 @@ def test_second_graph_of_a_bucket_compiles_nothing(form: Form):
         problem = lower(Problem.build(graph, THREE_CHIPS).contracted, form=form)
         order_by(problem, jnp.zeros((2, problem.padded_nodes)))
     assert order_by._cache_size() == 1  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_forms_agree_where_edges_between_contracted_nodes_run_both_ways():
+    # Nodes 0 and 2 share a chip, so the contracted nodes feed each other.
+    nodes = tuple(Node(f"n{v}", "op", 1.0, 1.0, colocate=0 if v != 1 else None) for v in range(3))
+    graph = Graph(nodes, (Tensor(0, 1.0, (1,)), Tensor(1, 1.0, (2,))), (), "cycle", 1)
+    free = Constraints(acyclic=False, triangle=False)
+    contracted = Problem.build(
+        graph, MCM("h", "host", (CHIP,) * 2, 1e3, constraints=free)
+    ).contracted
+    assert sorted(map(tuple, contracted.node_pairs.tolist())) == [(0, 1), (1, 0)]
+    rows, arrays = (lower(contracted, form=form) for form in BOTH)
+    keys = jnp.asarray(np.random.default_rng(0).uniform(0, 40, (4, rows.padded_nodes)), jnp.float32)
+
+    np.testing.assert_array_equal(swept(arrays, keys), swept(rows, keys))
+    np.testing.assert_array_equal(order_by(arrays, keys), order_by(rows, keys))
