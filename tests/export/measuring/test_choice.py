@@ -89,3 +89,14 @@ def test_what_cannot_be_measured_is_refused_before_the_search(path, capsys):
     assert main(["partition", "bert-large", "--measure", "3"]) == 2
     assert capsys.readouterr().err.startswith("error: bert-large: cannot be read")
     assert not list(path.parent.glob("*.result.json"))
+
+
+def test_partitions_for_measured_seconds_are_measured_too(path, capsys):
+    assert main(["profile", "net.onnx", "--count", "2"]) == 0
+
+    common = ["--mcm", "mcm4", "--samples", "200", "--seconds", "net.seconds.csv"]
+    assert main(["partition", "net.onnx", *common, "--measure", "2"]) == 0
+
+    printed = capsys.readouterr()
+    assert printed.out.count("<- chosen") == 1
+    assert "warning" not in printed.err
