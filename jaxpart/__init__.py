@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         NothingFoundError,
     )
     from jaxpart.export.jax.stages import Stages, Trace, trace
+    from jaxpart.export.measuring.profile import Profile, profile
     from jaxpart.export.simulation.simulate import Simulation, Stall, simulate
     from jaxpart.export.targets import export
     from jaxpart.export.torch_split import torch_split
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from jaxpart.ingest.onnx.importer import from_onnx
     from jaxpart.ingest.pt2.importer import from_pt2
     from jaxpart.ingest.rewrite.fuse import fuse
+    from jaxpart.ingest.seconds import with_seconds
     from jaxpart.ingest.stablehlo.importer import from_stablehlo
     from jaxpart.methods import METHODS
     from jaxpart.methods.policy.checkpoint import Policy
@@ -87,6 +89,7 @@ _HOME = {
     "PolicySource": "methods.policy.search",
     "PretrainingRun": "methods.policy.pretraining",
     "Problem": "problem.problem",
+    "Profile": "export.measuring.profile",
     "Progress": "runtime.state",
     "Result": "results.result",
     "Rule": "runtime.state",
@@ -118,11 +121,13 @@ _HOME = {
     "partition": "engine",
     "pretrain": "methods.policy.pretraining",
     "pretraining_pairs": "methods.policy.pretraining",
+    "profile": "export.measuring.profile",
     "read_examples": "methods.policy.imitation",
     "rollout": "policies",
     "simulate": "export.simulation.simulate",
     "torch_split": "export.torch_split",
     "trace": "export.jax.stages",
+    "with_seconds": "ingest.seconds",
 }
 
 __all__ = [
@@ -156,6 +161,7 @@ __all__ = [
     "PolicySource",
     "PretrainingRun",
     "Problem",
+    "Profile",
     "Progress",
     "Result",
     "Rule",
@@ -189,11 +195,13 @@ __all__ = [
     "partition",
     "pretrain",
     "pretraining_pairs",
+    "profile",
     "read_examples",
     "rollout",
     "simulate",
     "torch_split",
     "trace",
+    "with_seconds",
 ]
 
 

@@ -59,7 +59,7 @@ def _dimension(text: str) -> tuple[str, int]:
 
 
 def add_graph_argument(parser: argparse.ArgumentParser) -> None:
-    """`GRAPH [--dim NAME=SIZE] [--element-bytes BYTES]`."""
+    """`GRAPH [--dim NAME=SIZE] [--element-bytes BYTES] [--seconds FILE]`, and the like."""
     parser.add_argument(
         "graph",
         metavar="GRAPH",
@@ -83,6 +83,18 @@ def add_graph_argument(parser: argparse.ArgumentParser) -> None:
         type=positive,
         help="of a float in the deployment (1: int8); integers and quantised weights keep their "
         "size (default: the module's, or as counted)",
+    )
+    add_seconds_argument(parser)
+
+
+def add_seconds_argument(parser: argparse.ArgumentParser) -> None:
+    """`[--seconds FILE]`."""
+    parser.add_argument(
+        "--seconds",
+        metavar="FILE.csv",
+        type=file_name,
+        help="measured times of the nodes, in place of the cost model's: CSV with the columns name "
+        "and seconds (`jaxpart profile` writes it), or what ONNX Runtime's profiler wrote",
     )
 
 

@@ -31,7 +31,7 @@ from jaxpart.portfolio import auto
 from jaxpart.problem.graph import Graph
 from jaxpart.problem.mcm import MCM
 from jaxpart.problem.problem import Problem
-from jaxpart.results.evaluation import rescaling_notes
+from jaxpart.results.evaluation import evaluation_of, rescaling_notes
 from jaxpart.results.result import Result, SearchInfo
 from jaxpart.runtime.background import finishes, started
 from jaxpart.runtime.interrupt import Interrupts, deferred_interrupt
@@ -77,6 +77,7 @@ def partition(
     islands: Islands | None = None,
     pool: str = "local",
     count_compilation: bool = True,
+    alternatives: int = 0,
     callback: Callable[[Progress], None] | None = None,
 ) -> Result:
     """Finds a partition of `graph` on `mcm` with a small bottleneck, and a bound on how small.
@@ -108,6 +109,8 @@ def partition(
         cluster (`ray_pool.RayPool`).
       count_compilation: False: the time limit is search time alone, without start-up and
         compilation. For studies that compare methods.
+      alternatives: how many other good partitions to keep as `Result.alternatives`; each differs
+        from the others in more than a few nodes. Fewer where the search meets no more.
       callback: called with the state of the search whenever it changes, from the search's thread.
 
     Raises:
@@ -123,6 +126,8 @@ def partition(
             raise InputError(f"{name} is {value}, expected a positive number")
     if not relative_gap >= 0:
         raise InputError(f"relative_gap is {relative_gap}, expected 0 or more")
+    if alternatives < 0:
+        raise InputError(f"alternatives is {alternatives}, expected 0 or more")
     check_pool(pool)
     implementation = method_of(method, policy)
     name = method if isinstance(method, str) else getattr(method, "__name__", type(method).__name__)
@@ -140,6 +145,7 @@ def partition(
         pool=pool,
         rules=rules,
         count_compilation=count_compilation,
+        alternatives=alternatives + 1 if alternatives else 0,
     )
     search.notes += rescaling_notes(graph, problem)
     if islands is not None:
@@ -177,6 +183,11 @@ def partition(
         search.bound.method,
         tuple(search.notes),
         info,
+        tuple(
+            evaluation_of(problem, other)
+            for other in search.alternatives.assignments
+            if not np.array_equal(other, search.best)
+        )[:alternatives],
     )
 
 

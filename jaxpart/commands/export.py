@@ -8,6 +8,7 @@ from jaxpart.arguments import (
     DEFAULT_MCM,
     Parser,
     add_dimension_argument,
+    add_seconds_argument,
     file_name,
     name_or_file,
 )
@@ -42,6 +43,7 @@ def add_arguments(parser: Parser) -> None:
         help="the folder to write; the file, for one that is annotated",
     )
     add_dimension_argument(parser)
+    add_seconds_argument(parser)
     add(
         "--mcm",
         metavar="NAME_OR_TOML",
@@ -81,6 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
             out=arguments.out,
             mcm=mcm,
             dims=sizes(arguments.dim),
+            seconds=arguments.seconds,
             copy_data=arguments.copy_data,
         )
     for note in result.notes:

@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 def graph_and_mcm(arguments: argparse.Namespace, default: MCM | None = None) -> tuple[Graph, MCM]:
     """The graph, and the module: the graph file's own, else --mcm, else the default.
 
-    Warnings of the importers become one line each.
+    The graph has the measured seconds of --seconds. Warnings of the importers become one line each.
     """
     from jaxpart import datasets
+    from jaxpart.ingest.seconds import with_seconds
     from jaxpart.problem.mcm import load_mcm
 
     named = None if arguments.mcm is None else load_mcm(arguments.mcm)
@@ -37,6 +38,8 @@ def graph_and_mcm(arguments: argparse.Namespace, default: MCM | None = None) -> 
             raise InputError(
                 f"{arguments.graph}: this format brings its own module, expected no --mcm"
             )
+        if arguments.seconds is not None:
+            graph = with_seconds(graph, arguments.seconds)
     mcm = brought or named or default or load_mcm(DEFAULT_MCM)
     if arguments.element_bytes is not None:
         mcm = dataclasses.replace(mcm, element_bytes=arguments.element_bytes)

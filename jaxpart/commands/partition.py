@@ -24,7 +24,7 @@ from jaxpart.arguments import (
     positive,
     seed,
 )
-from jaxpart.commands.inputs import graph_and_mcm, problem_of, start_jax
+from jaxpart.commands.inputs import graph_and_mcm, problem_of, sizes, start_jax
 from jaxpart.commands.output import say, show
 from jaxpart.errors import InputError
 from jaxpart.files import check_writable
@@ -32,6 +32,8 @@ from jaxpart.runtime import background, interrupt
 from jaxpart.text import one_line
 
 if TYPE_CHECKING:
+    from jaxpart.ingest.onnx.importer import ImportedModel
+    from jaxpart.results.result import Result
     from jaxpart.runtime.islands import Islands
 
 DESCRIPTION = "Find a partition of a graph over the chips of a module."
@@ -45,6 +47,7 @@ examples:
   %(prog)s bert-large
   %(prog)s bert-large --mcm mcm64 --time-limit 60 --seed 1
   %(prog)s model.onnx --mcm my-module.toml --out best.json --plot best.png
+  %(prog)s model.onnx --mcm mcm4 --measure 5
   %(prog)s bert-large --samples 100000 --out again.json --init best.json
 several processes or hosts, each its own command (here on two, ten.example being the first):
   %(prog)s bert-large --coordinator ten.example:4321 --processes 2 --process 0
@@ -104,6 +107,13 @@ def add_arguments(parser: Parser) -> None:
         help="where solvers run: this machine, or the Ray cluster that RAY_ADDRESS names, by the "
         "extra jaxpart[ray] (default: %(default)s)",
     )
+    add(
+        "--measure",
+        metavar="K",
+        type=count,
+        help="of an ONNX file: time the stages of the K best distinct partitions on this machine, "
+        "one at a time, and take the fastest",
+    )
     islands = parser.add_argument_group(
         "islands",
         "Processes that search for the same partition, with a seed each, and exchange the\n"
@@ -145,6 +155,7 @@ def run(arguments: argparse.Namespace) -> int:
         stem += f"-island{islands.process}"
     out, plot = _outputs(arguments, stem)
     problem_of(graph, mcm, arguments.graph)
+    model = None if arguments.measure is None else _model_to_measure(arguments)
 
     start_jax()
     from jaxpart.engine import partition
@@ -171,13 +182,20 @@ def run(arguments: argparse.Namespace) -> int:
             policy=arguments.policy,
             islands=islands,
             pool=arguments.pool,
+            alternatives=(arguments.measure or 1) - 1,
             callback=callback,
         )
     result.save(out)
     signals = interrupt.active()
     farewell = one_line(f"interrupted: the best so far is in {out}")
     signals.leave_at_once(farewell)
+    measured = ""
+    if model is not None and not signals.event.is_set():
+        result, measured = _measured(model, arguments.graph, result)
+        result.save(out)
     show(result.summary(start_up_s))
+    if measured:
+        show(f"\n{measured}")
     drawn = background.started(lambda: result.plot(plot))
     if background.finishes(drawn, lambda: signals.waited_s > _PATIENCE_S):
         drawn.result()
@@ -188,6 +206,26 @@ def run(arguments: argparse.Namespace) -> int:
     if signals.event.is_set():
         return say(farewell, signals.code)
     return 0
+
+
+def _model_to_measure(arguments: argparse.Namespace) -> ImportedModel:
+    """The ONNX model that is to be measured; what cannot be shows before the search."""
+    from jaxpart.export.running.runtimes import check_onnx_runtime
+    from jaxpart.export.targets import read_model
+
+    check_onnx_runtime(arguments.graph)
+    return read_model(arguments.graph, sizes(arguments.dim))
+
+
+def _measured(model: ImportedModel, path: str, result: Result) -> tuple[Result, str]:
+    """The fastest partition by measurement, and a table of those that were measured."""
+    from jaxpart.export.measuring.choice import chosen, measured, table
+    from jaxpart.results import progress
+
+    total = 1 + len(result.alternatives)
+    with progress.counted(sys.stderr, total, "partitions measured") as callback:
+        found = measured(model, path, result, callback=callback)
+    return chosen(result, found), table(found)
 
 
 def _islands(arguments: argparse.Namespace) -> Islands | None:
@@ -211,7 +249,8 @@ def _outputs(arguments: argparse.Namespace, stem: str) -> tuple[Path, Path]:
 
     `--init` may be replaced by the result, which is at least as good.
     """
-    inputs = [arguments.graph, *filter(None, (arguments.mcm, arguments.policy))]
+    named = (arguments.mcm, arguments.policy, arguments.seconds)
+    inputs = [arguments.graph, *filter(None, named)]
     out = check_writable(f"{stem}.result.json" if arguments.out is None else arguments.out, inputs)
     plot = check_writable(
         f"{stem}.png" if arguments.plot is None else arguments.plot,

@@ -56,7 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.plot is not None:
         kind_of(arguments.plot)
-        inputs = [arguments.graph, arguments.result, *filter(None, [arguments.mcm])]
+        named = (arguments.mcm, arguments.seconds)
+        inputs = [arguments.graph, arguments.result, *filter(None, named)]
         check_writable(arguments.plot, inputs)
     evaluation = evaluation_of_result(arguments)
 

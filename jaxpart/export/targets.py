@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from jaxpart.errors import FileFormatError, InputError
 from jaxpart.export.checked import Partition, checked_result
-from jaxpart.export.manifest import RESULT, TARGETS, check_folder, write_stages
+from jaxpart.export.manifest import RESULT, TARGETS, Manifest, check_folder, write_stages
 from jaxpart.export.onnx.annotated import annotated
 from jaxpart.export.onnx.stages import onnx_stages
 from jaxpart.files import check_writable, read_bytes, uncompressed, without_mark, write_whole
 from jaxpart.ingest.onnx.importer import ImportedModel, import_model
+from jaxpart.ingest.seconds import with_seconds
 from jaxpart.problem.mcm import MCM
 from jaxpart.results.result import Result
 
@@ -25,6 +27,7 @@ def export(
     out: str | os.PathLike[str],
     mcm: MCM | None = None,
     dims: Mapping[str, int] | None = None,
+    seconds: Mapping[str, float] | str | os.PathLike[str] | None = None,
     copy_data: bool = False,
 ) -> Result:
     """Takes a partition of an ONNX model away.
@@ -40,6 +43,7 @@ def export(
       out: the folder or file to write; one that an earlier export wrote is replaced.
       mcm: the module, where the partition brings none.
       dims: sizes of free dimensions, as for `from_onnx`; those of the partition.
+      seconds: measured times of the nodes, as for `with_seconds`; those of the partition.
       copy_data: of stages: copy the parts of external data that each stage reads to a file of its
         own. Else the whole file gets a second name in the folder (a hard link), where the file
         system allows that.
@@ -55,31 +59,45 @@ def export(
     if to not in TARGETS:
         raise InputError(f"cannot export to {to!r}, expected {' or '.join(TARGETS)}")
     path = os.fspath(model)
-    files = [path, *([partition] if isinstance(partition, (str, os.PathLike)) else [])]
+    files = [path, *(f for f in (partition, seconds) if isinstance(f, (str, os.PathLike)))]
     if to == "onnx":
         check_folder(out)
         if Path(out).resolve() in Path(path).resolve().parents:
             raise InputError(f"{out}: holds the model ({path}), expected another folder to write")
     else:
         check_writable(out, files)
-    imported = _read_model(path, dims)
+    imported = read_model(path, dims)
+    if seconds is not None:
+        timed = with_seconds(imported.graph, seconds)
+        imported = dataclasses.replace(imported, graph=timed)
     result = checked_result(imported.graph, partition, mcm, path)
     if to == "onnx":
-        _write_stages(imported, result, path, Path(out), copy_data=copy_data)
+        write_onnx_stages(imported, result, path, Path(out), copy_data=copy_data)
     else:
         content = annotated(imported, result, path).SerializeToString(deterministic=True)
         write_whole(out, content)
     return result
 
 
-def _write_stages(
-    imported: ImportedModel, result: Result, path: str, folder: Path, *, copy_data: bool
-) -> None:
+def write_onnx_stages(
+    imported: ImportedModel, result: Result, path: str, folder: Path, *, copy_data: bool = False
+) -> Manifest:
+    """Writes the folder of stages of an ONNX model; arguments and errors are as in `onnx_stages`.
+
+    Returns:
+      The manifest, without hashes.
+    """
     manifest, files = onnx_stages(imported, result, path, folder, copy_data=copy_data)
     write_stages(folder, manifest, {**files, RESULT: result.encoded()})
+    return manifest
 
 
-def _read_model(path: str, dims: Mapping[str, int] | None) -> ImportedModel:
+def read_model(path: str, dims: Mapping[str, int] | None) -> ImportedModel:
+    """Reads and imports an ONNX file.
+
+    Raises:
+      InputError: the file cannot be read, is no ONNX model, or cannot be imported.
+    """
     content = without_mark(uncompressed(read_bytes(path), path))
     if not content.strip():
         raise FileFormatError(f"{path}: the file is empty, expected an ONNX model")

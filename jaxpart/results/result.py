@@ -36,9 +36,11 @@ class SearchInfo:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Result(ScoredPartition):
-    """A valid partition, and how it was found."""
+    """A valid partition, how it was found, and others that are nearly as good, if wanted."""
 
     search: SearchInfo
+    # Other distinct partitions, the best first: as many as were asked for, or were found.
+    alternatives: tuple[ScoredPartition, ...] = ()
 
     def summary(self, start_up_s: float | None = None) -> str:
         """A page of text: the costs, a table of the chips, and what binds.

@@ -20,6 +20,7 @@ from jaxpart.cost.evaluate import Costs, verify
 from jaxpart.environment import usable_cores
 from jaxpart.errors import InputError
 from jaxpart.problem.problem import IntArray, Problem
+from jaxpart.runtime.alternatives import Alternatives
 from jaxpart.runtime.core_sharing import CoreSharing
 from jaxpart.runtime.pool import SolverPool
 from jaxpart.runtime.ray_pool import open_pool
@@ -30,6 +31,8 @@ from jaxpart.solvers.scip import Status
 _VERIFIED_PER_BATCH = 4
 # Most binary variables (contracted nodes x chips) of a small integer program.
 _SMALL_BITS = 6000
+# Of a device batch, alternatives are looked for among candidates at most this much slower.
+_ALTERNATIVE_SHARE = 0.1
 # Niceness of background solvers; at 0 they starve the search.
 _NICENESS = 10
 
@@ -86,6 +89,7 @@ class Search:
       phase: name of the present activity, for the user.
       history: (samples, elapsed seconds, bottleneck in seconds) at each improvement.
       notes: remarks for the user.
+      alternatives: distinct good partitions, if any are to be kept.
       repair_candidates: the last device batch ([padded N, B] and its costs) if it has an invalid
         candidate that is faster than the best, so that SCIP may repair it. Else None.
     """
@@ -100,6 +104,7 @@ class Search:
         pool: str = "local",
         rules: Sequence[Rule] = (),
         count_compilation: bool = True,
+        alternatives: int = 0,
     ) -> None:
         """Makes a search that has found nothing yet.
 
@@ -112,10 +117,12 @@ class Search:
           rules: the user's rules; a partition is admitted only if it keeps all of them.
           count_compilation: whether search time is all time from here on. False: it begins with
             `start_clock`, and `compiling` stops it.
+          alternatives: how many distinct good partitions to keep, the best one included.
         """
         self.problem = problem
         self.budget = budget
         self._rules = tuple(rules)
+        self.alternatives = Alternatives(alternatives, problem.num_nodes)
         self._pool = pool
         # Of the solvers with a niceness, one for each core runs at a time.
         self._sharing = CoreSharing(usable_cores())
@@ -347,6 +354,7 @@ class Search:
         with self._lock:
             self._check_wanted()
             for b in admitted:
+                self.alternatives.add(self._rank(costs, b), assignments[:, b])
                 if self._rank(costs, b) < self._rank_of_best():
                     self.best = np.asarray(assignments[:, b], np.int64)
                     self.best_costs = jax.tree.map(lambda a, b=b: a[..., b], costs)
@@ -380,7 +388,10 @@ class Search:
         # Float32 has rounding errors, so a candidate slightly above the best is verified too.
         order = np.argsort(bottleneck, kind="stable")
         order = order[: None if self._rules else _VERIFIED_PER_BATCH]
-        order = order[bottleneck[order] < self.best_s * (1 + 1e-6)]
+        limit_s = self.best_s
+        if self.alternatives.most:
+            limit_s = min(self.alternatives.limit, self.best_s * (1 + _ALTERNATIVE_SHARE))
+        order = order[bottleneck[order] < limit_s * (1 + 1e-6)]
         if not len(order):
             return False
         # Indexed on the host: on an accelerator a program for it would wait for the next step.

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import fidelity_figures
 import quality_figures
 import transfer_figures
 from pairs import by_module_and_class
@@ -526,6 +527,32 @@ def latency() -> str:
     ]
     header = "signal | >sent after, s | >ends in, s | >exit code | >saved T, us"
     return runs + "\n" + markdown(header, lines)
+
+
+def fidelity(rows: Sequence[Row]) -> str:
+    """Predicted against measured bottlenecks: of all models, then of each."""
+    judged = fidelity_figures.judge(rows)
+    summary, models = [], []
+    for name, what in fidelity_figures.PREDICTIONS.items():
+        found = fidelity_figures.overall(judged, name)
+        figures = (number(found.pearson, 3), number(found.spearman, 3))
+        errors = (percent(found.error, 1), percent(found.scaled, 1))
+        summary.append([f"{name}: {what}", str(found.count), *figures, *errors])
+    for model in judged:
+        each = [
+            fidelity_figures.fidelity(model.predicted_s[name], model.measured_s)
+            for name in fidelity_figures.PREDICTIONS
+        ]
+        cells = [f"{number(one.spearman, 2)}, {percent(one.scaled, 1)}" for one in each]
+        count = str(len(model.measured_s))
+        models.append([model.model, model.runtime, f"{model.nodes:,}", count, *cells])
+    header = "prediction | >partitions | >Pearson | >Spearman | >error | >error, scaled"
+    columns = " | ".join(f">{name}" for name in fidelity_figures.PREDICTIONS)
+    return (
+        markdown(header, summary)
+        + "\n"
+        + markdown(f"model | runtime | >nodes | >partitions | {columns}", models)
+    )
 
 
 def headline() -> str:

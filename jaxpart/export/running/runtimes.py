@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -73,25 +74,67 @@ def as_numpy(value: Any) -> np.ndarray:
     return value.numpy() if hasattr(value, "numpy") else np.asarray(value)
 
 
-def load_onnx(path: Path) -> Program:
-    """Loads an ONNX file; errors as for `load_stages`."""
+def check_onnx_runtime(path: str | os.PathLike[str]) -> None:
+    """Finds out whether ONNX Runtime is installed.
+
+    Args:
+      path: of what is to run, for the message.
+
+    Raises:
+      InputError: it is not.
+    """
     try:
-        import onnxruntime
+        import onnxruntime  # noqa: F401
     except ImportError as error:
         raise InputError(
             f"{path}: needs ONNX Runtime to run, expected it: pip install 'jaxpart[export]'"
         ) from error
 
+
+def onnx_session(path: Path, profile: Path | None = None) -> Any:
+    """A session of ONNX Runtime: one core, operation by operation as the file has them.
+
+    Args:
+      path: of the model.
+      profile: the beginning of the name of a file that the runtime's profiler writes when
+        `end_profiling` is called; None: nothing is profiled.
+
+    Raises:
+      InputError: the runtime is not installed, or cannot load the file.
+    """
+    check_onnx_runtime(path)
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors alone
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
     try:
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors have no common base
         raise InputError(f"{path}: ONNX Runtime cannot load it ({error})") from error
+
+
+def runtime_name() -> str:
+    """ONNX Runtime as it runs here, in words; it must be installed."""
+    import onnxruntime
+
+    version: Any = onnxruntime.__version__
+    return f"ONNX Runtime {version}, one core of a CPU"
+
+
+def load_onnx(path: Path) -> Program:
+    """Loads an ONNX file; errors as for `load_stages`."""
+    return onnx_program(onnx_session(path), path)
+
+
+def onnx_program(session: Any, path: Path) -> Program:
+    """The program of a session; `path` names the model in messages."""
+    import onnxruntime
+
     names = [output.name for output in session.get_outputs()]
     types = {given.name: given.type for given in session.get_inputs()}
 

@@ -1,0 +1,73 @@
+"""`jaxpart profile`: measure each node of a model on the device at hand."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from jaxpart.arguments import Parser, add_dimension_argument, count, file_name, seed
+from jaxpart.commands.inputs import sizes, start_jax, warnings_told
+from jaxpart.commands.output import show
+from jaxpart.files import check_writable, stem_of
+from jaxpart.text import one_line
+
+DESCRIPTION = "Measure the seconds of each node of an ONNX model on the device at hand."
+
+_EXAMPLES = """\
+examples:
+  %(prog)s model.onnx
+  %(prog)s model.onnx --count 100 --inputs pictures.npz --out cpu.csv
+  jaxpart partition model.onnx --seconds cpu.csv
+
+A function of JAX is profiled in Python: jaxpart.profile(jaxpart.trace(function, ...)).
+
+exit codes:
+  0 measured and written   2 bad input, nothing is written   130 Ctrl-C
+"""
+
+
+def add_arguments(parser: Parser) -> None:
+    """`profile MODEL [--out FILE.csv] [--count N] [--inputs FILE.npz] [...]`."""
+    add = parser.add_argument
+    add("model", metavar="MODEL", type=file_name, help="an ONNX file")
+    add(
+        "--out",
+        metavar="FILE.csv",
+        type=file_name,
+        help="the measured seconds, for --seconds of the other commands (default: "
+        "MODEL.seconds.csv, here)",
+    )
+    add("--count", metavar="N", type=count, default=20, help="runs (default: %(default)s)")
+    add(
+        "--inputs",
+        metavar="FILE.npz",
+        type=file_name,
+        help="an array for each input, or rows of them for several runs (default: random)",
+    )
+    add("--seed", metavar="N", type=seed, default=0, help="of random inputs (default: 0)")
+    add_dimension_argument(parser)
+    parser.lists = lambda: _EXAMPLES
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measures, writes and shows."""
+    out = arguments.out or f"{stem_of(arguments.model)}.seconds.csv"
+    check_writable(Path(out), [arguments.model, *filter(None, [arguments.inputs])])
+    start_jax()
+    from jaxpart.export.measuring.profile import profile
+    from jaxpart.results import progress
+
+    with warnings_told(), progress.counted(sys.stderr, arguments.count, "runs") as callback:
+        found = profile(
+            arguments.model,
+            count=arguments.count,
+            dims=sizes(arguments.dim),
+            inputs=arguments.inputs,
+            seed=arguments.seed,
+            callback=callback,
+        )
+    found.save(out)
+    show(found.summary())
+    show(f"\n{one_line(f'written: {out}')}")
+    return 0

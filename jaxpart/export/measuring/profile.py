@@ -1,0 +1,177 @@
+"""Seconds of each node of a model, measured on the device at hand."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+
+from jaxpart.errors import InputError
+from jaxpart.export.checked import checked_result
+from jaxpart.export.running.runtimes import onnx_program, onnx_session, runtime_name
+from jaxpart.export.running.tensors import feed_of, random_feed
+from jaxpart.export.targets import read_model, write_onnx_stages
+from jaxpart.ingest.seconds import read_seconds, with_seconds, write_seconds
+from jaxpart.problem.graph import Graph
+from jaxpart.problem.mcm import MCM, Chip
+from jaxpart.text import name_of
+
+if TYPE_CHECKING:
+    from jaxpart.export.jax.stages import Trace
+
+_RUNS = 20
+_MAX_EVENTS = 150_000  # of nodes, in all runs: the profiler's file has 600 bytes for each
+_FEWEST_RUNS = 3
+_SHOWN = 12  # operators in a table
+
+# One chip that holds any model.
+_WHOLE = MCM("whole", "chain", (Chip(1.0, 1.0, 1e24),), 1.0)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Profile:
+    """What `profile` has measured.
+
+    Attributes:
+      graph: of the model, with the measured seconds.
+      device: where it ran, in words.
+      runs: how often each node was timed.
+    """
+
+    graph: Graph
+    device: str
+    runs: int
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds by the node's name."""
+        return {v.name: v.seconds for v in self.graph.nodes if v.seconds is not None}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the seconds as CSV, as `with_seconds` reads it.
+
+        Raises:
+          InputError: the folder does not exist or cannot be written.
+        """
+        write_seconds(path, self.seconds)
+
+    def summary(self) -> str:
+        """A table of the operators that take longest."""
+        total = sum(self.seconds.values())
+        taken: collections.defaultdict[str, list[float]] = collections.defaultdict(list)
+        for node in self.graph.nodes:
+            taken[node.op].append(node.seconds or 0.0)
+        rows = sorted(taken.items(), key=lambda row: -sum(row[1]))
+        width = max(len(name_of(op)) for op, _ in rows[:_SHOWN])
+        lines = [
+            f"{name_of(self.graph.name)}: {len(self.graph.nodes):,} nodes, {total * 1e6:,.1f} us "
+            f"one after the other, the median of {self.runs} runs",
+            f"on {self.device}",
+            "",
+            f"{'operator':{max(width, 8)}}  nodes            us      %",
+        ]
+        lines += [
+            f"{name_of(op):{max(width, 8)}} {len(each):6,} {sum(each) * 1e6:13,.1f} "
+            f"{100 * sum(each) / (total or 1):6.1f}"
+            for op, each in rows[:_SHOWN]
+        ]
+        if len(rows) > _SHOWN:
+            lines.append(f"and {len(rows) - _SHOWN} more operators")
+        return "\n".join(lines)
+
+
+def profile(
+    model: str | os.PathLike[str] | Trace,
+    *,
+    count: int = _RUNS,
+    dims: Mapping[str, int] | None = None,
+    inputs: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    callback: Callable[[int], None] = lambda done: None,
+) -> Profile:
+    """Measures the seconds of each node of a model on the device at hand.
+
+    An ONNX file runs as a whole in ONNX Runtime, on one core and without graph optimisations, so
+    that its nodes are those of the graph; the runtime's profiler times them, in whole microseconds.
+    A trace of JAX runs node by node on JAX's default device: each is compiled alone and timed
+    until its results are there, less the time of an empty call. Nodes that are the same program are
+    timed once. What XLA would fuse across nodes takes longer alone.
+
+    Args:
+      model: the path of an ONNX file, or what `jaxpart.trace` gives.
+      count: how often each node is timed; less often for large models.
+      dims: sizes of free dimensions of an ONNX model, as for `from_onnx`.
+      inputs: an .npz file with an array for each input of the ONNX model. None: random values, or
+        for a trace, its example arguments where they are arrays.
+      seed: of random values.
+      callback: called with the number of runs (ONNX) or nodes (JAX) that are done.
+
+    Raises:
+      InputError: the model cannot be read or run, or `count` is below 1.
+    """
+    if count < 1:
+        raise InputError(f"count is {count}, expected 1 or more")
+    if not isinstance(model, (str, os.PathLike)):
+        if dims or inputs is not None:
+            raise InputError(
+                f"{model.graph.name}: a trace has sizes and arguments, expected dims and inputs of "
+                "an ONNX file alone"
+            )
+        from jaxpart.export.measuring.profile_jax import profile_trace
+
+        seconds, device = profile_trace(model, count, seed, callback)
+        return Profile(with_seconds(model.graph, seconds), device, count)
+    return _profile_onnx(os.fspath(model), count, dims, inputs, seed, callback)
+
+
+def _profile_onnx(
+    path: str,
+    count: int,
+    dims: Mapping[str, int] | None,
+    inputs: str | os.PathLike[str] | None,
+    seed: int,
+    callback: Callable[[int], None],
+) -> Profile:
+    imported = read_model(path, dims)
+    graph = imported.graph
+    count = min(count, max(_FEWEST_RUNS, _MAX_EVENTS // len(imported.model.nodes)))
+    whole = checked_result(graph, np.zeros(len(graph.nodes), np.int64), _WHOLE, path)
+    with tempfile.TemporaryDirectory(prefix="jaxpart.") as name:
+        folder = Path(name)
+        manifest = write_onnx_stages(imported, whole, path, folder / "stages")
+        file = folder / "stages" / manifest.stages[0].file
+        _name_all(file)
+        feed = (
+            random_feed(manifest.inputs, seed)
+            if inputs is None
+            else feed_of(inputs, manifest.inputs)
+        )
+        session = onnx_session(file, folder / "profile")
+        program = onnx_program(session, file)
+        given = {tensor.name for tensor in manifest.stages[0].inputs}
+        for k in range(count + 1):  # the first one is not counted
+            program({key: value for key, value in feed(k).items() if key in given})
+            callback(min(k + 1, count))
+        found = read_seconds(session.end_profiling())
+    names = {node.name for node in graph.nodes}
+    seconds = {key: value for key, value in found.items() if key in names}
+    return Profile(with_seconds(graph, seconds), runtime_name(), count)
+
+
+def _name_all(file: Path) -> None:
+    """Names the nodes that stand for none of the graph: the runtime's own names could be taken."""
+    model = onnx.load(file, load_external_data=False)
+    taken = {node.name for node in model.graph.node}
+    number = 0
+    for node in model.graph.node:
+        while not node.name:
+            name, number = f"aside {number}", number + 1
+            node.name = "" if name in taken else name
+    file.write_bytes(model.SerializeToString(deterministic=True))

@@ -1,0 +1,255 @@
+"""Nodes measured on the device at hand: ONNX files by their runtime, traces of JAX one by one."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxpart
+from jaxpart.cli import main
+from jaxpart.errors import InputError
+from jaxpart.export.measuring import profile_jax, timing
+from jaxpart.export.measuring.profile_jax import jax_stage_seconds, prepared
+from jaxpart.export.measuring.timing import median_seconds, stage_seconds
+from jaxpart.ingest.seconds import read_seconds
+from tests.support.functions import made
+from tests.support.onnx_models import body, model, node, numbers, out, value
+from tests.support.stages import FREE, save
+
+WIDE = 512
+
+
+def uneven():
+    """A product of 512 x 512 between two additions of 8 numbers, under awkward names."""
+    rng = np.random.default_rng(0)
+    return model(
+        [
+            node("Add", "x x", "a", name="first, small"),
+            node("MatMul", "a w", "b", name='the "large" one'),
+            node("ReduceMax", "b axes", "c", keepdims=0),
+            node("Add", "c c", "y"),
+        ],
+        [value("x", [WIDE, WIDE])],
+        [out("y")],
+        [
+            numbers("w", rng.normal(size=(WIDE, WIDE)), np.float32),
+            numbers("axes", [0]),
+        ],
+    )
+
+
+def names_of(graph):
+    return [node.name for node in graph.nodes]
+
+
+def test_every_node_of_a_file_is_measured_and_the_large_one_most(tmp_path):
+    path = save(tmp_path / "net.onnx", uneven())
+    told = []
+
+    found = jaxpart.profile(path, count=3, callback=told.append)
+
+    assert told == [1, 2, 3, 3]
+    assert list(found.seconds) == names_of(jaxpart.from_onnx(path))
+    large = found.seconds['the "large" one']
+    assert large > 4 * max(s for name, s in found.seconds.items() if "large" not in name)
+    assert large > 1e-5
+    assert found.graph.nodes[1].seconds == large
+    assert "MatMul" in found.summary()
+    assert "one core of a CPU" in found.summary()
+
+
+def test_nodes_that_stand_for_none_do_not_take_the_place_of_others(tmp_path):
+    """ONNX Runtime names the nameless by operator and position, as other models name their own."""
+    whole = model(
+        [
+            # The first two read no input; they stand for no node, and take milliseconds.
+            node("Tile", "block times", "w"),
+            node("ReduceSum", "w", "s"),
+            node("Relu", "x", "a", name="Tile_0"),
+            node("Add", "a s", "y"),
+        ],
+        [value("x", [1, 2])],
+        [out("y")],
+        [numbers("block", np.ones((2, 2**9)), np.float32), numbers("times", [1, 2**14])],
+    )
+    path = save(tmp_path / "net.onnx", whole)
+
+    found = jaxpart.profile(path, count=3)
+
+    assert list(found.seconds) == ["Tile_0", "Add_0"]
+    assert max(found.seconds.values()) < 1e-3
+
+
+def test_a_loop_is_one_node_whatever_runs_in_it(tmp_path):
+    inner = body(
+        [node("Identity", "go", "on"), node("MatMul", "s w", "t", name="product")],
+        [value("i", [], 7), value("go", [], 9), value("s", [WIDE, WIDE])],
+        [value("on", [], 9), value("t", [WIDE, WIDE])],
+    )
+    whole = model(
+        [
+            node("Loop", "trips _ x", "z", name="loop", body=inner),
+            node("Add", "z z", "y", name="product"),  # a name that the body has too
+        ],
+        [value("x", [WIDE, WIDE])],
+        [out("y")],
+        [numbers("trips", 4), numbers("w", np.eye(WIDE), np.float32)],
+    )
+    path = save(tmp_path / "net.onnx", whole)
+
+    found = jaxpart.profile(path, count=3).seconds
+
+    assert list(found) == ["loop", "product"]
+    assert found["loop"] > 4 * found["product"]
+
+
+def test_the_command_writes_what_other_commands_read(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "net.onnx", uneven())
+
+    assert main(["profile", "net.onnx", "--count", "2"]) == 0
+
+    printed = capsys.readouterr()
+    assert printed.out.startswith("net: 4 nodes, ")
+    assert printed.out.endswith("written: net.seconds.csv\n")
+    seconds = read_seconds("net.seconds.csv")
+    assert list(seconds) == names_of(jaxpart.from_onnx("net.onnx"))
+    common = ["--mcm", "mcm4", "--seconds", "net.seconds.csv"]
+    assert main(["partition", "net.onnx", "--samples", "1", "--out", "r.json", *common]) == 0
+    assert "warning" not in capsys.readouterr().err
+    # A partition for measured seconds is taken away with them, and not without.
+    export = ["export", "net.onnx", "r.json", "--to", "onnx", "--out", "stages"]
+    assert main(export) == 2
+    assert "made for another graph" in capsys.readouterr().err
+    assert main([*export, "--seconds", "net.seconds.csv"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["none.onnx"], "none.onnx: cannot be read"),
+        (["net.json"], "is JSON, expected an ONNX model"),
+        (["net.onnx", "--out", "net.onnx"], "is an input (net.onnx)"),
+        (["net.onnx", "--out", "none/s.csv"], "none/s.csv: cannot write here"),
+        (["net.onnx", "--inputs", "net.json"], "is no .npz file"),
+        (["net.onnx", "--dim", "batch=1"], "no dimension is named 'batch'"),
+        (["odd.onnx"], "ONNX Runtime cannot"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_and_nothing_written(
+    tmp_path, monkeypatch, capsys, arguments, expected
+):
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "net.onnx", uneven())
+    odd = model([node("Odd", "x", "y", domain="local")], [value("x", [2])], [value("y", [2])])
+    save(tmp_path / "odd.onnx", odd)
+    (tmp_path / "net.json").write_text("{}")
+    before = sorted(tmp_path.iterdir())
+
+    assert main(["profile", *arguments]) == 2
+
+    assert expected in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_profile_that_is_interrupted_leaves_nothing(tmp_path, monkeypatch):
+    path = save(tmp_path / "net.onnx", uneven())
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "t"))
+    (tmp_path / "t").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", None)
+
+    def stop(done):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        jaxpart.profile(path, callback=stop)
+
+    assert list((tmp_path / "t").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [({"count": 0}, "count is 0"), ({"dims": {"n": 1}}, "of an ONNX file alone")],
+)
+def test_options_that_make_no_sense_are_refused(options, expected):
+    with pytest.raises(InputError, match=expected):
+        jaxpart.profile(jaxpart.trace(jnp.sin, jnp.float32(1)), **options)
+
+
+def layers(count=3, width=256):
+    def fn(weights, x):
+        for w in weights:
+            x = jnp.sin(x @ w)
+        return x
+
+    shape = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+    weights = [shape((width, width))] * count
+    return jaxpart.trace(fn, weights, shape((width, width)), param_argnums=0)
+
+
+def test_every_node_of_a_trace_is_measured_and_equal_ones_once(monkeypatch):
+    trace, told, timed = layers(), [], []
+
+    def once(run, count):
+        timed.append(count)
+        return median_seconds(run, count)
+
+    monkeypatch.setattr(profile_jax, "median_seconds", once)
+    found = jaxpart.profile(trace, count=3, callback=told.append)
+
+    assert told == [1, 2, 3, 4, 5, 6]
+    assert timed == [3, 3, 3]  # a product, a sine, and the empty call
+    assert list(found.seconds) == names_of(trace.graph)
+    assert len(set(found.seconds.values())) == 2
+    products = [v.seconds or 0 for v in found.graph.nodes if v.op == "dot_general"]
+    assert len(products) == 3
+    assert products[0] > 1e-5
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    "name", ["unrolled_scan", "attention_with_a_cloned_mask", "random_keys", "fused_mlp"]
+)
+def test_any_function_is_measured_node_by_node(name):
+    case = made(name)
+    trace = jaxpart.trace(case.fn, *case.args, **case.options)
+
+    found = jaxpart.profile(trace, count=1)
+
+    assert list(found.seconds) == names_of(trace.graph)
+    assert all(s >= 0 for s in found.seconds.values())
+
+
+def test_stages_of_a_function_are_timed_one_by_one():
+    trace = layers(count=4)
+    stages = trace.stages([0, 0, 0, 0, 0, 0, 1, 1])
+
+    one, other = jax_stage_seconds(stages, prepared(stages), 5)
+
+    assert one > other > 0
+
+
+def test_exported_stages_are_timed_one_by_one(tmp_path):
+    path = save(tmp_path / "net.onnx", uneven())
+    places = dict(zip(names_of(jaxpart.from_onnx(path)), [0, 3, 5, 5], strict=True))
+    jaxpart.export(path, places, out=tmp_path / "stages", mcm=FREE)
+
+    small, large, last = stage_seconds(tmp_path / "stages", count=3)
+
+    assert large > small > 0
+    assert large > last > 0
+
+
+def test_the_median_of_warm_calls_is_taken(monkeypatch):
+    durations = iter([50.0, 40.0, 3.0, 1.0, 2.0, 0.0])  # the first two warm up
+    now = [0.0]
+
+    def run():
+        now[0] += next(durations)
+
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+
+    assert median_seconds(run, 10) == 2.0  # three of them took more than two seconds
+    assert next(durations) == 0.0
