@@ -1,5 +1,7 @@
 """Settings for all tests."""
 
+import gc
+import itertools
 import signal
 from pathlib import Path
 
@@ -20,3 +22,20 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 # A shell starts background commands with SIGINT ignored, and child processes inherit this.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# XLA maps memory for each program that it has compiled. Linux allows a process 65,530 maps; a
+# process that has compiled thousands of programs reaches that, and crashes.
+_MAPS = Path("/proc/self/maps")
+_MOST_MAPS = 15_000
+_TESTS_BETWEEN = 20  # counting them takes milliseconds
+_tests = itertools.count(1)
+
+
+def pytest_runtest_teardown():
+    """Drops compiled programs before there are too many; the next test compiles its own."""
+    if next(_tests) % _TESTS_BETWEEN == 0 and _MAPS.exists():
+        with _MAPS.open("rb") as maps:
+            count = sum(1 for _ in maps)
+        if count > _MOST_MAPS:
+            jax.clear_caches()
+            gc.collect()
