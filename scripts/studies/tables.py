@@ -497,6 +497,25 @@ def rollout() -> str:
     )
 
 
+def overlap() -> str:
+    """Searches traced: what the host does between steps, and how long the device waits for it."""
+    rows = {(row["method"], row["ahead"]): row for row in raw("overlap")["rows"]}
+    lines = [
+        [
+            method,
+            number(rows[method, 0]["device_ms"], 1),
+            number(rows[method, 0]["host_ms"], 1),
+            percent(rows[method, 0]["idle"], 1),
+            percent(rows[method, 1]["idle"], 1),
+        ]
+        for method in dict.fromkeys(method for method, _ in rows)
+    ]
+    return markdown(
+        "method | >device, ms a step | >host, ms | >device waits, looking at once | >a step behind",
+        lines,
+    )
+
+
 def latency() -> str:
     """Runs of the command by the state of its caches, and what signals took."""
     document = raw("latency")
@@ -622,6 +641,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "device-programs": lambda: (
         f"{device_programs()}\n{device_sharing()}\n{measured('device_programs')}"
     ),
+    "overlap": lambda: overlap() + "\n" + measured("overlap"),
     "rollout": lambda: rollout() + "\n" + measured("rollout"),
     "moves": lambda: moves() + "\n" + measured("moves"),
     "methods": lambda: quality("quality-train") + "\n" + measured("quality-train"),
