@@ -17,8 +17,9 @@ Columns:
   asks for, where it looks at once. This is what looking a step behind can hide.
 - idle: share of the wall time in which the device has no step to work on.
 
-On a CPU device and host share the cores, so a step takes longer while the host works: the times are
-not those of an accelerator, the order of events is.
+On a CPU device and host are one. What may improve the best is verified by a program that waits for
+the step ahead there, so that looking a step behind hides nothing in a search that verifies in each
+step. On an accelerator verification runs on the host's CPU.
 """
 
 from __future__ import annotations
