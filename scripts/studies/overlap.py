@@ -59,7 +59,7 @@ _PROGRAMS: dict[str, tuple[Any, str, str]] = {
 _COMPILING = 8  # steps that are not timed
 
 
-class Trace:
+class StepTimes:
     """When each step was started, and when its results were there; seconds."""
 
     def __init__(self) -> None:
@@ -115,10 +115,10 @@ def idle_share(begun_s: list[float], done_s: list[float]) -> float:
 
 
 @contextlib.contextmanager
-def traced(method: str, ahead: int) -> Iterator[Trace]:
+def traced(method: str, ahead: int) -> Iterator[StepTimes]:
     """Notes the steps of a method, which looks at them `ahead` steps behind."""
     module, first, last = _PROGRAMS[method]
-    trace = Trace()
+    trace = StepTimes()
     ends = trace.last(getattr(module, last))
     begins = trace.first(ends if first == last else getattr(module, first))
     with (

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 import pytest
-from overlap import Trace, idle_share
+from overlap import StepTimes, idle_share
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ def test_idle_is_the_time_without_a_step(begun_s, done_s, share):
 
 
 def test_a_step_lasts_from_its_first_program_to_the_results_of_its_last():
-    trace = Trace()
+    trace = StepTimes()
     draw = trace.first(lambda x: x + 1)
     judge = trace.last(lambda x: x * 2)
 
