@@ -57,6 +57,10 @@ class OrderError(GraphError):
     """The nodes are not numbered in a topological order."""
 
 
+class DivisionError(GraphError):
+    """A way to divide a node contradicts the graph."""
+
+
 class PinError(GraphError):
     """A fixed chip (`pin`) is not a chip number, or two in one colocation group differ."""
 

@@ -27,6 +27,7 @@ from jaxpart.files import (
     without_mark,
     write_whole,
 )
+from jaxpart.problem.division import Division, Part, check_division, check_part
 from jaxpart.problem.limits import COST_EXPECTED, ELEMENT_RANGE, is_cost
 from jaxpart.problem.topological import find_cycle, topological_order
 
@@ -45,6 +46,8 @@ class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     colocate: int | None = None  # colocation group; all nodes of a group share a chip
     pin: int | None = None  # fixed chip: the only chip that may run the node
     fixed_bytes: float = 0.0  # the part of bytes_accessed that no element size scales
+    divide: tuple[Division, ...] = ()  # the ways to split it
+    part: Part | None = None  # which part of a split operation it is
 
 
 class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -99,6 +102,7 @@ class Graph:
       CycleError: the edges close a cycle.
       OrderError: an edge runs from a higher to a lower number.
       PinError: a fixed chip is negative, or one colocation group has two different fixed chips.
+      DivisionError: a way to divide a node contradicts the graph.
     """
 
     nodes: tuple[Node, ...]
@@ -123,6 +127,7 @@ class Graph:
         object.__setattr__(self, "tensors", tuple(_checked_tensors(self.tensors, len(nodes))))
         object.__setattr__(self, "weights", tuple(_checked_weights(self.weights, len(nodes))))
         _check_order(nodes, self.tensors)
+        _check_divisions(nodes, self.tensors, self.weights)
 
     def __repr__(self) -> str:
         return (
@@ -132,8 +137,13 @@ class Graph:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Hash of the graph without its name. Equal graphs have equal hashes."""
-        return hashlib.sha256(_encode(self, with_name=False)).hexdigest()
+        """Hash of what partitions of the graph cost. Equal graphs have equal hashes.
+
+        The name, and ways to divide nodes, are not part of it.
+        """
+        nodes = tuple(msgspec.structs.replace(v, divide=()) if v.divide else v for v in self.nodes)
+        content = _encode(dataclasses.replace(self, nodes=nodes), with_name=False)
+        return hashlib.sha256(content).hexdigest()
 
     @property
     def total_flops(self) -> float:
@@ -397,6 +407,27 @@ def _check_order(nodes: tuple[Node, ...], tensors: tuple[Tensor, ...]) -> None:
     )
 
 
+def _check_divisions(
+    nodes: tuple[Node, ...], tensors: tuple[Tensor, ...], weights: tuple[Weight, ...]
+) -> None:
+    if not any(node.divide or node.part for node in nodes):
+        return
+    read: list[set[int]] = [set() for _ in nodes]
+    held: list[set[int]] = [set() for _ in nodes]
+    for k, tensor in enumerate(tensors):
+        for q in tensor.consumers:
+            read[q].add(k)
+    for w, weight in enumerate(weights):
+        for q in weight.consumers:
+            held[q].add(w)
+    for v, node in enumerate(nodes):
+        where = f"node {v} ({node.name!r})"
+        for i, division in enumerate(node.divide):
+            check_division(division, f"{where}: divide[{i}]", read[v], held[v])
+        if node.part is not None:
+            check_part(node.part, f"{where}: part")
+
+
 def _cycle_message(nodes: Sequence[Node], successors: Sequence[Iterable[int]]) -> str:
     names = [repr(nodes[v].name) for v in find_cycle(successors)]
     shown = names if len(names) <= 6 else [*names[:3], "...", *names[-2:]]
@@ -442,6 +473,10 @@ def _without_defaults(
         fields["pin"] = node.pin
     if node.fixed_bytes:
         fields["fixed_bytes"] = number(node.fixed_bytes)
+    if node.divide:
+        fields["divide"] = [msgspec.to_builtins(division) for division in node.divide]
+    if node.part is not None:
+        fields["part"] = msgspec.to_builtins(node.part)
     return fields
 
 
