@@ -25,6 +25,8 @@ from jaxpart.files import checked_path, decode_json, irregular_kind, read_bytes
 TARGETS = {
     "onnx": "a folder with an ONNX file for each chip in use, and a manifest",
     "onnx-annotated": "one ONNX file that says for each node where it runs",
+    "stablehlo": "a folder with StableHLO, what jax.export serializes and weights for each chip",
+    "mpmd": "one module of Shardy's MPMD dialect, as text, with a fragment for each chip",
 }
 MANIFEST = "manifest.json"
 RESULT = "result.json"  # the result file that the stages were made of
