@@ -141,6 +141,17 @@ def _traced(
     content: Any, where: str, param_argnums: int | Sequence[int], state_argnums: int | Sequence[int]
 ) -> TracedFile:
     """A module as a function of JAX."""
+    try:
+        return _as_function(content, where, param_argnums, state_argnums)
+    except RecursionError as error:
+        raise FileFormatError(
+            f"{where}: bodies are nested too deep, expected fewer within each other"
+        ) from error
+
+
+def _as_function(
+    content: Any, where: str, param_argnums: int | Sequence[int], state_argnums: int | Sequence[int]
+) -> TracedFile:
     source = _source(content, where)
     module = source.module
     params = positions_of(param_argnums, source.arguments, f"{where}: param_argnums")
@@ -187,7 +198,7 @@ def _alone(results: list[int]) -> Any:
 
 def _source(content: Any, where: str) -> _Source:
     if isinstance(content, jax.export.Exported):
-        return _from_exported(content, where)
+        return _from_exported(content, where, trusted=True)
     if is_module(content):
         module = rules_for(parse(content, where), where)
         count = len(module.arguments) - len(module.global_constants())
@@ -215,8 +226,9 @@ def _deserialized(content: bytes, where: str) -> Any:
         ) from error
 
 
-def _from_exported(exported: Any, where: str) -> _Source:
-    module = rules_for(parse(bytes(exported.mlir_module_serialized), where), where)
+def _from_exported(exported: Any, where: str, *, trusted: bool = False) -> _Source:
+    artifact = bytes(exported.mlir_module_serialized)
+    module = rules_for(parse(artifact, where, trusted=trusted), where)
     leaves = jax.tree.unflatten(exported.in_tree, range(len(exported.in_avals)))
     positional, keywords = leaves
     arguments = [*positional, *keywords.values()]
