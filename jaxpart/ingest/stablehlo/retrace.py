@@ -18,6 +18,7 @@ import numpy as np
 from jaxpart.errors import FileFormatError, InputError
 from jaxpart.ingest.jaxpr.by_shape import by_shape
 from jaxpart.ingest.stablehlo.constants import all_elements, attribute_of, elements_that_matter
+from jaxpart.ingest.stablehlo.splits import splits
 from jaxpart.ingest.stablehlo.types import aval_of
 
 Array = Any  # a value of the trace, or a constant
@@ -234,8 +235,15 @@ class Module:
         self, block: Any, arguments: Sequence[Array], outer: dict[Any, Array], inside: str
     ) -> list[Array]:
         values = {**outer, **dict(zip(block.arguments, arguments, strict=True))}
+        split_at = {split.results[0]: split for split in splits(block)}
         for view in block.operations:
             operation = view.operation
+            if (results := list(operation.results)) and results[0] in split_at:
+                split = split_at[results[0]]
+                parts = jax.lax.split(values[split.array], split.sizes, split.axis)
+                values.update(zip(split.results, parts, strict=True))
+            if results and results[0] in values:  # a part of a split
+                continue
             operands = [values[v] for v in operation.operands]
             if operation.name in _RETURNS:
                 return operands
