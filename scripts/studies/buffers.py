@@ -71,7 +71,7 @@ def measure(rows: Rows, graphs: list[str], modules: list[str]) -> None:
                 rows.add(row)
             shares = [f"{100 * row[f'share_{b}']:.1f}" for b in BUFFERS if f"share_{b}" in row]
             shown = " ".join(shares) or row["why"]
-            print(_LINE.format(name, key["mcm"], row["nodes"], row.get("chips", "-"), shown))
+            print(_LINE.format(name, key["mcm"], row["nodes"], row.get("chips_used", "-"), shown))
             sys.stdout.flush()
 
 
@@ -96,7 +96,7 @@ def simulated(graph: Graph, module: str | MCM, settings: Row) -> Row:
         )
     except (InfeasibleError, NothingFoundError) as error:
         return {**row, "why": type(error).__name__}
-    row |= {"bottleneck_s": found.bottleneck_s, "chips": found.chips_used}
+    row |= {"bottleneck_s": found.bottleneck_s, "chips_used": found.chips_used}
     for buffers in BUFFERS:
         run = jaxpart.simulate(graph, mcm, found.assignment, count=1, buffers=buffers)
         row[f"share_{buffers}"] = 1 - run.lost_share

@@ -172,7 +172,7 @@ def buffers() -> str:
     lines = []
     for row in raw("buffers")["rows"]:
         if "why" not in row:
-            line = [row["graph"], row["mcm"], f"{row['nodes']:,}", str(row["chips"])]
+            line = [row["graph"], row["mcm"], f"{row['nodes']:,}", str(row["chips_used"])]
             line += [percent(row[f"share_{b}"], 1) for b in (1, 2, 4, 8)]
             lines.append([*line, *(number(row[f"near_{b}"], 0, none="never") for b in (2, 8))])
     shares = " | ".join(f">{b} slot{'s' * (b > 1)}" for b in (1, 2, 4, 8))
