@@ -69,14 +69,7 @@ def add_graph_argument(parser: argparse.ArgumentParser) -> None:
         "or a PipeDream profile, recognised by its content",
     )
     add_dimension_argument(parser)
-    parser.add_argument(
-        "--param-argnums",
-        metavar="POSITIONS",
-        type=positions,
-        default=(),
-        help="which arguments are parameters, such as 0 or 0-198,201: of @main of a StableHLO "
-        "module, of the function that jax.export saved; all other files say so themselves",
-    )
+    add_param_argument(parser)
     parser.add_argument(
         "--element-bytes",
         metavar="BYTES",
@@ -85,6 +78,18 @@ def add_graph_argument(parser: argparse.ArgumentParser) -> None:
         "size (default: the module's, or as counted)",
     )
     add_seconds_argument(parser)
+
+
+def add_param_argument(parser: argparse.ArgumentParser) -> None:
+    """`[--param-argnums POSITIONS]`."""
+    parser.add_argument(
+        "--param-argnums",
+        metavar="POSITIONS",
+        type=positions,
+        default=(),
+        help="which arguments are parameters, such as 0 or 0-198,201: of @main of a StableHLO "
+        "module, of the function that jax.export saved; all other files say so themselves",
+    )
 
 
 def add_seconds_argument(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ from jaxpart.arguments import (
     DEFAULT_MCM,
     Parser,
     add_dimension_argument,
+    add_param_argument,
     add_seconds_argument,
     file_name,
     name_or_file,
@@ -22,6 +23,7 @@ _EXAMPLES = """\
 examples:
   %(prog)s model.onnx model-mcm4.result.json --to onnx --out stages
   %(prog)s model.onnx model-mcm4.result.json --to onnx-annotated --out placed.onnx
+  %(prog)s model.mlir model-mcm4.result.json --param-argnums 0-198 --to stablehlo --out stages
 """
 _EXIT_CODES = """\
 exit codes:
@@ -32,17 +34,23 @@ exit codes:
 def add_arguments(parser: Parser) -> None:
     """`export MODEL RESULT --to KIND --out DIR [...]`."""
     add = parser.add_argument
-    add("model", metavar="MODEL", type=file_name, help="the ONNX file that was partitioned")
+    add(
+        "model",
+        metavar="MODEL",
+        type=file_name,
+        help="the file that was partitioned: ONNX, StableHLO, or of jax.export or torch.export",
+    )
     add("result", metavar="RESULT", type=file_name, help="a result file, or JSON {node: chip}")
-    add("--to", metavar="KIND", required=True, help="onnx or onnx-annotated, see below")
+    add("--to", metavar="KIND", required=True, help="what to write, see below")
     add(
         "--out",
         metavar="DIR",
         type=file_name,
         required=True,
-        help="the folder to write; the file, for one that is annotated",
+        help="the folder to write; the file, for onnx-annotated and mpmd",
     )
     add_dimension_argument(parser)
+    add_param_argument(parser)
     add_seconds_argument(parser)
     add(
         "--mcm",
@@ -85,6 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
             dims=sizes(arguments.dim),
             seconds=arguments.seconds,
             copy_data=arguments.copy_data,
+            param_argnums=arguments.param_argnums,
         )
     for note in result.notes:
         show(one_line(f"note: {note}"))

@@ -20,6 +20,7 @@ examples:
   %(prog)s model.onnx --count 100 --inputs pictures.npz --out cpu.csv
   jaxpart partition model.onnx --seconds cpu.csv
 
+A run that was stopped goes on where it was, if its --out is there.
 A function of JAX is profiled in Python: jaxpart.profile(jaxpart.trace(function, ...)).
 
 exit codes:
@@ -65,6 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
             dims=sizes(arguments.dim),
             inputs=arguments.inputs,
             seed=arguments.seed,
+            out=out,
             callback=callback,
         )
     found.save(out)

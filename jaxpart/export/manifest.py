@@ -11,7 +11,6 @@ import itertools
 import os
 import shutil
 import stat
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,12 +18,15 @@ from typing import Annotated, Literal
 import msgspec
 
 from jaxpart.errors import FileFormatError, InputError
+from jaxpart.export.leftovers import locked_folder, old_folder, release, tidy, try_lock
 from jaxpart.files import checked_path, decode_json, irregular_kind, read_bytes
 
 # What a partition can be taken away as.
 TARGETS = {
     "onnx": "a folder with an ONNX file for each chip in use, and a manifest",
     "onnx-annotated": "one ONNX file that says for each node where it runs",
+    "stablehlo": "a folder with StableHLO, what jax.export serializes and weights for each chip",
+    "mpmd": "one module of Shardy's MPMD dialect, as text, with a fragment for each chip",
 }
 MANIFEST = "manifest.json"
 RESULT = "result.json"  # the result file that the stages were made of
@@ -92,7 +94,7 @@ def write_stages(
     """Writes a folder of stages as a whole, or leaves what was there untouched.
 
     The files are written beside the folder, which is then renamed. An existing folder of stages is
-    replaced; so is an empty folder.
+    replaced; so is an empty folder. What a killed export into the same place left is removed.
 
     Args:
       folder: where to; its parent exists.
@@ -106,8 +108,10 @@ def write_stages(
     folder = Path(folder)
     check_folder(folder)
     temporary: Path | None = None
+    lock = None
     try:
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".jaxpart."))
+        tidy(folder)
+        temporary, lock = locked_folder(folder)
         for name, content in files.items():
             if callable(content):
                 content(temporary / name)
@@ -133,6 +137,7 @@ def write_stages(
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+        release(lock)
 
 
 def check_folder(folder: str | os.PathLike[str]) -> None:
@@ -282,7 +287,8 @@ def _replace(folder: Path, new: Path) -> None:
     if not folder.exists():
         new.rename(folder)
         return
-    old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".jaxpart.old."))
+    lock = try_lock(folder)  # it stays that of the old one under its new name
+    old = old_folder(folder)
     try:
         folder.rename(old)  # onto an empty folder
         try:
@@ -292,6 +298,7 @@ def _replace(folder: Path, new: Path) -> None:
             raise
     finally:
         shutil.rmtree(old, ignore_errors=True)
+        release(lock)
 
 
 def _sha256(path: Path) -> str:

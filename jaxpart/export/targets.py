@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import jax
 
 from jaxpart.errors import FileFormatError, InputError
 from jaxpart.export.checked import Partition, checked_result
+from jaxpart.export.jax.from_file import trace_file
 from jaxpart.export.manifest import RESULT, TARGETS, Manifest, check_folder, write_stages
 from jaxpart.export.onnx.annotated import annotated
 from jaxpart.export.onnx.stages import onnx_stages
 from jaxpart.files import check_writable, read_bytes, uncompressed, without_mark, write_whole
+from jaxpart.ingest.load import ZIP, refuse_options
 from jaxpart.ingest.onnx.importer import ImportedModel, import_model
 from jaxpart.ingest.seconds import with_seconds
+from jaxpart.ingest.stablehlo import marks
+from jaxpart.problem.graph import Graph
 from jaxpart.problem.mcm import MCM
 from jaxpart.results.result import Result
 
@@ -29,8 +35,14 @@ def export(
     dims: Mapping[str, int] | None = None,
     seconds: Mapping[str, float] | str | os.PathLike[str] | None = None,
     copy_data: bool = False,
+    param_argnums: int | Sequence[int] = (),
 ) -> Result:
-    """Takes a partition of an ONNX model away.
+    """Takes a partition of the model in a file away.
+
+    An ONNX model goes to ONNX; StableHLO, what `jax.export` serializes and what `torch.export`
+    saves go to StableHLO. Of these, the weights that the file holds (constants, the tensors of a
+    `.pt2`) are weights of the stages. An argument that `param_argnums` names has no values there:
+    it stays an input, which the host gives to each stage that needs it.
 
     The same export twice writes the same bytes. Nothing is half written.
 
@@ -40,6 +52,8 @@ def export(
         file) or in their order.
       to: "onnx": a folder of stages, as `jaxpart/README.md` describes it. "onnx-annotated": one
         file, the whole model; external data is referred to as in the model and may be missing.
+        "stablehlo": a folder of stages that JAX loads, `.mlirbc` and weights for other tools beside
+        them (this needs the extra `export`). "mpmd": one file, the text of a module of Shardy.
       out: the folder or file to write; one that an earlier export wrote is replaced.
       mcm: the module, where the partition brings none.
       dims: sizes of free dimensions, as for `from_onnx`; those of the partition.
@@ -47,12 +61,15 @@ def export(
       copy_data: of stages: copy the parts of external data that each stage reads to a file of its
         own. Else the whole file gets a second name in the folder (a hard link), where the file
         system allows that.
+      param_argnums: which arguments of StableHLO are parameters, as for `from_stablehlo`; those of
+        the partition.
 
     Returns:
       The partition that was taken away, with its costs.
 
     Raises:
-      InputError: the model cannot be read or imported; the partition is not valid, or was made for
+      InputError: the model cannot be read or imported, is of a kind that does not go there, or
+        holds what JAX cannot run; the partition is not valid, or was made for
         another graph; data flows to a lower chip; external data is missing (stages alone); or `out`
         cannot be written or is an input.
     """
@@ -60,16 +77,18 @@ def export(
         raise InputError(f"cannot export to {to!r}, expected {' or '.join(TARGETS)}")
     path = os.fspath(model)
     files = [path, *(f for f in (partition, seconds) if isinstance(f, (str, os.PathLike)))]
-    if to == "onnx":
+    if to in ("onnx", "stablehlo"):
         check_folder(out)
         if Path(out).resolve() in Path(path).resolve().parents:
             raise InputError(f"{out}: holds the model ({path}), expected another folder to write")
     else:
         check_writable(out, files)
-    imported = read_model(path, dims)
-    if seconds is not None:
-        timed = with_seconds(imported.graph, seconds)
-        imported = dataclasses.replace(imported, graph=timed)
+    if to in ("stablehlo", "mpmd"):
+        if copy_data:
+            raise InputError(f"{path}: its weights are in it, expected copy_data of ONNX alone")
+        return _export_jax(path, partition, to, Path(out), mcm, dims, seconds, param_argnums)
+    imported = read_model(path, dims, param_argnums)
+    imported = dataclasses.replace(imported, graph=_timed(imported.graph, seconds))
     result = checked_result(imported.graph, partition, mcm, path)
     if to == "onnx":
         write_onnx_stages(imported, result, path, Path(out), copy_data=copy_data)
@@ -77,6 +96,35 @@ def export(
         content = annotated(imported, result, path).SerializeToString(deterministic=True)
         write_whole(out, content)
     return result
+
+
+def _export_jax(
+    path: str,
+    partition: Partition,
+    to: str,
+    out: Path,
+    mcm: MCM | None,
+    dims: Mapping[str, int] | None,
+    seconds: Mapping[str, float] | str | os.PathLike[str] | None,
+    param_argnums: int | Sequence[int],
+) -> Result:
+    """`export` by way of JAX."""
+    trace = trace_file(path, dims=dims, param_argnums=param_argnums)
+    graph = _timed(trace.graph, seconds)
+    imported = dataclasses.replace(trace.imported, graph=graph)
+    trace = dataclasses.replace(trace, graph=graph, imported=imported)
+    result = checked_result(graph, partition, mcm, path)
+    with jax.enable_x64(True):
+        stages = trace.stages(result)
+        if to == "stablehlo":
+            stages.save(out)
+        else:
+            write_whole(out, stages.to_mpmd().encode())
+    return result
+
+
+def _timed(graph: Graph, seconds: Mapping[str, float] | str | os.PathLike[str] | None) -> Graph:
+    return graph if seconds is None else with_seconds(graph, seconds)
 
 
 def write_onnx_stages(
@@ -92,8 +140,15 @@ def write_onnx_stages(
     return manifest
 
 
-def read_model(path: str, dims: Mapping[str, int] | None) -> ImportedModel:
+def read_model(
+    path: str, dims: Mapping[str, int] | None, param_argnums: int | Sequence[int] = ()
+) -> ImportedModel:
     """Reads and imports an ONNX file.
+
+    Args:
+      path: of the file.
+      dims: sizes of free dimensions.
+      param_argnums: none: an ONNX model says itself what its parameters are.
 
     Raises:
       InputError: the file cannot be read, is no ONNX model, or cannot be imported.
@@ -103,4 +158,17 @@ def read_model(path: str, dims: Mapping[str, int] | None) -> ImportedModel:
         raise FileFormatError(f"{path}: the file is empty, expected an ONNX model")
     if content.lstrip()[:1] in (b"{", b"["):
         raise FileFormatError(f"{path}: is JSON, expected an ONNX model: a graph has no operations")
+    if marks.is_module(content) or marks.is_exported(content) or content.startswith(ZIP):
+        raise FileFormatError(
+            f"{path}: is {_of_jax(content)}, expected an ONNX model; the partition of such a file "
+            "goes --to stablehlo or mpmd"
+        )
+    refuse_options(path, None, param_argnums)
     return import_model(content, path, dims=dims)
+
+
+def _of_jax(content: bytes) -> str:
+    """What kind of file a model is that becomes a function of JAX."""
+    if content.startswith(ZIP):
+        return "a zip, as torch.export saves"
+    return "StableHLO" if marks.is_module(content) else "what jax.export serialized"

@@ -14,7 +14,7 @@ from jaxpart.ingest.stablehlo import marks
 from jaxpart.problem.graph import Graph, decode
 from jaxpart.problem.mcm import MCM
 
-_ZIP = b"PK\x03\x04"
+ZIP = b"PK\x03\x04"
 
 
 def load_graph(
@@ -66,7 +66,7 @@ def load_with_module(
 
     Args and errors are those of `load_graph`.
     """
-    if _is_archive(path):  # its weights can be larger than any other file, and are not read
+    if is_archive(path):  # its weights can be larger than any other file, and are not read
         refuse_options(path, None, param_argnums)
         from jaxpart.ingest.pt2.importer import from_pt2
 
@@ -97,7 +97,9 @@ def load_with_module(
 
 
 def refuse_options(
-    where: str | os.PathLike[str], dims: Mapping[str, int] | None, param_argnums: Sequence[int]
+    where: str | os.PathLike[str],
+    dims: Mapping[str, int] | None,
+    param_argnums: int | Sequence[int],
 ) -> None:
     """Refuses options that a graph has no use for.
 
@@ -114,7 +116,7 @@ def refuse_options(
             f"{where}: its sizes are all known, expected sizes of dimensions for an ONNX model "
             f"alone, but got {', '.join(dims)}"
         )
-    if param_argnums:
+    if param_argnums or param_argnums == 0:
         raise errors.InputError(
             f"{where}: says itself what its parameters are, expected param_argnums for StableHLO "
             "and for what jax.export serializes alone"
@@ -133,10 +135,14 @@ def _from_json(content: bytes, path: str | os.PathLike[str]) -> tuple[Graph, MCM
     return decode(content, path), None
 
 
-def _is_archive(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is a zip, as `torch.export` writes."""
+def is_archive(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is a zip, as `torch.export` writes.
+
+    Raises:
+      InputError: the file cannot be read.
+    """
     with opened(path) as file:
-        return file.read(len(_ZIP)) == _ZIP
+        return file.read(len(ZIP)) == ZIP
 
 
 def _is_text(content: bytes) -> bool:

@@ -188,6 +188,22 @@ def _column(header: Sequence[str], name: str, path: str | os.PathLike[str]) -> i
 
 
 def _from_profiler(content: bytes, path: str | os.PathLike[str]) -> dict[str, float]:
+    times = _times(content, path)
+    return {name: statistics.median(taken) / 1e6 for name, taken in times.items()}
+
+
+def read_times(path: str | os.PathLike[str]) -> dict[str, list[float]]:
+    """Microseconds of each node in each run, from what ONNX Runtime's profiler wrote.
+
+    Raises:
+      InputError: the file cannot be read.
+      FileFormatError: the profiler did not write it.
+      CostError: a time is negative, not finite, or out of range.
+    """
+    return _times(read_bytes(path, MAX_TEXT_BYTES), path)
+
+
+def _times(content: bytes, path: str | os.PathLike[str]) -> dict[str, list[float]]:
     expected = "; expected what ONNX Runtime's profiler writes"
     events = decode_json(content, list[_Event], path, expected=expected)
     for position, event in enumerate(events):
@@ -207,7 +223,7 @@ def _from_profiler(content: bytes, path: str | os.PathLike[str]) -> dict[str, fl
     for run in _by_run(nodes, runs[1:] or runs, path):
         for name, taken in run.items():
             per_run.setdefault(name, []).append(taken)
-    return {name: statistics.median(taken) / 1e6 for name, taken in per_run.items()}
+    return per_run
 
 
 def _by_run(

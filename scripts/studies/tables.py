@@ -167,6 +167,20 @@ def _modules_and_classes(rows: Sequence[Row]) -> Iterator[tuple[str, str, list[R
             yield module, kind, chosen
 
 
+def buffers() -> str:
+    """What finite buffers leave of 1/T, graph by graph."""
+    lines = []
+    for row in raw("buffers")["rows"]:
+        if "why" not in row:
+            line = [row["graph"], row["mcm"], f"{row['nodes']:,}", str(row["chips_used"])]
+            line += [percent(row[f"share_{b}"], 1) for b in (1, 2, 4, 8)]
+            lines.append([*line, *(number(row[f"near_{b}"], 0, none="never") for b in (2, 8))])
+    shares = " | ".join(f">{b} slot{'s' * (b > 1)}" for b in (1, 2, 4, 8))
+    return markdown(
+        f"graph | module | >nodes | >chips | {shares} | >within 5%, 2 slots | >8 slots", lines
+    )
+
+
 def projection() -> str:
     """What becomes of label vectors."""
     lines = [
@@ -641,6 +655,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "device-programs": lambda: (
         f"{device_programs()}\n{device_sharing()}\n{measured('device_programs')}"
     ),
+    "buffers": lambda: buffers() + "\n" + measured("buffers"),
     "overlap": lambda: overlap() + "\n" + measured("overlap"),
     "rollout": lambda: rollout() + "\n" + measured("rollout"),
     "moves": lambda: moves() + "\n" + measured("moves"),

@@ -1,9 +1,12 @@
 """The folder of stages: written whole, and checked on the way in."""
 
+import contextlib
 import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -151,7 +154,7 @@ def test_a_write_that_fails_leaves_the_old_stages(when, folder, tmp_path, monkey
         return write(self, data)
 
     def rename_until(self, target):
-        new = self.name.startswith(".jaxpart.") and not self.name.startswith(".jaxpart.old.")
+        new = self.name.startswith(".jaxpart.") and ".new." in self.name
         if when == "the rename" and new:
             raise full
         return rename(self, target)
@@ -278,3 +281,69 @@ def test_a_copied_folder_is_still_good(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "copy")
 
     assert read_stages(tmp_path / "copy") == read_stages(folder)
+
+
+SLOW = """
+import sys, time
+from pathlib import Path
+from jaxpart.export import manifest
+from tests.export.test_manifest import FILES, MANIFEST
+
+def wait(*_):
+    print("waits", flush=True)
+    time.sleep(99)
+
+folder, where = Path(sys.argv[1]), sys.argv[2]
+if where == "writing":
+    manifest.write_stages(folder, MANIFEST, {**FILES, "shared": wait})
+else:  # between the two renames
+    real = Path.rename
+    Path.rename = lambda self, to: real(self, to) if self == folder else wait()
+    manifest.write_stages(folder, MANIFEST, FILES)
+"""
+
+
+@contextlib.contextmanager
+def export_that_waits(folder, where):
+    """A process that exports into a folder, and stands still in the middle."""
+    command = [sys.executable, "-c", SLOW, str(folder), where]
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"waits\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def hidden(folder):
+    return [path for path in folder.iterdir() if path.name.startswith(".jaxpart.")]
+
+
+def test_a_killed_export_is_tidied_up_by_the_next_one_into_the_same_place(tmp_path):
+    target = tmp_path / "stages"
+    with export_that_waits(target, "writing") as process:
+        write_stages(target, MANIFEST, FILES)
+        assert len(hidden(tmp_path)) == 1, "that of a living process stays"
+        process.kill()  # SIGKILL: nothing of its own tidies up
+    assert len(hidden(tmp_path)) == 1
+
+    write_stages(tmp_path / "other", MANIFEST, FILES)
+    assert len(hidden(tmp_path)) == 1, "another place"
+    write_stages(target, MANIFEST, FILES)
+    assert hidden(tmp_path) == []
+    assert len(read_stages(target).stages) == 2
+
+
+def test_stages_that_a_killed_export_had_moved_away_come_back(folder):
+    before = (folder / "manifest.json").read_bytes()
+    with export_that_waits(folder, "replacing"):
+        assert not folder.exists()
+    assert len(hidden(folder.parent)) == 2
+
+    with pytest.raises(InputError, match="cannot write here"):
+        write_stages(folder, MANIFEST, {**FILES, "shared": lambda path: (path / "no").touch()})
+
+    assert (folder / "manifest.json").read_bytes() == before
+    assert hidden(folder.parent) == []

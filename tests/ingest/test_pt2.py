@@ -66,7 +66,7 @@ def run_of(name: str) -> list[np.ndarray]:
     path = PROGRAMS / f"{name}.pt2"
     with path.open("rb") as file:
         program = read_program(file, str(path))
-    closed, _ = _traced(program, sizes_of(name), str(path))
+    closed = _traced(program, sizes_of(name), str(path)).closed
     held = {**stored(name, "weights"), **stored(name, "constants")}
     given = iter(RUNS[f"{name} in {i}"] for i in range(9) if f"{name} in {i}" in RUNS)
     values = []

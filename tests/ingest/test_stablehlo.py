@@ -274,6 +274,44 @@ def test_a_loop_with_more_steps_than_the_limit_is_one_node_of_all_its_steps():
     assert graph.total_flops == whole.total_flops + 5 * 3
 
 
+@pytest.mark.parametrize(
+    ("bounds", "is_split"),
+    [
+        (["0:2, 0:6", "2:6, 0:6"], True),
+        (["0:6, 0:1", "0:6, 1:2", "0:6, 2:6"], True),
+        (["0:2, 0:6", "2:5, 0:6"], False),
+        (["0:3, 0:6", "2:6, 0:6"], False),
+        (["2:6, 0:6", "0:2, 0:6"], False),
+        (["0:2, 0:3", "2:6, 3:6"], False),
+        (["0:6:2, 0:6", "2:6, 0:6"], False),
+        (["0:6, 0:6", "0:6, 0:6"], False),
+    ],
+)
+def test_slices_that_tile_an_array_along_one_axis_are_one_split(bounds, is_split):
+    x = np.arange(36.0, dtype=np.float32).reshape(6, 6)
+    spans = [[slice(*map(int, one.split(":"))) for one in b.split(", ")] for b in bounds]
+    taken = [x[tuple(one)] for one in spans]
+    shapes = ["x".join(map(str, part.shape)) for part in taken]
+    lines = [
+        f"%{i} = stablehlo.slice %x [{b}] : (tensor<6x6xf32>) -> tensor<{s}xf32>"
+        for i, (b, s) in enumerate(zip(bounds, shapes, strict=True))
+    ]
+    names = ", ".join(f"%{i}" for i in range(len(bounds)))
+    types = ", ".join(f"tensor<{s}xf32>" for s in shapes)
+    text = "\n".join(
+        [
+            f"func.func @main(%x: tensor<6x6xf32>) -> ({types}) {{",
+            *lines,
+            f"return {names} : {types} }}",
+        ]
+    )
+    module = rules_for(parse(text.encode(), "text"), "text")
+
+    for found, expected in zip(module([jnp.asarray(x)], []), taken, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert ("split" in ops(from_stablehlo(text.encode()))) == is_split
+
+
 def test_a_custom_call_is_counted_by_its_shapes_and_named():
     text = b"""func.func @main(%x: tensor<4x8xf32>, %w: tensor<8x8xf32>) -> tensor<4x8xf32> {
       %0 = stablehlo.dot %x, %w : (tensor<4x8xf32>, tensor<8x8xf32>) -> tensor<4x8xf32>

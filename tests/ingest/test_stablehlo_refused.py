@@ -16,6 +16,7 @@ from jaxlib.mlir.dialects import stablehlo
 
 from jaxpart.errors import FileFormatError, InputError
 from jaxpart.ingest.load import load_graph
+from jaxpart.ingest.stablehlo import module
 from jaxpart.ingest.stablehlo.importer import from_stablehlo
 from jaxpart.ingest.stablehlo.module import parse
 from tests.support.lowered_functions import CASES, array
@@ -29,8 +30,8 @@ def text() -> bytes:
 
 
 def artifact() -> bytes:
-    module = parse(text(), "mlp")
-    return stablehlo.serialize_portable_artifact(module, stablehlo.get_minimum_version())
+    parsed = parse(text(), "mlp")
+    return stablehlo.serialize_portable_artifact(parsed, stablehlo.get_minimum_version())
 
 
 def exported() -> bytes:
@@ -122,14 +123,64 @@ def test_a_program_of_several_devices_is_refused(file):
         load_graph(file(content))
 
 
-@pytest.mark.parametrize("make", [text, artifact, exported])
-def test_every_truncation_is_refused_and_nothing_is_printed(file, make, capfd):
+@pytest.mark.parametrize(("make", "ends"), [(text, 40), (artifact, 5), (exported, 5)])
+def test_every_truncation_is_refused_and_nothing_is_printed(file, make, ends, capfd):
     content = make()
-    step = max(1, len(content) // 40)
+    step = max(1, len(content) // ends)
     for end in range(30, len(content) - 8, step):
         with pytest.raises(InputError, match=r"model\.mlir: "):
             load_graph(file(content[:end]))
     assert capfd.readouterr().err == ""
+
+
+def test_bytecode_with_flipped_bits_ends_no_process(file):
+    content = artifact()
+    random_bits = random.Random(0)
+    for _ in range(6):
+        damaged = bytearray(content)
+        damaged[random_bits.randrange(len(damaged))] ^= 1 << random_bits.randrange(8)
+        with contextlib.suppress(InputError):
+            load_graph(file(bytes(damaged)))
+
+
+def test_what_crashes_the_parser_is_refused(file):
+    deep = 200_000
+    content = b"module {" * deep + b"}" * deep
+    with pytest.raises(FileFormatError, match=r"crashes the parser \(SIGSEGV\); expected"):
+        load_graph(file(content))
+
+
+@pytest.mark.parametrize(
+    ("program", "error", "message"),
+    [
+        ("import os; os.abort()", FileFormatError, r"StableHLO_v.*: crashes the parser \(SIGABRT"),
+        ("import time; time.sleep(99)", FileFormatError, "keeps the parser busy for more than 2 s"),
+        ("raise ImportError('no parser')", RuntimeError, "did not start: ImportError: no parser"),
+    ],
+)
+def test_a_parser_that_ends_or_hangs_is_told(file, program, error, message, tmp_path, monkeypatch):
+    child = tmp_path / "child.py"
+    child.write_text(program)
+    monkeypatch.setattr(module, "_CHILD", child)
+    monkeypatch.setattr(module, "_LIMIT_S", 2.0)
+
+    with pytest.raises(error, match=message):
+        load_graph(file(artifact()))
+
+
+def test_bodies_that_are_nested_too_deep_are_refused(file):
+    deep = 490
+    inner = "stablehlo.return %x : tensor<4xf32>"
+    for _ in range(deep):
+        branch = "{ " + inner + " }"
+        inner = (
+            f'%r = "stablehlo.if"(%p) ({branch}, {{ stablehlo.return %x : tensor<4xf32> }})'
+            " : (tensor<i1>) -> tensor<4xf32> stablehlo.return %r : tensor<4xf32>"
+        )
+    head = "func.func @main(%x: tensor<4xf32>, %p: tensor<i1>) -> tensor<4xf32> { "
+    content = head + inner.rpartition("stablehlo.return")[0] + "return %r : tensor<4xf32> }"
+    with pytest.raises(FileFormatError, match="nested too deep"):
+        load_graph(file(content.encode()))
 
 
 def test_damaged_text_brings_no_other_error(file):

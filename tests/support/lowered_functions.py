@@ -135,6 +135,17 @@ def layouts(weight, x):
     return lax.sort(y, dimension=1) @ weight, values, positions, jnp.fft.rfft(x)
 
 
+def splits(params, x):
+    """The channel shuffle of ShuffleNet, and the gates of a cell that looks at its state."""
+    kept, changed = jnp.split(x, 2, axis=1)
+    changed = jax.nn.relu(jnp.einsum("nchw,cd->ndhw", changed, params["mix"]))
+    shape = (x.shape[0], 2, x.shape[1] // 2, *x.shape[2:])
+    x = jnp.concatenate([kept, changed], 1).reshape(shape).swapaxes(1, 2).reshape(x.shape)
+    gates = jnp.einsum("nchw,cd->nhwd", x, params["gates"])
+    i, f, g, o = jnp.split(gates, 4, axis=-1)
+    return jnp.tanh(o) * jnp.sin(jnp.cos(f) * i + jnp.exp(i) * jnp.tanh(g))
+
+
 Case = tuple[Callable[..., Any], Any, Any]  # function, parameters, input
 
 CASES: dict[str, Case] = {
@@ -164,4 +175,5 @@ CASES: dict[str, Case] = {
     "quantised": (quantised, array(16, 8, dtype=jnp.int8), array(4, 16, dtype=jnp.int8)),
     "elementwise": (elementwise, array(3, 8), array(3, 8)),
     "layouts": (layouts, array(9, 4), array(5, 8)),
+    "splits": (splits, {"mix": array(4, 4), "gates": array(8, 24)}, array(2, 8, 4, 4)),
 }

@@ -32,6 +32,8 @@ from jaxpart.errors import FileFormatError, InputError
 from jaxpart.export.manifest import Content, Stage, StageInput, StageOutput, TensorInfo
 from jaxpart.files import read_bytes
 
+_WIDE = ("int64", "uint64", "float64", "complex128")
+
 
 @dataclasses.dataclass(frozen=True)
 class StageProgram:
@@ -163,13 +165,20 @@ def load_stage(
     _check_tensors(path, "inputs", stage.inputs, given)
     _check_tensors(path, "outputs", stage.outputs, results)
     weights = _read_weights(path.with_suffix(".npz"), shapes) if shapes else []
-    placed = [jax.device_put(w, device) for w in weights]
+    arrays = (*shapes, *given.values(), *results.values())
+    is_wide = any(str(x.dtype) in _WIDE for x in arrays)
+    with _types_of_64_bits(is_wide):
+        placed = [jax.device_put(w, device) for w in weights]
     call = jax.jit(exported.call)
 
     def run(tensors: Mapping[str, Any]) -> dict[str, Any]:
         missing = sorted(given.keys() - tensors.keys())
         if missing:
             raise InputError(f"{path}: the input {missing[0]!r} is missing")
+        with _types_of_64_bits(is_wide):
+            return _run(tensors)
+
+    def _run(tensors: Mapping[str, Any]) -> dict[str, Any]:
         moved = {name: jax.device_put(tensors[name], device) for name in given}
         for name, expected in given.items():
             if (moved[name].shape, moved[name].dtype) != (expected.shape, expected.dtype):
@@ -181,6 +190,11 @@ def load_stage(
             return dict(call(placed, moved))
 
     return run
+
+
+def _types_of_64_bits(are_there: bool) -> contextlib.AbstractContextManager[Any]:
+    """Lets JAX have types of 64 bits where a stage has some; else as the process is set."""
+    return jax.enable_x64(True) if are_there else contextlib.nullcontext()
 
 
 def _check_tensors(

@@ -139,10 +139,21 @@ def trace(
     """
     options = Options(param_argnums, state_argnums, name, element_bytes, unroll_limit, fuse)
     imported = import_function(fn, args, options, record=True)
+    return trace_of(imported, args, _leaf_names(fn, args))
+
+
+def trace_of(imported: Imported, args: Sequence[Any], names: Sequence[str]) -> Trace:
+    """The trace of a function that was imported and recorded.
+
+    Args:
+      imported: the function.
+      args: its example arguments.
+      names: of the leaves of the arguments.
+    """
     assert imported.expansion is not None
     steps = Steps(imported.program, imported.expansion)
     equations = _equations(imported, steps)
-    return Trace(imported.graph, equations, args, _leaf_names(fn, args), imported, steps)
+    return Trace(imported.graph, equations, tuple(args), tuple(names), imported, steps)
 
 
 class Stages:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import collections
 import dataclasses
 import os
+import statistics
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,10 +17,11 @@ import onnx
 
 from jaxpart.errors import InputError
 from jaxpart.export.checked import checked_result
+from jaxpart.export.measuring.unfinished import key_of, read_unfinished, write_unfinished
 from jaxpart.export.running.runtimes import onnx_program, onnx_session, runtime_name
 from jaxpart.export.running.tensors import feed_of, random_feed
 from jaxpart.export.targets import read_model, write_onnx_stages
-from jaxpart.ingest.seconds import read_seconds, with_seconds, write_seconds
+from jaxpart.ingest.seconds import read_times, with_seconds, write_seconds
 from jaxpart.problem.graph import Graph
 from jaxpart.problem.mcm import MCM, Chip
 from jaxpart.text import name_of
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 _RUNS = 20
 _MAX_EVENTS = 150_000  # of nodes, in all runs: the profiler's file has 600 bytes for each
 _FEWEST_RUNS = 3
+_BLOCK_S = 30.0  # after so many seconds a session ends, and its times are written
 _SHOWN = 12  # operators in a table
 
 # One chip that holds any model.
@@ -43,11 +47,13 @@ class Profile:
       graph: of the model, with the measured seconds.
       device: where it ran, in words.
       runs: how often each node was timed.
+      resumed: how many of these runs an earlier call made, which was stopped.
     """
 
     graph: Graph
     device: str
     runs: int
+    resumed: int = 0
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -72,7 +78,8 @@ class Profile:
         width = max(len(name_of(op)) for op, _ in rows[:_SHOWN])
         lines = [
             f"{name_of(self.graph.name)}: {len(self.graph.nodes):,} nodes, {total * 1e6:,.1f} us "
-            f"one after the other, the median of {self.runs} runs",
+            f"one after the other, the median of {self.runs} runs"
+            + (f", {self.resumed} of them from before" if self.resumed else ""),
             f"on {self.device}",
             "",
             f"{'operator':{max(width, 8)}}  nodes            us      %",
@@ -94,6 +101,7 @@ def profile(
     dims: Mapping[str, int] | None = None,
     inputs: str | os.PathLike[str] | None = None,
     seed: int = 0,
+    out: str | os.PathLike[str] | None = None,
     callback: Callable[[int], None] = lambda done: None,
 ) -> Profile:
     """Measures the seconds of each node of a model on the device at hand.
@@ -111,6 +119,9 @@ def profile(
       inputs: an .npz file with an array for each input of the ONNX model. None: random values, or
         for a trace, its example arguments where they are arrays.
       seed: of random values.
+      out: of an ONNX model: a file of seconds that is written every half minute while runs go on.
+        If a call for the same model, inputs and runtime was stopped, its runs in the file count.
+        `Profile.save` writes the file of a finished measurement. None: nothing is written.
       callback: called with the number of runs (ONNX) or nodes (JAX) that are done.
 
     Raises:
@@ -119,16 +130,16 @@ def profile(
     if count < 1:
         raise InputError(f"count is {count}, expected 1 or more")
     if not isinstance(model, (str, os.PathLike)):
-        if dims or inputs is not None:
+        if dims or inputs is not None or out is not None:
             raise InputError(
-                f"{model.graph.name}: a trace has sizes and arguments, expected dims and inputs of "
-                "an ONNX file alone"
+                f"{model.graph.name}: a trace has sizes and arguments, expected dims, inputs and "
+                "out of an ONNX file alone"
             )
         from jaxpart.export.measuring.profile_jax import profile_trace
 
         seconds, device = profile_trace(model, count, seed, callback)
         return Profile(with_seconds(model.graph, seconds), device, count)
-    return _profile_onnx(os.fspath(model), count, dims, inputs, seed, callback)
+    return _profile_onnx(os.fspath(model), count, dims, inputs, seed, out, callback)
 
 
 def _profile_onnx(
@@ -137,6 +148,7 @@ def _profile_onnx(
     dims: Mapping[str, int] | None,
     inputs: str | os.PathLike[str] | None,
     seed: int,
+    out: str | os.PathLike[str] | None,
     callback: Callable[[int], None],
 ) -> Profile:
     imported = read_model(path, dims)
@@ -153,16 +165,29 @@ def _profile_onnx(
             if inputs is None
             else feed_of(inputs, manifest.inputs)
         )
-        session = onnx_session(file, folder / "profile")
-        program = onnx_program(session, file)
         given = {tensor.name for tensor in manifest.stages[0].inputs}
-        for k in range(count + 1):  # the first one is not counted
-            program({key: value for key, value in feed(k).items() if key in given})
-            callback(min(k + 1, count))
-        found = read_seconds(session.end_profiling())
+        key = key_of(path, inputs, dict(dims or {}), seed, runtime_name())
+        times = read_unfinished(out, key)
+        done = resumed = min(count, max(map(len, times.values()), default=0))
+        while done < count:
+            session = onnx_session(file, folder / "profile")
+            program = onnx_program(session, file)
+            began_s = time.monotonic()
+            first = done
+            for k in range(first, count + 1):  # the first one of a session is not counted
+                program({key: value for key, value in feed(k).items() if key in given})
+                done = k
+                callback(min(k + 1, count))
+                if out is not None and done > first and time.monotonic() - began_s > _BLOCK_S:
+                    break
+            for node, taken in read_times(session.end_profiling()).items():
+                times.setdefault(node, []).extend(taken)
+            if out is not None:
+                write_unfinished(out, times, key)
+    found = {node: statistics.median(taken) / 1e6 for node, taken in times.items()}
     names = {node.name for node in graph.nodes}
-    seconds = {key: value for key, value in found.items() if key in names}
-    return Profile(with_seconds(graph, seconds), runtime_name(), count)
+    seconds = {name: value for name, value in found.items() if name in names}
+    return Profile(with_seconds(graph, seconds), runtime_name(), count, resumed)
 
 
 def _name_all(file: Path) -> None:

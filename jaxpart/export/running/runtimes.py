@@ -58,14 +58,13 @@ def load_model(path: Path, kind: str) -> Program:
     """Loads a whole model, to compare stages of its kind with.
 
     Raises:
-      InputError: the kind has no file of a whole model, its runtime is not installed, or the file
-        cannot be loaded.
+      InputError: the runtime is not installed, or the file cannot be loaded: an ONNX model; for
+        stages of JAX the StableHLO, serialized function or `.pt2` that they were made of.
     """
     if kind != "onnx":
-        raise InputError(
-            f"{path}: stages of JAX have no file of the whole function; compare in Python: call "
-            "the stages of `trace.stages`, or pass inputs whose outputs are known"
-        )
+        from jaxpart.export.jax.from_file import whole_program
+
+        return whole_program(path)
     return load_onnx(path)
 
 

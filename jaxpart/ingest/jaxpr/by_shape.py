@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -28,9 +28,23 @@ def by_shape(name: str, operands: Sequence[Any], results: Sequence[Any], **param
     return _primitive(name).bind(*operands, results=shapes, **params)
 
 
+def only_shapes(eqn: Any) -> Iterator[str]:
+    """Names of the operations in an equation, and in its bodies, that JAX cannot run."""
+    if isinstance(eqn.primitive, _ByShape):
+        yield eqn.primitive.name
+    for given in eqn.params.values():
+        for body in given if isinstance(given, list | tuple) else (given,):
+            for inner in getattr(getattr(body, "jaxpr", body), "eqns", ()):
+                yield from only_shapes(inner)
+
+
+class _ByShape(Primitive):
+    """A primitive of which nothing is known but shapes."""
+
+
 @functools.cache
 def _primitive(name: str) -> Any:
-    primitive = Primitive(name)
+    primitive = _ByShape(name)
     primitive.multiple_results = True
     primitive.def_abstract_eval(_results)
     return primitive

@@ -187,7 +187,7 @@ def import_function(
         for i, arg in enumerate(args)
         for _ in jax.tree.leaves(arg)
     ]
-    imported = _imported(
+    imported = imported_of(
         closed, roles, name, element_bytes, unroll_limit, options.fuse, record=record
     )
     for doubt in imported.doubts:
@@ -233,13 +233,13 @@ def graph_of(
     Returns:
       The graph. Errors and warnings are those of `from_jax`; warnings name the caller's caller.
     """
-    imported = _imported(closed, roles, name, element_bytes, unroll_limit, fuse)
+    imported = imported_of(closed, roles, name, element_bytes, unroll_limit, fuse)
     for doubt in imported.doubts:
         warnings.warn(f"{name}: {doubt}", stacklevel=3)
     return imported.graph
 
 
-def _imported(
+def imported_of(
     closed: Any,
     roles: Sequence[Role],
     name: str,
@@ -249,7 +249,9 @@ def _imported(
     *,
     record: bool = False,
 ) -> Imported:
-    """`graph_of` without its warnings, and what the nodes stand for."""
+    """`graph_of` without its warnings, and what the nodes stand for; `record` as in
+    `import_function`.
+    """
 
     def size(aval: Any) -> float:
         if element_bytes is None or not sizes.is_float(aval):

@@ -1,13 +1,16 @@
 """Reads a `.pt2` archive: a zip of which one member, JSON, holds the program.
 
-The weights are in other members. They are not read: a graph needs their shapes alone.
+The weights are in other members. A graph needs their shapes alone; `weights.py` reads them for
+whoever runs the program.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 import zipfile
 import zlib
+from collections.abc import Iterator
 from typing import IO
 
 import msgspec
@@ -31,21 +34,14 @@ def read_program(file: IO[bytes], where: str) -> Program:
     Raises:
       FileFormatError: it is no such archive, is cut off, of another version, or breaks its schema.
     """
-    try:
-        with zipfile.ZipFile(file) as archive:
-            name = _member(archive, where)
-            info = archive.getinfo(name)
-            if info.file_size > MAX_TEXT_BYTES:
-                raise FileFormatError(
-                    f"{where}: {name} has {info.file_size} bytes, expected at most {MAX_TEXT_BYTES}"
-                )
-            content = archive.read(name)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
-        raise FileFormatError(
-            f"{where}: a broken zip file ({error}), expected {_EXPECTED}"
-        ) from error
-    except RuntimeError as error:  # a member is encrypted
-        raise FileFormatError(f"{where}: {error}, expected {_EXPECTED}") from error
+    with archive_of(file, where) as archive:
+        name = _member(archive, where)
+        info = archive.getinfo(name)
+        if info.file_size > MAX_TEXT_BYTES:
+            raise FileFormatError(
+                f"{where}: {name} has {info.file_size} bytes, expected at most {MAX_TEXT_BYTES}"
+            )
+        content = archive.read(name)
     place = f"{name}: "
     version = decode_json(content, _Versioned, where, place=place).schema_version
     if version.major != _MAJOR:
@@ -53,6 +49,25 @@ def read_program(file: IO[bytes], where: str) -> Program:
             f"{where}: {place}schema version {version.major}.{version.minor}, expected {_MAJOR}"
         )
     return decode_json(content, Program, where, place=place)
+
+
+@contextlib.contextmanager
+def archive_of(file: IO[bytes], where: str) -> Iterator[zipfile.ZipFile]:
+    """Opens an archive.
+
+    Raises:
+      FileFormatError: it is no zip file, or what is read from it within the context is broken or
+        encrypted.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            yield archive
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
+        raise FileFormatError(
+            f"{where}: a broken zip file ({error}), expected {_EXPECTED}"
+        ) from error
+    except RuntimeError as error:  # a member is encrypted
+        raise FileFormatError(f"{where}: {error}, expected {_EXPECTED}") from error
 
 
 class _Versioned(msgspec.Struct):

@@ -21,6 +21,8 @@ from jaxpart.ingest.pt2.archive import read_program
 from jaxpart.ingest.pt2.retrace import Interpreter
 from jaxpart.ingest.pt2.schema import Argument, Program, Spec
 from jaxpart.ingest.pt2.symbols import names_in
+from jaxpart.ingest.pt2.weights import read_tensors
+from jaxpart.ingest.traced import TracedFile
 from jaxpart.problem.graph import Graph
 
 _RULES = {**elementwise.RULES, **layout.RULES, **layers.RULES, **reductions.RULES}
@@ -75,12 +77,24 @@ def from_pt2(
     check_options(name, element_bytes, unroll_limit)
     with opened(path) as file:
         program = read_program(file, where)
-    closed, roles = _traced(program, dict(dims or {}), where)
-    return graph_of(closed, roles, name, element_bytes, unroll_limit, fuse)
+    traced = _traced(program, dict(dims or {}), where)
+    return graph_of(traced.closed, traced.roles, name, element_bytes, unroll_limit, fuse)
 
 
-def _traced(program: Program, sizes: dict[str, int], where: str) -> tuple[Any, list[Role]]:
-    """A program as a ClosedJaxpr, and what each of its arguments is."""
+def traced_pt2(path: str | os.PathLike[str], dims: Mapping[str, int] | None = None) -> TracedFile:
+    """A program of a file as a function of JAX; arguments and errors as in `from_pt2`.
+
+    An operator that has no rule is in it by its shapes alone. The values of parameters, buffers
+    that are not written, and constants are read from the file on demand.
+    """
+    where = os.fspath(path)
+    with opened(path) as file:
+        program = read_program(file, where)
+    return _traced(program, dict(dims or {}), where)
+
+
+def _traced(program: Program, sizes: dict[str, int], where: str) -> TracedFile:
+    """A program as a function of JAX."""
     graph, signature = program.graph_module.graph, program.graph_module.signature
     written = {
         spec["buffer_mutation"].buffer_name
@@ -101,7 +115,8 @@ def _traced(program: Program, sizes: dict[str, int], where: str) -> tuple[Any, l
             f"{', '.join(sorted(free)) or 'none: all are known'}"
         )
     interpreter = Interpreter(_RULES, layout.written_back, sizes, where)
-    avals, roles, fixed = [], [], []  # fixed: values of inputs that are no tensors
+    avals, roles, names, fixed = [], [], [], []  # fixed: values of inputs that are no tensors
+    stored: dict[int, str] = {}  # position of an argument -> name of what the file stores for it
     for position, (given, spec) in enumerate(zip(graph.inputs, signature.input_specs, strict=True)):
         place = f"{where}: input {position}"
         kind, about = next(iter(spec.items()), ("", Spec()))
@@ -110,6 +125,10 @@ def _traced(program: Program, sizes: dict[str, int], where: str) -> tuple[Any, l
             if meta is None:
                 raise FileFormatError(f"{place}: a tensor without type and shape, expected both")
             is_state = kind == "buffer" and about.buffer_name in written
+            key = about.parameter_name or about.buffer_name or about.tensor_constant_name
+            if key and not is_state:
+                stored[len(avals)] = key
+            names.append(key or given.as_tensor.name)
             avals.append(interpreter.aval(meta, place))
             roles.append("state" if is_state else _ROLES[kind])
             fixed.append(None)
@@ -125,7 +144,14 @@ def _traced(program: Program, sizes: dict[str, int], where: str) -> tuple[Any, l
     # The types of the file are kept, and shapes broadcast as torch's do.
     with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
         closed = jax.make_jaxpr(call)(*avals)
-    return closed, roles
+
+    def held() -> dict[int, Any]:
+        with opened(where) as file:
+            return read_tensors(file, {i: (key, avals[i]) for i, key in stored.items()}, where)
+
+    count = len(closed.jaxpr.outvars)
+    results = 0 if count == 1 else list(range(count))
+    return TracedFile(closed, tuple(roles), tuple(names), results, held)
 
 
 def _fixed(given: Argument, place: str) -> tuple[Any]:

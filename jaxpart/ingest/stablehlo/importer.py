@@ -21,6 +21,7 @@ from jaxpart.ingest.stablehlo.marks import is_exported, is_module
 from jaxpart.ingest.stablehlo.module import parse
 from jaxpart.ingest.stablehlo.retrace import Module
 from jaxpart.ingest.stablehlo.rules import rules_for
+from jaxpart.ingest.traced import TracedFile
 from jaxpart.problem.graph import Graph
 
 _EXPECTED = "StableHLO (text, bytecode or a portable artifact) or what jax.export serializes"
@@ -35,11 +36,16 @@ class _Source:
       module: as a function.
       arguments: number of arguments that a user counts.
       argument_of: [number of arguments of `main`] the argument of the user that each belongs to.
+      names: [number of arguments of `main`] what they are called.
+      results: a position for each result of `main`, in the structure that the user knows; None: as
+        `main` returns them.
     """
 
     module: Module
     arguments: int
     argument_of: tuple[int, ...]
+    names: tuple[str, ...]
+    results: Any = None
 
 
 def from_stablehlo(
@@ -86,16 +92,26 @@ def from_stablehlo(
     where, content = _content_of(source)
     name = name or stem_of(where)
     check_options(name, element_bytes, unroll_limit)
-    closed, roles = _traced(content, where, param_argnums, state_argnums)
-    return graph_of(closed, roles, name, element_bytes, unroll_limit, fuse)
+    traced = _traced(content, where, param_argnums, state_argnums)
+    return graph_of(traced.closed, traced.roles, name, element_bytes, unroll_limit, fuse)
 
 
 def from_stablehlo_bytes(
     content: bytes, path: str | os.PathLike[str], param_argnums: int | Sequence[int] = ()
 ) -> Graph:
     """As `from_stablehlo`, from the bytes of a file of this path, which is not read."""
-    closed, roles = _traced(content, os.fspath(path), param_argnums, ())
-    return graph_of(closed, roles, stem_of(path), None, None, False)
+    traced = traced_stablehlo(content, path, param_argnums)
+    return graph_of(traced.closed, traced.roles, stem_of(path), None, None, False)
+
+
+def traced_stablehlo(
+    content: bytes, path: str | os.PathLike[str], param_argnums: int | Sequence[int] = ()
+) -> TracedFile:
+    """The module in a file as a function of JAX; arguments and errors as in `from_stablehlo`.
+
+    An operation that JAX has no function for is in it by its shapes alone.
+    """
+    return _traced(content, os.fspath(path), param_argnums, ())
 
 
 def _content_of(source: Any) -> tuple[str, Any]:
@@ -123,8 +139,19 @@ def _printable(name: str) -> str:
 
 def _traced(
     content: Any, where: str, param_argnums: int | Sequence[int], state_argnums: int | Sequence[int]
-) -> tuple[Any, list[Role]]:
-    """A module as a ClosedJaxpr, and what each of its arguments is."""
+) -> TracedFile:
+    """A module as a function of JAX."""
+    try:
+        return _as_function(content, where, param_argnums, state_argnums)
+    except RecursionError as error:
+        raise FileFormatError(
+            f"{where}: bodies are nested too deep, expected fewer within each other"
+        ) from error
+
+
+def _as_function(
+    content: Any, where: str, param_argnums: int | Sequence[int], state_argnums: int | Sequence[int]
+) -> TracedFile:
     source = _source(content, where)
     module = source.module
     params = positions_of(param_argnums, source.arguments, f"{where}: param_argnums")
@@ -152,17 +179,31 @@ def _traced(
     # The types of the file are kept: without this JAX makes 32 bits of 64.
     with jax.enable_x64(True):
         closed = jax.make_jaxpr(call)(*given, *module.constants)
+    first = len(roles)
     roles.extend("constant" for _ in module.constants)
-    return closed, roles
+    count = len(closed.jaxpr.outvars)
+    return TracedFile(
+        closed,
+        tuple(roles),
+        (*source.names, *("" for _ in module.constants)),
+        _alone(list(range(count))) if source.results is None else source.results,
+        lambda: dict(enumerate(module.constant_values(), first)),
+    )
+
+
+def _alone(results: list[int]) -> Any:
+    """What a function returns that has these results."""
+    return results[0] if len(results) == 1 else results
 
 
 def _source(content: Any, where: str) -> _Source:
     if isinstance(content, jax.export.Exported):
-        return _from_exported(content, where)
+        return _from_exported(content, where, trusted=True)
     if is_module(content):
         module = rules_for(parse(content, where), where)
         count = len(module.arguments) - len(module.global_constants())
-        return _Source(module, count, tuple(range(count)))
+        names = tuple(f"arg{i}" for i in range(count))
+        return _Source(module, count, tuple(range(count)), names)
     if is_exported(content):
         return _from_exported(_deserialized(content, where), where)
     raise FileFormatError(f"{where}: no module, expected {_EXPECTED}")
@@ -185,8 +226,9 @@ def _deserialized(content: bytes, where: str) -> Any:
         ) from error
 
 
-def _from_exported(exported: Any, where: str) -> _Source:
-    module = rules_for(parse(bytes(exported.mlir_module_serialized), where), where)
+def _from_exported(exported: Any, where: str, *, trusted: bool = False) -> _Source:
+    artifact = bytes(exported.mlir_module_serialized)
+    module = rules_for(parse(artifact, where, trusted=trusted), where)
     leaves = jax.tree.unflatten(exported.in_tree, range(len(exported.in_avals)))
     positional, keywords = leaves
     arguments = [*positional, *keywords.values()]
@@ -197,4 +239,14 @@ def _from_exported(exported: Any, where: str) -> _Source:
         raise FileFormatError(
             f"{where}: its module takes {count} arguments, expected {len(argument_of)} as exported"
         )
-    return _Source(module, len(arguments), argument_of)
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(leaves)]
+    names = tuple(_argument_name(paths[leaf]) for leaf in exported.module_kept_var_idx)
+    results = jax.tree.unflatten(exported.out_tree, range(len(exported.out_avals)))
+    return _Source(module, len(arguments), argument_of, names, results)
+
+
+def _argument_name(path: Sequence[Any]) -> str:
+    """The name of a leaf of the positional and keyword arguments: `arg2['w']`, or `x[0]`."""
+    argument = path[1]
+    name = str(argument.key) if hasattr(argument, "key") else f"arg{argument.idx}"
+    return name + jax.tree_util.keystr(tuple(path[2:]))

@@ -8,6 +8,7 @@ folds what depends on parameters alone, and counts. No cost rule is stated twice
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -16,10 +17,13 @@ import numpy as np
 
 from jaxpart.errors import FileFormatError, InputError
 from jaxpart.ingest.jaxpr.by_shape import by_shape
-from jaxpart.ingest.stablehlo.types import aval_of, elements_of
+from jaxpart.ingest.stablehlo.constants import all_elements, attribute_of, elements_that_matter
+from jaxpart.ingest.stablehlo.splits import splits
+from jaxpart.ingest.stablehlo.types import aval_of
 
 Array = Any  # a value of the trace, or a constant
 
+_COMMUTE = ("add", "and", "maximum", "minimum", "multiply", "or", "xor")
 _RETURNS = ("func.return", "stablehlo.return", "mhlo.return", "sdy.return")
 
 
@@ -58,6 +62,14 @@ class Operation:
             return default
         return int(self.attributes[name].value)
 
+    def precision(self) -> Any:
+        """How exactly each of two operands is multiplied, as functions of `jax.lax` take it."""
+        if "precision_config" not in self.attributes:
+            return None
+        given = str(self.attributes["precision_config"])
+        found = re.findall(r"precision (DEFAULT|HIGHEST|HIGH)\b", given)
+        return tuple(jax.lax.Precision[name] for name in found) if len(found) == 2 else None
+
 
 @dataclasses.dataclass(frozen=True)
 class Region:
@@ -75,6 +87,7 @@ class Region:
         """Name of the operation that the body applies to its two arguments; None if it does more.
 
         Without the dialect. A body that returns its second argument is "second".
+        The operation takes them in their order, unless the order does not matter.
         """
         *before, last = list(self.block.operations)
         returned, arguments = list(last.operation.operands), list(self.block.arguments)
@@ -85,8 +98,9 @@ class Region:
         if len(before) != 1 or before[0].operation.results[0] != returned[0]:
             return None
         operands = list(before[0].operation.operands)
-        if operands in (arguments, arguments[::-1]):
-            return before[0].operation.name.partition(".")[2]
+        name = before[0].operation.name.partition(".")[2]
+        if operands == arguments or (operands == arguments[::-1] and name in _COMMUTE):
+            return name
         return None
 
 
@@ -122,6 +136,7 @@ class Module:
         self.arguments = [aval_of(a.type, f"{where}: @main") for a in block.arguments]
         self.constants: list[jax.ShapeDtypeStruct] = []
         self._values: dict[Any, np.ndarray | int] = {}  # constants by attribute, or a position
+        self._large: list[Any] = []  # the operations of `constants`
         self._given: list[Array] = []  # values for `constants`
         self._calling: list[str] = []  # the functions that are being opened
         for operation in _constants(module.operation):
@@ -149,12 +164,30 @@ class Module:
         if key in self._values:
             return
         aval = aval_of(operation.results[0].type, f"{self._where}: {operation.name}")
-        elements = elements_of(_attribute(operation, "value"), aval)
+        elements = elements_that_matter(operation, aval)
         if elements is None:
             self._values[key] = len(self.constants)
             self.constants.append(aval)
+            self._large.append(operation)
         else:
             self._values[key] = elements
+
+    def constant_values(self) -> list[np.ndarray]:
+        """The elements of each of `constants`.
+
+        Raises:
+          FileFormatError: the file leaves some out.
+        """
+        values = []
+        for operation, aval in zip(self._large, self.constants, strict=True):
+            elements = all_elements(operation, aval)
+            if elements is None:
+                raise FileFormatError(
+                    f"{self._where}: a constant of {aval.dtype}{list(aval.shape)} has no elements "
+                    f"in the file{_line(operation)}, expected them: stages hold their weights"
+                )
+            values.append(elements)
+        return values
 
     def global_constants(self) -> dict[int, str]:
         """Positions of the arguments of `main` that JAX feeds itself, and what they are."""
@@ -202,8 +235,15 @@ class Module:
         self, block: Any, arguments: Sequence[Array], outer: dict[Any, Array], inside: str
     ) -> list[Array]:
         values = {**outer, **dict(zip(block.arguments, arguments, strict=True))}
+        split_at = {split.results[0]: split for split in splits(block)}
         for view in block.operations:
             operation = view.operation
+            if (results := list(operation.results)) and results[0] in split_at:
+                split = split_at[results[0]]
+                parts = jax.lax.split(values[split.array], split.sizes, split.axis)
+                values.update(zip(split.results, parts, strict=True))
+            if results and results[0] in values:  # a part of a split
+                continue
             operands = [values[v] for v in operation.operands]
             if operation.name in _RETURNS:
                 return operands
@@ -264,17 +304,9 @@ class Module:
         return jax.lax.broadcast_in_dim(value, aval.shape, ())
 
 
-def _attribute(operation: Any, name: str) -> Any:
-    """An attribute; None if jaxlib has no Python form of it (a constant of complex numbers)."""
-    try:
-        return operation.attributes[name]
-    except TypeError:
-        return None
-
-
 def _constant_key(operation: Any) -> Any:
     """The same for constants that are equal: MLIR keeps an attribute once."""
-    value = _attribute(operation, "value")
+    value = attribute_of(operation, "value")
     return operation.results[0] if value is None else value
 
 

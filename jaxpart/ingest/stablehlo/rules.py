@@ -18,6 +18,7 @@ from jaxpart.errors import FileFormatError
 from jaxpart.ingest.jaxpr.by_shape import by_shape
 from jaxpart.ingest.stablehlo import indexing, windows
 from jaxpart.ingest.stablehlo.retrace import Array, Module, Operation, Rule
+from jaxpart.ingest.stablehlo.sorting import sort
 
 # name in StableHLO -> name of the function of jax.lax, and of its primitive
 _ELEMENTWISE = {
@@ -118,7 +119,10 @@ def _elementwise(name: str) -> Rule:
 
 def _compare(op: Operation, operands: list[Array]) -> Any:
     direction = re.findall(r"\b(EQ|NE|LT|LE|GT|GE)\b", str(op.attributes["comparison_direction"]))
-    return getattr(lax, _DIRECTIONS[direction[-1]])(*operands)
+    name = _DIRECTIONS[direction[-1]]
+    if "compare_type" in op.attributes and "TOTALORDER" in str(op.attributes["compare_type"]):
+        return by_shape(name, operands, op.results)
+    return getattr(lax, name)(*operands)
 
 
 def _select(op: Operation, operands: list[Array]) -> Any:
@@ -199,18 +203,17 @@ def _product(op: Operation, operands: list[Array], contracting: Any, batching: A
         (tuple(batching[0]), tuple(batching[1])),
     )
     return lax.dot_general(
-        operands[0], operands[1], numbers, preferred_element_type=op.result.dtype
+        operands[0],
+        operands[1],
+        numbers,
+        precision=op.precision(),
+        preferred_element_type=op.result.dtype,
     )
 
 
 def _top_k(op: Operation, operands: list[Array]) -> Any:
     values, positions = lax.top_k(operands[0], op.number("k"))
     return values, lax.convert_element_type(positions, op.results[1].dtype)
-
-
-def _sort(op: Operation, operands: list[Array]) -> Any:
-    # What is compared how does not change the work: by the first operand, ascending.
-    return lax.sort(operands, dimension=op.number("dimension", -1), num_keys=1)
 
 
 def _fft(op: Operation, operands: list[Array]) -> Any:
@@ -320,7 +323,7 @@ _RULES: dict[str, Rule] = {
     "round_nearest_even": _round_even,
     "select": _select,
     "sharding_constraint": _identity,
-    "sort": _sort,
+    "sort": sort,
     "top_k": _top_k,
     "transpose": _transpose,
     "triangular_solve": _triangular_solve,

@@ -1,19 +1,14 @@
-"""Types and constants of StableHLO as shapes and arrays of JAX."""
+"""Types of StableHLO as shapes and types of JAX."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxlib.mlir import ir
 
 from jaxpart.errors import FileFormatError
-from jaxpart.ingest.jaxpr.known import MAX_ELEMENTS
-from jaxpart.ingest.jaxpr.sizes import array_bytes
-from jaxpart.ingest.jaxpr.values import SMALL_CONSTANT_BYTES
 
 _FLOATS = {
     "f64": "float64",
@@ -60,39 +55,3 @@ def aval_of(kind: Any, where: str) -> jax.ShapeDtypeStruct:
     if name is None:
         raise FileFormatError(f"{where}: elements of type {kind.element_type}, expected JAX's")
     return jax.ShapeDtypeStruct(tuple(kind.shape), jnp.dtype(name))
-
-
-def elements_of(attribute: Any, aval: jax.ShapeDtypeStruct) -> np.ndarray | None:
-    """The elements of a constant that matter for a graph: few, all the same, or whole numbers.
-
-    Args:
-      attribute: the value of the constant.
-      aval: its shape and type.
-
-    Returns:
-      An array of the shape. One element, in an array without axes, where all are the same. None
-      where they are not at hand (a file that leaves large constants out), or do not matter.
-    """
-    if not hasattr(attribute, "is_splat"):
-        return None
-    if attribute.is_splat:
-        return _array([attribute.get_splat_value()], aval.dtype).reshape(())
-    few = array_bytes(aval) <= SMALL_CONSTANT_BYTES
-    whole = not jnp.issubdtype(aval.dtype, jnp.inexact) and math.prod(aval.shape) <= MAX_ELEMENTS
-    if not few and not whole:
-        return None
-    try:
-        return np.array(attribute).astype(aval.dtype).reshape(aval.shape)
-    except (TypeError, ValueError):  # elements that NumPy has no name for
-        return _listed(attribute, aval)
-
-
-def _listed(attribute: Any, aval: jax.ShapeDtypeStruct) -> np.ndarray | None:
-    try:
-        return _array(list(attribute), aval.dtype).reshape(aval.shape)
-    except (TypeError, ValueError):
-        return None
-
-
-def _array(elements: list[Any], dtype: Any) -> np.ndarray:
-    return np.array([getattr(e, "value", e) for e in elements]).astype(dtype)

@@ -64,6 +64,7 @@ def _convolution(op: Operation, operands: list[Array]) -> Any:
         numbers,
         feature_group_count=op.number("feature_group_count", 1),
         batch_group_count=op.number("batch_group_count", 1),
+        precision=op.precision(),
         preferred_element_type=op.result.dtype,
     )
 

@@ -10,9 +10,11 @@ import pytest
 import jaxpart
 from jaxpart.cli import main
 from jaxpart.errors import InputError
+from jaxpart.export.measuring import profile as profiling
 from jaxpart.export.measuring import profile_jax, timing
 from jaxpart.export.measuring.profile_jax import jax_stage_seconds, prepared
 from jaxpart.export.measuring.timing import median_seconds, stage_seconds
+from jaxpart.export.measuring.unfinished import read_unfinished
 from jaxpart.ingest.seconds import read_seconds
 from tests.support.functions import made
 from tests.support.onnx_models import body, model, node, numbers, out, value
@@ -124,6 +126,57 @@ def test_the_command_writes_what_other_commands_read(tmp_path, monkeypatch, caps
     assert main(export) == 2
     assert "made for another graph" in capsys.readouterr().err
     assert main([*export, "--seconds", "net.seconds.csv"]) == 0
+
+
+def test_a_measurement_that_is_stopped_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(profiling, "_BLOCK_S", 0.0)
+    path = save(tmp_path / "net.onnx", uneven())
+    file = tmp_path / "net.seconds.csv"
+
+    def stop(done):
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        jaxpart.profile(path, count=6, out=file, callback=stop)
+
+    # What there is serves other commands already.
+    names = names_of(jaxpart.from_onnx(path))
+    so_far = read_seconds(file)
+    assert set(so_far) >= set(names)
+    rows = [line.split(",") for line in file.read_text().splitlines()]
+    assert rows[0] == ["name", "seconds", "runs_us", "measured"]
+    before = read_unfinished(file, rows[-1][3].strip('"'))
+    assert {len(times) for times in before.values()} == {2}
+    kept = file.read_bytes()
+
+    # Another seed, model or file is another measurement.
+    assert jaxpart.profile(path, count=1, seed=1, out=file).resumed == 0
+    other = uneven()
+    other.graph.node[3].op_type = "Mul"
+    save(tmp_path / "net.onnx", other)
+    file.write_bytes(kept)
+    assert jaxpart.profile(path, count=1, out=file).resumed == 0
+    save(tmp_path / "net.onnx", uneven())
+    for other in (b"name,seconds\na,1\n", b"name,seconds,runs_us,measured\n1\n", b"\xff", b""):
+        file.write_bytes(other)
+        assert jaxpart.profile(path, count=1, out=file).resumed == 0
+
+    file.write_bytes(kept)
+    told = []
+    found = jaxpart.profile(path, count=6, out=file, callback=told.append)
+    assert found.resumed == 2
+    assert told[0] == 3
+    after = read_unfinished(file, rows[-1][3].strip('"'))
+    assert all(after[name][:2] == before[name] for name in names)
+    for name in names:
+        assert found.seconds[name] == pytest.approx(np.median(after[name]) / 1e6)
+        assert len(after[name]) == 6
+    file.write_bytes(kept)
+    assert main(["profile", "net.onnx", "--count", "6"]) == 0
+    assert "the median of 6 runs, 2 of them from before" in capsys.readouterr().out
+    assert file.read_text().startswith("name,seconds\n")
 
 
 @pytest.mark.parametrize(

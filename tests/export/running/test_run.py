@@ -321,9 +321,9 @@ def test_without_onnx_runtime_the_error_says_what_to_install(folder, monkeypatch
     assert "pip install 'jaxpart[export]'" in capsys.readouterr().err
 
 
-def test_a_whole_function_of_jax_is_no_file(tmp_path):
-    with pytest.raises(InputError, match="stages of JAX have no file of the whole function"):
-        load_model(tmp_path / "whole.jaxexport", "jax")
+def test_a_whole_model_of_another_kind_than_the_stages_is_refused(path):
+    with pytest.raises(InputError, match="expected StableHLO, what jax"):
+        load_model(path, "jax")
 
 
 def test_a_stage_that_is_no_program_is_refused(folder, tmp_path):
