@@ -57,14 +57,17 @@ if TYPE_CHECKING:
     from jaxpart.runtime.pool import SolverPool
     from jaxpart.runtime.state import Budget, Method, Progress, Rule, Search
     from jaxpart.solvers.repair import Outcome
+    from jaxpart.sweep import ChipsRow, DoubledRow, Sweep, sweep
 
 _HOME = {
     "Bound": "bounds.combinatorial",
     "Budget": "runtime.state",
     "Chip": "problem.mcm",
+    "ChipsRow": "sweep",
     "Constraints": "problem.mcm",
     "Costs": "cost.evaluate",
     "DeviceProblem": "cost.device",
+    "DoubledRow": "sweep",
     "EmptyGraphError": "errors",
     "Evaluation": "results.evaluation",
     "Example": "methods.policy.imitation",
@@ -100,6 +103,7 @@ _HOME = {
     "SolverPool": "runtime.pool",
     "Stall": "export.simulation.simulate",
     "Stages": "export.jax.stages",
+    "Sweep": "sweep",
     "Tensor": "problem.graph",
     "Trace": "export.jax.stages",
     "TrainingConfig": "methods.policy.training",
@@ -125,6 +129,7 @@ _HOME = {
     "read_examples": "methods.policy.imitation",
     "rollout": "policies",
     "simulate": "export.simulation.simulate",
+    "sweep": "sweep",
     "torch_split": "export.torch_split",
     "trace": "export.jax.stages",
     "with_seconds": "ingest.seconds",
@@ -136,9 +141,11 @@ __all__ = [
     "Bound",
     "Budget",
     "Chip",
+    "ChipsRow",
     "Constraints",
     "Costs",
     "DeviceProblem",
+    "DoubledRow",
     "EmptyGraphError",
     "Evaluation",
     "Example",
@@ -172,6 +179,7 @@ __all__ = [
     "SolverPool",
     "Stages",
     "Stall",
+    "Sweep",
     "Tensor",
     "Trace",
     "TrainingConfig",
@@ -199,6 +207,7 @@ __all__ = [
     "read_examples",
     "rollout",
     "simulate",
+    "sweep",
     "torch_split",
     "trace",
     "with_seconds",

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from jaxpart.arguments import Parser
-from jaxpart.commands import evaluate, export, graphs, partition, profile, run, simulate
+from jaxpart.commands import evaluate, export, graphs, partition, profile, run, simulate, sweep
 from jaxpart.commands.output import say
 from jaxpart.errors import InfeasibleError, InputError, NothingFoundError
 from jaxpart.runtime import background, interrupt
@@ -22,6 +22,7 @@ _COMMANDS = {
     "partition": partition,
     "evaluate": evaluate,
     "simulate": simulate,
+    "sweep": sweep,
     "export": export,
     "run": run,
     "profile": profile,

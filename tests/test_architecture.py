@@ -29,6 +29,7 @@ ROOMS = (
     ("export",),
     ("portfolio",),
     ("engine",),
+    ("sweep",),
     ("policies",),
     ("arguments",),
     ("commands",),
