@@ -30,10 +30,11 @@ def in_chunks(
     """Applies `function` to a batch, one chunk after the other.
 
     Loops over rows take chunks that fit the cache of a CPU. Whole arrays take chunks that fit the
-    memory of a device.
+    memory of a device. `jax.vmap` over problems makes the arrays of all of them at once, so that
+    each then has a part of the room.
 
     Args:
-      problem: says which form its programs have.
+      problem: says which form its programs have, and how many problems are stacked.
       function: takes a part of the batch to a pytree of arrays whose last axis is the candidates.
       batch: an array whose last axis is the candidates, or a pytree of them.
       candidate_bytes: temporary bytes for each candidate where whole arrays are computed.
@@ -41,12 +42,13 @@ def in_chunks(
     Returns:
       The pytree for all B candidates.
     """
+    stacked = problem.config.problems
     if problem.tables is None:
-        split = _split(function, batch, _CPU_CHUNK)
+        split = _split(function, batch, max(1, _CPU_CHUNK // stacked))
         if split is function:
             return function(batch)
         return lax.platform_dependent(batch, cpu=split, default=function)
-    return _split(function, batch, width_of(candidate_bytes))(batch)
+    return _split(function, batch, width_of(stacked * candidate_bytes))(batch)
 
 
 def width_of(candidate_bytes: int) -> int:

@@ -44,6 +44,7 @@ class StaticConfig:
     cols: int  # likewise
     shared_weights: bool  # whether any weight has several consumers
     kernel: bool = False  # whether `evaluate` is one kernel; without, see `DeviceProblem.tables`
+    problems: int = 1  # that `stacked` put together: `jax.vmap` keeps temporary arrays of them all
 
     @property
     def chip_dtype(self) -> Any:
@@ -216,10 +217,8 @@ def stacked(problems: Sequence[DeviceProblem]) -> DeviceProblem:
       InputError: the problems differ in bucket, in form, or in what is static about the module.
     """
     shared = any(problem.config.shared_weights for problem in problems)
-    same = [
-        _with(problem, config=dataclasses.replace(problem.config, shared_weights=shared))
-        for problem in problems
-    ]
+    common = {"shared_weights": shared, "problems": len(problems)}
+    same = [_with(p, config=dataclasses.replace(p.config, **common)) for p in problems]
     if all(problem.tables is not None for problem in problems):
         host = jax.device_get([problem.tables for problem in problems])
         equal = of_equal_depth(host, problems[0].edge_tensor.shape[0])

@@ -20,24 +20,35 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 T = TypeVar("T")
+# Candidates that a device has at least, in programs on labels. With fewer it waits longer for the
+# program to start than it works: on two cores, 64 candidates in two parts take longer than in one.
+LEAST_LABELS = 64
 _AXIS = "candidates"
 
 
-def devices_for(batch: int) -> int:
+def devices_for(batch: int, least: int = 1) -> int:
     """The number of local devices that share a batch.
 
     It divides half the batch, so that each device has the same even number of candidates: even and
     odd candidates may be treated differently (`swept` in `methods/orders/search.py`). An odd batch
     stays on one device.
+
+    Args:
+      batch: candidates in a call.
+      least: candidates that a device has at least, if there are several.
     """
-    return 1 if batch % 2 else math.gcd(batch // 2, jax.local_device_count())
+    if batch % 2:
+        return 1
+    most = math.gcd(batch // 2, jax.local_device_count())
+    return max(n for n in range(1, most + 1) if most % n == 0 and (n == 1 or batch // n >= least))
 
 
-def replicated(tree: T, batch: int) -> T:
-    """Copies the arrays of `tree` to each device that shares a batch of this size."""
-    if devices_for(batch) == 1:
+def replicated(tree: T, batch: int, least: int = 1) -> T:
+    """Copies the arrays of `tree` to each device that shares a batch; see `devices_for`."""
+    count = devices_for(batch, least)
+    if count == 1:
         return tree
-    mesh = mesh_of(tuple(jax.local_devices()[: devices_for(batch)]))
+    mesh = mesh_of(tuple(jax.local_devices()[:count]))
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
@@ -47,6 +58,7 @@ def split(
     in_axes: tuple[int | None, ...],
     out_axis: int = -1,
     devices: Sequence[Any] | None = None,
+    least: int = 1,
     **static: Any,
 ) -> Callable[..., Any]:
     """Makes `function` run on parts of the batch, one part per device.
@@ -58,13 +70,14 @@ def split(
         device needs the whole argument, which may then be a pytree.
       out_axis: the axis of the candidates in every result.
       devices: that share the batch; by default those that `devices_for` counts.
+      least: candidates that a device has at least, if there are several.
       static: keyword arguments that the compiler treats as constants.
 
     Returns:
       The function over the whole batch; with one device, `function` itself.
     """
     if devices is None:
-        devices = jax.local_devices()[: devices_for(batch)]
+        devices = jax.local_devices()[: devices_for(batch, least)]
     if len(devices) == 1:
         return functools.partial(function, **static) if static else function
     mesh = mesh_of(tuple(devices))

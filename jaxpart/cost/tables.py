@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _FAN_IN = 8  # rows that one step reduces to one
-_NODE_LIMIT = 8192  # most padded nodes for which distances between all pairs are stored
+_NODE_LIMIT = 8192  # most nodes of a block within which distances between all pairs are stored
 
 
 @struct.dataclass
@@ -57,8 +57,10 @@ class Tables:
     members: Segments  # nodes of each contracted node, in the order of `by_contraction`
     by_contraction: Int[Array, " N"]
     # distance[u, v]: a partition that keeps the rule on edges has f(v) >= f(u) - distance[u, v].
-    # None if there are too many nodes.
+    # With too many nodes there are distances within blocks instead: Q blocks of S nodes each, in
+    # number order, and only the edges within a block count. One of the two is None.
     distance: Int[Array, "N N"] | None
+    block_distance: Int[Array, "Q S S"] | None
     sweeps: Sweeps | None  # along the edges; None: some edge runs to a lower number
 
 
@@ -111,6 +113,7 @@ def make_tables(problem: Problem, arrays: dict[str, Any]) -> Tables:
     by_second = np.argsort(pairs[:, 1], kind="stable")
     by_contraction = np.argsort(problem.contraction, kind="stable")
     by_user = np.argsort(problem.use_node, kind="stable")
+    distance = _distances(problem, nodes)
     consumers = arrays["edge_consumer"].copy()
     consumers[:real] = np.sort(consumers[:real], kind="stable")
     # Contracted nodes on a cycle, where dataflow may be cyclic, have edges both ways.
@@ -128,7 +131,8 @@ def make_tables(problem: Problem, arrays: dict[str, Any]) -> Tables:
         by_second=_padded(by_second, edges),
         members=segments(offsets(problem.contraction, nodes), nodes),
         by_contraction=_padded(by_contraction, nodes),
-        distance=_distances(problem, nodes) if nodes <= _NODE_LIMIT else None,
+        distance=distance[0] if len(distance) == 1 else None,
+        block_distance=distance if len(distance) > 1 else None,
         sweeps=make_sweeps(problem.node_pairs, problem.num_nodes, nodes) if is_rising else None,
     )
 
@@ -226,14 +230,31 @@ def _distances(problem: Problem, size: int) -> Any:
 
     An edge (u, v) has distance 0 from u to v. From v to u it is 1 with the triangle rule, and far
     without. Nothing is near if dataflow may go backward.
+
+    Args:
+      problem: its contracted nodes count.
+      size: N, the padded number of nodes; a bucket size.
+
+    Returns:
+      [Q, S, S] the distances within each block of S nodes, along edges of the block; N = Q * S.
     """
+    blocks = 1
+    while size > blocks * _NODE_LIMIT:
+        blocks *= 2  # a bucket size has enough factors of 2
+    width = size // blocks
     far = problem.num_chips  # no two chips are farther apart
-    found = np.full((size, size), far, np.int8 if far <= 63 else np.int16)
-    np.fill_diagonal(found, 0)
+    found = np.full((blocks, width, width), far, np.int8 if far <= 63 else np.int16)
+    found[:, np.arange(width), np.arange(width)] = 0
     rules = problem.mcm.constraints
-    if rules.acyclic:
-        pairs, count = problem.contracted_pairs.astype(np.int64), problem.num_contracted
-        order = np.argsort(pairs[:, 1], kind="stable")
-        back = offsets(pairs[:, 1], count) * rules.triangle
-        shortest_paths(offsets(pairs[:, 0], count), pairs[:, 1], back, pairs[order, 0], found)
+    if not rules.acyclic:
+        return found
+    pairs = problem.contracted_pairs.astype(np.int64)
+    block_of = pairs // width
+    for block in range(-(-problem.num_contracted // width)):
+        inside = pairs[(block_of == block).all(axis=1)] - block * width
+        count = min(problem.num_contracted - block * width, width)
+        order = np.argsort(inside[:, 1], kind="stable")
+        back = offsets(inside[:, 1], count) * rules.triangle
+        ahead = offsets(inside[:, 0], count)
+        shortest_paths(ahead, inside[:, 1], back, inside[order, 0], found[block])
     return found

@@ -222,24 +222,40 @@ def repair() -> str:
 
 
 def inner() -> str:
-    """Candidates a second of each inner loop."""
+    """Candidates a second of each device program, on each device that was measured."""
     names = {"slice": "cut orders", "probe": "probe orders"}
-    order = list(dict.fromkeys((row["loop"], row["input"]) for row in raw("inner")["rows"]))
-    rows = sorted(raw("inner")["rows"], key=lambda row: order.index((row["loop"], row["input"])))
-    lines = [
-        [
-            *(names.get(row["loop"], row["loop"]), row["input"], f"{row['batch']:,}"),
-            number(row["candidates_per_s"], 0),
-            number(row["floor_candidates_per_s"], 0),
-            number(row.get("reference_candidates_per_s"), 0, none=""),
-            number(row.get("times_reference"), 2, none=""),
+    lines = []
+    for name in inner_files():
+        document = raw(name)
+        order = list(dict.fromkeys((row["loop"], row["input"]) for row in document["rows"]))
+        rows = sorted(document["rows"], key=lambda row: order.index((row["loop"], row["input"])))
+        lines += [
+            [
+                row.get("device", document["environment"]["device"]),
+                *(names.get(row["loop"], row["loop"]), row["input"], f"{row['batch']:,}"),
+                number(row["candidates_per_s"], 0),
+                number(row["floor_candidates_per_s"], 0),
+                number(row.get("predicted_candidates_per_s"), 0, none=""),
+                number(row.get("launches"), 0, none=""),
+                number(row.get("reference_candidates_per_s"), 0, none=""),
+                number(row.get("times_reference"), 2, none=""),
+            ]
+            for row in rows
         ]
-        for row in rows
-    ]
     return markdown(
-        "loop | input | >batch | >per s | >floor, per s | >scalar loop, per s | >x scalar loop",
+        "device | program | input | >batch | >per s | >floor, per s | >predicted, per s"
+        " | >launches | >scalar loop, per s | >x scalar loop",
         lines,
     )
+
+
+def inner_files() -> list[str]:
+    """Names of the raw files of `inner_loops.py`, one for each device, that have a provenance.
+
+    That of the CPU is `inner`, the first.
+    """
+    known = json.loads((FOLDER / "provenance.json").read_bytes())
+    return sorted(path.stem for path in FOLDER.glob("inner*.json") if path.stem in known)
 
 
 def device_programs() -> str:
@@ -651,7 +667,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "provers": lambda: provers() + "\n" + measured("provers"),
     "projection": lambda: projection() + "\n" + measured("projection"),
     "repair": lambda: repair() + "\n" + measured("repair"),
-    "inner": lambda: inner() + "\n" + measured("inner"),
+    "inner": lambda: inner() + "\n" + measured(*inner_files()),
     "device-programs": lambda: (
         f"{device_programs()}\n{device_sharing()}\n{measured('device_programs')}"
     ),

@@ -22,6 +22,7 @@ from jaxpart.methods.annealing.state import Moves, chip_graph_of, moves_of, tabl
 from jaxpart.problem.graph import Graph
 from jaxpart.problem.mcm import Constraints
 from jaxpart.problem.problem import Problem
+from tests.support.compiling import quick
 from tests.support.strategies import random_graph, random_mcm
 
 CHIPS, NODES, LANES, SHARE = 4, 6, 16, 4
@@ -29,8 +30,8 @@ FORMS = ("rows", "arrays")
 EVERY = np.stack(np.meshgrid(*[np.arange(CHIPS)] * NODES, indexing="ij")).reshape(NODES, -1)
 UNIT_S = jnp.float32(1.0)
 
-counted = jax.jit(tables_of)
-costed = jax.jit(evaluated)
+counted = quick(tables_of)
+costed = quick(evaluated)
 
 
 def _module(seed, topology, *, overlap, memory_model, **rules):

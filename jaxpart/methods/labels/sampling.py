@@ -261,5 +261,7 @@ def _draw(
 
         return lax.fori_loop(0, jnp.sum(chosen), draw, least)
     # All nodes at once, in parts whose scores fit the memory; those not chosen are not used.
-    part = max(1, _DRAWN_BYTES // (4 * problem.config.num_chips * least.shape[1]))
+    config = problem.config
+    node_bytes = 4 * config.num_chips * least.shape[1] * config.problems
+    part = max(1, _DRAWN_BYTES // node_bytes)
     return lax.map(drawn_chip, jnp.arange(rows), batch_size=min(part, rows))

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int
 from jaxpart.cost.batch import candidates_per_step, steps_ahead
 from jaxpart.cost.device import DeviceProblem, pad_assignments
 from jaxpart.cost.evaluate import Costs, evaluate
-from jaxpart.cost.sharding import replicated, split
+from jaxpart.cost.sharding import LEAST_LABELS, replicated, split
 from jaxpart.methods.labels.sampling import fix, sample_lanes
 from jaxpart.methods.repair.search import Workers
 from jaxpart.runtime.state import Search
@@ -34,6 +34,7 @@ _HOTTEST, _COLDEST = 3e-2, 1e-5
 # One column (chain) in this many, from column 0 on, may take over a partition that another island
 # sent; all other chains ignore it.
 _COLUMNS_PER_RECEIVER = 4
+_split = partial(split, least=LEAST_LABELS)
 
 
 def random(search: Search, batch: int | None = None) -> Generator[None]:
@@ -48,8 +49,8 @@ def random(search: Search, batch: int | None = None) -> Generator[None]:
     """
     search.enter("random")
     batch = candidates_per_step(search.device_problem, _BATCH) if batch is None else batch
-    problem = replicated(search.device_problem, batch)
-    draw, judge = _draw(batch), split(evaluate, batch, (None, 1))
+    problem = replicated(search.device_problem, batch, LEAST_LABELS)
+    draw, judge = _draw(batch), _split(evaluate, batch, (None, 1))
     key = jax.random.key(search.seed)
     pending: deque[tuple[Array, Costs]] = deque()
     step = 0
@@ -68,7 +69,7 @@ def random(search: Search, batch: int | None = None) -> Generator[None]:
 
 def _draw(batch: int) -> Callable[[DeviceProblem, jax.Array], Array]:
     """Samples of a batch, shared by the devices: a function of the problem and a key."""
-    draw = split(sample_lanes, batch, (None, None, 0))
+    draw = _split(sample_lanes, batch, (None, None, 0))
     return lambda problem, key: draw(problem, key, np.arange(batch, dtype=np.int32))
 
 
@@ -104,8 +105,8 @@ def paper_annealing(
     """
     search.enter("paper_annealing")
     chains = candidates_per_step(search.device_problem, _BATCH) if chains is None else chains
-    problem = replicated(search.device_problem, chains)
-    mend, judge = (split(function, chains, (None, 1)) for function in (fix, evaluate))
+    problem = replicated(search.device_problem, chains, LEAST_LABELS)
+    mend, judge = (_split(function, chains, (None, 1)) for function in (fix, evaluate))
     key = jax.random.key(search.seed)
     if search.best is not None:
         columns = np.repeat(search.best[:, None], chains, axis=1)

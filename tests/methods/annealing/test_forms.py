@@ -13,6 +13,7 @@ import pytest
 
 from jaxpart.cost.host import peak_bytes
 from jaxpart.methods.annealing import by_arrays, by_rows, row, shift_at_once
+from jaxpart.methods.annealing import ensemble as ensembles
 from jaxpart.methods.annealing.ensemble import ensemble_of, matching, temper
 from jaxpart.methods.annealing.moves import movable, shift_sweep, single_sweep
 from jaxpart.methods.annealing.neighbours import readers_of
@@ -28,16 +29,17 @@ from tests.support.annealing import (
     instances,
     rebuilt,
 )
+from tests.support.compiling import quick
 
 WARM = jnp.geomspace(1e-3, 1e3, LANES).astype(jnp.float32)
 TABLES = ("compute_s", "in_s", "out_s", "link_s", "memory_bytes", "contracted_on")
 
-single = jax.jit(single_sweep)
-in_row = jax.jit(row.row_sweep, static_argnames="share")
-shift_row = jax.jit(row.row_shift), jax.jit(shift_at_once.row_shift)
-shift = jax.jit(shift_sweep)
-follow = jax.jit(by_rows.followers, static_argnames="upward"), jax.jit(by_arrays.followers)
-can_move = jax.jit(movable)
+single = quick(single_sweep)
+in_row = quick(row.row_sweep, static=("share",))
+shift_row = quick(row.row_shift), quick(shift_at_once.row_shift)
+shift = quick(shift_sweep)
+follow = quick(by_rows.followers, static=("upward",)), quick(by_arrays.followers)
+can_move = quick(movable)
 
 
 def pairs(name, count):
@@ -184,7 +186,10 @@ def test_products_of_matrices_find_the_same_followers_as_walks(name):
 
 
 @pytest.mark.parametrize("name", ["row", "dataflow"])
-def test_rounds_are_the_same(name):
+def test_rounds_are_the_same(name, monkeypatch):
+    for rounds in ("sweep", "_sweeps"):
+        program = quick(getattr(ensembles, rounds), static=("share",))
+        monkeypatch.setattr(ensembles, rounds, program)
     for instance, _, both, (chains, _) in pairs(name, 2):
         ensemble = ensemble_of(chains.labels, jax.random.key(1))
         orders = jnp.arange(both[0].contracted.padded_nodes)[None]

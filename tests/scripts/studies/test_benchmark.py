@@ -209,9 +209,14 @@ def test_growth_is_fitted_along_what_changes():
     assert "~chips^" in text
 
 
+# Between them all topologies, every switch both ways, and unlike chips.
+MODULE_SEEDS = (4, 1, 9, 14, 10, 13)
+
+
 def tiny(seed):
+    """A problem on one of few modules, because each compiles programs of its own."""
+    mcm = random_mcm(np.random.default_rng(MODULE_SEEDS[seed % len(MODULE_SEEDS)]), 3)
     rng = np.random.default_rng(seed)
-    mcm = random_mcm(rng, 3)
     return Problem.build(random_graph(rng, 5, mcm.num_chips), mcm)
 
 
