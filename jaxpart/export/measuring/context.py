@@ -76,7 +76,7 @@ def shared_out(
             [
                 programs @ member @ sparse.diags_array(unit),
                 None,
-                programs @ _column(taken, start_s),
+                programs @ starts,
             ],
             [nodes, -of_kind, None],
             [None, sparse.eye_array(len(kinds)) / _OPERATOR, None],

@@ -60,7 +60,7 @@ def median_seconds(run: Callable[[], object], count: int, clock: Clock) -> float
     return statistics.median(taken)
 
 
-def in_rounds(walks: Sequence[Walk], count: int) -> list[FloatArray]:
+def in_rounds(walks: Sequence[Walk], count: int, longest_s: float = _ROUNDS_S) -> list[FloatArray]:
     """Times partitions in turn, several times over.
 
     Whatever else the machine does slows a program down, for milliseconds or for minutes, and never
@@ -69,7 +69,8 @@ def in_rounds(walks: Sequence[Walk], count: int) -> list[FloatArray]:
 
     Args:
       walks: of each partition.
-      count: how often each stage is timed; less often where that takes a minute.
+      count: how often each stage is timed.
+      longest_s: seconds after which no further round begins.
 
     Returns:
       For each partition [rounds, stages] seconds.
@@ -79,7 +80,7 @@ def in_rounds(walks: Sequence[Walk], count: int) -> list[FloatArray]:
     for done in range(0, count, _IN_ROUND):
         for walk, found in zip(walks, rounds, strict=True):
             found.append(walk(min(_IN_ROUND, count - done)))
-        if time.perf_counter() - began_s > _ROUNDS_S:
+        if time.perf_counter() - began_s > longest_s:
             break
     return [np.array(found, np.float64) for found in rounds]
 
