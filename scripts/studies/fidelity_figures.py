@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from rows import Row
 from scipy import stats
 
-from jaxpart.export.measuring.calibrate import Device, calibrated
+from jaxpart.export.measuring.calibrate import Device, calibrated, calibrated_by_operator
+from jaxpart.export.measuring.context import shared_out
 from jaxpart.files import write_whole
 from jaxpart.problem.graph import Graph, Node
 from jaxpart.problem.mcm import load_mcm
@@ -25,6 +26,7 @@ PREDICTIONS = {
     "uncalibrated": "a chip of the presets",
     "calibrated": "rates fitted to other models",
     "launch": "and the time of starting a node",
+    "by operator": "likewise, products apart from others",
     "profiled": "the sum of measured nodes",
 }
 Floats = NDArray[np.float64]
@@ -60,6 +62,7 @@ class Judged:
       nodes: how many it has.
       measured_s: [partitions] bottleneck.
       predicted_s: name of the prediction -> [partitions].
+      ceiling: two measurements of the same partitions compared: no prediction can agree better.
     """
 
     model: str
@@ -67,6 +70,7 @@ class Judged:
     nodes: int
     measured_s: Floats
     predicted_s: dict[str, Floats]
+    ceiling: Fidelity
 
 
 def fidelity(predicted: Floats, measured: Floats) -> Fidelity:
@@ -93,40 +97,100 @@ def judge(rows: Sequence[Row]) -> list[Judged]:
     found = []
     for name, row in nodes.items():
         partitions = [r for r in rows if r["part"] == "partition" and r["graph"] == name]
-        others = [
-            graph_of(other)
-            for other in nodes.values()
-            if other["graph"] != name and other["runtime"] == row["runtime"]
-        ]
+        others = _others(nodes, row)
         if not partitions or not others:
             continue
-        seconds = node_seconds(graph_of(row), calibrated(others))
+        seconds = node_seconds(graph_of(row), others)
         predicted = {
             prediction: np.array([_bottleneck(taken, r["cuts"]) for r in partitions])
             for prediction, taken in seconds.items()
         }
         measured = np.array([max(r["measured_s"]) for r in partitions])
-        found.append(Judged(name, row["runtime"], len(row["flops"]), measured, predicted))
+        halves = np.array([[max(stages) for stages in r["halves_s"]] for r in partitions])
+        ceiling = fidelity(halves[:, 0], halves[:, -1])
+        nodes_count = len(row["flops"])
+        found.append(Judged(name, row["runtime"], nodes_count, measured, predicted, ceiling))
     return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """What an operator takes in the stages of a model, and what was predicted.
+
+    Attributes:
+      model: its name.
+      operator: of its nodes.
+      nodes: how many there are.
+      predicted_s: of all of them.
+      found_s: those seconds that explain best what the stages took.
+      share: the difference, as a share of what the model takes.
+    """
+
+    model: str
+    operator: str
+    nodes: int
+    predicted_s: float
+    found_s: float
+    share: float
+
+
+def failures(rows: Sequence[Row], prediction: str) -> list[Failure]:
+    """Where a prediction fails, by operator: the largest differences first.
+
+    What the nodes take in the stages that were measured is found as `jaxpart profile` does, from
+    the prediction in place of what nodes take alone.
+    """
+    nodes = {row["graph"]: row for row in rows if row["part"] == "nodes"}
+    found = []
+    for name, row in nodes.items():
+        others = _others(nodes, row)
+        stages = [r for r in rows if r["part"] == "partition" and r["graph"] == name]
+        if not stages or not others:
+            continue
+        predicted = node_seconds(graph_of(row), others)[prediction]
+        segments, taken = [], []
+        for r in stages:
+            ends = [0, *r["cuts"], len(predicted)]
+            used = [k for k, seconds in enumerate(r["measured_s"]) if seconds > 0]
+            segments += [(ends[k], ends[k + 1]) for k in used]
+            taken += [r["measured_s"][k] for k in used]
+        inside, _ = shared_out(segments, taken, predicted.tolist(), row["ops"])
+        for operator in dict.fromkeys(row["ops"]):
+            own = np.array([op == operator for op in row["ops"]])
+            pair = float(predicted[own].sum()), float(inside[own].sum())
+            share = abs(pair[0] - pair[1]) / float(inside.sum())
+            found.append(Failure(name, operator, int(own.sum()), *pair, share))
+    return sorted(found, key=lambda one: -one.share)
+
+
+def _others(nodes: dict[str, Row], row: Row) -> list[Graph]:
+    """The graphs of the other models of the runtime: those that a device may be fitted to."""
+    return [
+        graph_of(other)
+        for other in nodes.values()
+        if other["graph"] != row["graph"] and other["runtime"] == row["runtime"]
+    ]
 
 
 def graph_of(row: Row) -> Graph:
     """The nodes of a row with their measured seconds, as a graph without edges."""
-    columns = zip(row["flops"], row["bytes"], row["seconds"], strict=True)
+    columns = zip(row["ops"], row["flops"], row["bytes"], row["seconds"], strict=True)
     return Graph(
-        tuple(Node(f"n{v}", "op", f, b, seconds=s) for v, (f, b, s) in enumerate(columns)),
+        tuple(Node(f"n{v}", op, f, b, seconds=s) for v, (op, f, b, s) in enumerate(columns)),
         name=row["graph"],
     )
 
 
-def node_seconds(graph: Graph, device: Device) -> dict[str, Floats]:
-    """[N] the seconds of the nodes by each prediction."""
+def node_seconds(graph: Graph, others: Sequence[Graph]) -> dict[str, Floats]:
+    """[N] the seconds of the nodes by each prediction; devices are fitted to the others."""
+    device = calibrated(others)
     chip = load_mcm("mcm4").chips[0]
     preset = Device(chip.peak_flops, chip.sram_bandwidth, 0.0, 0.0, 0)
     return {
         "uncalibrated": _values(preset.seconds(graph)),
         "calibrated": _values(device.seconds(graph, launch=False)),
         "launch": _values(device.seconds(graph)),
+        "by operator": _values(calibrated_by_operator(others).seconds(graph)),
         "profiled": np.array([v.seconds for v in graph.nodes], np.float64),
     }
 

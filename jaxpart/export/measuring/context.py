@@ -21,6 +21,7 @@ _FEWEST = 4  # nodes of a program
 _NOISE = 0.02  # a program's, as measured
 _OPERATOR = 1.0  # what operators take in context for each second alone, from that of all
 _NODE = 0.3  # likewise a node of the mean time, from its operator's
+_NOTHING_S = 1e-12
 _LEAST = 0.002  # of the mean node: also a node that took no time alone may take some
 
 
@@ -87,4 +88,6 @@ def shared_out(
         [np.full(len(taken), 1 / _NOISE), np.zeros(len(guess)), np.full(len(kinds), 1 / _OPERATOR)]
     )
     found = lsq_linear(system, wanted, (0.0, np.inf), lsq_solver="lsmr", tol=1e-9).x
-    return found[: len(guess)] * unit, float(found[-1] * start_s)
+    inside = found[: len(guess)] * unit
+    inside[inside < _NOTHING_S] = 0.0  # the solver comes near 0, not to it
+    return inside, float(found[-1] * start_s)
