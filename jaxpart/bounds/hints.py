@@ -22,7 +22,7 @@ _LOOPS = {
     "GRU": "export it step by step to spread it over chips",
     "RNN": "export it step by step to spread it over chips",
 }
-PRODUCTS = ("dot_general", "conv_general_dilated", "MatMul", "Gemm", "Conv", "ConvTranspose")
+_PRODUCTS = ("dot_general", "conv_general_dilated", "MatMul", "Gemm", "Conv", "ConvTranspose")
 # Share of all node seconds from which a loop on one chip is worth a word.
 _LOOP_SHARE = 0.05
 # Share of the bottleneck that an edge interval must explain.
@@ -48,7 +48,7 @@ def graph_hints(problem: Problem) -> list[str]:
                 f"loop {node.name!r}{others} is one node, so it runs on one chip: {share:.0%} of "
                 f"the work; {_LOOPS[node.op]}"
             )
-    if not graph.weight_bytes and any(node.op in PRODUCTS for node in graph.nodes):
+    if not graph.weight_bytes and any(node.op in _PRODUCTS for node in graph.nodes):
         hints.append(
             "0 MiB of weights: memory and reads of parameters are not counted; name the arguments "
             "that are parameters (param_argnums)"

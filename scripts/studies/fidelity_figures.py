@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rows import Row
 from scipy import stats
 
-from jaxpart.export.measuring.calibrate import Device, calibrated, calibrated_by_operator
+from jaxpart.export.measuring.calibrate import Device, calibrated
 from jaxpart.export.measuring.context import shared_out
 from jaxpart.files import write_whole
 from jaxpart.problem.graph import Graph, Node
@@ -26,7 +26,6 @@ PREDICTIONS = {
     "uncalibrated": "a chip of the presets",
     "calibrated": "rates fitted to other models",
     "launch": "and the time of starting a node",
-    "by operator": "likewise, products apart from others",
     "profiled": "the sum of measured nodes",
 }
 Floats = NDArray[np.float64]
@@ -190,7 +189,6 @@ def node_seconds(graph: Graph, others: Sequence[Graph]) -> dict[str, Floats]:
         "uncalibrated": _values(preset.seconds(graph)),
         "calibrated": _values(device.seconds(graph, launch=False)),
         "launch": _values(device.seconds(graph)),
-        "by operator": _values(calibrated_by_operator(others).seconds(graph)),
         "profiled": np.array([v.seconds for v in graph.nodes], np.float64),
     }
 

@@ -16,7 +16,6 @@ import numpy as np
 from scipy import sparse
 from scipy.optimize import linprog, minimize
 
-from jaxpart.bounds.hints import PRODUCTS
 from jaxpart.errors import InputError
 from jaxpart.problem.graph import Graph
 from jaxpart.problem.limits import RATE_RANGE
@@ -110,46 +109,6 @@ def calibrated(graphs: Sequence[Graph]) -> Device:
     found = np.maximum(flops / rates[0], accessed / rates[1]) + best[2]
     error = float(np.abs(sums @ (found - seconds)).sum() / (sums @ seconds).sum())
     return Device(rates[0], rates[1], best[2], error, len(nodes), tuple(notes))
-
-
-@dataclasses.dataclass(frozen=True)
-class ByOperator:
-    """A device that runs matrix products, convolutions among them, at other rates than the rest.
-
-    Attributes:
-      products: fitted to products.
-      others: fitted to all other nodes.
-    """
-
-    products: Device
-    others: Device
-
-    def seconds(self, graph: Graph) -> dict[str, float]:
-        """What the device takes for each node, by name; that of starting it included.
-
-        Args:
-          graph: in the element size that runs.
-        """
-        products, others = self.products.seconds(graph), self.others.seconds(graph)
-        return {v.name: (products if v.op in PRODUCTS else others)[v.name] for v in graph.nodes}
-
-
-def calibrated_by_operator(graphs: Sequence[Graph]) -> ByOperator:
-    """As `calibrated`, products and other nodes each by themselves.
-
-    Raises:
-      InputError: as for `calibrated`, of the products or the other nodes.
-    """
-
-    def fitted(is_product: bool) -> Device:
-        chosen = [
-            Graph(tuple(v for v in graph.nodes if (v.op in PRODUCTS) == is_product))
-            for graph in graphs
-            if any((v.op in PRODUCTS) == is_product for v in graph.nodes)
-        ]
-        return calibrated(chosen)
-
-    return ByOperator(fitted(True), fitted(False))
 
 
 def toml(device: Device, mcm: MCM, origin: str) -> str:

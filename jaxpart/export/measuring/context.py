@@ -7,6 +7,7 @@ consecutive nodes are measured too, and the seconds of the nodes are those that 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -33,6 +34,21 @@ def piece_cuts(count: int) -> list[list[int]]:
     """
     numbers = [pieces for pieces in PIECES if pieces == 1 or count >= _FEWEST * pieces]
     return [[count * i // pieces for i in range(1, pieces)] for pieces in numbers]
+
+
+def segments_of(cuts: Sequence[int], kept: Sequence[int], count: int) -> list[tuple[int, int]]:
+    """The programs between cuts, as `shared_out` takes them.
+
+    Args:
+      cuts: ascending places among `count` nodes.
+      kept: ascending numbers of the nodes that are looked at.
+      count: of all nodes.
+
+    Returns:
+      For each program the first of its nodes among those kept, and the one after its last.
+    """
+    ends = np.searchsorted(kept, [0, *cuts, count]).tolist()
+    return list(itertools.pairwise(ends))
 
 
 def shared_out(

@@ -16,12 +16,15 @@ import onnx
 
 from jaxpart.errors import InputError
 from jaxpart.export.checked import checked_result
+from jaxpart.export.measuring.context import piece_cuts, segments_of, shared_out
+from jaxpart.export.measuring.timing import in_rounds, walk_of
 from jaxpart.export.running.runtimes import onnx_program, onnx_session, runtime_name
-from jaxpart.export.running.tensors import feed_of, random_feed
+from jaxpart.export.running.tensors import Feed, feed_of, random_feed
 from jaxpart.export.targets import read_model, write_onnx_stages
+from jaxpart.ingest.onnx.importer import ImportedModel
 from jaxpart.ingest.seconds import profiler_runs, with_seconds, write_seconds
 from jaxpart.problem.graph import Graph
-from jaxpart.problem.mcm import MCM, Chip
+from jaxpart.problem.mcm import MCM, Chip, Constraints
 from jaxpart.text import name_of
 
 if TYPE_CHECKING:
@@ -105,10 +108,10 @@ def profile(
 
     An ONNX file runs as a whole in ONNX Runtime, on one core and without graph optimisations, so
     that its nodes are those of the graph; the runtime's profiler times them, in whole microseconds.
-    What counts is the mean of the fastest quarter of the runs of a node.
+    What counts is the mean of the fastest quarter of the runs of a node. Then the model runs in
+    stages of many nodes, and the times of nodes are those that explain best what stages take.
     A trace of JAX runs on JAX's default device, in stages that are compiled: of one node each, and
-    of many nodes, cut in several ways. The seconds of a node are those that explain best what the
-    stages of many nodes take, where XLA fuses nodes and operands may be in a cache.
+    of many nodes, where XLA fuses nodes and operands may be in a cache.
 
     Args:
       model: the path of an ONNX file, or what `jaxpart.trace` gives.
@@ -166,9 +169,60 @@ def _profile_onnx(
             program({key: value for key, value in feed(k).items() if key in given})
             callback(min(k + 1, count))
         runs = profiler_runs(session.end_profiling())
-    names = {node.name for node in graph.nodes}
-    seconds = {key: _quiet(taken) for key, taken in runs.items() if key in names}
-    return Profile(with_seconds(graph, seconds), runtime_name(), count)
+    alone = {node.name: _quiet(runs[node.name]) for node in graph.nodes if node.name in runs}
+    seconds, start_s = _in_context(imported, path, alone, feed, count)
+    return Profile(with_seconds(graph, seconds), runtime_name(), count, start_s)
+
+
+def _in_context(
+    imported: ImportedModel, path: str, alone: Mapping[str, float], feed: Feed, count: int
+) -> tuple[dict[str, float], float]:
+    """The seconds of nodes in stages of many, and those of starting one: see `shared_out`.
+
+    Where the model cannot be cut (both sides would draw the same random numbers) there is one stage
+    of all nodes.
+
+    Args:
+      imported: the model.
+      path: where it is.
+      alone: what the profiler says of each node, by name.
+      feed: gives the inputs.
+      count: how often each stage is timed.
+    """
+    nodes = imported.graph.nodes
+    kept = [v for v, node in enumerate(nodes) if node.name in alone]
+    walks, segments = [], []
+    with tempfile.TemporaryDirectory(prefix="jaxpart.") as name:
+        for cuts in piece_cuts(len(nodes))[::2]:  # each way to cut takes as much room as the model
+            folder = Path(name) / str(len(walks))
+            chips = np.searchsorted(cuts, np.arange(len(nodes)), "right")
+            try:
+                result = checked_result(imported.graph, chips, _pieces(len(cuts) + 1), path)
+                write_onnx_stages(imported, result, path, folder)
+            except InputError:
+                if not cuts:
+                    raise
+                continue
+            walks.append(lambda count, of=folder: walk_of(of, feed=feed)(count))
+            segments += segments_of(cuts, kept, len(nodes))
+        taken = [s for found in in_rounds(walks, count) for s in found.min(axis=0).tolist()]
+    pairs = [(segment, s) for segment, s in zip(segments, taken, strict=True) if s > 0]
+    if not pairs:
+        return dict(alone), 0.0
+    found, start_s = shared_out(
+        [segment for segment, _ in pairs],
+        [s for _, s in pairs],
+        [alone[nodes[v].name] for v in kept],
+        [nodes[v].op for v in kept],
+    )
+    return dict(zip((nodes[v].name for v in kept), found.tolist(), strict=True)), start_s
+
+
+def _pieces(count: int) -> MCM:
+    """As many chips, of which each holds any model; data may flow to any later one."""
+    free = Constraints(no_skip=False, triangle=False)
+    chips = _WHOLE.chips * count
+    return MCM("pieces", "host", chips, 1.0, memory_model="weights", constraints=free)
 
 
 def _quiet(taken: Sequence[float]) -> float:

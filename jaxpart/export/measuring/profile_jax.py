@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxpart.errors import InputError
 from jaxpart.export.jax.stages import Stages, Trace
-from jaxpart.export.measuring.context import piece_cuts, shared_out
+from jaxpart.export.measuring.context import piece_cuts, segments_of, shared_out
 from jaxpart.export.measuring.timing import clock_of, in_rounds, median_seconds
 
 Programs = dict[tuple[str, Any], Any]  # compiled; by their text and device
@@ -56,8 +56,8 @@ def profile_trace(
     segments, taken = [], []
     rounds = in_rounds([piece.seconds for piece in pieces], count)
     for cuts, piece, found in zip(piece_cuts(len(nodes)), pieces, rounds, strict=True):
-        ends = np.searchsorted(needed, [0, *cuts, len(nodes)]).tolist()  # among those needed
-        segments += [(ends[part.chip], ends[part.chip + 1]) for part in piece.stages.plans]
+        programs_of = segments_of(cuts, needed, len(nodes))
+        segments += [programs_of[part.chip] for part in piece.stages.plans]
         taken += found.min(axis=0).tolist()
     seconds = dict.fromkeys((node.name for node in nodes), 0.0)
     start_s = 0.0

@@ -102,11 +102,17 @@ def stage_seconds(folder: str | os.PathLike[str], *, count: int = 20, seed: int 
     return in_rounds([walk_of(folder, seed=seed)], count)[0].min(axis=0).tolist()
 
 
-def walk_of(folder: str | os.PathLike[str], *, seed: int = 0) -> Walk:
-    """What times the stages of a folder, which are loaded at once; as `stage_seconds`."""
+def walk_of(folder: str | os.PathLike[str], *, feed: Feed | None = None, seed: int = 0) -> Walk:
+    """What times the stages of a folder, which are loaded at once; as `stage_seconds`.
+
+    Args:
+      folder: of stages.
+      feed: gives the inputs; None: random ones.
+      seed: of the random inputs.
+    """
     manifest = read_stages(folder)
     programs = load_stages(Path(folder), manifest)
-    feed = random_feed(manifest.inputs, seed)
+    feed = random_feed(manifest.inputs, seed) if feed is None else feed
     clock = clock_of(_platform(manifest))
     return lambda count: _seconds(manifest, programs, feed, count, clock)
 

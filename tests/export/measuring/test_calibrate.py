@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxpart.errors import InputError
-from jaxpart.export.measuring.calibrate import Device, calibrated, calibrated_by_operator, toml
+from jaxpart.export.measuring.calibrate import Device, calibrated, toml
 from jaxpart.ingest.seconds import read_seconds, with_seconds, write_seconds
 from jaxpart.problem.graph import Graph, Node
 from jaxpart.problem.mcm import load_mcm
@@ -114,25 +114,6 @@ def test_a_slow_graph_counts_no_more_than_a_quick_one():
     device = calibrated([*quick, graph_of(flops, accessed, seconds)])
 
     assert device.seconds(quick[0])["n0"] == pytest.approx(seconds[0] * 1e-3, rel=0.01)
-
-
-def test_products_have_rates_of_their_own():
-    rng = np.random.default_rng(0)
-    product, other = nodes_of(rng, 20, 1e-6), nodes_of(rng, 20, 1e-5, 1e10, 1e11)
-    columns = [np.stack(pair, 1).ravel().tolist() for pair in zip(product, other, strict=True)]
-    nodes = tuple(
-        Node(f"n{v}", ("MatMul", "Relu")[v % 2], f, b, seconds=s)
-        for v, (f, b, s) in enumerate(zip(*columns, strict=True))
-    )
-    graph = Graph(nodes)
-
-    found = calibrated_by_operator([graph])
-
-    assert found.products.launch_s == pytest.approx(1e-6, rel=0.05)
-    assert found.others.launch_s == pytest.approx(1e-5, rel=0.05)
-    assert list(found.seconds(graph).values()) == pytest.approx(columns[2], rel=0.01)
-    with pytest.raises(InputError, match="0 nodes were measured"):
-        calibrated_by_operator([Graph(nodes[::2])])
 
 
 def test_what_no_node_shows_is_said():
