@@ -39,7 +39,8 @@ from jaxpart.problem.graph import Graph
 
 _CHIPS = (2, 3, 4, 6, 8)
 _HEADER = ("model", "prediction", "partitions", "Pearson", "Spearman", "error", "scaled")
-_PROFILED = {"onnx": 6}  # times as many runs as of a stage: the profiler counts microseconds
+_PROFILED = {"onnx": 3}  # times as many runs as of a stage: the profiler counts microseconds
+_SHOWN = 3  # failures of a model
 _JITTER = 0.3  # of a stage: how far cuts are from those of equal FLOPs
 
 
@@ -63,6 +64,9 @@ def main() -> int:
             folder = arguments.folder or Path(temporary)
             measure(rows, arguments.models, arguments.partitions, folder)
         judged = fidelity_figures.judge(rows.rows)
+        rows.rows = [row for row in rows.rows if row["part"] != "judged"]
+        for model in judged:
+            rows.add(model.row())
         print(report(judged))
         if arguments.picture is not None and judged:
             fidelity_figures.draw(judged, arguments.picture)
@@ -192,6 +196,15 @@ def _lines(judged: list[fidelity_figures.Judged]) -> Iterator[str]:
             yield _line(layout, model.model, prediction, found)
         if judged:
             yield _line(layout, "all", prediction, fidelity_figures.overall(judged, prediction))
+    for model in judged:
+        yield _line(layout, model.model, "itself", model.ceiling)
+    yield ""
+    for model in judged:
+        for one in model.failures[:_SHOWN]:
+            yield (
+                f"{model.model:16} {one.prediction:13} {one.operator:20} {one.nodes:5} nodes "
+                f"{one.predicted_s * 1e6:10,.1f} us predicted, {one.found_s * 1e6:10,.1f} us found"
+            )
 
 
 def _line(layout: str, model: str, prediction: str, found: fidelity_figures.Fidelity) -> str:

@@ -16,7 +16,7 @@ from rows import Row
 from scipy import stats
 
 from jaxpart.export.measuring.calibrate import Device, calibrated
-from jaxpart.export.measuring.context import shared_out
+from jaxpart.export.measuring.context import segments_of, shared_out
 from jaxpart.files import write_whole
 from jaxpart.problem.graph import Graph, Node
 from jaxpart.problem.mcm import load_mcm
@@ -28,6 +28,8 @@ PREDICTIONS = {
     "launch": "and the time of starting a node",
     "profiled": "the sum of measured nodes",
 }
+_FAILED = ("launch", "profiled")  # the predictions whose failures are told
+_KEPT = 12  # failures of a model
 Floats = NDArray[np.float64]
 
 
@@ -52,6 +54,27 @@ class Fidelity:
 
 
 @dataclasses.dataclass(frozen=True)
+class Failure:
+    """What an operator takes in the stages of a model, and what was predicted.
+
+    Attributes:
+      prediction: its name.
+      operator: of the nodes.
+      nodes: how many there are.
+      predicted_s: of all of them.
+      found_s: those seconds that explain best what the stages took.
+      share: the difference, as a share of what the model takes.
+    """
+
+    prediction: str
+    operator: str
+    nodes: int
+    predicted_s: float
+    found_s: float
+    share: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Judged:
     """The partitions of one model, measured and predicted.
 
@@ -62,6 +85,7 @@ class Judged:
       measured_s: [partitions] bottleneck.
       predicted_s: name of the prediction -> [partitions].
       ceiling: two measurements of the same partitions compared: no prediction can agree better.
+      failures: of "launch" and "profiled", by operator, the largest first.
     """
 
     model: str
@@ -70,6 +94,27 @@ class Judged:
     measured_s: Floats
     predicted_s: dict[str, Floats]
     ceiling: Fidelity
+    failures: tuple[Failure, ...]
+
+    def row(self) -> Row:
+        """As a row of the study."""
+        found = dataclasses.asdict(self)
+        predicted = {name: values.tolist() for name, values in self.predicted_s.items()}
+        found |= {"measured_s": self.measured_s.tolist(), "predicted_s": predicted}
+        return {"part": "judged", "graph": found.pop("model"), **found}
+
+    @classmethod
+    def of(cls, row: Row) -> Judged:
+        """What `row` has made a row of."""
+        return cls(
+            row["graph"],
+            row["runtime"],
+            row["nodes"],
+            np.array(row["measured_s"]),
+            {name: np.array(values) for name, values in row["predicted_s"].items()},
+            Fidelity(**row["ceiling"]),
+            tuple(Failure(**one) for one in row["failures"]),
+        )
 
 
 def fidelity(predicted: Floats, measured: Floats) -> Fidelity:
@@ -107,59 +152,48 @@ def judge(rows: Sequence[Row]) -> list[Judged]:
         measured = np.array([max(r["measured_s"]) for r in partitions])
         halves = np.array([[max(stages) for stages in r["halves_s"]] for r in partitions])
         ceiling = fidelity(halves[:, 0], halves[:, -1])
-        nodes_count = len(row["flops"])
-        found.append(Judged(name, row["runtime"], nodes_count, measured, predicted, ceiling))
+        failed = [f for one in _FAILED for f in failures(row, partitions, seconds[one], one)]
+        found.append(
+            Judged(
+                *(name, row["runtime"], len(row["flops"]), measured, predicted, ceiling),
+                tuple(sorted(failed, key=lambda one: -one.share)[:_KEPT]),
+            )
+        )
     return found
 
 
-@dataclasses.dataclass(frozen=True)
-class Failure:
-    """What an operator takes in the stages of a model, and what was predicted.
+def failures(
+    row: Row, partitions: Sequence[Row], predicted: Floats, prediction: str
+) -> list[Failure]:
+    """What each operator of a model takes in the stages that were measured, and was predicted.
 
-    Attributes:
-      model: its name.
-      operator: of its nodes.
-      nodes: how many there are.
-      predicted_s: of all of them.
-      found_s: those seconds that explain best what the stages took.
-      share: the difference, as a share of what the model takes.
+    The first is found as `jaxpart profile` does it, from the prediction in place of what nodes take
+    alone.
+
+    Args:
+      row: of the model's nodes.
+      partitions: the rows of its partitions.
+      predicted: [N] seconds of the nodes.
+      prediction: its name.
     """
-
-    model: str
-    operator: str
-    nodes: int
-    predicted_s: float
-    found_s: float
-    share: float
-
-
-def failures(rows: Sequence[Row], prediction: str) -> list[Failure]:
-    """Where a prediction fails, by operator: the largest differences first.
-
-    What the nodes take in the stages that were measured is found as `jaxpart profile` does, from
-    the prediction in place of what nodes take alone.
-    """
-    nodes = {row["graph"]: row for row in rows if row["part"] == "nodes"}
+    segments, taken = [], []
+    for one in partitions:
+        own = zip(
+            segments_of(one["cuts"], range(len(predicted)), len(predicted)), one["measured_s"]
+        )
+        for segment, seconds in own:
+            if seconds > 0:  # a stage whose results nobody needs does not run
+                segments.append(segment)
+                taken.append(seconds)
+    inside, _ = shared_out(segments, taken, predicted.tolist(), row["ops"])
+    operators = np.array(row["ops"])
     found = []
-    for name, row in nodes.items():
-        others = _others(nodes, row)
-        stages = [r for r in rows if r["part"] == "partition" and r["graph"] == name]
-        if not stages or not others:
-            continue
-        predicted = node_seconds(graph_of(row), others)[prediction]
-        segments, taken = [], []
-        for r in stages:
-            ends = [0, *r["cuts"], len(predicted)]
-            used = [k for k, seconds in enumerate(r["measured_s"]) if seconds > 0]
-            segments += [(ends[k], ends[k + 1]) for k in used]
-            taken += [r["measured_s"][k] for k in used]
-        inside, _ = shared_out(segments, taken, predicted.tolist(), row["ops"])
-        for operator in dict.fromkeys(row["ops"]):
-            own = np.array([op == operator for op in row["ops"]])
-            pair = float(predicted[own].sum()), float(inside[own].sum())
-            share = abs(pair[0] - pair[1]) / float(inside.sum())
-            found.append(Failure(name, operator, int(own.sum()), *pair, share))
-    return sorted(found, key=lambda one: -one.share)
+    for operator in np.unique(operators):
+        own = operators == operator
+        pair = float(predicted[own].sum()), float(inside[own].sum())
+        share = abs(pair[0] - pair[1]) / float(inside.sum())
+        found.append(Failure(prediction, str(operator), int(own.sum()), *pair, share))
+    return found
 
 
 def _others(nodes: dict[str, Row], row: Row) -> list[Graph]:

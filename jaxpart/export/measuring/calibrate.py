@@ -96,12 +96,13 @@ def calibrated(graphs: Sequence[Graph]) -> Device:
     best = _fit(flops, accessed, seconds, sums)
     notes = []
     rates = []
-    for slope, amount, what in (
-        (best[0], flops, "peak_flops"),
-        (best[1], accessed, "sram_bandwidth"),
+    compute_s, memory_s = best[0] * flops, best[1] * accessed
+    for slope, amount, binds, what in (
+        (best[0], flops, compute_s > memory_s, "peak_flops"),
+        (best[1], accessed, memory_s > compute_s, "sram_bandwidth"),
     ):
         rate = 1 / slope if slope > 0 else math.inf
-        if not rate <= RATE_RANGE[1]:
+        if not rate <= RATE_RANGE[1] or not binds.any():
             some = (seconds > 0) & (amount > 0)
             rate = float((amount[some] / seconds[some]).max())
             notes.append(f"no measured node is bound by {what}: it is the highest rate seen")
