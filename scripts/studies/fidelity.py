@@ -6,15 +6,20 @@
 Every node of each model is measured first (`jaxpart profile`). Then partitions: nodes in program
 order, cut at random places (*random*) or where stages have about equal FLOPs (*even*), on 2 to 8
 chips. The stages of each run one after the other, alone and warm, and each is timed on one device:
-ONNX Runtime on one core, or JAX. What is compared is the longest stage, without transfers:
+a core, on which ONNX Runtime or JAX runs. Time in which other processes have it is not counted.
+All partitions of a model are measured in turn, several times over, and the least counts; two halves
+of the rounds are two measurements, and how well they agree is what a prediction can reach at best.
+The profile, which cuts into equal numbers of nodes, knows nothing of these partitions.
+What is compared is the longest stage, without transfers:
 
 - uncalibrated: the roofline of a chip of the presets (4 TFLOP/s, 200 GB/s),
 - calibrated: with rates fitted to the nodes of the other models of the runtime,
 - launch: likewise, with the time that starting a node takes,
 - profiled: the sum of the measured seconds of the nodes.
 
-Nothing else should run meanwhile. A run that was stopped goes on where it was: rows are written as
-they are measured.
+Where it fails is told by operator: what its nodes take in the stages of these partitions, beside
+what was predicted. Nothing else should run meanwhile. A run that was stopped goes on with the model
+where it was.
 """
 
 from __future__ import annotations

@@ -178,10 +178,8 @@ def failures(
     """
     segments, taken = [], []
     for one in partitions:
-        own = zip(
-            segments_of(one["cuts"], range(len(predicted)), len(predicted)), one["measured_s"]
-        )
-        for segment, seconds in own:
+        stages = segments_of(one["cuts"], range(len(predicted)), len(predicted))
+        for segment, seconds in zip(stages, one["measured_s"], strict=True):
             if seconds > 0:  # a stage whose results nobody needs does not run
                 segments.append(segment)
                 taken.append(seconds)
