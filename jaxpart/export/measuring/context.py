@@ -106,4 +106,5 @@ def shared_out(
     found = lsq_linear(system, wanted, (0.0, np.inf), lsq_solver="lsmr", tol=1e-9).x
     inside = found[: len(guess)] * unit
     inside[inside < _NOTHING_S] = 0.0  # the solver comes near 0, not to it
-    return inside, float(found[-1] * start_s)
+    start_s *= float(found[-1])
+    return inside, start_s if start_s >= _NOTHING_S else 0.0

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 _RUNS = 20
 _MAX_EVENTS = 150_000  # of nodes, in all runs: the profiler's file has 600 bytes for each
 _FEWEST_RUNS = 3
+_FEWEST_WAYS = 2  # to cut a model, below which nothing is learnt of its nodes
+_ASIDE = 0.01  # of the nodes' time: what stands for no node may take it, in some stages or in all
 _SHOWN = 12  # operators in a table
 
 # One chip that holds any model.
@@ -109,7 +111,8 @@ def profile(
     An ONNX file runs as a whole in ONNX Runtime, on one core and without graph optimisations, so
     that its nodes are those of the graph; the runtime's profiler times them, in whole microseconds.
     What counts is the mean of the fastest quarter of the runs of a node. Then the model runs in
-    stages of many nodes, and the times of nodes are those that explain best what stages take.
+    stages of many nodes, and the times of nodes are those that explain best what stages take; not
+    where it is small or cannot be cut, or where operations that are no nodes take much.
     A trace of JAX runs on JAX's default device, in stages that are compiled: of one node each, and
     of many nodes, where XLA fuses nodes and operands may be in a cache.
 
@@ -170,7 +173,10 @@ def _profile_onnx(
             callback(min(k + 1, count))
         runs = profiler_runs(session.end_profiling())
     alone = {node.name: _quiet(runs[node.name]) for node in graph.nodes if node.name in runs}
-    seconds, start_s = _in_context(imported, path, alone, feed, count)
+    aside_s = sum(_quiet(taken) for name, taken in runs.items() if name not in alone)
+    seconds, start_s = alone, 0.0
+    if aside_s <= _ASIDE * sum(alone.values()):
+        seconds, start_s = _in_context(imported, path, alone, feed, count)
     return Profile(with_seconds(graph, seconds), runtime_name(), count, start_s)
 
 
@@ -179,8 +185,8 @@ def _in_context(
 ) -> tuple[dict[str, float], float]:
     """The seconds of nodes in stages of many, and those of starting one: see `shared_out`.
 
-    Where the model cannot be cut (both sides would draw the same random numbers) there is one stage
-    of all nodes.
+    Where the model is too small, or cannot be cut (both sides would draw the same random numbers),
+    the profiler's seconds stay.
 
     Args:
       imported: the model.
@@ -200,18 +206,15 @@ def _in_context(
                 result = checked_result(imported.graph, chips, _pieces(len(cuts) + 1), path)
                 write_onnx_stages(imported, result, path, folder)
             except InputError:
-                if not cuts:
-                    raise
                 continue
             walks.append(lambda count, of=folder: walk_of(of, feed=feed)(count))
             segments += segments_of(cuts, kept, len(nodes))
+        if len(walks) < _FEWEST_WAYS:
+            return dict(alone), 0.0
         taken = [s for found in in_rounds(walks, count) for s in found.min(axis=0).tolist()]
-    pairs = [(segment, s) for segment, s in zip(segments, taken, strict=True) if s > 0]
-    if not pairs:
-        return dict(alone), 0.0
     found, start_s = shared_out(
-        [segment for segment, _ in pairs],
-        [s for _, s in pairs],
+        segments,
+        taken,
         [alone[nodes[v].name] for v in kept],
         [nodes[v].op for v in kept],
     )
