@@ -125,8 +125,23 @@ def read_seconds(path: str | os.PathLike[str]) -> dict[str, float]:
     if not content.strip():
         raise FileFormatError(f"{path}: the file is empty, expected seconds of nodes")
     if content.lstrip()[:1] in (b"[", b"{"):
-        return _from_profiler(content, path)
+        runs = _from_profiler(content, path)
+        return {name: statistics.median(taken) for name, taken in runs.items()}
     return _from_csv(content, path)
+
+
+def profiler_runs(path: str | os.PathLike[str]) -> dict[str, list[float]]:
+    """Reads what ONNX Runtime's profiler writes.
+
+    Returns:
+      The seconds of a node in each run but the first, where there are more, by its name.
+
+    Raises:
+      InputError: the file cannot be read.
+      FileFormatError: the file is no such file.
+      CostError: a time is negative, not finite, or out of range.
+    """
+    return _from_profiler(read_bytes(path, MAX_TEXT_BYTES), path)
 
 
 def write_seconds(path: str | os.PathLike[str], seconds: Mapping[str, float]) -> None:
@@ -187,23 +202,7 @@ def _column(header: Sequence[str], name: str, path: str | os.PathLike[str]) -> i
     return header.index(name)
 
 
-def _from_profiler(content: bytes, path: str | os.PathLike[str]) -> dict[str, float]:
-    times = _times(content, path)
-    return {name: statistics.median(taken) / 1e6 for name, taken in times.items()}
-
-
-def read_times(path: str | os.PathLike[str]) -> dict[str, list[float]]:
-    """Microseconds of each node in each run, from what ONNX Runtime's profiler wrote.
-
-    Raises:
-      InputError: the file cannot be read.
-      FileFormatError: the profiler did not write it.
-      CostError: a time is negative, not finite, or out of range.
-    """
-    return _times(read_bytes(path, MAX_TEXT_BYTES), path)
-
-
-def _times(content: bytes, path: str | os.PathLike[str]) -> dict[str, list[float]]:
+def _from_profiler(content: bytes, path: str | os.PathLike[str]) -> dict[str, list[float]]:
     expected = "; expected what ONNX Runtime's profiler writes"
     events = decode_json(content, list[_Event], path, expected=expected)
     for position, event in enumerate(events):
@@ -222,7 +221,7 @@ def _times(content: bytes, path: str | os.PathLike[str]) -> dict[str, list[float
     per_run: dict[str, list[float]] = {}
     for run in _by_run(nodes, runs[1:] or runs, path):
         for name, taken in run.items():
-            per_run.setdefault(name, []).append(taken)
+            per_run.setdefault(name, []).append(taken / 1e6)
     return per_run
 
 

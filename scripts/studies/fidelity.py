@@ -6,22 +6,29 @@
 Every node of each model is measured first (`jaxpart profile`). Then partitions: nodes in program
 order, cut at random places (*random*) or where stages have about equal FLOPs (*even*), on 2 to 8
 chips. The stages of each run one after the other, alone and warm, and each is timed on one device:
-ONNX Runtime on one core, or JAX. What is compared is the longest stage, without transfers:
+a core, on which ONNX Runtime or JAX runs. Time in which other processes have it is not counted.
+All partitions of a model are measured in turn, several times over, and the least counts; two halves
+of the rounds are two measurements, and how well they agree is what a prediction can reach at best.
+The profile, which cuts into equal numbers of nodes, knows nothing of these partitions.
+What is compared is the longest stage, without transfers:
 
 - uncalibrated: the roofline of a chip of the presets (4 TFLOP/s, 200 GB/s),
 - calibrated: with rates fitted to the nodes of the other models of the runtime,
 - launch: likewise, with the time that starting a node takes,
 - profiled: the sum of the measured seconds of the nodes.
 
-Nothing else should run meanwhile. A run that was stopped goes on where it was: rows are written as
-they are measured.
+Where it fails is told by operator: what its nodes take in the stages of these partitions, beside
+what was predicted. Nothing else should run meanwhile. A run that was stopped goes on with the model
+where it was.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,10 +39,13 @@ from rows import Row, Rows
 
 from jaxpart.arguments import count, file_path, whole_number
 from jaxpart.errors import InputError
+from jaxpart.export.measuring.timing import in_rounds
 from jaxpart.problem.graph import Graph
 
 _CHIPS = (2, 3, 4, 6, 8)
 _HEADER = ("model", "prediction", "partitions", "Pearson", "Spearman", "error", "scaled")
+_PROFILED = {"onnx": 3}  # times as many runs as of a stage: the profiler counts microseconds
+_SHOWN = 3  # failures of a model
 _JITTER = 0.3  # of a stage: how far cuts are from those of equal FLOPs
 
 
@@ -59,6 +69,9 @@ def main() -> int:
             folder = arguments.folder or Path(temporary)
             measure(rows, arguments.models, arguments.partitions, folder)
         judged = fidelity_figures.judge(rows.rows)
+        rows.rows = [row for row in rows.rows if row["part"] != "judged"]
+        for model in judged:
+            rows.add(model.row())
         print(report(judged))
         if arguments.picture is not None and judged:
             fidelity_figures.draw(judged, arguments.picture)
@@ -77,26 +90,50 @@ def measure(rows: Rows, names: list[str], partitions: int, folder: Path) -> None
       partitions: of each model.
       folder: for files of models.
     """
-    runs, seed = rows.settings["count"], rows.settings["seed"]
+    runs = rows.settings["count"]
     for name in names:
-        one: Subject | None = None
-        if rows.get(part="nodes", graph=name) is None:
-            one = subject(name, folder)
-            rows.add(_nodes(one, runs))
-            print(f"{name}: {len(one.graph.nodes)} nodes measured", flush=True)
-        for number in range(partitions):
-            chips, kind = _CHIPS[number % len(_CHIPS)], ("random", "even")[number // 5 % 2]
-            key = {"part": "partition", "graph": name, "method": kind, "chips": chips}
-            key["seed"] = number
-            if rows.get(**key) is not None:
-                continue
-            one = one or subject(name, folder)
-            rng = np.random.default_rng([seed, number])
-            cuts = cuts_of(one.graph, chips, kind, rng)
-            taken = one.stages(chips_of(cuts, len(one.graph.nodes)), runs)
-            measured = [taken[chip] for chip in range(chips)]
-            rows.add({**key, "cuts": cuts, "measured_s": measured})
-            print(f"{name}: {number + 1} of {partitions} partitions", flush=True)
+        keys = [
+            {
+                "part": "partition",
+                "graph": name,
+                "method": ("random", "even")[number // len(_CHIPS) % 2],
+                "chips": _CHIPS[number % len(_CHIPS)],
+                "seed": number,
+            }
+            for number in range(partitions)
+        ]
+        missing = [key for key in keys if rows.get(**key) is None]
+        is_profiled = rows.get(part="nodes", graph=name) is not None
+        if is_profiled and not missing:
+            continue
+        one = subject(name, folder)
+        if not is_profiled:
+            began_s = time.perf_counter()
+            rows.add(_nodes(one, runs * _PROFILED.get(one.runtime, 1)))
+            _told(f"{name}: {len(one.graph.nodes)} nodes measured", began_s)
+        _add_partitions(rows, one, missing)
+
+
+def _add_partitions(rows: Rows, one: Subject, keys: list[Row]) -> None:
+    """Measures partitions of a model in turn, and adds their rows."""
+    began_s = time.perf_counter()
+    cuts, walks = [], []
+    for key in keys:
+        rng = np.random.default_rng([rows.settings["seed"], key["seed"]])
+        cuts.append(cuts_of(one.graph, key["chips"], key["method"], rng))
+        walks.append(one.walk(chips_of(cuts[-1], len(one.graph.nodes))))
+    _told(f"{one.name}: {len(keys)} partitions loaded", began_s)
+    found = in_rounds(walks, rows.settings["count"], np.inf)
+    for key, own, rounds in zip(keys, cuts, found, strict=True):
+        halves = [half.min(axis=0).tolist() for half in (rounds[::2], rounds[1::2]) if len(half)]
+        rows.add(
+            {**key, "cuts": own, "measured_s": rounds.min(axis=0).tolist(), "halves_s": halves}
+        )
+    _told(f"{one.name}: {len(keys)} partitions measured", began_s)
+
+
+def _told(what: str, began_s: float) -> None:
+    print(f"{what}, {time.perf_counter() - began_s:.0f} s", flush=True)
 
 
 def _nodes(one: Subject, runs: int) -> Row:
@@ -107,6 +144,8 @@ def _nodes(one: Subject, runs: int) -> Row:
         "graph": one.name,
         "runtime": one.runtime,
         "device": found.device,
+        "start_s": found.start_s,
+        "ops": [v.op for v in nodes],
         "flops": [v.flops for v in nodes],
         "bytes": [v.bytes_accessed for v in nodes],
         "seconds": [v.seconds for v in nodes],
@@ -162,6 +201,15 @@ def _lines(judged: list[fidelity_figures.Judged]) -> Iterator[str]:
             yield _line(layout, model.model, prediction, found)
         if judged:
             yield _line(layout, "all", prediction, fidelity_figures.overall(judged, prediction))
+    for model in judged:
+        yield _line(layout, model.model, "itself", model.ceiling)
+    yield ""
+    for model in judged:
+        for one in model.failures[:_SHOWN]:
+            yield (
+                f"{model.model:16} {one.prediction:13} {one.operator:20} {one.nodes:5} nodes "
+                f"{one.predicted_s * 1e6:10,.1f} us predicted, {one.found_s * 1e6:10,.1f} us found"
+            )
 
 
 def _line(layout: str, model: str, prediction: str, found: fidelity_figures.Fidelity) -> str:
@@ -171,4 +219,6 @@ def _line(layout: str, model: str, prediction: str, found: fidelity_figures.Fide
 
 
 if __name__ == "__main__":
+    # A device is one core, for both runtimes: JAX takes as many threads as it finds cores.
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     sys.exit(main())

@@ -16,6 +16,7 @@ from rows import Row
 from scipy import stats
 
 from jaxpart.export.measuring.calibrate import Device, calibrated
+from jaxpart.export.measuring.context import segments_of, shared_out
 from jaxpart.files import write_whole
 from jaxpart.problem.graph import Graph, Node
 from jaxpart.problem.mcm import load_mcm
@@ -27,6 +28,8 @@ PREDICTIONS = {
     "launch": "and the time of starting a node",
     "profiled": "the sum of measured nodes",
 }
+_FAILED = ("launch", "profiled")  # the predictions whose failures are told
+_KEPT = 12  # failures of a model
 Floats = NDArray[np.float64]
 
 
@@ -51,6 +54,27 @@ class Fidelity:
 
 
 @dataclasses.dataclass(frozen=True)
+class Failure:
+    """What an operator takes in the stages of a model, and what was predicted.
+
+    Attributes:
+      prediction: its name.
+      operator: of the nodes.
+      nodes: how many there are.
+      predicted_s: of all of them.
+      found_s: those seconds that explain best what the stages took.
+      share: the difference, as a share of what the model takes.
+    """
+
+    prediction: str
+    operator: str
+    nodes: int
+    predicted_s: float
+    found_s: float
+    share: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Judged:
     """The partitions of one model, measured and predicted.
 
@@ -60,6 +84,8 @@ class Judged:
       nodes: how many it has.
       measured_s: [partitions] bottleneck.
       predicted_s: name of the prediction -> [partitions].
+      ceiling: two measurements of the same partitions compared: no prediction can agree better.
+      failures: of "launch" and "profiled", by operator, the largest first.
     """
 
     model: str
@@ -67,6 +93,28 @@ class Judged:
     nodes: int
     measured_s: Floats
     predicted_s: dict[str, Floats]
+    ceiling: Fidelity
+    failures: tuple[Failure, ...]
+
+    def row(self) -> Row:
+        """As a row of the study."""
+        found = dataclasses.asdict(self)
+        predicted = {name: values.tolist() for name, values in self.predicted_s.items()}
+        found |= {"measured_s": self.measured_s.tolist(), "predicted_s": predicted}
+        return {"part": "judged", "graph": found.pop("model"), **found}
+
+    @classmethod
+    def of(cls, row: Row) -> Judged:
+        """What `row` has made a row of."""
+        return cls(
+            row["graph"],
+            row["runtime"],
+            row["nodes"],
+            np.array(row["measured_s"]),
+            {name: np.array(values) for name, values in row["predicted_s"].items()},
+            Fidelity(**row["ceiling"]),
+            tuple(Failure(**one) for one in row["failures"]),
+        )
 
 
 def fidelity(predicted: Floats, measured: Floats) -> Fidelity:
@@ -93,34 +141,80 @@ def judge(rows: Sequence[Row]) -> list[Judged]:
     found = []
     for name, row in nodes.items():
         partitions = [r for r in rows if r["part"] == "partition" and r["graph"] == name]
-        others = [
-            graph_of(other)
-            for other in nodes.values()
-            if other["graph"] != name and other["runtime"] == row["runtime"]
-        ]
+        others = _others(nodes, row)
         if not partitions or not others:
             continue
-        seconds = node_seconds(graph_of(row), calibrated(others))
+        seconds = node_seconds(graph_of(row), others)
         predicted = {
             prediction: np.array([_bottleneck(taken, r["cuts"]) for r in partitions])
             for prediction, taken in seconds.items()
         }
         measured = np.array([max(r["measured_s"]) for r in partitions])
-        found.append(Judged(name, row["runtime"], len(row["flops"]), measured, predicted))
+        halves = np.array([[max(stages) for stages in r["halves_s"]] for r in partitions])
+        ceiling = fidelity(halves[:, 0], halves[:, -1])
+        failed = [f for one in _FAILED for f in failures(row, partitions, seconds[one], one)]
+        found.append(
+            Judged(
+                *(name, row["runtime"], len(row["flops"]), measured, predicted, ceiling),
+                tuple(sorted(failed, key=lambda one: -one.share)[:_KEPT]),
+            )
+        )
     return found
+
+
+def failures(
+    row: Row, partitions: Sequence[Row], predicted: Floats, prediction: str
+) -> list[Failure]:
+    """What each operator of a model takes in the stages that were measured, and was predicted.
+
+    The first is found as `jaxpart profile` does it, from the prediction in place of what nodes take
+    alone.
+
+    Args:
+      row: of the model's nodes.
+      partitions: the rows of its partitions.
+      predicted: [N] seconds of the nodes.
+      prediction: its name.
+    """
+    segments, taken = [], []
+    for one in partitions:
+        stages = segments_of(one["cuts"], range(len(predicted)), len(predicted))
+        for segment, seconds in zip(stages, one["measured_s"], strict=True):
+            if seconds > 0:  # a stage whose results nobody needs does not run
+                segments.append(segment)
+                taken.append(seconds)
+    inside, _ = shared_out(segments, taken, predicted.tolist(), row["ops"])
+    operators = np.array(row["ops"])
+    found = []
+    for operator in np.unique(operators):
+        own = operators == operator
+        pair = float(predicted[own].sum()), float(inside[own].sum())
+        share = abs(pair[0] - pair[1]) / float(inside.sum())
+        found.append(Failure(prediction, str(operator), int(own.sum()), *pair, share))
+    return found
+
+
+def _others(nodes: dict[str, Row], row: Row) -> list[Graph]:
+    """The graphs of the other models of the runtime: those that a device may be fitted to."""
+    return [
+        graph_of(other)
+        for other in nodes.values()
+        if other["graph"] != row["graph"] and other["runtime"] == row["runtime"]
+    ]
 
 
 def graph_of(row: Row) -> Graph:
     """The nodes of a row with their measured seconds, as a graph without edges."""
-    columns = zip(row["flops"], row["bytes"], row["seconds"], strict=True)
+    columns = zip(row["ops"], row["flops"], row["bytes"], row["seconds"], strict=True)
     return Graph(
-        tuple(Node(f"n{v}", "op", f, b, seconds=s) for v, (f, b, s) in enumerate(columns)),
+        tuple(Node(f"n{v}", op, f, b, seconds=s) for v, (op, f, b, s) in enumerate(columns)),
         name=row["graph"],
     )
 
 
-def node_seconds(graph: Graph, device: Device) -> dict[str, Floats]:
-    """[N] the seconds of the nodes by each prediction."""
+def node_seconds(graph: Graph, others: Sequence[Graph]) -> dict[str, Floats]:
+    """[N] the seconds of the nodes by each prediction; devices are fitted to the others."""
+    device = calibrated(others)
     chip = load_mcm("mcm4").chips[0]
     preset = Device(chip.peak_flops, chip.sram_bandwidth, 0.0, 0.0, 0)
     return {

@@ -23,8 +23,8 @@ from onnx import ModelProto, numpy_helper
 import jaxpart
 from jaxpart.errors import InputError
 from jaxpart.export.measuring.profile import Profile, profile
-from jaxpart.export.measuring.profile_jax import jax_stage_seconds, prepared
-from jaxpart.export.measuring.timing import stage_seconds
+from jaxpart.export.measuring.profile_jax import TimedStages, prepared
+from jaxpart.export.measuring.timing import Walk, walk_of
 from jaxpart.files import write_whole
 from jaxpart.ingest.onnx.importer import from_onnx
 from jaxpart.problem.graph import Graph
@@ -68,8 +68,8 @@ class Subject(Protocol):
         """The seconds of each node."""
         ...
 
-    def stages(self, chips: Sequence[int], count: int) -> dict[int, float]:
-        """The seconds of the stage of each chip, alone, for chips [N] of the nodes."""
+    def walk(self, chips: Sequence[int]) -> Walk:
+        """What times the stage of each chip, alone, for chips [N] of the nodes, from 0 on."""
         ...
 
 
@@ -110,12 +110,12 @@ class Onnx:
         """As `Subject.profiled`."""
         return profile(self.path, count=count)
 
-    def stages(self, chips: Sequence[int], count: int) -> dict[int, float]:
-        """As `Subject.stages`."""
+    def walk(self, chips: Sequence[int]) -> Walk:
+        """As `Subject.walk`."""
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "stages"
             jaxpart.export(self.path, list(chips), to="onnx", out=out, mcm=_FREE)
-            return dict(zip(sorted(set(chips)), stage_seconds(out, count=count), strict=True))
+            return walk_of(out)
 
 
 class _Traced:
@@ -133,12 +133,18 @@ class _Traced:
         """As `Subject.profiled`."""
         return profile(self._trace, count=count)
 
-    def stages(self, chips: Sequence[int], count: int) -> dict[int, float]:
-        """As `Subject.stages`; a chip whose results nobody needs takes no time."""
+    def walk(self, chips: Sequence[int]) -> Walk:
+        """As `Subject.walk`; a chip whose results nobody needs takes no time."""
         stages = self._trace.stages(list(chips), jax.devices()[:1])
-        found = jax_stage_seconds(stages, prepared(stages), count)
-        taken = {part.chip: s for part, s in zip(stages.plans, found, strict=True)}
-        return {chip: taken.get(chip, 0.0) for chip in sorted(set(chips))}
+        timed = TimedStages(stages, prepared(stages), {})
+        timed.seconds(1)  # compiled now
+        used = [part.chip for part in stages.plans]
+
+        def seconds(count: int) -> list[float]:
+            taken = dict(zip(used, timed.seconds(count), strict=True))
+            return [taken.get(chip, 0.0) for chip in range(max(chips) + 1)]
+
+        return seconds
 
 
 def with_weights(model: ModelProto, seed: int = 0) -> ModelProto:

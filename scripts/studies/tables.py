@@ -579,9 +579,9 @@ def latency() -> str:
 
 
 def fidelity(rows: Sequence[Row]) -> str:
-    """Predicted against measured bottlenecks: of all models, then of each."""
-    judged = fidelity_figures.judge(rows)
-    summary, models = [], []
+    """Predicted against measured bottlenecks: of all models, then of each; and where it fails."""
+    judged = [fidelity_figures.Judged.of(row) for row in rows if row["part"] == "judged"]
+    summary, models, failures = [], [], []
     for name, what in fidelity_figures.PREDICTIONS.items():
         found = fidelity_figures.overall(judged, name)
         figures = (number(found.pearson, 3), number(found.spearman, 3))
@@ -592,15 +592,31 @@ def fidelity(rows: Sequence[Row]) -> str:
             fidelity_figures.fidelity(model.predicted_s[name], model.measured_s)
             for name in fidelity_figures.PREDICTIONS
         ]
-        cells = [f"{number(one.spearman, 2)}, {percent(one.scaled, 1)}" for one in each]
+        cells = [f"{number(one.pearson, 3)}, {percent(one.error, 1)}" for one in each]
+        ceiling = f"{number(model.ceiling.pearson, 3)}, {percent(model.ceiling.error, 1)}"
         count = str(len(model.measured_s))
-        models.append([model.model, model.runtime, f"{model.nodes:,}", count, *cells])
+        models.append([model.model, model.runtime, f"{model.nodes:,}", count, *cells, ceiling])
+        failures += [
+            [
+                *(model.model, one.operator, str(one.nodes), one.prediction),
+                *(number(one.predicted_s, 1, 1e6), number(one.found_s, 1, 1e6)),
+                percent(one.share, 1),
+            ]
+            for prediction in ("launch", "profiled")
+            for one in [f for f in model.failures if f.prediction == prediction][:2]
+        ]
     header = "prediction | >partitions | >Pearson | >Spearman | >error | >error, scaled"
     columns = " | ".join(f">{name}" for name in fidelity_figures.PREDICTIONS)
-    return (
-        markdown(header, summary)
-        + "\n"
-        + markdown(f"model | runtime | >nodes | >partitions | {columns}", models)
+    return "\n".join(
+        [
+            markdown(header, summary),
+            markdown(f"model | runtime | >nodes | >partitions | {columns} | >itself", models),
+            markdown(
+                "model | operator | >nodes | prediction | >predicted, us | >in stages, us"
+                " | >difference / model",
+                failures,
+            ),
+        ]
     )
 
 
@@ -678,6 +694,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "methods": lambda: quality("quality-train") + "\n" + measured("quality-train"),
     "seeds": lambda: seeds() + "\n" + measured("quality-seeds"),
     "quality": lambda: quality("quality-test", with_best=True) + "\n" + measured("quality-test"),
+    "fidelity": lambda: fidelity(raw("fidelity")["rows"]) + "\n" + measured("fidelity"),
     "growth": lambda: growth() + "\n" + measured("growth"),
     "transfer": lambda: transfer() + "\n" + measured("transfer"),
     "beyond": lambda: (

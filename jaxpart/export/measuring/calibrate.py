@@ -1,8 +1,9 @@
 """A device as the cost model sees it, fitted to measured nodes.
 
 The cost model says that a node takes max(flops / peak_flops, bytes_accessed / sram_bandwidth). What
-is fitted has one term more, the time that starting any node takes. It makes the sum of absolute
-errors smallest, in seconds: what matters is the sum of a stage, and one odd node changes little.
+is fitted has one term more, the time that starting any node takes. It makes the absolute errors of
+nodes, and of 4, 16 and 64 nodes one after the other, smallest in sum: what matters is the sum of a
+stage, and one odd node changes little. Each graph counts the same.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ _ROUNDS = 8  # of fitting to the division that the last fit implies
 _POLISHED = 3  # fits from which a simplex search goes on
 _SIMPLEX = 0.1  # its first step, in ratios
 _FEWEST = 3  # nodes, for three numbers
+_TOGETHER = (1, 4, 16, 64)  # nodes whose sums are fitted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Device:
       peak_flops: FLOP/s.
       sram_bandwidth: bytes/s.
       launch_s: seconds that every node takes beside.
-      error: the sum of absolute errors over the sum of the measured times.
+      error: the mean over graphs of the sum of absolute errors, over the sum of what was measured.
       nodes: number of nodes it was fitted to.
       notes: sentences on what the nodes do not show.
     """
@@ -78,7 +80,8 @@ def calibrated(graphs: Sequence[Graph]) -> Device:
       InputError: fewer than three nodes were measured, or all in no time; or none has FLOP, or none
         bytes.
     """
-    nodes = [v for graph in graphs for v in graph.nodes if v.seconds is not None]
+    parts = [[v for v in graph.nodes if v.seconds is not None] for graph in graphs]
+    nodes = [v for part in parts for v in part]
     flops = np.array([v.flops for v in nodes], np.float64)
     accessed = np.array([v.bytes_accessed for v in nodes], np.float64)
     seconds = np.array([v.seconds for v in nodes], np.float64)
@@ -89,21 +92,23 @@ def calibrated(graphs: Sequence[Graph]) -> Device:
         )
     if not flops.any() or not accessed.any():
         raise InputError("no measured node has FLOP, or none accesses bytes; expected both")
-    best = _fit(flops, accessed, seconds)
+    sums = _sums([len(part) for part in parts], seconds)
+    best = _fit(flops, accessed, seconds, sums)
     notes = []
     rates = []
-    for slope, amount, what in (
-        (best[0], flops, "peak_flops"),
-        (best[1], accessed, "sram_bandwidth"),
+    compute_s, memory_s = best[0] * flops, best[1] * accessed
+    for slope, amount, binds, what in (
+        (best[0], flops, compute_s > memory_s, "peak_flops"),
+        (best[1], accessed, memory_s > compute_s, "sram_bandwidth"),
     ):
         rate = 1 / slope if slope > 0 else math.inf
-        if not rate <= RATE_RANGE[1]:
+        if not rate <= RATE_RANGE[1] or not binds.any():
             some = (seconds > 0) & (amount > 0)
             rate = float((amount[some] / seconds[some]).max())
             notes.append(f"no measured node is bound by {what}: it is the highest rate seen")
         rates.append(rate)
     found = np.maximum(flops / rates[0], accessed / rates[1]) + best[2]
-    error = float(np.abs(found - seconds).sum() / seconds.sum())
+    error = float(np.abs(sums @ (found - seconds)).sum() / (sums @ seconds).sum())
     return Device(rates[0], rates[1], best[2], error, len(nodes), tuple(notes))
 
 
@@ -140,8 +145,31 @@ def toml(device: Device, mcm: MCM, origin: str) -> str:
     )
 
 
+def _sums(counts: Sequence[int], seconds: FloatArray) -> sparse.csr_array:
+    """[rows, N] what adds up neighbouring nodes of a graph, as a share of the graph's time.
+
+    Args:
+      counts: the number of nodes of each graph.
+      seconds: [N] of all nodes, graph by graph.
+    """
+    blocks = []
+    for part in np.split(seconds, np.cumsum(counts)[:-1]):
+        if not part.any():
+            blocks.append(sparse.csr_array((0, len(part))))
+            continue
+        sizes = [size for size in _TOGETHER if size == 1 or size <= len(part)]
+        rows = [
+            sparse.csr_array(
+                (np.ones(len(part)), (np.arange(len(part)) // size, np.arange(len(part))))
+            )
+            for size in sizes
+        ]
+        blocks.append(sparse.vstack(rows) / part.sum())
+    return sparse.csr_array(sparse.block_diag(blocks))
+
+
 def _fit(
-    flops: FloatArray, accessed: FloatArray, seconds: FloatArray
+    flops: FloatArray, accessed: FloatArray, seconds: FloatArray, sums: sparse.csr_array
 ) -> tuple[float, float, float]:
     """Seconds per FLOP and per byte, and of each node, all 0 or more, with the least error.
 
@@ -158,7 +186,7 @@ def _fit(
 
     def error(numbers: tuple[float, ...]) -> float:
         fitted = np.maximum(flops * numbers[0], accessed * numbers[1]) + numbers[2]
-        return float(np.abs(fitted - seconds).sum())
+        return float(np.abs(sums @ (fitted - seconds)).sum())
 
     found: dict[bytes, tuple[float, float, float]] = {}  # by division
     for place in (-np.inf, *np.unique(places).tolist(), np.inf):
@@ -166,7 +194,7 @@ def _fit(
         for _ in range(_ROUNDS):
             if is_compute.tobytes() in found:
                 break
-            numbers = _least_absolute(flops, accessed, seconds, is_compute)
+            numbers = _least_absolute(flops, accessed, seconds, is_compute, sums)
             found[is_compute.tobytes()] = numbers
             is_compute = flops * numbers[0] >= accessed * numbers[1]
     best = sorted(found.values(), key=error)[:_POLISHED]
@@ -192,22 +220,32 @@ def _polished(
 
 
 def _least_absolute(
-    flops: FloatArray, accessed: FloatArray, seconds: FloatArray, is_compute: np.ndarray
+    flops: FloatArray,
+    accessed: FloatArray,
+    seconds: FloatArray,
+    is_compute: np.ndarray,
+    sums: sparse.csr_array,
 ) -> tuple[float, float, float]:
     """The three numbers for a division of the nodes, by a linear program."""
-    count = len(seconds)
     columns = np.stack(
-        [np.where(is_compute, flops, 0), np.where(is_compute, 0, accessed), np.ones(count)], axis=1
+        [
+            np.where(is_compute, flops, 0),
+            np.where(is_compute, 0, accessed),
+            np.ones(len(seconds)),
+        ],
+        axis=1,
     )
+    columns, wanted = sums @ columns, sums @ seconds
+    count = len(wanted)
     largest = columns.max(axis=0)
     scale = np.where(largest > 0, largest, 1.0)
-    unit = float(seconds.max())
+    unit = float(wanted.max())
     rows, errors = sparse.csr_array(columns / scale), sparse.eye_array(count)
     # |rows x - seconds| <= e, and the sum of e is least.
     solution = linprog(
         np.concatenate([np.zeros(3), np.ones(count)]),
         A_ub=sparse.vstack([sparse.hstack([rows, -errors]), sparse.hstack([-rows, -errors])]),
-        b_ub=np.concatenate([seconds, -seconds]) / unit,
+        b_ub=np.concatenate([wanted, -wanted]) / unit,
         method="highs",
     )
     if solution.x is None:

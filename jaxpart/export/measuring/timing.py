@@ -7,35 +7,82 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from jaxpart.export.manifest import Manifest, read_stages
 from jaxpart.export.running.runtimes import Program, load_stages
 from jaxpart.export.running.tensors import Feed, random_feed
+from jaxpart.problem.problem import FloatArray
 
-_WARM = 2  # runs that are not counted: the first ones allocate, and fill caches
+# Times each stage of a partition, one after the other: given how often, the seconds of each.
+Walk = Callable[[int], Sequence[float]]
+Clock = Callable[[], float]
+
+_IN_ROUND = 3  # runs that are timed in a round
 _LONGEST_S = 2.0  # seconds after which no further run begins, once there are a few
+_ROUNDS_S = 30.0  # seconds after which no further round begins
 _FEWEST = 3  # runs that are counted in any case
 
 
-def median_seconds(run: Callable[[], object], count: int) -> float:
+def clock_of(platform: str) -> Clock:
+    """What measures programs: the clock on the wall, or that of the process.
+
+    The clock of the process stops while another process has the core. It tells what a program takes
+    where the process may use one core alone, and the device is that core.
+
+    Args:
+      platform: of the device, as JAX names it.
+    """
+    if platform == "cpu" and hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) == 1:
+        return time.process_time
+    return time.perf_counter
+
+
+def median_seconds(run: Callable[[], object], count: int, clock: Clock) -> float:
     """The median time of a call that ends when its work is done.
 
     Args:
-      run: the call.
+      run: the call; it runs once before, since the first run allocates and fills caches.
       count: how often it is timed, 1 or more; less often where that takes seconds.
+      clock: what measures it.
     """
-    for _ in range(_WARM):
-        run()
+    run()
     taken: list[float] = []
     began_s = time.perf_counter()
     while len(taken) < count:
-        start_s = time.perf_counter()
+        start_s = clock()
         run()
-        end_s = time.perf_counter()
-        taken.append(end_s - start_s)
-        if len(taken) >= _FEWEST and end_s - began_s > _LONGEST_S:
+        taken.append(clock() - start_s)
+        if len(taken) >= _FEWEST and time.perf_counter() - began_s > _LONGEST_S:
             break
     return statistics.median(taken)
+
+
+def in_rounds(walks: Sequence[Walk], count: int, longest_s: float = _ROUNDS_S) -> list[FloatArray]:
+    """Times partitions in turn, several times over.
+
+    Whatever else the machine does slows a program down, for milliseconds or for minutes, and never
+    speeds it up. A round takes the median of a few runs of each stage, and the rounds of a stage
+    are as far from each other as can be: the least of them is what the stage takes by itself.
+
+    Args:
+      walks: of each partition.
+      count: how often each stage is timed.
+      longest_s: seconds after which no further round begins.
+
+    Returns:
+      For each partition [rounds, stages] seconds.
+    """
+    rounds: list[list[Sequence[float]]] = [[] for _ in walks]
+    began_s = time.perf_counter()
+    for done in range(0, count, _IN_ROUND):
+        for walk, found in zip(walks, rounds, strict=True):
+            found.append(walk(min(_IN_ROUND, count - done)))
+        if time.perf_counter() - began_s > longest_s:
+            break
+    return [np.array(found, np.float64) for found in rounds]
 
 
 def stage_seconds(folder: str | os.PathLike[str], *, count: int = 20, seed: int = 0) -> list[float]:
@@ -52,26 +99,41 @@ def stage_seconds(folder: str | os.PathLike[str], *, count: int = 20, seed: int 
     Raises:
       InputError: the folder or a stage cannot be read or run.
     """
-    manifest = read_stages(folder)
-    programs = load_stages(Path(folder), manifest)
-    return seconds_of_programs(manifest, programs, random_feed(manifest.inputs, seed), count)
+    return in_rounds([walk_of(folder, seed=seed)], count)[0].min(axis=0).tolist()
 
 
-def seconds_of_programs(
-    manifest: Manifest, programs: Sequence[Program], feed: Feed, count: int
-) -> list[float]:
-    """As `stage_seconds`, of programs that are loaded.
+def walk_of(folder: str | os.PathLike[str], *, feed: Feed | None = None, seed: int = 0) -> Walk:
+    """What times the stages of a folder, which are loaded at once; as `stage_seconds`.
 
     Args:
-      manifest: describes the stages.
-      programs: of each stage.
-      feed: gives the inputs of an inference.
-      count: how often each is timed.
+      folder: of stages.
+      feed: gives the inputs; None: random ones.
+      seed: of the random inputs.
     """
-    values: dict[str, object] = dict(feed(0))
+    manifest = read_stages(folder)
+    programs = load_stages(Path(folder), manifest)
+    feed = random_feed(manifest.inputs, seed) if feed is None else feed
+    clock = clock_of(_platform(manifest))
+    return lambda count: _seconds(manifest, programs, feed, count, clock)
+
+
+def _platform(manifest: Manifest) -> str:
+    """Of the device on which stages run, as JAX names it."""
+    if manifest.kind == "onnx":
+        return "cpu"
+    import jax
+
+    return jax.default_backend()
+
+
+def _seconds(
+    manifest: Manifest, programs: Sequence[Program], feed: Feed, count: int, clock: Clock
+) -> list[float]:
+    """Times the stages of a folder one after the other: the median of some runs of each."""
+    values: dict[str, Any] = dict(feed(0))
     found = []
     for stage, program in zip(manifest.stages, programs, strict=True):
         given = {tensor.name: values[tensor.name] for tensor in stage.inputs}
         values.update(program(given))
-        found.append(median_seconds(lambda p=program, g=given: p(g), count))
+        found.append(median_seconds(lambda p=program, g=given: p(g), count, clock))
     return found

@@ -19,7 +19,7 @@ from jaxpart.files import read_bytes, write_whole
 
 _COLUMNS = ["name", "seconds", "runs_us", "measured"]
 
-Times = dict[str, list[float]]  # node -> microseconds of each run
+Times = dict[str, list[float]]  # node -> seconds of each run
 
 
 def key_of(path: str, inputs: str | os.PathLike[str] | None, *settings: object) -> str:
@@ -55,7 +55,7 @@ def read_unfinished(path: str | os.PathLike[str] | None, key: str) -> Times:
         rows = list(csv.reader(io.StringIO(read_bytes(path).decode(), newline=""), strict=True))
         if not rows or rows[0] != _COLUMNS or any(row[3] != key for row in rows[1:]):
             return {}
-        return {row[0]: [float(time) for time in row[2].split()] for row in rows[1:]}
+        return {row[0]: [float(time) / 1e6 for time in row[2].split()] for row in rows[1:]}
     except (UnicodeDecodeError, csv.Error, ValueError, IndexError):  # no file of ours
         return {}
 
@@ -73,6 +73,6 @@ def write_unfinished(
     # All names are quoted: the writer does not see that a carriage return needs it.
     rows = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     for name, taken in times.items():
-        seconds = statistics.median(taken) / 1e6
-        rows.writerow((name, seconds, " ".join(repr(time) for time in taken), key))
+        runs_us = " ".join(repr(round(1e6 * time, 3)) for time in taken)
+        rows.writerow((name, statistics.median(taken), runs_us, key))
     write_whole(path, text.getvalue().encode())

@@ -77,8 +77,9 @@ def test_no_device_near_the_fitted_one_is_better_by_a_hundredth(seed):
     device = calibrated([graph])
 
     def error(one):
-        found = np.array(list(one.seconds(graph).values()))
-        return np.abs(found - seconds).sum() / seconds.sum()
+        gaps = np.array(list(one.seconds(graph).values())) - seconds
+        sums = [gaps[k : k + size].sum() for size in (1, 4, 16) for k in range(0, 30, size)]
+        return np.abs(sums).sum() / (3 * seconds.sum())
 
     assert error(device) == pytest.approx(device.error)
     assert device.launch_s >= 0
@@ -91,6 +92,28 @@ def test_no_device_near_the_fitted_one_is_better_by_a_hundredth(seed):
             launch_s=device.launch_s * factors[2],
         )
         assert error(other) >= 0.99 * device.error
+
+
+def test_sums_of_nodes_count_as_nodes_do():
+    """Half of the nodes take twice as long, in turn: the median is either, the sum is between."""
+    rng = np.random.default_rng(0)
+    flops = 10 ** rng.uniform(8, 8.1, 64)
+    seconds = flops / 1e11 * np.where(np.arange(64) % 16 < 9, 1.0, 3.0)
+    graph = graph_of(flops, np.full(64, 8.0), seconds)
+
+    device = calibrated([graph])
+
+    assert sum(device.seconds(graph).values()) == pytest.approx(seconds.sum(), rel=0.1)
+
+
+def test_a_slow_graph_counts_no_more_than_a_quick_one():
+    rng = np.random.default_rng(0)
+    flops, accessed, seconds = nodes_of(rng, 40)
+    quick = [graph_of(flops, accessed, seconds * 1e-3)] * 3
+
+    device = calibrated([*quick, graph_of(flops, accessed, seconds)])
+
+    assert device.seconds(quick[0])["n0"] == pytest.approx(seconds[0] * 1e-3, rel=0.01)
 
 
 def test_what_no_node_shows_is_said():

@@ -49,13 +49,15 @@ def row_of_nodes(name, rng, factor=1.0, runtime="onnx"):
     seconds = factor * (np.maximum(flops / 1e11, accessed / 1e10) + 1e-6)
     columns = {"flops": flops, "bytes": accessed, "seconds": seconds}
     row = {"part": "nodes", "graph": name, "runtime": runtime, "device": "d"}
+    row["ops"] = ["even", "odd"] * 10
     return row | {key: column.tolist() for key, column in columns.items()}
 
 
 def row_of_partition(nodes, cuts):
     stages = [sum(part) for part in np.split(np.array(nodes["seconds"]), cuts)]
     row = {"part": "partition", "graph": nodes["graph"], "method": "even", "seed": sum(cuts)}
-    return {**row, "chips": len(stages), "cuts": cuts, "measured_s": stages}
+    halves = [stages, [2 * s for s in stages]]
+    return {**row, "chips": len(stages), "cuts": cuts, "measured_s": stages, "halves_s": halves}
 
 
 def test_each_model_is_predicted_from_the_others_of_its_runtime():
@@ -79,6 +81,7 @@ def test_each_model_is_predicted_from_the_others_of_its_runtime():
     # Only the time of starting a node is missing; the chip of the presets is another one.
     assert (slow.predicted_s["calibrated"] < slow.predicted_s["launch"]).all()
     assert (slow.predicted_s["uncalibrated"] < slow.predicted_s["calibrated"]).all()
+    assert (slow.ceiling.pearson, slow.ceiling.error) == pytest.approx((1, 0.5))
     whole = fidelity_figures.overall([slow], "launch")
     expected = (launch.pearson, launch.spearman, launch.error, launch.scaled)
     assert (whole.pearson, whole.spearman, whole.error, whole.scaled) == pytest.approx(expected)
@@ -89,14 +92,34 @@ def test_the_table_has_a_line_for_each_prediction_and_model():
     nodes = [row_of_nodes(name, rng) for name in "ab"]
     partitions = [row_of_partition(one, [k, k + 4]) for one in nodes for k in range(1, 15, 3)]
 
-    lines = tables.fidelity([*nodes, *partitions]).splitlines()
+    judged = fidelity_figures.judge([*nodes, *partitions])
+    rows = json.loads(json.dumps([one.row() for one in judged]))
+    lines = tables.fidelity(rows).splitlines()
 
     assert lines[5] == (
         "| profiled: the sum of measured nodes | 10 | 1.000 | 1.000 | 0.0% | 0.0% |"
     )
     assert lines[7].startswith("| model | runtime | nodes | partitions | uncalibrated |")
     assert lines[9].startswith("| a | onnx | 20 | 5 | ")
-    assert lines[10].endswith("| 1.00, 0.0% |")
+    assert lines[10].endswith("| 1.000, 0.0% | 1.000, 50.0% |")
+    assert lines[12].startswith("| model | operator | nodes | prediction |")
+    again = [fidelity_figures.Judged.of(row) for row in rows]
+    assert fidelity.report(again) == fidelity.report(judged)
+
+
+def test_the_operator_that_takes_longer_in_stages_is_named():
+    nodes = row_of_nodes("a", np.random.default_rng(0))
+    nodes["seconds"] = [1e-3] * 20
+    partitions = [row_of_partition(nodes, [k, k + 5]) for k in range(1, 14)]
+    nodes["seconds"] = [1e-3, 2e-4] * 10  # "odd" was predicted to take a fifth of what it does
+
+    found = fidelity_figures.failures(nodes, partitions, np.array(nodes["seconds"]), "profiled")
+
+    worst = max(found, key=lambda one: one.share)
+    assert (worst.operator, worst.nodes) == ("odd", 10)
+    assert worst.predicted_s == pytest.approx(2e-3)
+    assert worst.found_s == pytest.approx(1e-2, rel=0.1)
+    assert worst.share == pytest.approx(0.4, rel=0.1)
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(2, 9), st.sampled_from(["random", "even"]))
@@ -179,13 +202,16 @@ def test_a_tiny_study_runs_and_goes_on_where_it_was(tmp_path, monkeypatch, capsy
 
     assert asked == names * 2
     rows = json.loads(path.read_text())["rows"]
-    assert [row["part"] for row in rows] == ["nodes", "partition"] * 4 + ["partition"] * 4
+    parts = ["nodes", "partition"] * 4 + ["partition"] * 4 + ["judged"] * 4
+    assert [row["part"] for row in rows] == parts
     for row in rows:
         if row["part"] == "partition":
             assert len(row["measured_s"]) == row["chips"] == len(row["cuts"]) + 1
             assert min(row["measured_s"]) > 0 or row["graph"].startswith("jax")
     printed = capsys.readouterr().out
-    assert printed.count("profiled") == 2 * 5
+    lines = [line for line in printed.splitlines() if line.endswith("%")]
+    assert len([line for line in lines if " profiled " in line]) == 2 * 5
+    assert len([line for line in lines if " itself " in line]) == 2 * 4
     assert picture.read_bytes().startswith(b"\x89PNG")
 
     assert run(2) == 0
@@ -207,8 +233,8 @@ def test_a_model_of_the_data_set_can_be_run_stage_by_stage():
     one = fidelity_models.subject("lstm-lm", Path())
     count = len(one.graph.nodes)
 
-    taken = one.stages(fidelity.chips_of([count // 2], count), 1)
+    taken = one.walk(fidelity.chips_of([count // 2], count))(1)
 
-    assert sorted(taken) == [0, 1]
-    assert min(taken.values()) > 0
+    assert len(taken) == 2
+    assert min(taken) > 0
     assert one.graph.element_bytes == 4
