@@ -77,7 +77,7 @@ def row_sweep(
       share: chains per slot, of which at most one moves in a step; divides B.
     """
     slots = temperature.shape[0] // share
-    sent_s, form = _sent_s(moves), form_of(moves)
+    form = form_of(moves)
 
     def visit(i, is_step, chains):
         v = order[i]
@@ -91,7 +91,7 @@ def row_sweep(
             is_open = (is_chosen & (is_open & is_step)[None]).reshape(-1)
             is_up = jnp.tile(is_up, share)
             noise = jnp.where(is_step, noise, chains.noise)
-        step = _priced(moves, chains, sent_s, v, lane, is_open, is_up, unit_s)
+        step = _priced(moves, chains, v, lane, is_open, is_up, unit_s)
         chance = jnp.log(uniform(next_noise(noise[:slots])))
         if lane is None:
             accept = step.is_open & (step.gain <= -temperature * jnp.tile(chance, share))
@@ -135,7 +135,7 @@ def row_shift(
       temperature: of each chain; Metropolis decides on the total change of the energy.
       unit_s: unit of the energy, seconds.
     """
-    sent_s, batch = _sent_s(moves), temperature.shape[0]
+    batch = temperature.shape[0]
     lane, start = jnp.arange(batch), chains
     is_up = jnp.broadcast_to(upward, (batch,))
 
@@ -145,7 +145,7 @@ def row_shift(
         can_rise, can_fall = by_rows.free_ways(moves, chains.labels, v)
         is_open = jnp.where(upward, can_rise, can_fall) & (chains.labels[v] == source)
         is_open &= chosen[v] & (left_s > 0)
-        step = _priced(moves, chains, sent_s, v, lane, is_open, is_up, unit_s)
+        step = _priced(moves, chains, v, lane, is_open, is_up, unit_s)
         left_s -= jnp.where(step.is_open, seconds_of(moves, v)[source], 0)
         gain += jnp.where(step.is_open, step.gain, 0)
         return _made(moves, chains, v, step, step.is_open), left_s, gain
@@ -172,7 +172,6 @@ def row_shift(
 def _priced(
     moves: Moves,
     chains: Chains,
-    sent_s: Float[Array, " N"],
     v: Array,
     lane: Int[Array, " slots"] | None,
     is_open: Bool[Array, " slots"],
@@ -184,7 +183,6 @@ def _priced(
     Args:
       moves: the problem, on a row of chips.
       chains: B chains.
-      sent_s: `_sent_s`.
       v: the contracted node.
       lane: the chain of each slot; None: all chains, in order.
       is_open: whether the edges of v allow the move.
@@ -203,7 +201,7 @@ def _priced(
         gained = by_arrays.bytes_read_first(moves, labels, v, high)
     else:
         gained = by_rows.bytes_read_first(moves, labels, v, high, lane)
-    cut_step = sign * (gained / contracted.link_bandwidth - sent_s[v])
+    cut_step = sign * (gained / contracted.link_bandwidth - moves.sent_s[v])
     seconds = seconds_of(moves, v)
     steps = -sign * seconds[low], sign * seconds[high]
     compute = tables.compute_s[low, at], tables.compute_s[high, at]
@@ -320,14 +318,6 @@ def _made(
 def _raised(count: Int[Array, " B"], lane: Array | None, step: Bool[Array, " slots"]) -> Array:
     """The counts of all chains, one higher in the slots where `step` is true."""
     return count + step if lane is None else count.at[lane].add(step, unique_indices=True)
-
-
-def _sent_s(moves: Moves) -> Float[Array, " N"]:
-    """Transfer seconds of each contracted node if all its consumers are on another chip."""
-    contracted = moves.contracted
-    is_read = contracted.tensor_edges[1:] > contracted.tensor_edges[:-1]
-    size_s = jnp.where(is_read, contracted.tensor_bytes / contracted.link_bandwidth, 0)
-    return jnp.zeros_like(size_s).at[contracted.tensor_producer].add(size_s)
 
 
 def _one_per_slot(
