@@ -27,6 +27,7 @@ from jaxpart.methods.orders.search import mutate, sorted_nodes, swept
 from jaxpart.methods.orders.starts import start_keys
 from jaxpart.problem.problem import IntArray
 from jaxpart.runtime.background import in_thread
+from jaxpart.runtime.device_time import Step
 from jaxpart.runtime.state import Search
 
 # Most and fewest chains.
@@ -148,15 +149,17 @@ def _tempered(search: Search, chains: _Run, start: IntArray) -> Generator[bool]:
     """Tempers chains up to the stall limit, or until another method improves the incumbent."""
     sweeps, stalled = _SWEEPS, 0
     best: IntArray | None = start
-    pending: deque[tuple[int, Ensemble]] = deque()
+    pending: deque[tuple[int, Ensemble, Step | None]] = deque()
     newest, seen, start_s = chains.ensemble, chains.ensemble, time.perf_counter()
     runs = itertools.count(1)
     while stalled < _STALL_LIMIT and search.best is best:
         while len(pending) <= steps_ahead():
             run_key = jax.random.fold_in(chains.key, next(runs))
+            since_s = search.device_time.clock()
             newest = temper(chains.moves, newest, chains.orders, run_key, chains.unit_s, sweeps)
-            pending.append((sweeps, newest))
-        done, ensemble = pending.popleft()
+            given = search.device_time.given("tempering", newest.best_s, since_s)
+            pending.append((sweeps, newest, given))
+        done, ensemble, given = pending.popleft()
         priced = float(ensemble.priced) - float(seen.priced)
         search.samples += int(priced) + done * ensemble.labels.shape[1]
         stalled += 1
@@ -164,7 +167,9 @@ def _tempered(search: Search, chains: _Run, start: IntArray) -> Generator[bool]:
             stalled, best = 0, search.best
         seen = ensemble
         if search.budget.time_limit_s is not None:
-            per_sweep_s = (time.perf_counter() - start_s) / done
+            # A run that was ahead may have ended in the turn of another method.
+            spent_s = time.perf_counter() - start_s if given is None else given.seconds()
+            per_sweep_s = spent_s / done
             sweeps = int(np.clip(_RUN_S / per_sweep_s, 1, min(2 * sweeps, _MOST_SWEEPS)))
         yield False
         start_s = time.perf_counter()

@@ -250,6 +250,7 @@ def policy_background(search: Search, policy: PolicySource = None) -> Generator[
         while len(pending) <= steps_ahead():
             round_key = jax.random.fold_in(key, step + len(pending))
             pending.append(_played(task, params, sizes, state, round_key, batch))
+            search.device_time.given("policy", pending[-1].costs.valid)
             state = pending[-1].after
         made = pending.popleft()
         search.offer_batch(made.assignments, made.costs)
