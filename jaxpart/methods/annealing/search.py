@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpart.cost.batch import steps_ahead
+from jaxpart.cost.batch import batch_within, steps_ahead
 from jaxpart.cost.device import pad_assignments
 from jaxpart.methods.annealing.ensemble import Ensemble, ensemble_of, temper
 from jaxpart.methods.annealing.state import Moves, chip_graph_of, moves_of, rejoined
@@ -30,10 +30,13 @@ from jaxpart.runtime.background import in_thread
 from jaxpart.runtime.device_time import Step
 from jaxpart.runtime.state import Search
 
-# Most and fewest chains.
+# Most and fewest chains on a CPU.
 _MOST_CHAINS, _LEAST_CHAINS = 256, 32
-# Most labels (chains * contracted nodes), as long as more than the fewest chains remain.
+# Most labels (chains * contracted nodes) there, as long as more than the fewest chains remain.
 _MOST_LABELS = 2**20
+# What a chain takes on an accelerator: bytes for each contracted node (compiled for an H100: 37),
+# and numbers for each chip.
+_NODE_BYTES, _CHIP_NUMBERS = 40, 30
 # Orders that shifts choose from.
 _ORDERS = 16
 # Sweeps per device run without a time limit, and in the first run.
@@ -188,13 +191,19 @@ def _offered(search: Search, moves: Moves, ensemble: Ensemble) -> bool:
 
 def _repeated(search: Search, moves: Moves, start: IntArray) -> jax.Array:
     """[padded M, B] the chips of contracted nodes in partition `start` [N], the same B times."""
-    problem = search.problem
+    labels = search.problem.contracted_assignment(start)
+    column = jnp.asarray(pad_assignments(moves.contracted, labels[:, None]))
+    return jnp.repeat(column, _batch(search, moves), axis=1)
+
+
+def _batch(search: Search, moves: Moves) -> int:
+    """B, the number of chains."""
+    rows = moves.contracted.padded_nodes
     batch = _MOST_CHAINS
-    while batch > _LEAST_CHAINS and batch * moves.contracted.padded_nodes > _MOST_LABELS:
+    while batch > _LEAST_CHAINS and batch * rows > _MOST_LABELS:
         batch //= 2
-    labels = problem.contracted_assignment(start)
-    columns = np.repeat(labels[:, None], batch, axis=1)
-    return jnp.asarray(pad_assignments(moves.contracted, columns))
+    chips = search.problem.num_chips * (len(moves.weights.shared_bytes) + _CHIP_NUMBERS)
+    return batch_within(search.device_problem, batch, _NODE_BYTES * rows + 4 * chips)
 
 
 def _orders(search: Search, moves: Moves, key: jax.Array) -> jax.Array:
