@@ -43,6 +43,8 @@ _ORDERS = 16
 _SWEEPS = 4
 # Length of later device runs under a time limit, seconds.
 _RUN_S = 0.4
+# No run is shorter, seconds.
+_CLOCK_S = 1e-6
 # Most sweeps per device run.
 _MOST_SWEEPS = 256
 # Device runs without gain after which the chains restart from the incumbent.
@@ -172,8 +174,8 @@ def _tempered(search: Search, chains: _Run, start: IntArray) -> Generator[bool]:
         if search.budget.time_limit_s is not None:
             # A run that was ahead may have ended in the turn of another method.
             spent_s = time.perf_counter() - start_s if given is None else given.seconds()
-            per_sweep_s = spent_s / done
-            sweeps = int(np.clip(_RUN_S / per_sweep_s, 1, min(2 * sweeps, _MOST_SWEEPS)))
+            fits = _RUN_S * done / max(spent_s, _CLOCK_S)
+            sweeps = int(np.clip(fits, 1, min(2 * sweeps, _MOST_SWEEPS)))
         yield False
         start_s = time.perf_counter()
 
