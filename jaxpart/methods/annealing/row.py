@@ -25,6 +25,8 @@ has the shifts.
 from __future__ import annotations
 
 import dataclasses
+import functools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +35,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from jaxpart.cost.stage import stage_s
+from jaxpart.cost.tables import take
 from jaxpart.methods.annealing import by_arrays, by_rows
 from jaxpart.methods.annealing.moves import Chains, next_noise, uniform
 from jaxpart.methods.annealing.price import form_of, over_capacity, powered, seconds_of
@@ -191,7 +194,7 @@ def _priced(
     """
     contracted, config = moves.contracted, moves.contracted.config
     labels, tables, chips = chains.labels, chains.tables, moves.after.shape[1]
-    source = (labels[v] if lane is None else labels[v, lane]).astype(jnp.int32)
+    source = (take(labels, v) if lane is None else labels[v, lane]).astype(jnp.int32)
     at = jnp.arange(len(source)) if lane is None else lane
     low = jnp.clip(jnp.where(is_up, source, source - 1), 0, chips - 2)
     high = low + 1
@@ -204,10 +207,11 @@ def _priced(
     cut_step = sign * (gained / contracted.link_bandwidth - moves.sent_s[v])
     seconds = seconds_of(moves, v)
     steps = -sign * seconds[low], sign * seconds[high]
-    compute = tables.compute_s[low, at], tables.compute_s[high, at]
-    cut = tables.out_s[low, at]
-    below = jnp.where(low > 0, tables.out_s[jnp.maximum(low - 1, 0), at], 0)
-    above = tables.out_s[high, at]
+    on = partial(_on, at=at)
+    compute = on(tables.compute_s, low), on(tables.compute_s, high)
+    cut = on(tables.out_s, low)
+    below = jnp.where(low > 0, on(tables.out_s, jnp.maximum(low - 1, 0)), 0)
+    above = on(tables.out_s, high)
 
     after = compute[0] + steps[0], compute[1] + steps[1]
     gain = energy_of_two(config.overlap, after, below, cut + cut_step, above, unit_s)
@@ -217,13 +221,22 @@ def _priced(
     if config.constraints.memory:
         held = _held(moves, chains, v, at, source, target, is_up, cut_step)
         for chip, more in zip((low, high), held, strict=True):
-            memory, capacity = tables.memory_bytes[chip, at], contracted.capacity_bytes[chip]
+            memory, capacity = on(tables.memory_bytes, chip), contracted.capacity_bytes[chip]
             gain += over_capacity(memory + more, capacity) - over_capacity(memory, capacity)
     if config.constraints.no_skip:  # only the highest chip in use may become empty
-        next_on = tables.contracted_on[jnp.minimum(source + 1, chips - 1), at]
+        next_on = on(tables.contracted_on, jnp.minimum(source + 1, chips - 1))
         is_top = (source == chips - 1) | (next_on == 0)
-        is_open &= (tables.contracted_on[source, at] > 1) | (is_top & ~is_up)
+        is_open &= (on(tables.contracted_on, source) > 1) | (is_top & ~is_up)
     return _Step(lane, is_open, source, target, steps, cut_step, held, gain)
+
+
+def _on(table: Array, chip: Int[Array, " slots"], at: Int[Array, " slots"]) -> Array:
+    """[slots] what a table [C, B] has on one chip of each chain.
+
+    By one number for each entry: for pairs of numbers XLA makes an array in a kernel of its own.
+    """
+    entry = chip * table.shape[1] + at
+    return table.reshape(-1).at[entry].get(mode="promise_in_bounds")
 
 
 def energy_of_two(
@@ -310,8 +323,10 @@ def _made(
             new, contracted_on=add(add(tables.contracted_on, source, -1), target, 1)
         )
     label = jnp.where(accept, target, source).astype(chains.labels.dtype)
-    place = v if lane is None else (v, lane)
-    labels = chains.labels.at[place].set(label, unique_indices=True, mode="promise_in_bounds")
+    if lane is None:  # a scatter would check the bounds, in a kernel of its own
+        labels = lax.dynamic_update_index_in_dim(chains.labels, label, v, 0)
+    else:
+        labels = chains.labels.at[v, lane].set(label, unique_indices=True, mode="promise_in_bounds")
     return dataclasses.replace(chains, labels=labels, tables=new)
 
 
@@ -340,6 +355,7 @@ def _one_per_slot(
     turn = (noise[0] >> 8).astype(jnp.int32) % share
     rank = (place + turn) % share + 1
     code = rank * 2 + is_up.reshape(share, slots)
-    best = jnp.max(jnp.where((can_rise | can_fall).reshape(share, slots), code, 0), axis=0)
+    code = jnp.where((can_rise | can_fall).reshape(share, slots), code, 0)
+    best = functools.reduce(jnp.maximum, code)  # in one kernel with what is read of it
     chosen = (best // 2 - 1 - turn) % share
     return jnp.where(best > 0, 4 * chosen + 2 + best % 2, 0), noise

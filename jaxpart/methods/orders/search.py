@@ -148,7 +148,7 @@ def survivors(
     return orders[far], far, found.passes[far]
 
 
-def _winners(search: Search, found: _Generation) -> tuple[IntArray, IntArray]:
+def _winners(search: Search, found: _Generation) -> tuple[np.ndarray, IntArray]:
     """[K, N] a few orders of a generation that beat the incumbent, and [K] their lanes.
 
     None if the incumbent has improved since the generation was bred: they are probed again with
