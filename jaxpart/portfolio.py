@@ -18,6 +18,7 @@ from jaxpart.methods.orders.search import slice_search
 from jaxpart.methods.policy.search import PolicySource, policy_background
 from jaxpart.methods.repair.search import Workers
 from jaxpart.runtime.background import without_holding_up
+from jaxpart.runtime.device_time import DeviceTime
 from jaxpart.runtime.state import Search, is_small
 
 # Steps that stand for the whole budget where there is no time limit.
@@ -132,6 +133,8 @@ def in_turn(search: Search, methods: Mapping[str, Generator[bool | None]]) -> Ge
     evenly. A method that yields True only waits, and is put behind the others. Without a time limit
     steps are counted instead of seconds, so that the same seed gives the same answer.
 
+    The time in which an accelerator works is that of the method that gave it the step (`_Bills`).
+
     Args:
       search: its best partition shows the gains; its time limit is the budget.
       methods: name -> steps of the method; each yields whether it only waits.
@@ -145,10 +148,12 @@ def in_turn(search: Search, methods: Mapping[str, Generator[bool | None]]) -> Ge
     wait = min(_WAIT_SHARE * whole, _MOST_WAIT_S) if is_timed else _WAIT_SHARE * whole
     unpaid = {name: _START_DELAYS[name] * whole for name in methods}
     waiting: set[str] = set()
+    bills = _Bills(search.device_time)
     while unpaid:
         name = min(unpaid, key=unpaid.__getitem__)
         search.enter(name)
-        start_s, best_s = time.perf_counter(), search.best_s
+        bills.begin()
+        best_s = search.best_s
         try:
             is_waiting = next(methods[name])
         except StopIteration:
@@ -163,9 +168,49 @@ def in_turn(search: Search, methods: Mapping[str, Generator[bool | None]]) -> Ge
             unpaid[name] = max(unpaid[name], min(others, default=0.0) + wait)
         else:
             waiting.discard(name)
-            unpaid[name] += time.perf_counter() - start_s if is_timed else 1.0
+            unpaid[name] += 0.0 if is_timed else 1.0
+        for owner, seconds in bills.end(None if is_waiting else name).items():
+            if is_timed and owner in unpaid:
+                unpaid[owner] += seconds
         if search.best_s < best_s:
             gain = math.log(best_s / search.best_s) if best_s < math.inf else 1.0
             unpaid[name] -= _GAIN_CREDIT * whole * gain
             unpaid[name] = max(unpaid[name], min(others, default=0.0) - _MOST_CREDIT * whole)
         yield
+
+
+class _Bills:
+    """What turns cost each method, where an accelerator may work on a step of any of them.
+
+    While it works, the time is that of the method that gave it the step, whoever's turn it is. The
+    rest of a turn is that of the method whose turn it is. So no second is billed twice.
+    """
+
+    def __init__(self, device: DeviceTime) -> None:
+        """Begins with what the device has done so far, which is not billed."""
+        self._device = device
+        self._billed_s = device.used_s()
+        self.begin()
+
+    def begin(self) -> None:
+        """Begins a turn."""
+        self._begun_s = self._device.clock()
+        self._used_before_s = sum(self._device.used_s().values())
+
+    def end(self, name: str | None) -> dict[str, float]:
+        """Ends the turn.
+
+        Args:
+          name: of the method whose turn it was. None: it only waited, which costs nothing.
+
+        Returns:
+          Seconds of each method. Those of the device are counted from the end of the last turn on.
+        """
+        ended_s, used_s = self._device.clock(), self._device.used_s()
+        bill = {owner: s - self._billed_s.get(owner, 0.0) for owner, s in used_s.items()}
+        self._billed_s = used_s
+        if name is not None:
+            worked_s = sum(used_s.values()) - self._used_before_s
+            own_s = max(0.0, ended_s - self._begun_s - worked_s)
+            bill[name] = bill.get(name, 0.0) + own_s
+        return bill

@@ -25,10 +25,12 @@ from jaxpart.environment import cache_folder
 from jaxpart.files import write_whole
 
 _MOST = 16_384
+_LEAST = 512  # the first size that a search with a CPU batch of its own tries on an accelerator
 _FACTOR = 4  # from one size that is tried to the next
 _ENOUGH = 0.8  # share of the best throughput: the smallest batch that has it is taken
 _RUNS = 3  # of each size; the fastest counts
 _FILE = "batches.json"
+_MOST_BYTES = 2**32  # that a search keeps for its candidates on an accelerator
 
 
 def is_accelerator() -> bool:
@@ -62,6 +64,32 @@ def candidates_per_step(problem: DeviceProblem, least: int) -> int:
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_whole(kept, json.dumps(known, indent=1).encode())
     return known[key]
+
+
+def batch_within(
+    problem: DeviceProblem,
+    on_cpu: int,
+    candidate_bytes: int,
+    most_bytes: int = _MOST_BYTES,
+    least: int = _LEAST,
+) -> int:
+    """The batch of a search's steps, where a candidate takes much memory.
+
+    Args:
+      problem: on the default device.
+      on_cpu: the batch on a CPU, and the least on an accelerator.
+      candidate_bytes: of the arrays that a step keeps for each candidate, about.
+      most_bytes: of all candidates on an accelerator.
+      least: candidates that an accelerator is asked about first.
+
+    Returns:
+      `on_cpu` on a CPU. Else what the device likes, or the largest power of two that fits.
+    """
+    if not is_accelerator():
+        return on_cpu
+    fits = most_bytes // candidate_bytes
+    largest = 1 << (fits.bit_length() - 1) if fits else 0
+    return min(candidates_per_step(problem, least), max(on_cpu, largest))
 
 
 def worthwhile(seconds: Callable[[int], float], least: int, most: int) -> int:

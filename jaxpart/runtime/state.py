@@ -22,6 +22,7 @@ from jaxpart.errors import InputError
 from jaxpart.problem.problem import IntArray, Problem
 from jaxpart.runtime.alternatives import Alternatives
 from jaxpart.runtime.core_sharing import CoreSharing
+from jaxpart.runtime.device_time import DeviceTime
 from jaxpart.runtime.pool import SolverPool
 from jaxpart.runtime.ray_pool import open_pool
 from jaxpart.solvers.repair import Outcome
@@ -90,6 +91,7 @@ class Search:
       history: (samples, elapsed seconds, bottleneck in seconds) at each improvement.
       notes: remarks for the user.
       alternatives: distinct good partitions, if any are to be kept.
+      device_time: how long an accelerator works for each method.
       repair_candidates: the last device batch ([padded N, B] and its costs) if it has an invalid
         candidate that is faster than the best, so that SCIP may repair it. Else None.
     """
@@ -127,6 +129,7 @@ class Search:
         # Of the solvers with a niceness, one for each core runs at a time.
         self._sharing = CoreSharing(usable_cores())
         self.seed = seed
+        self.device_time = DeviceTime()
         self.samples = 0
         self.valid = 0
         self.best: IntArray | None = None

@@ -64,6 +64,23 @@ def test_an_accelerator_is_asked_once_and_the_answer_is_kept(monkeypatch, tmp_pa
 @pytest.mark.parametrize(
     ("candidate_bytes", "expected"),
     [
+        (1, 4096),  # what the device likes
+        (2**20, 1024),
+        (3 * 2**20, 256),  # the largest power of two of which all fit
+        (2**26, 64),  # never fewer than on a CPU
+        (2**40, 64),
+    ],
+)
+def test_candidates_that_take_much_memory_are_fewer(monkeypatch, candidate_bytes, expected):
+    monkeypatch.setattr(batch, "candidates_per_step", lambda problem, least: 4096)
+    assert batch.batch_within(PROBLEM, 64, candidate_bytes, 2**30) == 64
+    monkeypatch.setattr(batch, "is_accelerator", lambda: True)
+    assert batch.batch_within(PROBLEM, 64, candidate_bytes, 2**30) == expected
+
+
+@pytest.mark.parametrize(
+    ("candidate_bytes", "expected"),
+    [
         (2**20, 2048),
         (5 * 2**20, 384),  # a multiple of 128
         (2**25, 128),  # more than the budget, but not by much

@@ -7,6 +7,7 @@ import pytest
 from jaxpart.engine import partition
 from jaxpart.methods.annealing import search as annealing
 from jaxpart.methods.labels import search as labels
+from jaxpart.methods.orders import search as orders
 from jaxpart.methods.policy import search as policy
 from jaxpart.problem.mcm import Constraints
 from jaxpart.runtime.state import Search
@@ -21,6 +22,8 @@ METHODS = {
     "random": (labels, "evaluate", lambda args: True, (Search, "offer_batch")),
     "paper_annealing": (labels, "evaluate", lambda args: True, (Search, "offer_batch")),
     "policy": (policy, "play", lambda args: True, (Search, "offer_batch")),
+    "slice": (orders, "survivors", lambda args: True, (orders, "_winners")),
+    "slice, no triangle rule": (orders, "slice_orders", lambda args: True, (Search, "offer_batch")),
     "tempering": (annealing, "temper", lambda args: int(args[-1]) > 0, (annealing, "_offered")),
 }
 
@@ -42,10 +45,11 @@ def events_of(method, ahead, monkeypatch):
     monkeypatch.setattr(module, program, logged(getattr(module, program), "start", is_step))
     monkeypatch.setattr(place, look, logged(getattr(place, look), "look"))
     samples = 20_000 if method == "tempering" else 3000  # a run has a hundred times as many
+    rules = dataclasses.replace(MODULE.constraints, triangle="no triangle" not in method)
     result = partition(
         GRAPH,
-        MODULE,
-        method=method,
+        dataclasses.replace(MODULE, constraints=rules),
+        method=method.split(",")[0],
         policy="fresh",
         max_samples=samples,
         time_limit_s=None,

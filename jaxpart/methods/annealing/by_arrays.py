@@ -18,6 +18,7 @@ from jaxpart.cost.device import DeviceProblem
 from jaxpart.cost.tables import reduce_segments, take
 from jaxpart.methods.annealing.neighbours import (
     consumers_of,
+    feeders_of,
     inputs_of,
     outputs_of,
     readers_of,
@@ -39,11 +40,11 @@ def allowed_chips(moves: Moves, labels: Int[Array, "N B"], v: Array) -> UInt32[A
         found = jnp.where(is_real[None], sets[:, chip.astype(jnp.int32)], every)
         return lax.reduce(found, every, lax.bitwise_and, (1,))
 
-    producer, is_input = _producers_of(moves, v)
-    consumer, is_read = consumers_of(contracted, near, v)
+    producer, is_input = feeders_of(moves.near, v)
+    consumer, is_read = consumers_of(near, v)
     allowed = common(moves.after, take(labels, producer), is_input)
     allowed &= common(moves.before, take(labels, consumer), is_read)
-    return jnp.where(contracted.fixed_chip[v] >= 0, jnp.uint32(0), allowed)
+    return jnp.where(take(contracted.fixed_chip, v) >= 0, jnp.uint32(0), allowed)
 
 
 def change(
@@ -89,7 +90,7 @@ def change(
     here, there = source[None, None], target[None, None]
 
     # What v consumes.
-    tensor, is_input = inputs_of(contracted, near, v)
+    tensor, is_input = inputs_of(near, v)
     size_s, label = seconds(tensor, is_input), others(tensor, is_input)
     home = take(labels, take(contracted.tensor_producer, tensor)).astype(jnp.int32)
     away = any_is_not(label, home[:, None])
@@ -150,11 +151,11 @@ def free_ways(
     moves: Moves, labels: Int[Array, "N B"], v: Array
 ) -> tuple[Bool[Array, " B"], Bool[Array, " B"]]:
     """As in `by_rows.py`."""
-    contracted, chips, row = moves.contracted, moves.contracted.config.num_chips, labels[v]
-    producer, is_input = _producers_of(moves, v)
-    consumer, is_read = consumers_of(contracted, moves.near, v)
+    contracted, chips, row = moves.contracted, moves.contracted.config.num_chips, take(labels, v)
+    producer, is_input = feeders_of(moves.near, v)
+    consumer, is_read = consumers_of(moves.near, v)
     fed, feeds = take(labels, producer), take(labels, consumer)
-    is_free = contracted.fixed_chip[v] < 0
+    is_free = take(contracted.fixed_chip, v) < 0
     can_rise = jnp.all(~is_input | (fed >= row[None]), axis=0) & (row < chips - 1)
     can_rise &= jnp.all(~is_read | (feeds > row[None]), axis=0)
     can_fall = jnp.all(~is_input | (fed < row[None]), axis=0) & (row > 0)
@@ -167,7 +168,7 @@ def bytes_read_first(
 ) -> Float[Array, " B"]:
     """As in `by_rows.py`, in all chains."""
     contracted, near = moves.contracted, moves.near
-    tensor, is_input = inputs_of(contracted, near, v)
+    tensor, is_input = inputs_of(near, v)
     reader, is_reader = readers_of(contracted, near, tensor)
     is_there = is_reader & (reader != v)[:, :, None]
     is_there &= take(labels, reader).astype(jnp.int32) == chip[None, None]
@@ -230,8 +231,8 @@ def _followers_by_walk(
 
     def visit(i, is_step, chosen):
         v = order[i]
-        producer, is_input = _producers_of(moves, v)
-        consumer, is_read = consumers_of(moves.contracted, moves.near, v)
+        producer, is_input = feeders_of(moves.near, v)
+        consumer, is_read = consumers_of(moves.near, v)
         other = jnp.concatenate([producer, consumer])
         pulls = jnp.concatenate([is_input & upward, is_read & ~jnp.asarray(upward)])
         pulls = pulls & take(chosen, other) & (take(labels, other) == labels[v][None])
@@ -309,9 +310,3 @@ def added(table: Array, chip: Int[Array, " B"], amount: Array) -> Array:
 def put(table: Array, chip: Int[Array, " B"], value: Array) -> Array:
     """As in `by_rows.py`, likewise."""
     return jnp.where(chip_column(len(table)) == chip[None], value[None], table)
-
-
-def _producers_of(moves: Moves, v: Array) -> tuple[Int[Array, " M"], Bool[Array, "M 1"]]:
-    """The producers of what contracted node v consumes, and which entries are not padding."""
-    tensor, is_input = inputs_of(moves.contracted, moves.near, v)
-    return take(moves.contracted.tensor_producer, tensor), is_input

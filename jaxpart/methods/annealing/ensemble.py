@@ -211,7 +211,8 @@ def exchanged(
     t, e = temperature[order], energy[order]
     gain = (1 / t[cold] - 1 / t[hot]) * (e[cold] - e[hot])
     draw = jnp.log(jax.random.uniform(accept_key, (batch,)))[cold]
-    return temperature.at[order].set(jnp.where(draw < gain, t[other], t))
+    taken = jnp.where(draw < gain, t[other], t)
+    return temperature.at[order].set(taken, unique_indices=True)
 
 
 def _single(

@@ -10,8 +10,9 @@ consumers in all: 1 + d + q labels of one byte, about 8 numbers of the two chips
 and 100 operations, in each chain. For 4,096 chains of BERT-large that is 0.3 MB, or 0.1 us of an
 H100's memory, and one launch of 3 us.
 
-Distance to it, compiled for an H100: 14 kernels on a row of chips (42 us), 22 on other chip graphs.
-They move 5.5 MB, because tables are written for all chips and not for two (1.6 us, or less where
+Distance to it, compiled for an H100: 11 kernels on a row of chips (33 us), 13 on other chip graphs.
+Five of the 11 compute on a few numbers, or choose a chain for each slot: XLA keeps them apart. They
+all move 5.5 MB, because tables are written for all chips and not for two (1.6 us, or less where
 they stay in the cache). So a step waits for its launches. Lists are padded to the longest of the
 graph: for BERT-large 4 inputs with 4 consumers each, or 0.02 us. A comparison of all E edges would
 take 5 us.
@@ -36,13 +37,19 @@ _SHORTEST = 4  # least static length of a list
 
 @struct.dataclass
 class Neighbours:
-    """The users of shared weights, and the static lengths of lists: the longest of the graph."""
+    """The users of shared weights, and lists of a static length: the longest of the graph.
+
+    Lists that every move reads are made on the host. Those behind their last entry repeat it.
+    """
 
     user: Int[Array, " U"]  # contracted nodes that use a shared weight, sorted by weight
     users: Segments  # of each shared weight
-    most_inputs: int = struct.field(pytree_node=False)  # tensors that a contracted node consumes
+    inputs: Int[Array, "N I"]  # tensors that each contracted node consumes
+    feeders: Int[Array, "N I"]  # who makes them
+    num_inputs: Int[Array, " N"]
+    readers: Int[Array, "N Q"]  # who consumes what each contracted node makes
+    num_readers: Int[Array, " N"]
     most_outputs: int = struct.field(pytree_node=False)  # that it makes
-    most_consumers: int = struct.field(pytree_node=False)  # of all that it makes
     most_readers: int = struct.field(pytree_node=False)  # consumers of one tensor
 
 
@@ -65,22 +72,31 @@ def neighbours_of(
     weight = shared[node, column]
     order = np.argsort(weight, kind="stable")
     uses = bucket_size(len(node))
+    in_edges = _lists(node_in_edges)
+    inputs = np.asarray(contracted.in_edge_tensor)[in_edges]
     return Neighbours(
         user=jnp.asarray(_padded(node[order], uses)),
         users=jax.device_put(segments(offsets(weight.astype(np.int64), num_shared), uses)),
-        most_inputs=_length(np.diff(node_in_edges)),
+        inputs=jnp.asarray(inputs),
+        feeders=jnp.asarray(np.asarray(contracted.tensor_producer)[inputs]),
+        num_inputs=jnp.asarray(np.diff(node_in_edges).astype(np.int32)),
+        readers=jnp.asarray(
+            np.asarray(contracted.edge_consumer)[_lists(tensor_edges[node_tensors])]
+        ),
+        num_readers=jnp.asarray(np.diff(tensor_edges[node_tensors]).astype(np.int32)),
         most_outputs=_length(np.diff(node_tensors)),
-        most_consumers=_length(np.diff(tensor_edges[node_tensors])),
         most_readers=_length(np.diff(tensor_edges)),
     )
 
 
-def inputs_of(
-    contracted: DeviceProblem, near: Neighbours, v: Array
-) -> tuple[Int[Array, " M"], Bool[Array, "M 1"]]:
+def inputs_of(near: Neighbours, v: Array) -> tuple[Int[Array, " I"], Bool[Array, "I 1"]]:
     """The tensors that contracted node v consumes, and which entries are not padding."""
-    edge, is_real = _span(contracted.node_in_edges, v, near.most_inputs)
-    return take(contracted.in_edge_tensor, edge), is_real
+    return _row(near.inputs, near.num_inputs, v)
+
+
+def feeders_of(near: Neighbours, v: Array) -> tuple[Int[Array, " I"], Bool[Array, "I 1"]]:
+    """Who makes what contracted node v consumes, and which entries are not padding."""
+    return _row(near.feeders, near.num_inputs, v)
 
 
 def outputs_of(
@@ -90,13 +106,9 @@ def outputs_of(
     return _span(contracted.node_tensors, v, near.most_outputs)
 
 
-def consumers_of(
-    contracted: DeviceProblem, near: Neighbours, v: Array
-) -> tuple[Int[Array, " M"], Bool[Array, "M 1"]]:
+def consumers_of(near: Neighbours, v: Array) -> tuple[Int[Array, " Q"], Bool[Array, "Q 1"]]:
     """Who consumes what contracted node v makes, and which entries are not padding."""
-    ends = contracted.node_tensors[jnp.stack([v, v + 1])]
-    edge, is_real = _span(contracted.tensor_edges[ends], jnp.int32(0), near.most_consumers)
-    return take(contracted.edge_consumer, edge), is_real
+    return _row(near.readers, near.num_readers, v)
 
 
 def readers_of(
@@ -108,6 +120,21 @@ def readers_of(
     number = jnp.arange(near.most_readers, dtype=jnp.int32)[None]
     edge = jnp.where(count > 0, start + jnp.minimum(number, count - 1), 0)
     return take(contracted.edge_consumer, edge), (number < count)[:, :, None]
+
+
+def _row(
+    lists: Int[Array, "N M"], counts: Int[Array, " N"], v: Array
+) -> tuple[Int[Array, " M"], Bool[Array, "M 1"]]:
+    """The list of contracted node v, and which entries are not padding."""
+    number = jnp.arange(lists.shape[1], dtype=jnp.int32)
+    return take(lists, v), (number < take(counts, v))[:, None]
+
+
+def _lists(bounds: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[N, M] the rows of each group of rows; rows beyond its last one are the last one again."""
+    start, count = bounds[:-1, None], np.diff(bounds)[:, None]
+    number = np.arange(_length(count))[None]
+    return np.where(count > 0, start + np.minimum(number, count - 1), 0)
 
 
 def _span(

@@ -25,6 +25,8 @@ has the shifts.
 from __future__ import annotations
 
 import dataclasses
+import functools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +35,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from jaxpart.cost.stage import stage_s
+from jaxpart.cost.tables import take
 from jaxpart.methods.annealing import by_arrays, by_rows
 from jaxpart.methods.annealing.moves import Chains, next_noise, uniform
 from jaxpart.methods.annealing.price import form_of, over_capacity, powered, seconds_of
@@ -77,7 +80,7 @@ def row_sweep(
       share: chains per slot, of which at most one moves in a step; divides B.
     """
     slots = temperature.shape[0] // share
-    sent_s, form = _sent_s(moves), form_of(moves)
+    form = form_of(moves)
 
     def visit(i, is_step, chains):
         v = order[i]
@@ -91,7 +94,7 @@ def row_sweep(
             is_open = (is_chosen & (is_open & is_step)[None]).reshape(-1)
             is_up = jnp.tile(is_up, share)
             noise = jnp.where(is_step, noise, chains.noise)
-        step = _priced(moves, chains, sent_s, v, lane, is_open, is_up, unit_s)
+        step = _priced(moves, chains, v, lane, is_open, is_up, unit_s)
         chance = jnp.log(uniform(next_noise(noise[:slots])))
         if lane is None:
             accept = step.is_open & (step.gain <= -temperature * jnp.tile(chance, share))
@@ -135,7 +138,7 @@ def row_shift(
       temperature: of each chain; Metropolis decides on the total change of the energy.
       unit_s: unit of the energy, seconds.
     """
-    sent_s, batch = _sent_s(moves), temperature.shape[0]
+    batch = temperature.shape[0]
     lane, start = jnp.arange(batch), chains
     is_up = jnp.broadcast_to(upward, (batch,))
 
@@ -145,7 +148,7 @@ def row_shift(
         can_rise, can_fall = by_rows.free_ways(moves, chains.labels, v)
         is_open = jnp.where(upward, can_rise, can_fall) & (chains.labels[v] == source)
         is_open &= chosen[v] & (left_s > 0)
-        step = _priced(moves, chains, sent_s, v, lane, is_open, is_up, unit_s)
+        step = _priced(moves, chains, v, lane, is_open, is_up, unit_s)
         left_s -= jnp.where(step.is_open, seconds_of(moves, v)[source], 0)
         gain += jnp.where(step.is_open, step.gain, 0)
         return _made(moves, chains, v, step, step.is_open), left_s, gain
@@ -172,7 +175,6 @@ def row_shift(
 def _priced(
     moves: Moves,
     chains: Chains,
-    sent_s: Float[Array, " N"],
     v: Array,
     lane: Int[Array, " slots"] | None,
     is_open: Bool[Array, " slots"],
@@ -184,7 +186,6 @@ def _priced(
     Args:
       moves: the problem, on a row of chips.
       chains: B chains.
-      sent_s: `_sent_s`.
       v: the contracted node.
       lane: the chain of each slot; None: all chains, in order.
       is_open: whether the edges of v allow the move.
@@ -193,7 +194,7 @@ def _priced(
     """
     contracted, config = moves.contracted, moves.contracted.config
     labels, tables, chips = chains.labels, chains.tables, moves.after.shape[1]
-    source = (labels[v] if lane is None else labels[v, lane]).astype(jnp.int32)
+    source = (take(labels, v) if lane is None else labels[v, lane]).astype(jnp.int32)
     at = jnp.arange(len(source)) if lane is None else lane
     low = jnp.clip(jnp.where(is_up, source, source - 1), 0, chips - 2)
     high = low + 1
@@ -203,13 +204,14 @@ def _priced(
         gained = by_arrays.bytes_read_first(moves, labels, v, high)
     else:
         gained = by_rows.bytes_read_first(moves, labels, v, high, lane)
-    cut_step = sign * (gained / contracted.link_bandwidth - sent_s[v])
+    cut_step = sign * (gained / contracted.link_bandwidth - moves.sent_s[v])
     seconds = seconds_of(moves, v)
     steps = -sign * seconds[low], sign * seconds[high]
-    compute = tables.compute_s[low, at], tables.compute_s[high, at]
-    cut = tables.out_s[low, at]
-    below = jnp.where(low > 0, tables.out_s[jnp.maximum(low - 1, 0), at], 0)
-    above = tables.out_s[high, at]
+    on = partial(_on, at=at)
+    compute = on(tables.compute_s, low), on(tables.compute_s, high)
+    cut = on(tables.out_s, low)
+    below = jnp.where(low > 0, on(tables.out_s, jnp.maximum(low - 1, 0)), 0)
+    above = on(tables.out_s, high)
 
     after = compute[0] + steps[0], compute[1] + steps[1]
     gain = energy_of_two(config.overlap, after, below, cut + cut_step, above, unit_s)
@@ -219,13 +221,22 @@ def _priced(
     if config.constraints.memory:
         held = _held(moves, chains, v, at, source, target, is_up, cut_step)
         for chip, more in zip((low, high), held, strict=True):
-            memory, capacity = tables.memory_bytes[chip, at], contracted.capacity_bytes[chip]
+            memory, capacity = on(tables.memory_bytes, chip), contracted.capacity_bytes[chip]
             gain += over_capacity(memory + more, capacity) - over_capacity(memory, capacity)
     if config.constraints.no_skip:  # only the highest chip in use may become empty
-        next_on = tables.contracted_on[jnp.minimum(source + 1, chips - 1), at]
+        next_on = on(tables.contracted_on, jnp.minimum(source + 1, chips - 1))
         is_top = (source == chips - 1) | (next_on == 0)
-        is_open &= (tables.contracted_on[source, at] > 1) | (is_top & ~is_up)
+        is_open &= (on(tables.contracted_on, source) > 1) | (is_top & ~is_up)
     return _Step(lane, is_open, source, target, steps, cut_step, held, gain)
+
+
+def _on(table: Array, chip: Int[Array, " slots"], at: Int[Array, " slots"]) -> Array:
+    """[slots] what a table [C, B] has on one chip of each chain.
+
+    By one number for each entry: for pairs of numbers XLA makes an array in a kernel of its own.
+    """
+    entry = chip * table.shape[1] + at
+    return table.reshape(-1).at[entry].get(mode="promise_in_bounds")
 
 
 def energy_of_two(
@@ -312,22 +323,16 @@ def _made(
             new, contracted_on=add(add(tables.contracted_on, source, -1), target, 1)
         )
     label = jnp.where(accept, target, source).astype(chains.labels.dtype)
-    place = v if lane is None else (v, lane)
-    labels = chains.labels.at[place].set(label, unique_indices=True, mode="promise_in_bounds")
+    if lane is None:  # a scatter would check the bounds, in a kernel of its own
+        labels = lax.dynamic_update_index_in_dim(chains.labels, label, v, 0)
+    else:
+        labels = chains.labels.at[v, lane].set(label, unique_indices=True, mode="promise_in_bounds")
     return dataclasses.replace(chains, labels=labels, tables=new)
 
 
 def _raised(count: Int[Array, " B"], lane: Array | None, step: Bool[Array, " slots"]) -> Array:
     """The counts of all chains, one higher in the slots where `step` is true."""
     return count + step if lane is None else count.at[lane].add(step, unique_indices=True)
-
-
-def _sent_s(moves: Moves) -> Float[Array, " N"]:
-    """Transfer seconds of each contracted node if all its consumers are on another chip."""
-    contracted = moves.contracted
-    is_read = contracted.tensor_edges[1:] > contracted.tensor_edges[:-1]
-    size_s = jnp.where(is_read, contracted.tensor_bytes / contracted.link_bandwidth, 0)
-    return jnp.zeros_like(size_s).at[contracted.tensor_producer].add(size_s)
 
 
 def _one_per_slot(
@@ -350,6 +355,7 @@ def _one_per_slot(
     turn = (noise[0] >> 8).astype(jnp.int32) % share
     rank = (place + turn) % share + 1
     code = rank * 2 + is_up.reshape(share, slots)
-    best = jnp.max(jnp.where((can_rise | can_fall).reshape(share, slots), code, 0), axis=0)
+    code = jnp.where((can_rise | can_fall).reshape(share, slots), code, 0)
+    best = functools.reduce(jnp.maximum, code)  # in one kernel with what is read of it
     chosen = (best // 2 - 1 - turn) % share
     return jnp.where(best > 0, 4 * chosen + 2 + best % 2, 0), noise

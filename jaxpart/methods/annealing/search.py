@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpart.cost.batch import steps_ahead
+from jaxpart.cost.batch import batch_within, steps_ahead
 from jaxpart.cost.device import pad_assignments
 from jaxpart.methods.annealing.ensemble import Ensemble, ensemble_of, temper
 from jaxpart.methods.annealing.state import Moves, chip_graph_of, moves_of, rejoined
@@ -27,18 +27,24 @@ from jaxpart.methods.orders.search import mutate, sorted_nodes, swept
 from jaxpart.methods.orders.starts import start_keys
 from jaxpart.problem.problem import IntArray
 from jaxpart.runtime.background import in_thread
+from jaxpart.runtime.device_time import Step
 from jaxpart.runtime.state import Search
 
-# Most and fewest chains.
+# Most and fewest chains on a CPU.
 _MOST_CHAINS, _LEAST_CHAINS = 256, 32
-# Most labels (chains * contracted nodes), as long as more than the fewest chains remain.
+# Most labels (chains * contracted nodes) there, as long as more than the fewest chains remain.
 _MOST_LABELS = 2**20
+# What a chain takes on an accelerator: bytes for each contracted node (compiled for an H100: 37),
+# and numbers for each chip.
+_NODE_BYTES, _CHIP_NUMBERS = 40, 30
 # Orders that shifts choose from.
 _ORDERS = 16
 # Sweeps per device run without a time limit, and in the first run.
 _SWEEPS = 4
 # Length of later device runs under a time limit, seconds.
 _RUN_S = 0.4
+# No run is shorter, seconds.
+_CLOCK_S = 1e-6
 # Most sweeps per device run.
 _MOST_SWEEPS = 256
 # Device runs without gain after which the chains restart from the incumbent.
@@ -148,15 +154,17 @@ def _tempered(search: Search, chains: _Run, start: IntArray) -> Generator[bool]:
     """Tempers chains up to the stall limit, or until another method improves the incumbent."""
     sweeps, stalled = _SWEEPS, 0
     best: IntArray | None = start
-    pending: deque[tuple[int, Ensemble]] = deque()
+    pending: deque[tuple[int, Ensemble, Step | None]] = deque()
     newest, seen, start_s = chains.ensemble, chains.ensemble, time.perf_counter()
     runs = itertools.count(1)
     while stalled < _STALL_LIMIT and search.best is best:
         while len(pending) <= steps_ahead():
             run_key = jax.random.fold_in(chains.key, next(runs))
+            since_s = search.device_time.clock()
             newest = temper(chains.moves, newest, chains.orders, run_key, chains.unit_s, sweeps)
-            pending.append((sweeps, newest))
-        done, ensemble = pending.popleft()
+            given = search.device_time.given("tempering", newest.best_s, since_s)
+            pending.append((sweeps, newest, given))
+        done, ensemble, given = pending.popleft()
         priced = float(ensemble.priced) - float(seen.priced)
         search.samples += int(priced) + done * ensemble.labels.shape[1]
         stalled += 1
@@ -164,8 +172,10 @@ def _tempered(search: Search, chains: _Run, start: IntArray) -> Generator[bool]:
             stalled, best = 0, search.best
         seen = ensemble
         if search.budget.time_limit_s is not None:
-            per_sweep_s = (time.perf_counter() - start_s) / done
-            sweeps = int(np.clip(_RUN_S / per_sweep_s, 1, min(2 * sweeps, _MOST_SWEEPS)))
+            # A run that was ahead may have ended in the turn of another method.
+            spent_s = time.perf_counter() - start_s if given is None else given.seconds()
+            fits = _RUN_S * done / max(spent_s, _CLOCK_S)
+            sweeps = int(np.clip(fits, 1, min(2 * sweeps, _MOST_SWEEPS)))
         yield False
         start_s = time.perf_counter()
 
@@ -183,13 +193,19 @@ def _offered(search: Search, moves: Moves, ensemble: Ensemble) -> bool:
 
 def _repeated(search: Search, moves: Moves, start: IntArray) -> jax.Array:
     """[padded M, B] the chips of contracted nodes in partition `start` [N], the same B times."""
-    problem = search.problem
+    labels = search.problem.contracted_assignment(start)
+    column = jnp.asarray(pad_assignments(moves.contracted, labels[:, None]))
+    return jnp.repeat(column, _batch(search, moves), axis=1)
+
+
+def _batch(search: Search, moves: Moves) -> int:
+    """B, the number of chains."""
+    rows = moves.contracted.padded_nodes
     batch = _MOST_CHAINS
-    while batch > _LEAST_CHAINS and batch * moves.contracted.padded_nodes > _MOST_LABELS:
+    while batch > _LEAST_CHAINS and batch * rows > _MOST_LABELS:
         batch //= 2
-    labels = problem.contracted_assignment(start)
-    columns = np.repeat(labels[:, None], batch, axis=1)
-    return jnp.asarray(pad_assignments(moves.contracted, columns))
+    chips = search.problem.num_chips * (len(moves.weights.shared_bytes) + _CHIP_NUMBERS)
+    return batch_within(search.device_problem, batch, _NODE_BYTES * rows + 4 * chips)
 
 
 def _orders(search: Search, moves: Moves, key: jax.Array) -> jax.Array:

@@ -131,7 +131,7 @@ def _tables_after(
     contracted, rules = moves.contracted, moves.contracted.config.constraints
 
     def add(table, chip, more):
-        return table.at[chip].add(more.astype(table.dtype))
+        return by_arrays.added(table, jnp.broadcast_to(chip, more.shape), more.astype(table.dtype))
 
     def seconds(chip):
         return _on_chip(contracted.node_s[:, contracted.chip_kind[chip]], leaves)

@@ -46,6 +46,8 @@ class Moves:
     nodes: DeviceProblem  # for `evaluate`, which decides validity and costs
     contracted: DeviceProblem  # its nodes are the ones that move
     weights: Weights  # of the contracted nodes
+    # Transfer seconds of each contracted node if all its consumers are on another chip.
+    sent_s: Float[Array, " N"]
     after: UInt32[Array, "words C"]  # chips that chip c may feed, itself included
     before: UInt32[Array, "words C"]  # chips that may feed chip c, itself included
     is_row: bool = struct.field(pytree_node=False)  # each chip may feed only the next one
@@ -118,6 +120,7 @@ def moves_of(problem: Problem, chip_graph: BoolMatrix, form: Form | None = None)
         nodes=nodes,
         contracted=contracted,
         weights=weights,
+        sent_s=jnp.asarray(_sent_s(contracted)),
         after=nothing,
         before=nothing,
         is_row=False,
@@ -125,6 +128,17 @@ def moves_of(problem: Problem, chip_graph: BoolMatrix, form: Form | None = None)
         neighbours=near,
     )
     return rejoined(moves, chip_graph)
+
+
+def _sent_s(contracted: DeviceProblem) -> NDArray[np.float32]:
+    """`Moves.sent_s`, on the host: a program for an accelerator must not scatter and add floats."""
+    bounds, producer = np.asarray(contracted.tensor_edges), np.asarray(contracted.tensor_producer)
+    # This is how XLA divides an array by a number: the price of a move has the same rounding.
+    size_s = np.asarray(contracted.tensor_bytes) * (1 / np.asarray(contracted.link_bandwidth))
+    size_s = np.where(np.diff(bounds) > 0, size_s, np.float32(0))
+    sent_s = np.zeros(contracted.padded_nodes, np.float32)
+    np.add.at(sent_s, producer, size_s)
+    return sent_s
 
 
 def rejoined(moves: Moves, chip_graph: BoolMatrix) -> Moves:

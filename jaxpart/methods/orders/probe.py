@@ -70,7 +70,8 @@ def chips_of(probed: Probed, order: np.ndarray, lane: int) -> np.ndarray:
       order: [M] the nodes in the order of this lane, without padding.
       lane: the column of the batch.
     """
-    before = np.asarray(probed.before[:, lane])
+    # Indexed on the host: on an accelerator a program for it would wait for the next step.
+    before = np.asarray(probed.before)[:, lane]
     cuts, j = [], len(order)
     while j > 0:
         j = int(before[j - 1])

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpart.cost.batch import candidates_per_step, is_accelerator, steps_ahead
+from jaxpart.cost.batch import batch_within, is_accelerator, steps_ahead
 from jaxpart.cost.device import pad_assignments
 from jaxpart.cost.evaluate import evaluate
 from jaxpart.errors import InputError
@@ -250,6 +250,7 @@ def policy_background(search: Search, policy: PolicySource = None) -> Generator[
         while len(pending) <= steps_ahead():
             round_key = jax.random.fold_in(key, step + len(pending))
             pending.append(_played(task, params, sizes, state, round_key, batch))
+            search.device_time.given("policy", pending[-1].costs.valid)
             state = pending[-1].after
         made = pending.popleft()
         search.offer_batch(made.assignments, made.costs)
@@ -274,9 +275,7 @@ def _accelerator_batch(task: Task) -> int | None:
     if not is_accelerator():
         return None
     sample_bytes = 4 * task.contracted.padded_nodes * task.contracted.config.num_chips
-    fits = _MOST_SCORES_BYTES // sample_bytes
-    wanted = candidates_per_step(task.device, _ACCELERATOR_BATCH)
-    return min(wanted, max(BATCH, 1 << (fits.bit_length() - 1) if fits else 0))
+    return batch_within(task.device, BATCH, sample_bytes, _MOST_SCORES_BYTES, _ACCELERATOR_BATCH)
 
 
 def params_of(

@@ -6,6 +6,7 @@ each step. `temper` and the programs of `MOST_LAUNCHES` must not be of that kind
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,7 +35,7 @@ MOST_LAUNCHES = {
     "slice": (500, 2_000),
     "probe": (2_400, 2_400),
 }
-MOST_LAUNCHES_BESIDE_MOVES, MOST_LAUNCHES_A_MOVE = 400, 15  # of a sweep of annealing
+MOST_LAUNCHES_BESIDE_MOVES, MOST_LAUNCHES_A_MOVE = 400, 12  # of a sweep of annealing
 SMALL = "squeezenet"  # a graph that compiles fast
 ABSENT = targets.missing(TARGETS["h100"])
 NOT_AOT = ABSENT + targets.missing(TARGETS["v5e"])
@@ -238,3 +239,15 @@ def test_a_row_says_what_is_estimated_and_what_failed():
 def test_environment_variables_come_before_jax():
     with pytest.raises(RuntimeError, match="jax is imported"):
         targets.prepare()
+
+
+@pytest.mark.parametrize("name", [*MOST_LAUNCHES, "sample", "temper"])
+def test_on_an_accelerator_no_floats_are_scattered_and_added(name):
+    problem, start = greedy_start(SMALL, "mcm4")
+    with program_gate._as_on("gpu"):
+        program = program_gate.PROGRAMS[name](Case(problem, start, 8))
+        text = program.function.lower(*program.arguments, **program.static).as_text()
+
+    scatters = re.findall(r'"stablehlo\.scatter".*?stablehlo\.return', text, re.DOTALL)
+    added = [one for one in scatters if re.search(r"stablehlo\.add .*tensor<f", one)]
+    assert not added, added[0]
