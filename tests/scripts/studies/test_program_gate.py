@@ -1,8 +1,8 @@
 """What device programs would do on accelerators that are not there.
 
 On an H100 a program waits for each kernel and, in a loop of unknown length, for the host before
-each step. `temper` and the programs of `MOST_LAUNCHES` must not be of that kind there. Nor may they
-scatter floats, which is broken there with jaxlib 0.10.2 to 0.11.0.
+each step. `temper` and the programs of `MOST_LAUNCHES` must not be of that kind there. Nor may the
+latter add floats by a scatter, which is broken there with jaxlib 0.10.2 to 0.11.0.
 """
 
 import json
@@ -127,7 +127,7 @@ def test_a_sweep_of_moves_starts_few_kernels_a_move_on_an_h100(tmp_path):
     (row,) = document["rows"]
     problem, _ = greedy_start(SMALL, "mcm36")
     moves = lower(problem.contracted).padded_nodes
-    assert row["unknown_loops"] == row["float_scatters"] == 0
+    assert row["unknown_loops"] == 0
     assert row["launches"] <= MOST_LAUNCHES_BESIDE_MOVES + MOST_LAUNCHES_A_MOVE * moves, row
 
 
