@@ -37,6 +37,7 @@ _OPCODE = re.compile(r"\s*([\w\-]+)\(")
 _NAME = re.compile(r"%([\w.\-]+)")
 _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\](\{[^}]*\})?")
 _ON_CORE = re.compile(r"S\([1-9]")  # a layout outside the memory of the device
+_FLOATS = re.compile(r"\bb?f\d")  # the types of floats
 _BITS = re.compile(r"(\d+)")
 
 # Opcodes that start no kernel.
@@ -143,6 +144,7 @@ class Counts:
     collectives: int = 0  # in its text: instructions that wait for other devices
     unknown_loops: int = 0
     known_loops: int = 0
+    float_scatters: int = 0  # in its text: instructions that add floats by a scatter
     is_estimated: bool = False  # iterations were estimated from sizes
     is_least: bool = False  # a loop of which nothing is known counts one iteration
 
@@ -262,7 +264,18 @@ def counts_of(module: Module, sizes: Mapping[str, float] | None = None) -> Count
         unknown_loops=len(loops) - sum(loops),
         known_loops=sum(loops),
         collectives=len(exchanged),
+        float_scatters=sum(_adds_floats_by_scatter(module, place) for place in places),
     )
+
+
+def _adds_floats_by_scatter(module: Module, place: Place) -> bool:
+    """Whether an instruction scatters floats, alone or in a fusion, and combines them."""
+    instruction = place.instruction
+    if instruction.opcode != "scatter" or not _FLOATS.search(instruction.shape):
+        return False
+    combined = instruction.attribute("to_apply")
+    # What only overwrites hands on the new value.
+    return combined is None or _root(module, combined).opcode != "parameter"
 
 
 def _counts(module: Module, name: str, sizes: Mapping[str, float], *, inside: bool) -> Counts:

@@ -27,7 +27,7 @@ Columns:
             with the constants of `targets.py`. "<": because of ">" it is at most this. Bytes and
             operations are counted in the HLO (`hlo.py`). Nothing is predicted for the CPU.
 
-On several devices each has `batch` candidates. `temper` and the policy are not divided.
+On several devices each has `batch` candidates. `temper` is not divided.
 
 A candidate of `slice`, `probe` and `order` is an order of nodes; one of `temper` is a chain that
 makes one sweep over its nodes. `kernel` is `evaluate` by one kernel, in the form of that name. Its
@@ -60,7 +60,6 @@ from pairs import greedy_start
 from targets import TARGETS, Target, devices_of, missing
 
 from jaxpart.arguments import count, whole_number
-from jaxpart.cost.batch import is_accelerator
 from jaxpart.cost.device import DeviceProblem, Form, lower
 from jaxpart.cost.evaluate import evaluate, verify
 from jaxpart.cost.sharding import along, mesh_of, split
@@ -103,7 +102,8 @@ class Program(NamedTuple):
     arguments: tuple[Any, ...]
     static: dict[str, Any]
     axes: tuple[int | None, ...] | None = None
-    out_axis: int = -1
+    out_axis: int | None = -1  # None: means over the candidates, which devices exchange
+    takes_mesh: bool = False  # the function itself divides what it draws (`sharding.divided`)
     # Of a kernel that the text of the program does not show: candidates that one core takes at a
     # time, and operations for each.
     tile: int = 1
@@ -113,6 +113,8 @@ class Program(NamedTuple):
 def shared(program: Program, batch: int, devices: list[Any]) -> Program:
     """The same program on several devices, each with an equal part of the candidates."""
     assert program.axes is not None
+    if program.takes_mesh:
+        return program._replace(static=program.static | {"mesh": mesh_of(tuple(devices))})
     function = split(
         program.function, batch, program.axes, program.out_axis, devices=devices, **program.static
     )
@@ -125,7 +127,8 @@ class Case:
 
     problem: Problem
     start: IntArray  # [N] the greedy baseline
-    batch: int
+    batch: int  # of all devices
+    devices: int = 1
 
     @functools.cached_property
     def device(self) -> DeviceProblem:
@@ -220,18 +223,19 @@ def _act(case: Case) -> Program:
     params = jax.eval_shape(lambda: initial_params(sizes, task, 0))
     count = case.contracted.num_nodes
     arguments = (params, task.features, task.start, jax.random.key(0), count)
-    return Program(act, arguments, {"sizes": sizes, "batch": case.batch, "decoder": "labels"})
+    static = {"sizes": sizes, "batch": case.batch, "decoder": "labels"}
+    return Program(act, arguments, static, (None,) * len(arguments), takes_mesh=True)
 
 
 def _gradient(case: Case) -> Program:
     program = _act(case)
     params, features, state = program.arguments[:3]
     drawn = jax.eval_shape(functools.partial(act, **program.static), *program.arguments)
-    advantage: Any = jax.ShapeDtypeStruct((case.batch,), jnp.float32)
-    transition = ppo.Transition(features, state, drawn.actions, drawn.log_prob, advantage)
+    samples = drawn.actions, drawn.log_prob, jax.ShapeDtypeStruct((case.batch,), jnp.float32)
     static = {"sizes": NetworkConfig(), "ppo_config": ppo.PPOConfig(), "decoder": "labels"}
-    static["part"] = ppo.part_of(case.batch) if is_accelerator() else None
-    return Program(ppo.gradient, (params, transition), static)
+    static["part"] = ppo.part_for(case.batch // case.devices)
+    arguments = (params, features, state, samples)
+    return Program(ppo.gradient_of, arguments, static, ppo.GRADIENT_AXES, None)
 
 
 PROGRAMS: dict[str, Callable[[Case], Program]] = {
@@ -319,7 +323,7 @@ def _rows(
     accelerator = "gpu" if target.backend == "cpu" else target.backend
     backend = "cpu" if form == "rows" else accelerator
     with _as_on(backend):
-        case = Case(problem, start, batch * len(devices))
+        case = Case(problem, start, batch * len(devices), len(devices))
         training = dataclasses.replace(case, batch=min(case.batch, TrainingConfig().batch))
         for name in programs:
             if name == "kernel" and target.backend == "cpu":
@@ -392,6 +396,7 @@ def compiled(program: Program, devices: list[Any], target: Target, batch: int) -
         "launches_are": "least" if counts.is_least else "estimated" if counts.is_estimated else "",
         "questions": round(counts.questions),
         "collectives": counts.collectives,
+        "float_scatters": counts.float_scatters,
         "bytes": counts.num_bytes,
         "operations": counts.operations,
         "temp_bytes": memory.temp_size_in_bytes,

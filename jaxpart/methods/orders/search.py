@@ -313,8 +313,9 @@ def swept(problem: DeviceProblem, keys: Float[Array, "B N"]) -> Float[Array, "B 
 @jax.jit
 def ranks_of(orders: Int[Array, "B N"]) -> Float[Array, "B N"]:
     """Keys that give these orders: the position of each node."""
-    positions = jnp.arange(orders.shape[1], dtype=jnp.float32)
-    return jax.vmap(lambda order: jnp.zeros_like(positions).at[order].set(positions))(orders)
+    positions = jnp.arange(orders.shape[1], dtype=jnp.int32)  # as floats, a GPU would scatter them
+    ranks = jax.vmap(lambda order: jnp.zeros_like(positions).at[order].set(positions))(orders)
+    return ranks.astype(jnp.float32)
 
 
 @partial(jax.jit, static_argnames="size")

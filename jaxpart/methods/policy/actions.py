@@ -24,6 +24,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxpart.methods.policy.network import MoveProposal
@@ -265,11 +266,32 @@ def log_probs(
         entropy = jnp.broadcast_to(log_spread, log_prob.shape)
     else:
         log_prob_of = label_log_probs(base, moves, scores, shared)
-        chip = actions.taken.astype(jnp.int32)
-        log_prob = jnp.take_along_axis(log_prob_of, chip[:, None], axis=1)[:, 0]
+        log_prob = lax.platform_dependent(
+            log_prob_of, actions.taken.astype(jnp.int32), cpu=_of_chip, default=_of_chip_by_sum
+        )
         entropy = -jnp.sum(jnp.exp(log_prob_of) * log_prob_of, axis=1)
     node_entropy = jnp.where(allowed, entropy, 0.0).sum() / jnp.maximum(allowed.sum(), 1)
     focus = _focus(moves, real)
     centre_entropy = -jnp.sum(jnp.where(real, jnp.exp(focus) * focus, 0.0))
-    centre = jnp.where(shared.is_centred, focus[shared.centre], 0.0)
+    of_centre = lax.platform_dependent(
+        focus, shared.centre, cpu=lambda focus, row: focus[row], default=_of_row_by_sum
+    )
+    centre = jnp.where(shared.is_centred, of_centre, 0.0)
     return LogProbs(jnp.where(allowed, log_prob, 0.0), centre), node_entropy + centre_entropy
+
+
+def _of_chip(values: Float[Array, "N C B"], chip: Int[Array, "N B"]) -> Float[Array, "N B"]:
+    """[N, B] the value of each node's and sample's chip."""
+    return jnp.take_along_axis(values, chip[:, None], axis=1)[:, 0]
+
+
+def _of_chip_by_sum(values: Float[Array, "N C B"], chip: Int[Array, "N B"]) -> Float[Array, "N B"]:
+    """`_of_chip`, whose gradient has no scatter (`aggregation.py`)."""
+    is_chip = jnp.arange(values.shape[1])[None, :, None] == chip[:, None]
+    return jnp.sum(jnp.where(is_chip, values, 0.0), axis=1)
+
+
+def _of_row_by_sum(values: Float[Array, " N"], row: Int[Array, " B"]) -> Float[Array, " B"]:
+    """[B] the value of each sample's row; its gradient has no scatter."""
+    is_row = jnp.arange(values.shape[0])[:, None] == row[None]
+    return jnp.sum(jnp.where(is_row, values[:, None], 0.0), axis=0)

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxpart.cost.device import bucket_size
 from jaxpart.errors import InputError
+from jaxpart.methods.policy.aggregation import Ends, Lists, lists_of
 from jaxpart.problem.problem import FloatArray, Problem
 
 VERSION = 2  # of the feature set; a checkpoint states the version that it was trained on
@@ -29,6 +30,16 @@ MAX_FEATURE_ROWS = 6000  # contracted nodes; the largest bucket has 6,144 rows
 _TOPOLOGIES = ("chain", "host", "mesh")
 _MODULE_FIGURES = 16  # entries of `Features.module`
 _LARGEST_RATIO = 1e6  # a larger ratio of times or bytes is clipped to this
+
+
+@struct.dataclass
+class EntryLists:
+    """Lists of the entries of each row, for each end in `Features`."""
+
+    pair_from: Lists
+    pair_to: Lists
+    use_node: Lists
+    use_weight: Lists
 
 
 @struct.dataclass
@@ -56,15 +67,26 @@ class Features:
     order_basis: Float[Array, "N R"]
     label_basis: Float[Array, "N R"]
     is_real: Float[Array, " N"]  # 1 for a contracted node, 0 for padding
+    lists: EntryLists | None = None  # on a GPU or TPU
+
+    @property
+    def ends(self) -> tuple[Ends, Ends, Ends, Ends]:
+        """The producers and consumers of pairs; the nodes and weights of uses."""
+        names = ("pair_from", "pair_to", "use_node", "use_weight")
+        producers, consumers, users, weights = (
+            Ends(getattr(self, name), self.lists and getattr(self.lists, name)) for name in names
+        )
+        return producers, consumers, users, weights
 
 
-def features(problem: Problem, rows: int, pairs: int) -> Features:
+def features(problem: Problem, rows: int, pairs: int, *, has_lists: bool = False) -> Features:
     """Computes the padded features of a problem.
 
     Args:
       problem: any problem; the features describe its contracted nodes.
       rows: N, more than the number of contracted nodes.
       pairs: P, at least the number of distinct pairs of contracted nodes with an edge.
+      has_lists: whether programs compute on whole arrays, as on a GPU or TPU (`aggregation.py`).
 
     Returns:
       The features, as numpy arrays.
@@ -132,19 +154,28 @@ def features(problem: Problem, rows: int, pairs: int) -> Features:
     rules = [before - position, 1 - after - position, (alap - asap) / deepest]
     rules += [_log(out_s / chip_s) - _log(in_s / chip_s), _log(load_s / chip_s)]
     rules += [_log(shared / capacity), np.log1p(fan_in), np.log1p(fan_out)]
+    use_node = contracted.use_node[of_several]
+    use_weight = contracted.use_weight[of_several]
+    lists = EntryLists(
+        lists_of(ends[:, 0], rows, pairs),
+        lists_of(ends[:, 1], rows, pairs),
+        lists_of(use_node, rows, uses),
+        lists_of(use_weight, uses, uses),
+    )
     return Features(
         node=_padded(node, rows),
         pair=_padded(_log(pair_bytes / contracted.mcm.link_bandwidth / chip_s)[:, None], pairs),
         pair_from=_padded(ends[:, 0], pairs, rows - 1),
         pair_to=_padded(ends[:, 1], pairs, rows - 1),
-        use_node=_padded(contracted.use_node[of_several], uses, rows - 1),
-        use_weight=_padded(contracted.use_weight[of_several], uses, uses - 1),
+        use_node=_padded(use_node, uses, rows - 1),
+        use_weight=_padded(use_weight, uses, uses - 1),
         module=_padded(_module(contracted, chip_s), _MODULE_FIGURES),
         chip=_padded(_chips(contracted), contracted.num_chips),
         position=_padded(position, rows),
         order_basis=_padded(_unit(np.stack([*lags, *rules], axis=1)), rows),
         label_basis=_padded(_unit(np.stack([*lags, *waves], axis=1)), rows),
         is_real=_padded(np.ones(count), rows),
+        lists=lists if has_lists else None,
     )
 
 

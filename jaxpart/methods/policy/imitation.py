@@ -18,12 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from jaxpart.cost.batch import is_accelerator
 from jaxpart.errors import InputError
 from jaxpart.methods.policy.features import Features
 from jaxpart.methods.policy.network import NetworkConfig, propose
 from jaxpart.methods.policy.rollout import Params, Task
+from jaxpart.methods.policy.stacking import alike, together
 from jaxpart.problem.graph import Graph
 from jaxpart.problem.problem import IntArray, Problem
 from jaxpart.results.file import read_result
@@ -138,6 +140,61 @@ def _gradient(
     return jax.value_and_grad(distance)(params, sizes, features, seen, target)
 
 
+@partial(jax.jit, static_argnames="sizes")
+def _gradient_of_several(
+    params: Params,
+    sizes: NetworkConfig,
+    lessons: _Lesson,
+    chosen: Int[Array, " K"],
+    weight: Float[Array, " K"],
+) -> tuple[Array, Params]:
+    """The weighted sum of `distance` over the chosen lessons of a bucket, and its gradient."""
+
+    def total(params: Params) -> Array:
+        each = jax.vmap(partial(distance, params, sizes))
+        return jnp.sum(weight * each(*(jax.tree.map(lambda leaf: leaf[chosen], lessons))))
+
+    return jax.value_and_grad(total)(params)
+
+
+_Lesson = tuple[Features, Array, Array]  # what the network sees, and the target positions
+# The losses and gradients of the lessons of these numbers, as sums of some of them.
+_Teacher = Callable[[Params, Sequence[int]], tuple[list[Array], list[Params]]]
+
+
+def one_by_one(sizes: NetworkConfig, lessons: Sequence[_Lesson]) -> _Teacher:
+    """Calls a program for each lesson."""
+
+    def teach(params: Params, chosen: Sequence[int]) -> tuple[list[Array], list[Params]]:
+        found = [_gradient(params, sizes, *lessons[number]) for number in chosen]
+        return [loss for loss, _ in found], [gradient for _, gradient in found]
+
+    return teach
+
+
+def by_bucket(sizes: NetworkConfig, lessons: Sequence[_Lesson]) -> _Teacher:
+    """Calls a program for each bucket among the lessons."""
+    buckets = [(numbers, together([lessons[n] for n in numbers])) for numbers in alike(lessons)]
+    place = {n: (b, k) for b, (numbers, _) in enumerate(buckets) for k, n in enumerate(numbers)}
+
+    def teach(params: Params, chosen: Sequence[int]) -> tuple[list[Array], list[Params]]:
+        losses, gradients = [], []
+        for bucket, (_, stack) in enumerate(buckets):
+            rows = [k for b, k in map(place.__getitem__, chosen) if b == bucket]
+            if not rows:
+                continue
+            # Few lengths, so that few programs are compiled: a power of two, with weights of 0.
+            spare = (1 << (len(rows) - 1).bit_length()) - len(rows)
+            weight = np.array([1.0] * len(rows) + [0.0] * spare, np.float32)
+            numbers = np.array(rows + [rows[0]] * spare, np.int32)
+            loss, gradient = _gradient_of_several(params, sizes, stack, numbers, weight)
+            losses.append(loss)
+            gradients.append(gradient)
+        return losses, gradients
+
+    return teach
+
+
 def imitate(
     params: Params,
     sizes: NetworkConfig,
@@ -157,12 +214,13 @@ def imitate(
     Returns:
       The fitted weights.
     """
-    tasks, targets = [], []
+    lessons = []
     for name in sorted(examples):
         task = Task.build(examples[name].problem)
-        tasks.append((task.features, task.start.seen))
-        targets.append(positions(task, examples[name].assignment))
-    batches = -(-len(tasks) // imitation.batch)
+        target = positions(task, examples[name].assignment)
+        lessons.append((task.features, task.start.seen, target))
+    teach = (by_bucket if is_accelerator() else one_by_one)(sizes, lessons)
+    batches = -(-len(lessons) // imitation.batch)
     steps = imitation.epochs * batches
     schedule = optax.warmup_cosine_decay_schedule(0.0, imitation.learning_rate, steps // 20, steps)
     optimizer = optax.chain(
@@ -171,21 +229,18 @@ def imitate(
     )
     state = optimizer.init(params)
 
-    @jax.jit
-    def step(params: Params, state: Any, gradients: list[Params]) -> tuple[Params, Any]:
-        mean = jax.tree.map(lambda *parts: sum(parts) / len(parts), *gradients)
+    @partial(jax.jit, static_argnames="count")
+    def step(params: Params, state: Any, gradients: list[Params], count: int) -> tuple[Params, Any]:
+        mean = jax.tree.map(lambda *parts: sum(parts) / count, *gradients)
         updates, state = optimizer.update(mean, state, params)
         return optax.apply_updates(params, updates), state
 
     for epoch in range(imitation.epochs):
-        order = np.random.default_rng([imitation.seed, epoch]).permutation(len(tasks))
+        order = np.random.default_rng([imitation.seed, epoch]).permutation(len(lessons))
         losses = []
         for chosen in np.array_split(order, batches):
-            gradients = []
-            for index in chosen.tolist():
-                loss, gradient = _gradient(params, sizes, *tasks[index], targets[index])
-                gradients.append(gradient)
-                losses.append(loss)
-            params, state = step(params, state, gradients)
-        report(epoch, float(np.mean(losses)))
+            found, gradients = teach(params, chosen.tolist())
+            losses += found
+            params, state = step(params, state, gradients, len(chosen))
+        report(epoch, float(np.sum(losses) / len(lessons)))
     return params

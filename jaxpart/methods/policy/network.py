@@ -24,8 +24,9 @@ import jax
 import jax.numpy as jnp
 import jraph
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
+from jaxpart.methods.policy.aggregation import Ends, Rows, means, read, softmax, sums
 from jaxpart.methods.policy.features import BASIS, Features
 
 PLACEMENT = 8  # columns of `rollout.State.seen`, which describes the last placement
@@ -92,19 +93,11 @@ class PolicyNetwork(nn.Module):
         h = nn.Dense(width)(jnp.concatenate([features.node, placement], axis=1))
         h = h + nn.Dense(width)(features.module)[None]
         gap = (placement[features.pair_to, 0] - placement[features.pair_from, 0])[:, None]
-        graph = jraph.GraphsTuple(
-            nodes=nn.gelu(h),
-            edges=jnp.concatenate([features.pair, gap], axis=1),
-            senders=features.pair_from,
-            receivers=features.pair_to,
-            globals=None,
-            n_node=jnp.array([rows]),
-            n_edge=jnp.array([features.pair_from.shape[0]]),
-        )
-        real = features.is_real[:, None]
+        edges = jnp.concatenate([features.pair, gap], axis=1)
+        h = nn.gelu(h)
         for _ in range(self.sizes.layers):
-            graph = graph._replace(nodes=Layer(self.sizes)(graph, real, features))
-        h = nn.LayerNorm()(graph.nodes)
+            h = Layer(self.sizes)(h, edges, features)
+        h = nn.LayerNorm()(h)
 
         zero = nn.initializers.zeros
         parts = nn.Dense(2 * (3 + rank + BASIS), kernel_init=zero)(h)
@@ -153,30 +146,27 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, graph: jraph.GraphsTuple, real: Float[Array, "N 1"], features: Features
+        self, h: Float[Array, "N W"], edges: Float[Array, "P D"], features: Features
     ) -> Float[Array, "N W"]:
         """Computes new node embeddings.
 
         Args:
-          graph: N nodes with embeddings [N, W], and P edges.
-          real: [N, 1] 1 for a contracted node, 0 for padding.
+          h: [N, W] embeddings of N nodes.
+          edges: [P, D] inputs of P edges.
           features: of the graph on the module.
 
         Returns:
           [N, W] embeddings. Those of padding mean nothing, and do not affect the others.
         """
         width = self.sizes.width
-        # `Any`, because jraph's annotations allow more types than `PolicyNetwork` uses.
-        h: Any = graph.nodes
-        edges: Any = graph.edges
-        senders: Any = graph.senders
-        receivers: Any = graph.receivers
-        x: Any = nn.LayerNorm()(h)
-        ahead = _attend(self.sizes, x, edges, senders, receivers)
-        back = _attend(self.sizes, x, edges, receivers, senders)
+        producers, consumers, users, weights = features.ends
+        real = features.is_real[:, None]
+        x = nn.LayerNorm()(h)
+        ahead = _attend(self.sizes, x, edges, producers, consumers)
+        back = _attend(self.sizes, x, edges, consumers, producers)
         everywhere = jnp.sum(x * real, axis=0, keepdims=True) / jnp.maximum(jnp.sum(real), 1.0)
-        alike = _mean_of(features.use_node, features.use_weight, x, len(features.use_weight))
-        alike = _mean_of(features.use_weight, features.use_node, alike, x.shape[0])
+        alike = means(read(x, users), weights, weights.shape[0])
+        alike = means(read(alike, weights), users, x.shape[0])
         seen = jnp.concatenate([x, ahead, back, alike], axis=1)
         h = h + nn.gelu(nn.Dense(width)(seen) + nn.Dense(width)(everywhere))
         return h + nn.Dense(width)(nn.gelu(nn.Dense(width)(nn.LayerNorm()(h))))
@@ -186,27 +176,44 @@ def _attend(
     sizes: NetworkConfig,
     x: Float[Array, "N W"],
     edges: Float[Array, "P D"],
-    sources: Int[Array, " P"],
-    targets: Int[Array, " P"],
+    sources: Ends,
+    targets: Ends,
 ) -> Float[Array, "N W"]:
     """[N, W] mean over each node's sources, weighted by attention; 0 for a node without sources."""
-    rows, pairs = x.shape[0], sources.shape[0]
+    rows, pairs = x.shape[0], edges.shape[0]
     value = nn.Dense(sizes.width)(x)
-    seen = value[sources] + nn.Dense(sizes.width)(edges)
-    asked = nn.leaky_relu(seen + nn.Dense(sizes.width)(x)[targets], 0.2)
-    logits = nn.Dense(sizes.heads, use_bias=False)(asked)
-    weights: Any = jraph.segment_softmax(logits, targets, num_segments=rows)
-    by_head = seen.reshape(pairs, sizes.heads, -1) * weights[:, :, None]
-    return jraph.segment_sum(by_head.reshape(pairs, sizes.width), targets, num_segments=rows)
+    edge = nn.Dense(sizes.width)(edges)
+    asking = nn.Dense(sizes.width)(x)
+    score = nn.Dense(sizes.heads, use_bias=False)
 
+    def weighted(seen: Array, weights: Array) -> Array:
+        by_head = seen.reshape(pairs, sizes.heads, -1) * weights[:, :, None]
+        return by_head.reshape(pairs, sizes.width)
 
-def _mean_of(
-    sources: Int[Array, " U"], targets: Int[Array, " U"], x: Float[Array, "S W"], count: int
-) -> Float[Array, "T W"]:
-    """[T, W] mean over each target's sources; 0 for a target without sources."""
-    total = jraph.segment_sum(x[sources], targets, num_segments=count)
-    number = jraph.segment_sum(jnp.ones(len(sources)), targets, num_segments=count)
-    return total / jnp.maximum(number, 1.0)[:, None]
+    # jraph's annotations allow fewer types than its functions.
+    options: Any = {
+        "update_edge_fn": lambda edge, sent, received, _: sent["value"] + edge,
+        "attention_logit_fn": lambda seen, sent, received, _: score(
+            nn.leaky_relu(seen + received["asking"], 0.2)
+        ),
+        "attention_normalize_fn": lambda logits, segment_ids, num_segments: softmax(
+            logits, segment_ids, num_segments
+        ),
+        "attention_reduce_fn": weighted,
+        "aggregate_edges_for_nodes_fn": sums,
+        "update_node_fn": lambda nodes, sent, received, _: received,
+    }
+    graph: dict[str, Any] = {
+        "nodes": {"value": Rows(value), "asking": Rows(asking)},
+        "edges": edge,
+        "senders": sources,
+        "receivers": targets,
+        "globals": None,
+        "n_node": jnp.array([rows]),
+        "n_edge": jnp.array([pairs]),
+    }
+    attended: Any = jraph.GraphNetwork(**options)(jraph.GraphsTuple(**graph)).nodes
+    return attended
 
 
 def _moves(parts: Float[Array, "N K"], basis: Float[Array, "N R"]) -> MoveProposal:

@@ -10,7 +10,9 @@ the ratio of a whole sample would always be clipped.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +21,13 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from jaxpart.cost.batch import is_accelerator
+from jaxpart.cost.sharding import over_devices
 from jaxpart.methods.policy.actions import Actions, Decoder, LogProbs, log_probs
 from jaxpart.methods.policy.features import Features
-from jaxpart.methods.policy.network import NetworkConfig
+from jaxpart.methods.policy.network import NetworkConfig, Proposal
 from jaxpart.methods.policy.rollout import Params, State, proposed
+from jaxpart.methods.policy.stacking import together
 
 _MOST_SAMPLES = 128  # whose loss an accelerator computes at a time
 
@@ -115,7 +120,18 @@ def ppo_loss(
     Returns:
       The loss, and the statistics.
     """
-    proposal, order, position = proposed(params, sizes, transition.features, transition.state)
+    made = proposed(params, sizes, transition.features, transition.state)
+    return _loss_of(made, transition, ppo_config, decoder)
+
+
+def _loss_of(
+    made: tuple[Proposal, Array, Array],
+    transition: Transition,
+    ppo_config: PPOConfig,
+    decoder: Decoder,
+) -> tuple[Float[Array, ""], Report]:
+    """`ppo_loss` of what `proposed` gives for the transition's state."""
+    proposal, order, position = made
     is_order = decoder == "orders"
     moves = proposal.orders if is_order else proposal.labels
     base = order if is_order else position
@@ -147,7 +163,6 @@ def _surrogate(difference: Array, advantage: Array, clip: float) -> tuple[Array,
     return jnp.minimum(ratio * advantage, bounded * advantage), ratio
 
 
-@partial(jax.jit, static_argnames=("sizes", "ppo_config", "decoder", "part"))
 def gradient(
     params: Params,
     transition: Transition,
@@ -158,6 +173,9 @@ def gradient(
 ) -> tuple[Params, Report]:
     """The gradient of `ppo_loss` by `params`, and the statistics.
 
+    Several devices share whole parts, so that the gradient does not depend on their number. They
+    exchange the mean of their gradients and statistics, and nothing else.
+
     Args:
       params: weights of the network.
       transition: B samples.
@@ -167,20 +185,107 @@ def gradient(
       part: samples whose loss is computed at a time; divides B. The means over the parts are
         returned. None: all at once.
     """
+    drawn = (transition.actions, transition.log_prob, transition.advantage)
+    arguments = (params, transition.features, transition.state, drawn)
+    parts = 1 if part is None else transition.advantage.shape[0] // part
+    return over_devices(
+        gradient_of,
+        parts,
+        GRADIENT_AXES,
+        arguments,
+        sizes=sizes,
+        ppo_config=ppo_config,
+        decoder=decoder,
+        part=part,
+    )
 
-    def of(samples: Transition) -> tuple[Params, Report]:
-        return jax.grad(ppo_loss, has_aux=True)(params, samples, sizes, ppo_config, decoder)
 
-    if part is None or part == transition.advantage.shape[0]:
-        return of(transition)
+GRADIENT_AXES = (None, None, None, -1)  # of the samples in the arguments of `gradient_of`
+
+
+@partial(jax.jit, static_argnames=("sizes", "ppo_config", "decoder", "part"))
+def gradient_of(
+    params: Params,
+    features: Features,
+    state: State,
+    drawn: tuple[Actions, LogProbs, Array],
+    *,
+    sizes: NetworkConfig,
+    ppo_config: PPOConfig,
+    decoder: Decoder,
+    part: int | None,
+) -> tuple[Params, Report]:
+    """`gradient` on one device, of the last three fields of a transition."""
+    if part is None or part == drawn[2].shape[0]:
+        transition = Transition(features, state, *drawn)
+        return jax.grad(ppo_loss, has_aux=True)(params, transition, sizes, ppo_config, decoder)
+    made, pull = jax.vjp(lambda params: proposed(params, sizes, features, state), params)
 
     def in_parts(leaf: Array) -> Array:  # candidates come last
         return jnp.moveaxis(leaf.reshape(*leaf.shape[:-1], -1, part), -2, 0)
 
-    drawn = (transition.actions, transition.log_prob, transition.advantage)
-    parts = jax.tree.map(in_parts, drawn)
-    found = lax.map(lambda d: of(Transition(transition.features, transition.state, *d)), parts)
-    return jax.tree.map(partial(jnp.mean, axis=0), found)
+    def of(drawn: tuple[Actions, LogProbs, Array]) -> tuple[Any, Report]:
+        samples = Transition(features, state, *drawn)
+        return jax.grad(_loss_of, has_aux=True)(made, samples, ppo_config, decoder)
+
+    # The network has seen the state once, whatever the number of parts, and learns once from it.
+    found = lax.map(of, jax.tree.map(in_parts, drawn))
+    change, report = jax.tree.map(partial(jnp.mean, axis=0), found)
+    return pull(change)[0], report
+
+
+def gradients(
+    params: Params,
+    transitions: Sequence[Transition],
+    sizes: NetworkConfig,
+    ppo_config: PPOConfig,
+    decoder: Decoder,
+    part: int | None = None,
+) -> tuple[Params, list[Report]]:
+    """The sum of the `gradient` of several transitions, and the statistics of each, in one call.
+
+    Args:
+      params: weights of the network.
+      transitions: of graphs of one bucket, with B samples each.
+      sizes: of the network.
+      ppo_config: as for `gradient`.
+      decoder: likewise.
+      part: likewise.
+    """
+    features, state = tuple(t.features for t in transitions), tuple(t.state for t in transitions)
+    drawn = tuple((t.actions, t.log_prob, t.advantage) for t in transitions)
+    parts = 1 if part is None else transitions[0].advantage.shape[0] // part
+    whole, reports = over_devices(
+        gradient_of_several,
+        parts,
+        GRADIENT_AXES,
+        (params, features, state, drawn),
+        sizes=sizes,
+        ppo_config=ppo_config,
+        decoder=decoder,
+        part=part,
+    )
+    return whole, list(reports)
+
+
+@partial(jax.jit, static_argnames=("sizes", "ppo_config", "decoder", "part"))
+def gradient_of_several(
+    params: Params,
+    features: tuple[Features, ...],
+    state: tuple[State, ...],
+    drawn: tuple[tuple[Actions, LogProbs, Array], ...],
+    **static: Any,
+) -> tuple[Params, tuple[Report, ...]]:
+    """`gradients` on one device."""
+    one = partial(gradient_of, params, **static)
+    each, reports = jax.vmap(one)(*map(together, (features, state, drawn)))
+    whole = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), each)
+    return whole, tuple(jax.tree.map(lambda leaf, k=k: leaf[k], reports) for k in range(len(drawn)))
+
+
+def part_for(batch: int) -> int | None:
+    """The samples whose loss is computed at a time: `part_of` them; on a CPU all (None)."""
+    return part_of(batch) if is_accelerator() else None
 
 
 def part_of(batch: int) -> int:
@@ -192,9 +297,13 @@ def part_of(batch: int) -> int:
     return max(part for part in range(1, min(batch, _MOST_SAMPLES) + 1) if batch % part == 0)
 
 
-@partial(jax.jit, static_argnames="ppo_config")
+@partial(jax.jit, static_argnames=("ppo_config", "count"))
 def apply_gradients(
-    params: Params, opt_state: optax.OptState, gradients: list[Params], ppo_config: PPOConfig
+    params: Params,
+    opt_state: optax.OptState,
+    gradients: list[Params],
+    ppo_config: PPOConfig,
+    count: int | None = None,
 ) -> tuple[Params, optax.OptState]:
     """Takes one step of the optimiser along the mean of the gradients.
 
@@ -203,10 +312,12 @@ def apply_gradients(
       opt_state: state of `optimizer(ppo_config)`.
       gradients: one or more.
       ppo_config: settings of the optimiser.
+      count: of how many gradients these are the sums; None: one each.
 
     Returns:
       The new weights and the new state of the optimiser.
     """
-    mean = jax.tree.map(lambda *parts: sum(parts) / len(parts), *gradients)
+    number = len(gradients) if count is None else count
+    mean = jax.tree.map(lambda *parts: sum(parts) / number, *gradients)
     updates, opt_state = optimizer(ppo_config).update(mean, opt_state, params)
     return optax.apply_updates(params, updates), opt_state

@@ -25,13 +25,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from jaxpart.cost.device import DeviceProblem, lower
 from jaxpart.cost.evaluate import Costs, evaluate, verify
 from jaxpart.cost.greedy import baseline
 from jaxpart.cost.host import peak_bounds
-from jaxpart.methods.labels.sampling import fix, sample
+from jaxpart.cost.sharding import devices_for, divided, mesh_for, replicated, split
+from jaxpart.methods.labels.sampling import fix, sample_lanes
 from jaxpart.methods.orders.search import order_by, ranks_of
 from jaxpart.methods.orders.slicing import slice_orders, window_for
 from jaxpart.methods.policy.actions import (
@@ -57,6 +59,8 @@ from jaxpart.problem.problem import Problem
 
 Params = Any  # weights of the network, a pytree
 Mode = Literal["fix", "sample", "none"]  # how labels are made valid; "none": not at all
+# Fields of `Task` that are arrays.
+_ON_DEVICE = ("device", "contracted", "features", "contracted_of", "first_node", "peak_bytes")
 _FORBIDDEN_LOG_PROB = -1e3  # log-probability of what must not be drawn
 
 
@@ -93,6 +97,7 @@ class Task:
     # Bottleneck that has the reward 1: that of the greedy baseline, or twice the mean load if there
     # is no baseline.
     reference_s: float
+    copies: dict[int, Task] = dataclasses.field(default_factory=dict)  # for so many devices
 
     @classmethod
     def build(cls, problem: Problem) -> Task:
@@ -124,13 +129,23 @@ class Task:
             problem,
             device,
             contracted,
-            jax.device_put(features(problem, rows, pairs)),
+            jax.device_put(features(problem, rows, pairs, has_lists=device.tables is not None)),
             jnp.asarray(contracted_of),
             jnp.asarray(first),
             jnp.asarray(peaks),
             window,
             reference_s,
         )
+
+    def shared(self, batch: int) -> Task:
+        """The task on each of the devices that share a batch of this size; copied once."""
+        count = devices_for(batch)
+        if count == 1:
+            return self
+        if count not in self.copies:
+            arrays = {f: getattr(self, f) for f in _ON_DEVICE}
+            self.copies[count] = dataclasses.replace(self, **replicated(arrays, batch), copies={})
+        return self.copies[count]
 
     @property
     def start(self) -> State:
@@ -191,25 +206,33 @@ def play(
       The samples and the state after the round.
     """
     act_key, solve_key = jax.random.split(key)
+    task = task.shared(batch)
+    params, state = replicated((params, state), batch)
     drawn = act(
         params, task.features, state, act_key, task.contracted.num_nodes,
-        sizes=sizes, batch=batch, decoder=decoder,
+        sizes=sizes, batch=batch, decoder=decoder, mesh=mesh_for(batch),
     )  # fmt: skip
     actions, log_prob = drawn.actions, drawn.log_prob
     if decoder == "orders":
-        orders = order_by(task.contracted, order_keys(drawn.base, actions))
+        to_order = split(order_by, batch, (None, 0), 0)
+        to_chips = split(slice_orders, batch, (None, 0, 0), window=task.window)
+        orders = to_order(task.contracted, order_keys(drawn.base, actions))
         peaks = jnp.broadcast_to(task.peak_bytes, (batch, task.peak_bytes.shape[0]))
-        _, chips = slice_orders(task.contracted, orders, peaks, task.window)
+        _, chips = to_chips(task.contracted, orders, peaks)
         assignments = chips[task.contracted_of]
         order = ranks_of(orders).T
     else:
         if mode == "sample":
-            assignments = sample(task.device, solve_key, drawn.scores[task.contracted_of], batch)
+            decide = split(sample_lanes, batch, (None, None, 0, 2))
+            log_probs_of = drawn.scores[task.contracted_of]
+            assignments = decide(task.device, solve_key, jnp.arange(batch), log_probs_of)
         else:
             labels = actions.taken[task.contracted_of].astype(task.device.config.chip_dtype)
-            assignments = labels if mode == "none" else fix(task.device, labels)
+            assignments = labels
+            if mode == "fix":
+                assignments = split(fix, batch, (None, 1))(task.device, labels)
         order = jnp.broadcast_to(drawn.order[:, None], (drawn.order.shape[0], batch))
-    costs = evaluate(task.device, assignments)
+    costs = split(evaluate, batch, (None, 1))(task.device, assignments)
     chips = assignments[task.first_node]
     after = _advance(state, chips, order, costs, task.device, task.features.is_real)
     after = dataclasses.replace(after, round=state.round + 1)
@@ -228,6 +251,7 @@ def advanced(task: Task, state: State, assignments: Int[Array, "V B"], costs: Co
     Returns:
       The new state. Its round is that of `state`.
     """
+    task = task.shared(assignments.shape[1])
     chips = assignments[task.first_node]
     # An order that can be cut into these segments: by chip, and in program order on each chip.
     last = task.device.config.num_chips  # larger than any chip, so that padding comes last
@@ -248,7 +272,7 @@ class _Drawn:
     scores: Float[Array, "N C B"] | None
 
 
-@partial(jax.jit, static_argnames=("sizes", "batch", "decoder"))
+@partial(jax.jit, static_argnames=("sizes", "batch", "decoder", "mesh"))
 def act(
     params: Params,
     features: Features,
@@ -259,6 +283,7 @@ def act(
     sizes: NetworkConfig,
     batch: int,
     decoder: Decoder,
+    mesh: Mesh | None = None,
 ) -> _Drawn:
     """Draws the actions of a batch, and computes their log-probabilities.
 
@@ -271,6 +296,7 @@ def act(
       sizes: of the network.
       batch: B.
       decoder: of the samples.
+      mesh: of the devices that share the batch; None: one device. The samples are the same.
     """
     proposal, order, position = proposed(params, sizes, features, state)
     moves = proposal.orders if decoder == "orders" else proposal.labels
@@ -290,7 +316,7 @@ def act(
         scores = jnp.where(shared.moves[:, None], scores, kept)
     real = features.is_real > 0
     log_prob, _ = log_probs(decoder, base, moves, proposal.scores, actions, real)
-    return _Drawn(base, order, actions, log_prob, scores)
+    return _Drawn(base, order, *divided((actions, log_prob, scores), mesh))
 
 
 def proposed(
@@ -324,8 +350,8 @@ def proposed(
 def _seen_first(features: Features) -> Float[Array, "N 8"]:
     """`State.seen` while there is no placement: program order, and positions by load."""
     order = jnp.arange(features.position.shape[0]) / features.is_real.sum()
-    seen = jnp.zeros((features.position.shape[0], PLACEMENT))
-    seen = seen.at[:, 0].set(features.position).at[:, 1].set(order)
+    seen = jnp.stack([features.position, order], axis=1)
+    seen = jnp.pad(seen, ((0, 0), (0, PLACEMENT - seen.shape[1])))
     return seen * features.is_real[:, None]
 
 

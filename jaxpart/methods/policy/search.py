@@ -183,7 +183,7 @@ def with_policy(
                     transition = ppo.Transition(
                         task.features, before, made.actions, made.log_prob, worth
                     )
-                    part = ppo.part_of(worth.shape[0]) if is_accelerator() else None
+                    part = ppo.part_for(worth.shape[0])
                     for _ in range(config.ppo_config.epochs):
                         gradient, _ = ppo.gradient(
                             params, transition, sizes, config.ppo_config, decoder, part

@@ -14,11 +14,13 @@ import jax
 import numpy as np
 import optax
 
+from jaxpart.cost.batch import is_accelerator
 from jaxpart.errors import JaxpartError
 from jaxpart.methods.policy import ppo
 from jaxpart.methods.policy.actions import Decoder
 from jaxpart.methods.policy.network import NetworkConfig
 from jaxpart.methods.policy.rollout import Params, Rollout, State, Task, play
+from jaxpart.methods.policy.stacking import alike
 
 _MAX_CUT_WORK = 2**26  # batch x rows x window x (chips + 1) / 8 may be at most this for orders
 
@@ -120,21 +122,50 @@ def advance(
     for _ in range(config.ppo_config.epochs):
         shuffled = rng.permutation(len(transitions)).tolist()
         for start in range(0, len(shuffled), config.ppo_config.minibatch):
+            chosen = shuffled[start : start + config.ppo_config.minibatch]
             gradients = []
-            for index in shuffled[start : start + config.ppo_config.minibatch]:
-                name, decoder, transition = transitions[index]
-                gradient, report = ppo.gradient(
-                    params, transition, config.network, config.ppo_config, decoder
-                )
-                _check(learner.step, name, report, gradient)
+            for indices in _calls(transitions, chosen):
+                gradient, found = _learned(params, config, [transitions[i] for i in indices])
+                names_of = ", ".join(dict.fromkeys(transitions[i][0] for i in indices))
+                for index, report in zip(indices, found, strict=True):
+                    _check(learner.step, names_of, report, gradient)
+                    reports[index] = report
                 gradients.append(gradient)
-                reports[index] = report
-            params, opt_state = ppo.apply_gradients(params, opt_state, gradients, config.ppo_config)
+            params, opt_state = ppo.apply_gradients(
+                params, opt_state, gradients, config.ppo_config, len(chosen)
+            )
     for number, row in enumerate(rows):
         own = [reports[number * config.learned + k] for k in range(config.learned)]
         fields = [f.name for f in dataclasses.fields(ppo.Report)]
         row |= {field: float(np.mean([getattr(r, field) for r in own])) for field in fields}
     return Learner(params, opt_state, learner.step + 1), [TrainingRow(**row) for row in rows]
+
+
+def _calls(
+    transitions: Sequence[tuple[str, Decoder, ppo.Transition]], chosen: list[int]
+) -> list[list[int]]:
+    """The chosen transitions by program call: on a CPU each alone, else those of a bucket."""
+    if not is_accelerator():
+        return [[index] for index in chosen]
+    decoders: tuple[Decoder, ...] = ("labels", "orders")
+    of_decoder = ([i for i in chosen if transitions[i][1] == decoder] for decoder in decoders)
+    return [
+        [indices[k] for k in numbers]
+        for indices in of_decoder
+        for numbers in alike([transitions[i][2] for i in indices])
+    ]
+
+
+def _learned(
+    params: Params, config: TrainingConfig, several: list[tuple[str, Decoder, ppo.Transition]]
+) -> tuple[Params, list[ppo.Report]]:
+    """The sum of the gradients of transitions of one call, and the statistics of each."""
+    _, decoder, transition = several[0]
+    rest = config.network, config.ppo_config, decoder, ppo.part_for(config.batch)
+    if len(several) > 1:
+        return ppo.gradients(params, [each for _, _, each in several], *rest)
+    gradient, report = ppo.gradient(params, transition, *rest)
+    return gradient, [report]
 
 
 def _episode(

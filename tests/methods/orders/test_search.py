@@ -40,10 +40,10 @@ def test_the_best_of_parents_and_children_survive_and_at_a_tie_the_children():
     seconds = rng.integers(1, 4, 12).astype(np.float32)
     valid = rng.random(12) < 0.7
     costs = types.SimpleNamespace(valid=jnp.asarray(valid), bottleneck_s=jnp.asarray(seconds))
-    parents, fitness = rng.random((9, NODES), np.float32), np.float32([1, 1, 2, 2, 2, 3, 3, 3, 9])
+    parents, fitness = rng.random((9, NODES), np.float32), np.float32([1, 1, 2, 2, 2, 3, 3, 3, 9])  # pyright: ignore
 
     arguments = jnp.asarray(children), costs, jnp.asarray(parents), jnp.asarray(fitness)
-    keys, best_s = orders.fittest.__wrapped__(*arguments)
+    keys, best_s = orders.fittest.__wrapped__(*arguments)  # pyright: ignore
 
     pool = np.concatenate([np.where(valid, seconds, np.inf), fitness])
     expected = sorted(range(21), key=lambda i: (pool[i], i))[:16]
@@ -59,7 +59,7 @@ def test_orders_that_beat_only_a_former_incumbent_are_not_cut(best_s, expected):
     limit_s = 1.0 * orders._BETTER
     found = orders._Generation(limit_s, jnp.arange(6)[:, None] * 10, lanes, passes)
 
-    rows, chosen = orders._winners(types.SimpleNamespace(best_s=best_s), found)
+    rows, chosen = orders._winners(types.SimpleNamespace(best_s=best_s), found)  # pyright: ignore
 
     assert chosen.tolist() == expected
     assert rows[:, 0].tolist() == [0, 20, 30, 40][: len(expected)]

@@ -1,8 +1,10 @@
 """Learning a first placement from partitions found: by hand, a swap learned, runs resumed."""
 
 import csv
+import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 
 from jaxpart.engine import partition
 from jaxpart.errors import FileFormatError, InputError
+from jaxpart.methods.policy import imitation
 from jaxpart.methods.policy.checkpoint import Policy
 from jaxpart.methods.policy.imitation import (
     Example,
@@ -101,6 +104,39 @@ def test_the_same_seed_teaches_the_same():
 
     for a, b in zip(jax.tree.leaves(once), jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_the_lessons_of_a_bucket_are_learned_in_one_call(monkeypatch):
+    """As on an accelerator, with the weights that a call for each lesson gives."""
+    sizes = dataclasses.replace(SIZES, layers=1)
+    fresh = initial_params(sizes, Task.build(problem()), 0)
+    other = Problem.build(ladder(), load_mcm("mcm8"))
+    chips = [(0, 2, 1, 3), (0, 0, 1, 1), (0, 1, 2, 3)]
+    examples = {str(chip): Example(problem(), np.array(chip)) for chip in chips}
+    examples["other"] = Example(other, np.arange(9) % 8)
+    config = ImitationConfig(epochs=2, batch=4)
+    calls, losses = [], []
+
+    def noted(name):
+        program = getattr(imitation, name)
+
+        def call(*arguments):
+            calls.append(name)
+            return program(*arguments)
+
+        monkeypatch.setattr(imitation, name, call)
+
+    noted("_gradient")
+    noted("_gradient_of_several")
+    alone = imitate(fresh, sizes, examples, config, lambda _, loss: losses.append(loss))
+    assert calls == ["_gradient"] * 8
+    calls.clear()
+    monkeypatch.setattr(imitation, "is_accelerator", lambda: True)
+    found = imitate(fresh, sizes, examples, config, lambda _, loss: losses.append(loss))
+
+    assert calls == ["_gradient_of_several"] * 4
+    chex.assert_trees_all_close(found, alone, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(losses[:2], losses[2:], rtol=1e-5)
 
 
 def result_in(folder, graph):

@@ -238,6 +238,38 @@ def test_a_gradient_in_parts_is_the_mean_of_the_gradients_of_the_parts():
     assert any(np.abs(leaf).max() > 1e-3 for leaf in jax.tree.leaves(found[0]))
 
 
+def test_graphs_of_a_bucket_are_learned_from_in_one_call_on_an_accelerator(monkeypatch):
+    tasks = [Task.build(Problem.build(ladder(n), load_mcm("mcm4"))) for n in (9, 7)]
+    sizes = dataclasses.replace(SIZES, layers=1)
+    config = dataclasses.replace(
+        CONFIG, network=sizes, learned=2, ppo_config=ppo.PPOConfig(epochs=1, minibatch=4)
+    )
+    found = {"gradient": [], "gradients": []}
+
+    def noted(name):
+        program = getattr(ppo, name)
+
+        def call(*arguments):
+            found[name].append(program(*arguments))
+            return found[name][-1]
+
+        monkeypatch.setattr(ppo, name, call)
+
+    noted("gradient")
+    noted("gradients")
+    begun = training.begin(config, initial_params(sizes, tasks[0], 0))
+    _, rows = training.advance(begun, config, ["a", "b"], tasks)
+    monkeypatch.setattr(training, "is_accelerator", lambda: True)
+    _, same = training.advance(begun, config, ["a", "b"], tasks)
+
+    assert [len(calls) for calls in found.values()] == [4, 1]
+    expected = jax.tree.map(lambda *each: sum(each), *(g for g, _ in found["gradient"]))
+    chex.assert_trees_all_close(found["gradients"][0][0], expected, rtol=1e-4, atol=1e-5)
+    for one, two in zip(rows, same, strict=True):
+        figures = zip(dataclasses.astuple(one)[3:], dataclasses.astuple(two)[3:], strict=True)
+        assert all(a == pytest.approx(b, rel=1e-3, abs=1e-5) for a, b in figures)
+
+
 @pytest.mark.parametrize(("batch", "part"), [(64, 64), (4096, 128), (127, 127), (390, 78), (1, 1)])
 def test_parts_are_equal_and_as_large_as_an_accelerator_likes(batch, part):
     assert ppo.part_of(batch) == part

@@ -226,3 +226,42 @@ def test_loops_that_jax_compiles_are_told_apart():
     assert counts.operations >= 64 * 64 * (2 * 12 + 2 * 5 + 1)
     assert counts.is_estimated
     assert counts.is_least
+
+
+SCATTER = """HloModule jit_h
+
+%combined (old: {kind}[], new: {kind}[]) -> {kind}[] {{
+  %old = {kind}[] parameter(0)
+  %new = {kind}[] parameter(1)
+  ROOT %sum = {kind}[] {root}
+}}
+
+%fused (x: {kind}[4], i: s32[8,1], y: {kind}[8]) -> {kind}[4] {{
+  %x = {kind}[4]{{0}} parameter(0)
+  %i = s32[8,1]{{1,0}} parameter(1)
+  %y = {kind}[8]{{0}} parameter(2)
+  ROOT %scattered = {kind}[4]{{0}} scatter(%x, %i, %y), index_vector_dim=1, to_apply=%combined
+}}
+
+ENTRY %main (x: {kind}[4], i: s32[8,1], y: {kind}[8]) -> {kind}[4] {{
+  %x = {kind}[4]{{0}} parameter(0)
+  %i = s32[8,1]{{1,0}} parameter(1)
+  %y = {kind}[8]{{0}} parameter(2)
+  ROOT %result = {kind}[4]{{0}} fusion(%x, %i, %y), kind=kInput, calls=%fused
+}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "root", "count"),
+    [
+        ("f32", "add(%old, %new)", 1),
+        ("bf16", "add(%old, %new)", 1),
+        ("s32", "add(%old, %new)", 0),
+        ("f32", "parameter(1)", 0),  # overwrites
+    ],
+)
+def test_scatters_that_add_floats_are_counted(kind, root, count):
+    module = module_of(SCATTER.format(kind=kind, root=root))
+
+    assert counts_of(module).float_scatters == count

@@ -1,7 +1,8 @@
 """What device programs would do on accelerators that are not there.
 
 On an H100 a program waits for each kernel and, in a loop of unknown length, for the host before
-each step. `temper` and the programs of `MOST_LAUNCHES` must not be of that kind there.
+each step. `temper` and the programs of `MOST_LAUNCHES` must not be of that kind there. Nor may the
+latter add floats by a scatter, which is broken there with jaxlib 0.10.2 to 0.11.0.
 """
 
 import json
@@ -31,10 +32,15 @@ ROOT = Path(__file__).parents[3]
 MOST_LAUNCHES = {
     "evaluate": (400, 400),
     "project": (400, 400),
+    "sample": (550, 550),
     "order": (800, 800),
     "slice": (500, 2_000),
     "probe": (2_400, 2_400),
+    "act": (200, 200),
+    "gradient": (400, 2_000),
 }
+# What four devices exchange, where it is not nothing: the mean of the gradients.
+EXCHANGES = {"gradient": 1}
 MOST_LAUNCHES_BESIDE_MOVES, MOST_LAUNCHES_A_MOVE = 400, 12  # of a sweep of annealing
 SMALL = "squeezenet"  # a graph that compiles fast
 ABSENT = targets.missing(TARGETS["h100"])
@@ -67,7 +73,7 @@ def test_whole_array_programs_start_few_kernels_on_an_h100(tmp_path):
     ]
     for row in rows:
         assert row["form"] == "arrays"
-        assert row["unknown_loops"] == 0, row
+        assert row["unknown_loops"] == row["float_scatters"] == 0, row
         assert row["launches"] <= MOST_LAUNCHES[row["program"]][row["batch"] > 64], row
         assert row["predicted_per_s"] > 0
     assert document["environment"]["jax-cuda12-plugin"]
@@ -76,17 +82,18 @@ def test_whole_array_programs_start_few_kernels_on_an_h100(tmp_path):
 @pytest.mark.skipif(
     bool(NOT_AOT), reason=f"needs {', '.join(NOT_AOT)} of the extra `aot`: pip install '.[aot]'"
 )
-def test_four_devices_share_a_batch_without_waiting_for_each_other(tmp_path):
+def test_four_devices_share_a_batch_and_wait_at_most_for_their_gradients(tmp_path):
     programs = [name for name, make in program_gate.PROGRAMS.items() if shares(make)]
     options = ("--programs", *programs, "--targets", "h100", "v5e", "--batch", "64")
     document, _ = gate(tmp_path, *options, "--devices", "4", "--graph", SMALL, "--mcm", "mcm4")
 
     rows = document["rows"]
     assert [row["program"] for row in rows] == programs * 2
-    assert {"evaluate", "project", "sample", "slice"} <= set(programs)
+    assert {"evaluate", "project", "sample", "slice", "act", "gradient"} <= set(programs)
     for row in rows:
         assert row["devices"] == 4
-        assert row["collectives"] == 0, row
+        assert row["collectives"] == EXCHANGES.get(row["program"], 0), row
+        assert row["unknown_loops"] == row["float_scatters"] == 0, row
 
 
 def shares(make):
