@@ -8,12 +8,18 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxpart.ingest.jaxpr.cuts import equation_cuts
 from jaxpart.ingest.jaxpr.divide import works_of
 from jaxpart.ingest.jaxpr.flops import primitive_flops
 from jaxpart.ingest.jaxpr.importer import Options, import_function
 from jaxpart.ingest.jaxpr.steps import Steps
+
+
+def compiled(function):
+    """A function as one program, which compiles fast: each operation alone would take longer."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
 class Run:
@@ -42,9 +48,10 @@ class Run:
         assert imported.expansion is not None
         self.steps = Steps(self.program, imported.expansion)
         self.leaves = jax.tree.leaves((params, *args))
+        self.evaluated = compiled(self._evaluated)
         self.arrays = self.evaluated(self.leaves)
 
-    def evaluated(self, leaves):
+    def _evaluated(self, leaves):
         arrays = {a: jnp.asarray(x) for a, x in self.steps.constants.items()}
         arrays.update(zip(self.steps.arguments, leaves, strict=True))
         for step in self.steps.steps:
@@ -56,6 +63,7 @@ class Run:
     def step_of(self, op):
         """The step that computes an operation; None for a row or stack of an unrolled loop."""
         array = self.steps.array_of(op.results[0])
+        assert array is not None
         step = self.steps.steps[self.steps.maker[array][0]]
         return step if step.eqn is op.eqn else None
 
@@ -76,44 +84,57 @@ def distinct_cuts(run):
                 yield step, cut
 
 
-def check_cut(eqn, operands, results, cut):
-    """Computes both parts of an equation that is cut into two, and compares them with the whole.
+def check_cuts(run):
+    """Computes both parts of each equation that is cut into two, and compares them with the whole.
+
+    Returns:
+      The number of cuts.
+    """
+    cuts = list(distinct_cuts(run))
+
+    def all_joined(arrays):
+        return [joined(s.eqn, [arrays[a] for a in s.operands], cut) for s, cut in cuts]
+
+    for (step, cut), found in zip(cuts, compiled(all_joined)(run.arrays), strict=True):
+        for array, own in zip(step.results, found, strict=True):
+            whole = run.arrays[array]
+            assert own.shape == whole.shape, (step.name, cut)
+            np.testing.assert_allclose(own, whole, 1e-5, 1e-5, err_msg=f"{step.eqn} {cut}")
+    return len(cuts)
+
+
+def joined(eqn, operands, cut):
+    """The results of an equation, from two parts.
 
     Args:
       eqn: the equation.
       operands: its operands.
-      results: its results.
       cut: of it.
     """
-    assert 2 <= cut.ways
+    assert cut.ways >= 2
     middle = cut.ways // 2
     spans = [(0, middle), (middle, cut.ways)]
     is_sum = cut.results[0] is None
     by_mask = cut.halo or (is_sum and eqn.primitive.name == "gather")
-    part = functools.partial(_masked if by_mask else _sliced, eqn, operands, cut)
-    parts = [part(*span) for span in spans]
-    for i, whole in enumerate(results):
-        if is_sum:
-            joined = sum(p[i] for p in parts)
-        else:
-            joined = np.concatenate(
-                [taken(p[i], cut.results[i], cut.ways, *span) if by_mask else p[i]
-                 for p, span in zip(parts, spans, strict=True)],
-                axis=cut.results[i],
-            )
-        assert joined.shape == whole.shape, (eqn.primitive.name, cut)
-        np.testing.assert_allclose(joined, whole, rtol=1e-5, atol=1e-5, err_msg=f"{eqn} {cut}")
+    compute = functools.partial(_masked if by_mask else _sliced, eqn, operands, cut)
+    parts = [compute(*span) for span in spans]
+    if is_sum:
+        return [sum(results) for results in zip(*parts, strict=True)]
+    if by_mask:
+        parts = [
+            [taken(x, axis, cut.ways, *span) for x, axis in zip(part, cut.results, strict=True)]
+            for part, span in zip(parts, spans, strict=True)
+        ]
+    return [
+        jnp.concatenate(shares, axis) for *shares, axis in zip(*parts, cut.results, strict=True)
+    ]
 
 
-def taken(x, axis, ways, start, stop, halo=0.0):
-    """The slices from `start` to before `stop` of an axis, and a halo around them."""
-    first, last = (position(x.shape[axis], ways, at) for at in (start - halo, stop + halo))
-    return np.take(x, np.arange(first, last), axis)
-
-
-def position(extent, ways, at):
-    """Where a slice begins on an axis; it may lie between two positions."""
-    return min(max(round(at * extent / ways), 0), extent)
+def taken(x, axis, ways, start, stop):
+    """The slices from `start` to before `stop` of an axis."""
+    extent, rest = divmod(x.shape[axis], ways)
+    assert rest == 0
+    return lax.slice_in_dim(x, start * extent, stop * extent, axis=axis)
 
 
 def _sliced(eqn, operands, cut, start, stop):
@@ -136,9 +157,7 @@ def _sliced(eqn, operands, cut, start, stop):
     closed = jax.make_jaxpr(run)(*slices)
     (part,) = closed.jaxpr.eqns
     check_flops(eqn, part, (stop - start) / cut.ways, is_sum=cut.results[0] is None)
-    found = run(*map(jnp.asarray, slices))
-    found = list(found) if eqn.primitive.multiple_results else [found]
-    return [np.asarray(x) for x in found]
+    return jax.tree.leaves(run(*slices))
 
 
 def check_flops(eqn, part, share, *, is_sum):
@@ -154,7 +173,7 @@ def check_flops(eqn, part, share, *, is_sum):
 def _params_of_part(eqn, slices, shapes, share):
     """The parameters of an equation whose shapes are those of a part."""
     params, name = dict(eqn.params), eqn.primitive.name
-    ins = [x.shape for x in slices]
+    ins, shape = [x.shape for x in slices], eqn.invars[0].aval.shape
     if name == "broadcast_in_dim":
         params["shape"] = shapes[0]
     elif name == "reshape":
@@ -162,24 +181,22 @@ def _params_of_part(eqn, slices, shapes, share):
     elif name == "slice":
         params["start_indices"] = tuple(
             0 if n != v else s
-            for n, v, s in zip(ins[0], eqn.invars[0].aval.shape, params["start_indices"], strict=True)
+            for n, v, s in zip(
+                ins[0], eqn.invars[0].aval.shape, params["start_indices"], strict=True
+            )
         )
         params["limit_indices"] = tuple(
             n if n != v else stop
-            for n, v, stop in zip(
-                ins[0], eqn.invars[0].aval.shape, params["limit_indices"], strict=True
-            )
+            for n, v, stop in zip(ins[0], shape, params["limit_indices"], strict=True)
         )
     elif name in ("dynamic_slice", "gather"):
         params["slice_sizes"] = tuple(
             size if n == whole else min(size, n)
-            for size, n, whole in zip(
-                params["slice_sizes"], ins[0], eqn.invars[0].aval.shape, strict=True
-            )
+            for size, n, whole in zip(params["slice_sizes"], ins[0], shape, strict=True)
         )
     elif name == "conv_general_dilated" and params["feature_group_count"] > 1:
         axis = params["dimension_numbers"].lhs_spec[1]
-        if ins[0][axis] != eqn.invars[0].aval.shape[axis]:
+        if ins[0][axis] != shape[axis]:
             params["feature_group_count"] = round(params["feature_group_count"] * share)
     return params
 
@@ -192,16 +209,17 @@ def _masked(eqn, operands, cut, start, stop):
     fill = 0 if cut.results[0] is None else 1e6
     masked = []
     for x, axis in zip(operands, cut.operands, strict=True):
-        x = np.array(x)
         if axis is not None:
             at = np.arange(x.shape[axis]) * cut.ways / x.shape[axis]  # in slices
             width = cut.ways / x.shape[axis]
             inside = (at + width > start - cut.halo + 1e-6) & (at < stop + cut.halo - 1e-6)
-            x = np.where(inside.reshape([-1 if a == axis else 1 for a in range(x.ndim)]), x, fill)
-        masked.append(x.astype(np.asarray(x).dtype))
-    found = eqn.primitive.bind(*masked, **eqn.params)
-    found = list(found) if eqn.primitive.multiple_results else [found]
-    return [np.asarray(x) for x in found]
+            x = jnp.where(
+                inside.reshape([-1 if a == axis else 1 for a in range(x.ndim)]),
+                x,
+                jnp.asarray(fill, x.dtype),
+            )
+        masked.append(x)
+    return jax.tree.leaves(eqn.primitive.bind(*masked, **eqn.params))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,15 +250,17 @@ def weight_uses(run):
         if op.eqn is None:
             continue
         step = run.step_of(op)
-        for cut, own in zip(equation_cuts(op.eqn).cuts, work.cuts, strict=False):
+        cuts = equation_cuts(op.eqn).cuts
+        assert [cut.results for cut in cuts] == [cut.results for cut in work.cuts]
+        for cut, own in zip(cuts, work.cuts, strict=True):
             for i, (v, at) in enumerate(zip(work.operands, own.operands, strict=True)):
                 for weight, axes in run.held.get(v, ()):
                     if at is None or axes[at] is None:
                         continue
                     parameter, region = run.sources[weight]
-                    use = Use(
-                        step.operands[i], cut.operands[i], parameter, region, axes[at], cut.ways
-                    )
+                    axis = cut.operands[i]
+                    assert axis is not None
+                    use = Use(step.operands[i], axis, parameter, region, axes[at], cut.ways)
                     if use not in seen:
                         seen.add(use)
                         yield use
@@ -262,7 +282,7 @@ def check_use(run, use):
         first, last = (at * len(positions) / use.ways for at in (start, stop))
         kept = positions[int(np.floor(first)) : int(np.ceil(last))]
         mask = np.isin(np.arange(leaf.shape[use.along]), kept)
-        mask = mask.reshape([-1 if a == use.along else 1 for a in range(leaf.ndim)])
+        mask = np.expand_dims(mask, [a for a in range(leaf.ndim) if a != use.along])
         leaves = [*run.leaves]
         leaves[use.parameter] = jnp.asarray(np.where(mask & inside, leaf, leaf + 100))
         changed = np.asarray(run.evaluated(leaves)[use.array])
