@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from support.division_oracle import Run, check_cuts, check_use, weight_uses
+from support.division_oracle import Parts, Run, check_cuts
+
+from jaxpart.ingest.rewrite.fuse import fused
 
 FUNCTIONS = {}
 
@@ -137,8 +139,11 @@ def test_parts_of_an_equation_compute_the_whole_with_their_share_of_the_flops(ru
     assert check_cuts(run) > 10
 
 
-def test_parts_need_no_more_of_a_weight_than_the_slices_of_its_axis(run):
-    uses = list(weight_uses(run))
-    assert uses
-    for use in uses:
-        check_use(run, use)
+def test_parts_of_a_node_need_the_slices_that_the_graph_names_and_no_more(run):
+    parts = Parts(run)
+    assert parts.check(parts.graph, range(len(parts.graph.nodes))) > 10
+
+
+def test_parts_of_a_kernel_need_the_slices_that_the_graph_names_and_no_more(run):
+    parts = Parts(run)
+    assert parts.check(*fused(parts.graph)) > 3

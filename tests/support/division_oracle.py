@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import collections
 import functools
 
 import jax
@@ -15,6 +15,8 @@ from jaxpart.ingest.jaxpr.divide import works_of
 from jaxpart.ingest.jaxpr.flops import primitive_flops
 from jaxpart.ingest.jaxpr.importer import Options, import_function
 from jaxpart.ingest.jaxpr.steps import Steps
+from jaxpart.ingest.labels import divisions
+from jaxpart.problem.graph import Graph, Node, Tensor, Weight
 
 
 def compiled(function):
@@ -34,7 +36,13 @@ class Run:
         options = Options(param_argnums=0)
         imported = import_function(fn, (params, *args), options, record=True)
         self.program = imported.program
-        self.ops = self.program.ops
+        assert imported.expansion is not None
+        self.steps = Steps(self.program, imported.expansion)
+        self.ops = [  # a box of an array that is written into is no array of a step
+            op
+            for op in self.program.ops
+            if all(self.steps.array_of(v) is not None for v in op.results)
+        ]
         self.sources = list(
             dict.fromkeys(
                 source
@@ -45,8 +53,6 @@ class Run:
         )
         weights = [(parameter, [region]) for parameter, region in self.sources]
         self.works, self.held = works_of(self.program, self.ops, weights)
-        assert imported.expansion is not None
-        self.steps = Steps(self.program, imported.expansion)
         self.leaves = jax.tree.leaves((params, *args))
         self.evaluated = compiled(self._evaluated)
         self.arrays = self.evaluated(self.leaves)
@@ -222,72 +228,179 @@ def _masked(eqn, operands, cut, start, stop):
     return jax.tree.leaves(eqn.primitive.bind(*masked, **eqn.params))
 
 
-@dataclasses.dataclass(frozen=True)
-class Use:
-    """An operand that is made of a weight, and is cut with it.
+class Parts:
+    """The graph of a run, and each node of it or of its kernels in parts.
 
     Attributes:
-      array: number of the operand's array.
-      axis: of the array.
-      parameter: position of the weight's parameter among the leaves.
-      region: the part of it that the weight is.
-      along: the axis of the parameter.
-      ways: the number of slices.
+      graph: a node for each operation. The bytes of a tensor tell it from all others, also after a
+        rewrite.
     """
 
-    array: int
-    axis: int
-    parameter: int
-    region: object
-    along: int
-    ways: int
+    def __init__(self, run):
+        self.run = run
+        self.values = [v for op in run.ops for v in op.results]
+        numbers = {v: k for k, v in enumerate(self.values)}
+        divide = divisions(run.works, numbers, run.held)
+        self.axis_of = {}  # (tensor or weight, label) -> its axis
+        for work, found in zip(run.works, divide, strict=True):
+            for cut, division in zip(work.cuts, found, strict=True):
+                self._note(work, cut, division, numbers)
+        self.graph = self._graph(divide, numbers)
+        self.node_of_value = {v: n for n, op in enumerate(run.ops) for v in op.results}
+        self.evaluate = compiled(self._evaluate)
 
-
-def weight_uses(run):
-    """Yields each use of a weight along one of its axes, once."""
-    seen = set()
-    for op, work in zip(run.ops, run.works, strict=True):
-        if op.eqn is None:
-            continue
-        step = run.step_of(op)
-        cuts = equation_cuts(op.eqn).cuts
-        assert [cut.results for cut in cuts] == [cut.results for cut in work.cuts]
-        for cut, own in zip(cuts, work.cuts, strict=True):
-            for i, (v, at) in enumerate(zip(work.operands, own.operands, strict=True)):
-                for weight, axes in run.held.get(v, ()):
-                    if at is None or axes[at] is None:
-                        continue
-                    parameter, region = run.sources[weight]
-                    axis = cut.operands[i]
+    def _note(self, work, cut, division, numbers):
+        """Notes which axes labels name; a label names one axis of each tensor and weight."""
+        named = []
+        if division.join is None:
+            named += [
+                (("tensor", numbers[v]), division.axis, at)
+                for v, at in zip(work.results, cut.results, strict=True)
+            ]
+        labels = {"tensor": dict(division.reads), "weight": dict(division.weights)}
+        for v, at in zip(work.operands, cut.operands, strict=True):
+            found = [
+                ("weight", w, None if at is None else axes[at])
+                for w, axes in self.run.held.get(v, ())
+            ]
+            found += [("tensor", numbers[v], at)] if v in numbers else []
+            for what, number, axis in found:
+                if number in labels[what]:
                     assert axis is not None
-                    use = Use(step.operands[i], axis, parameter, region, axes[at], cut.ways)
-                    if use not in seen:
-                        seen.add(use)
-                        yield use
+                    named.append(((what, number), labels[what][number], axis))
+        for what, label, axis in named:
+            assert self.axis_of.setdefault((what, label), axis) == axis
+        axes = [(what, axis) for (what, _), axis in self.axis_of.items()]
+        assert len(axes) == len(set(axes)), "an axis has two labels"
+
+    def _graph(self, divide, numbers):
+        run, readers, users = self.run, collections.defaultdict(set), collections.defaultdict(set)
+        for n, op in enumerate(run.ops):
+            for v in op.operands:
+                if v in numbers:
+                    readers[numbers[v]].add(n)
+                for source in run.program.values[v].sources:
+                    users[run.sources.index(source)].add(n)
+        nodes = [
+            Node(f"n{n}", op.name, op.cost.flops, 1e9, divide=found)
+            for n, (op, found) in enumerate(zip(run.ops, divide, strict=True))
+        ]
+        tensors = [
+            Tensor(n, run.program.values[v].bytes * 4096 + numbers[v], tuple(sorted(readers[k])))
+            for n, op in enumerate(run.ops)
+            for v in op.results
+            for k in [numbers[v]]
+        ]
+        weights = [Weight(1, tuple(sorted(users[w]))) for w in range(len(run.sources))]
+        return Graph(tuple(nodes), tuple(tensors), tuple(weights))
+
+    def _evaluate(self, leaves, arrays, computes, keeps, fill):
+        """The tensors, where some nodes compute anew and others hand on what they had computed.
+
+        Args:
+          leaves: the arguments of the function.
+          arrays: what all steps computed.
+          computes: [nodes] whether a node computes.
+          keeps: for each tensor, which of its elements are kept; `fill` takes the place of others.
+          fill: likewise.
+        """
+        steps = self.run.steps
+        now = {a: jnp.asarray(x) for a, x in steps.constants.items()}
+        now.update(zip(steps.arguments, leaves, strict=True))
+        found = {}
+        for step in steps.steps:
+            results = step.run(*(now[a] for a in step.operands))
+            for a, x in zip(step.results, results, strict=True):
+                n = self.node_of_value.get(steps.values[a])
+                if n is not None:
+                    k = self.values.index(steps.values[a])
+                    x = found[k] = jnp.where(computes[n], x, arrays[a])
+                    x = jnp.where(keeps[k], x, jnp.asarray(fill, x.dtype))
+                now[a] = x
+        return found
+
+    def check(self, small, node_of):
+        """Computes both parts of each node that can be divided, and compares with the whole.
+
+        Args:
+          small: the graph of kernels.
+          node_of: [nodes] the kernel of each node; None for views.
+
+        Returns:
+          The number of divisions.
+        """
+        number_of = [int(tensor.bytes) % 4096 for tensor in small.tensors]
+        whole = self._call(self.run.leaves, [True] * len(self.graph.nodes), {}, 0)
+        count = 0
+        for b, node in enumerate(small.nodes):
+            computes = [kernel in (b, None) for kernel in node_of]
+            made = [k for k, t in zip(number_of, small.tensors, strict=True) if t.producer == b]
+            for division in node.divide:
+                if division.join and not (division.reads or division.weights):
+                    continue  # of what the host feeds, each part takes its slices itself
+                self._check_division(division, number_of, computes, made, whole)
+                count += 1
+        return count
+
+    def _check_division(self, division, number_of, computes, made, whole):
+        ways, fill = division.ways, 0 if division.join else 100
+        middle, parts = ways // 2, []
+        for start, stop in ((0, middle), (middle, ways)):
+            span = (start - division.halo, stop + division.halo)
+            keeps = {
+                number_of[k]: inside(whole[number_of[k]].shape, axis, ways, span)
+                for k, label in division.reads
+                for axis in [self.axis_of[("tensor", number_of[k]), label]]
+            }
+            leaves = [*self.run.leaves]
+            for w, label in division.weights:
+                parameter, region = self.run.sources[w]
+                kept = self._kept(parameter, region, self.axis_of[("weight", w), label], ways, span)
+                leaf = leaves[parameter]
+                leaves[parameter] = jnp.where(kept, leaf, fill and leaf + fill)
+            parts.append(self._call(leaves, computes, keeps, fill))
+        for k in made:
+            if division.join:
+                found = parts[0][k] + parts[1][k]
+            else:
+                axis = self.axis_of[("tensor", k), division.axis]
+                first = inside(whole[k].shape, axis, ways, (0, middle))
+                found = np.where(first, parts[0][k], parts[1][k])
+            np.testing.assert_allclose(found, whole[k], 1e-4, 1e-4, err_msg=f"{k} {division}")
+
+    def _call(self, leaves, computes, keeps, fill):
+        shapes = [self.run.arrays[self.run.steps.array_of(v)].shape for v in self.values]
+        masks = [
+            np.ones(shape, bool) if k not in keeps else keeps[k] for k, shape in enumerate(shapes)
+        ]
+        found = self.evaluate(leaves, self.run.arrays, np.array(computes), masks, float(fill))
+        return {k: np.asarray(x) for k, x in found.items()}
+
+    def _kept(self, parameter, region, axis, ways, span):
+        """Which elements of a parameter a part has, of the weight that is a region of it."""
+        leaf = self.run.leaves[parameter]
+        offsets = np.array(region.offset)
+        for extent, stride in region.pairs:
+            offsets = np.add.outer(offsets, np.arange(extent) * stride)
+        flat = np.zeros(leaf.size, bool)
+        flat[offsets.ravel()] = True
+        own = flat.reshape(leaf.shape)
+        positions = np.unique(np.nonzero(own)[axis])
+        kept = positions[within(len(positions), ways, span)]
+        outside = ~own  # other parts of the parameter are other weights
+        mask = np.isin(np.arange(leaf.shape[axis]), kept)
+        return outside | np.expand_dims(mask, [a for a in range(leaf.ndim) if a != axis])
 
 
-def check_use(run, use):
-    """Changes the parameter outside of the slices of a part: the operand's slices stay."""
-    leaf = np.asarray(run.leaves[use.parameter])
-    flat = np.zeros(leaf.size, bool)
-    pairs = use.region.pairs
-    offsets = use.region.offset
-    for extent, stride in pairs:
-        offsets = np.add.outer(offsets, np.arange(extent) * stride)
-    flat[np.ravel(offsets)] = True
-    inside = flat.reshape(leaf.shape)
-    positions = np.unique(np.nonzero(inside)[use.along])
-    middle = use.ways // 2
-    for start, stop in ((0, middle), (middle, use.ways)):
-        first, last = (at * len(positions) / use.ways for at in (start, stop))
-        kept = positions[int(np.floor(first)) : int(np.ceil(last))]
-        mask = np.isin(np.arange(leaf.shape[use.along]), kept)
-        mask = np.expand_dims(mask, [a for a in range(leaf.ndim) if a != use.along])
-        leaves = [*run.leaves]
-        leaves[use.parameter] = jnp.asarray(np.where(mask & inside, leaf, leaf + 100))
-        changed = np.asarray(run.evaluated(leaves)[use.array])
-        whole = np.asarray(run.arrays[use.array])
-        np.testing.assert_array_equal(
-            taken(changed, use.axis, use.ways, start, stop),
-            taken(whole, use.axis, use.ways, start, stop),
-        )
+def within(extent, ways, span):
+    """Which positions of an axis lie in a span of slices, at least partly."""
+    first = np.arange(extent) * ways / extent
+    return (first + ways / extent > span[0] + 1e-6) & (first < span[1] - 1e-6)
+
+
+def inside(shape, axis, ways, span):
+    """Which elements of an array lie in a span of slices along an axis."""
+    kept = np.expand_dims(
+        within(shape[axis], ways, span), [a for a in range(len(shape)) if a != axis]
+    )
+    return np.broadcast_to(kept, shape)
