@@ -138,25 +138,20 @@ def divided(shipped: Graph, built: Graph) -> tuple[Graph, int]:
 
 
 def _matched_weights(shipped: Graph, built: Graph) -> dict[int, int]:
-    """Weight of the built graph -> the one of the shipped graph with the same consumers.
+    """Weight of the built graph -> the one of the shipped graph with the same consumers and bytes.
 
-    Several weights with the same consumers are matched in their order, if they have the same bytes
-    in both graphs.
+    Several such weights are matched in their order, if both graphs have equally many.
     """
-    by_consumers: list[dict[tuple[int, ...], list[int]]] = []
+    alike: list[dict[tuple[tuple[int, ...], float], list[int]]] = []
     for graph in (shipped, built):
         groups = collections.defaultdict(list)
         for w, weight in enumerate(graph.weights):
-            groups[weight.consumers].append(w)
-        by_consumers.append(groups)
+            groups[weight.consumers, weight.bytes].append(w)
+        alike.append(groups)
     matched = {}
-    for consumers, olds in by_consumers[0].items():
-        news = by_consumers[1].get(consumers, [])
-        sizes = [
-            [graph.weights[w].bytes for w in group]
-            for graph, group in ((shipped, olds), (built, news))
-        ]
-        if sizes[0] == sizes[1]:
+    for key, olds in alike[0].items():
+        news = alike[1].get(key, [])
+        if len(news) == len(olds):
             matched.update(zip(news, olds, strict=True))
     return matched
 
