@@ -56,18 +56,23 @@ def cuts(
     Returns:
       A cut for each label with two slices or more.
     """
+    operands, results = [tuple(axes) for axes in operands], [tuple(axes) for axes in results]
+    summed = tuple(summed)
     inputs, outputs = operation.inputs, operation.outputs
     present = [p for p, array in enumerate(outputs) if array is not None]
     if len(results) <= max(present, default=-1) or not (
         _fit(operands, inputs) and _fit(results, outputs)
     ):
         return []
-    all_axes = [axes for axes in (*operands, *results) if axes]
-    never = {WHOLE}.union(k for axes in all_axes for k in axes if list(axes).count(k) > 1)
+    twice = {k for axes in (*operands, *results) for k in axes if axes.count(k) > 1}
     found = []
     for label in dict.fromkeys([*(k for p in present for k in results[p]), *summed]):
         written = {p: results[p].index(label) for p in present if label in results[p]}
-        if label in never or len(written) != (0 if label in summed else len(present)):
+        if (
+            label == WHOLE
+            or label in twice
+            or len(written) != (0 if label in summed else len(present))
+        ):
             continue
         read = {
             p: axes.index(label)
