@@ -17,7 +17,7 @@ def ints(*values):
     return np.array(values, np.int64)
 
 
-def below(limit, *shape, dtype=np.int64):
+def below(limit, *shape, dtype: type = np.int64):
     return random.integers(0, limit, shape).astype(dtype)
 
 
@@ -236,7 +236,16 @@ CASES = [
     ),
     case("ConvTranspose", (2, 4, 5, 5), (4, 6, 3, 3), strides=[2, 2], cuts="0/2 1/6 +/4"),
     case("ConvTranspose", (2, 4, 5), (4, 6, 3), (6,), cuts="0/2 1/6"),
-    case("ConvTranspose", (2, 4, 5), (4, 3, 3), (6,), group=2, cuts="0/2 1/2", adjust=GROUPED, runtime=True),
+    case(
+        "ConvTranspose",
+        (2, 4, 5),
+        (4, 3, 3),
+        (6,),
+        group=2,
+        cuts="0/2 1/2",
+        adjust=GROUPED,
+        runtime=True,
+    ),
     case("DeformConv", (2, 4, 4, 4), (3, 4, 2, 2), (2, 8, 3, 3), (3,), cuts="0/2 1/3"),
     case("MaxPool", (2, 3, 8, 8), kernel_shape=[2, 2], strides=[2, 2], cuts="0/2 1/3 2/4"),
     case(
@@ -328,7 +337,10 @@ CASES = [
     ),
     case("BatchNormalization", (2, 3, 4), (3,), (3,), (3,), positive(3), cuts="0/2 1/3 2/4"),
     case(
-        "BatchNormalization", (2, 3, 4), (3,), (3,), (3,), positive(3), cuts="0/2 1/3 2/4", opset=9
+        *("BatchNormalization", (2, 3, 4), (3,), (3,), (3,), positive(3)),
+        opset=9,
+        cuts="0/2 1/3 2/4",
+        runtime=True,
     ),
     case(
         *("BatchNormalization", (2, 3, 4), (3,), (3,), (3,), positive(3)),
@@ -490,7 +502,7 @@ CASES += [
         (
             "FusedMatMul",
             [(6, 2, 3, 4), (2, 3, 5, 4)],
-            {"cuts": "0/2 1/6 2/3 3/5 +/4", "transBatchA": 1, "transB": 1},
+            {"cuts": "0/2 1/3 2/6 3/5 +/4", "transBatchA": 1, "transB": 1},
         ),
         ("FusedGemm", [(3, 4), (4, 5), (5,)], {"cuts": "0/3 1/5", "activation": "Relu"}),
         (

@@ -139,7 +139,7 @@ def operation_of(wanted: Case) -> Operation:
     )
 
 
-def run(wanted: Case, attributes: dict, arrays: Arrays) -> list[np.ndarray]:
+def run(wanted: Case, attributes: dict, arrays: Arrays) -> list[Any]:
     """The results that are present."""
     if wanted.by is not None:
         return wanted.by(attributes, arrays)
@@ -170,7 +170,9 @@ def prove(wanted: Case, cut: Cut) -> None:
     """Runs an operator in two and three uneven parts; they make what the whole makes."""
     arrays = contents(wanted)
     whole = run(wanted, wanted.attributes, arrays)
-    at = [dim for dim, name in zip(cut.results, wanted.results.split(), strict=True) if name != "_"]
+    at = cut.results
+    present = [position for position, array in enumerate(arrays) if array is not None]
+    read_at = dict(zip(present, cut.operands, strict=True))
     for bounds in ([0, 1, cut.ways], [0, max(cut.ways // 2, 1), cut.ways - 1, cut.ways]):
         parts = []
         for start, stop in itertools.pairwise(bounds):
@@ -183,9 +185,7 @@ def prove(wanted: Case, cut: Cut) -> None:
                 shape[at[0]] = shape[at[0]] * (stop - start) // cut.ways
             share = Share(start, stop, cut.ways, cut, shape)
             attributes = dict(wanted.attributes)
-            operands = [
-                _taken(array, dim, share) for array, dim in zip(arrays, cut.operands, strict=True)
-            ]
+            operands = [_taken(array, read_at.get(p), share) for p, array in enumerate(arrays)]
             if wanted.adjust is not None:
                 wanted.adjust(attributes, operands, share)
             if cut.results[0] == 2 and wanted.op in WINDOWS:

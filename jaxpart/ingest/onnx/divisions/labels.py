@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any
 
-from jaxpart.ingest.axes import Cut
+from jaxpart.ingest.axes import Cut, Letters, letter_cuts
 from jaxpart.ingest.onnx.operation import Operation
 from jaxpart.ingest.onnx.shapes import Array
 
@@ -46,61 +46,60 @@ def cuts(
     part reads it whole. Nothing is cut where a value has a label twice, or sizes do not fit.
 
     Args:
-      operation: the node; results that are None need no labels.
+      operation: the node.
       operands: labels of the first operands; the others are never cut.
-      results: labels of the results.
+      results: labels of the first results; what has others is never cut.
       ways: label -> number of slices; the default is the size of the dimension.
       halos: label -> halo of the cut (see `Cut`); its operands need no equal slices.
       summed: labels over which the operation sums.
 
     Returns:
-      A cut for each label with two slices or more.
+      A cut for each label with two slices or more. Its operands and results are those that are
+      present.
     """
-    operands, results = [tuple(axes) for axes in operands], [tuple(axes) for axes in results]
-    summed = tuple(summed)
-    inputs, outputs = operation.inputs, operation.outputs
-    present = [p for p, array in enumerate(outputs) if array is not None]
-    if len(results) <= max(present, default=-1) or not (
-        _fit(operands, inputs) and _fit(results, outputs)
-    ):
+    ways, halos = ways or {}, halos or {}
+    read, made = _present(operands, operation.inputs), _present(results, operation.outputs)
+    if any(len(axes) != len(array.shape) for axes, array in (*read, *made)):
         return []
-    twice = {k for axes in (*operands, *results) for k in axes if axes.count(k) > 1}
-    found = []
-    for label in dict.fromkeys([*(k for p in present for k in results[p]), *summed]):
-        written = {p: results[p].index(label) for p in present if label in results[p]}
-        if (
-            label == WHOLE
-            or label in twice
-            or len(written) != (0 if label in summed else len(present))
-        ):
-            continue
-        read = {
-            p: axes.index(label)
-            for p, (axes, array) in enumerate(zip(operands, inputs, strict=False))
-            if array is not None and label in axes and array.shape[axes.index(label)] != 1
-        }
-        made_sizes = [_size(outputs[p], dim) for p, dim in written.items()]
-        read_sizes = [_size(inputs[p], dim) for p, dim in read.items()]
-        halo = (halos or {}).get(label)
-        count = (ways or {}).get(label) or max((made_sizes or read_sizes), default=0)
-        sliced = made_sizes + (read_sizes if halo is None else [])
-        if count > 1 and all(size > 0 and size % count == 0 for size in sliced):
-            found.append(
-                Cut(
-                    count,
-                    tuple(written.get(p) for p in range(len(outputs))),
-                    tuple(read.get(p) for p in range(len(inputs))),
-                    halo or 0,
-                )
-            )
-    return found
+    counts = {}
+    for label in {*summed, *(label for axes, _ in made for label in axes)}:
+        written = _sizes(made, label)
+        taken = [size for size in _sizes(read, label) if size != 1]
+        count = ways.get(label) or max(written or taken, default=0)
+        sliced = written if label in halos else written + taken
+        fits = count > 1 and all(size and size % count == 0 for size in sliced)
+        counts[label] = count if fits else 0
+    found = letter_cuts(
+        [_letters(axes, array.shape) for axes, array in read],
+        [[None if label == WHOLE else label for label in axes] for axes, _ in made],
+        counts,
+        tuple(summed),
+    )
+    with_halo: dict[int | None, float] = {
+        made[0][0].index(label): halo for label, halo in halos.items()
+    }
+    return [cut._replace(halo=with_halo.get(cut.results[0], 0)) for cut in found]
 
 
-def _fit(labelled: Sequence[Axes], arrays: Sequence[Array | None]) -> bool:
-    """Whether each value that is present has as many labels as dimensions."""
-    pairs = zip(labelled, arrays, strict=False)
-    return all(array is None or len(axes) == len(array.shape) for axes, array in pairs)
+def _present(
+    labelled: Sequence[Axes], arrays: Sequence[Array | None]
+) -> list[tuple[tuple[Hashable, ...], Array]]:
+    """The values that are present, with labels for their dimensions."""
+    values = []
+    for position, array in enumerate(arrays):
+        if array is not None:
+            known = position < len(labelled)
+            axes = labelled[position] if known else (WHOLE,) * len(array.shape)
+            values.append((tuple(axes), array))
+    return values
 
 
-def _size(array: Array | None, dim: int) -> int:
-    return 0 if array is None else array.shape[dim]
+def _sizes(values: Sequence[tuple[Axes, Array]], label: Hashable) -> list[int]:
+    """The sizes of the dimensions with a label."""
+    dims = (pair for axes, array in values for pair in zip(axes, array.shape, strict=True))
+    return [size for found, size in dims if found == label]
+
+
+def _letters(axes: Axes, shape: Sequence[int]) -> Letters:
+    """The labels of an operand; a dimension of one position is broadcast."""
+    return [None if k == WHOLE or n == 1 else k for k, n in zip(axes, shape, strict=True)]

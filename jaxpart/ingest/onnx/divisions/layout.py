@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from jaxpart.ingest.axes import Cut
+from jaxpart.ingest.axes import Cut, reshape_cuts
 from jaxpart.ingest.onnx.divisions.elementwise import apart_from
 from jaxpart.ingest.onnx.divisions.labels import WHOLE, Axes, cuts, spread
 from jaxpart.ingest.onnx.operation import Operation
@@ -14,35 +14,11 @@ from jaxpart.ingest.onnx.shapes import attributes
 
 def reshape(operation: Operation) -> list[Cut]:
     """Reshape, Flatten, Squeeze, Unsqueeze: the outermost factor of what is merged or divided."""
-    before, after = operation.shape(0).shape, operation.result.shape
-    if math.prod(before) != math.prod(after) or not math.prod(before):
-        return []
-    data: list[object] = [WHOLE] * len(before)
-    made: list[object] = [WHOLE] * len(after)
-    ways = {}
-    for i, j in _outermost(before, after):
-        data[i] = made[j] = i
-        ways[i] = math.gcd(before[i], after[j])
-    return cuts(operation, [data], [made], ways=ways)
-
-
-def _outermost(before: tuple[int, ...], after: tuple[int, ...]) -> Iterable[tuple[int, int]]:
-    """The first dimensions of each group that a reshape merges or divides.
-
-    Dimensions are read from the outside; a group ends where both sides have the same number of
-    elements. A part of the first dimension of a group is then the same run of its elements on both
-    sides.
-    """
-    left = [(i, size) for i, size in enumerate(before) if size != 1]
-    right = [(j, size) for j, size in enumerate(after) if size != 1]
-    while left and right:
-        (i, held), (j, made) = left.pop(0), right.pop(0)
-        yield i, j
-        while held != made:
-            if held < made:
-                held *= left.pop(0)[1]
-            else:
-                made *= right.pop(0)[1]
+    parameters = sum(array is not None for array in operation.inputs[1:])
+    return [
+        cut._replace(operands=(*cut.operands, *(None,) * parameters))
+        for cut in reshape_cuts(operation.shape(0).shape, operation.result.shape)
+    ]
 
 
 def transpose(operation: Operation) -> list[Cut]:

@@ -4,34 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-from jaxpart.ingest.axes import Cut
+from jaxpart.ingest.axes import Cut, Window, window_ways
 from jaxpart.ingest.onnx.divisions.labels import WHOLE, Axes, cuts, spread
 from jaxpart.ingest.onnx.operation import Operation
 from jaxpart.ingest.onnx.rules import pads_of
 
 
 def _rows(operation: Operation, kernel: list[int]) -> float | None:
-    """Halo of a cut along the first spatial axis; None if there is none.
+    """Halo of a cut along the first spatial axis; None if it is not cut.
 
-    Part [from, to) of the rows of the result reads rows `from * stride - pad` to before
-    `(to - 1) * stride - pad + extent` of the data. Rows next to the padding are counted as the
-    others, although they read less.
+    Rows next to the padding are counted as the others, although they read less.
     """
     data, out = list(operation.shape(0).shape[2:]), list(operation.result.shape[2:])
-    if not out or out[0] < 2 or not data[0]:
+    if not out:
         return None
     stride = operation.wholes("strides", [1] * len(kernel))
     dilation = operation.wholes("dilations", [1] * len(kernel))
-    pad = pads_of(operation, (data, out, kernel, stride, dilation))[0]
-    rows, made, step = data[0], out[0], stride[0]
-    extent = (kernel[0] - 1) * dilation[0] + 1
-    # How far what is read reaches beyond the share, times `made`: whole numbers are exact. It is
-    # linear in the place of the cut, but for the ends of the data.
-    before = (cut * rows - max(cut * step - pad, 0) * made for cut in range(1, made))
-    after = (
-        min((cut - 1) * step - pad + extent, rows) * made - cut * rows for cut in range(1, made)
-    )
-    return min(max(0, *before, *after) / rows, made)
+    pads = pads_of(operation, (data, out, kernel, stride, dilation))
+    window = Window(data[0], out[0], kernel[0], stride[0], pads[0], dilation[0])
+    return window.halo if window_ways(window) else None
 
 
 def _halos(rows: float | None) -> dict[Hashable, float]:
@@ -70,7 +61,7 @@ def convolution(operation: Operation) -> list[Cut]:
     linear = name == "ConvInteger" or (name == "Conv" and not operation.has(2))
     return cuts(
         operation,
-        [axes if operation.has(p) else () for p, axes in enumerate(operands)],
+        operands,
         [result],
         ways={} if groups == 1 else {"o": groups},
         halos=_halos(rows),
