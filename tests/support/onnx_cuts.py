@@ -129,14 +129,7 @@ def operation_of(wanted: Case) -> Operation:
         output.type.tensor_type.elem_type = helper.np_dtype_to_tensor_dtype(made.dtype)
     model = prepare(_model(wanted, wanted.attributes, inputs, stored, outputs), "case", dims)
     (node,) = model.nodes
-    return Operation(
-        node,
-        [model.arrays[name] if name else None for name in node.input],
-        [model.arrays[name] if name else None for name in node.output],
-        model.values,
-        model.arrays,
-        model.opset,
-    )
+    return model.operation(node)
 
 
 def run(wanted: Case, attributes: dict, arrays: Arrays) -> list[Any]:

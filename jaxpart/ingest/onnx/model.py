@@ -21,7 +21,14 @@ from jaxpart.ingest.onnx.check import check_nodes
 from jaxpart.ingest.onnx.inference import FreeSizes, checked, with_shapes
 from jaxpart.ingest.onnx.limits import check_limits
 from jaxpart.ingest.onnx.loops import TRIPS, all_loops
-from jaxpart.ingest.onnx.operation import attribute_tensors, label, live, reads, subgraphs
+from jaxpart.ingest.onnx.operation import (
+    Operation,
+    attribute_tensors,
+    label,
+    live,
+    reads,
+    subgraphs,
+)
 from jaxpart.ingest.onnx.propagation import standard_version
 from jaxpart.ingest.onnx.shapes import SMALL, Array
 from jaxpart.problem.topological import find_cycle, topological_order
@@ -54,6 +61,18 @@ class Model:
     opset: int
     proto: ModelProto
     told: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    def operation(self, node: NodeProto) -> Operation:
+        """One of the nodes with the types and shapes of its values."""
+        return Operation(
+            node,
+            [self.arrays.get(operand) if operand else None for operand in node.input],
+            [self.arrays.get(result) if result else None for result in node.output],
+            self.values,
+            self.arrays,
+            self.opset,
+            self.told,
+        )
 
 
 def parse(content: bytes, where: str) -> ModelProto:
