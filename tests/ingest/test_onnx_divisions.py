@@ -79,6 +79,7 @@ def looked_up(attributes: dict, operands: Arrays, share: Share):
     axis = attributes.get("axis", 0)
     zeros = np.zeros_like(np.take(table, [0], axis))
     operands[0] = np.concatenate([table, zeros], axis)
+    at = at % table.shape[axis]
     inside = (at >= share.start) & (at < share.stop)
     operands[1] = np.where(inside, at - share.start, share.stop - share.start)
 

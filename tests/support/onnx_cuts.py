@@ -241,4 +241,3 @@ def windowed(
     operands[0] = data[:, :, low:high]
     pads[0], pads[axes] = low - first, last - high
     attributes["pads"] = pads
-    attributes.pop("ceil_mode", None)
