@@ -11,10 +11,12 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from jaxpart.ingest.axes import Cut
+from jaxpart.ingest.onnx.divisions.table import cuts_of
 from jaxpart.ingest.onnx.model import prepare
 from jaxpart.ingest.onnx.operation import Operation
 
 Arrays = list[Any]  # None: absent
+_random = np.random.default_rng(3)
 
 
 class Share(NamedTuple):
@@ -76,6 +78,36 @@ def case(op, *operands, **given):
     """A `Case`; the keywords that are none of its fields are attributes."""
     fields = {name: given.pop(name) for name in Case._fields if name in given}
     return Case(op, operands, given, **fields)
+
+
+def ints(*values):
+    return np.array(values, np.int64)
+
+
+def below(limit, *shape, dtype: type = np.int64):
+    return _random.integers(0, limit, shape).astype(dtype)
+
+
+def u8(*shape):
+    return below(200, *shape, dtype=np.uint8)
+
+
+def floats(*values):
+    return np.array(values, np.float32)
+
+
+def positive(*shape):
+    return _random.uniform(0.2, 1, shape).astype(np.float32)
+
+
+def counted(name, dim):
+    """The attribute that counts groups or heads, in cuts along a dimension."""
+
+    def adjust(attributes: dict, operands: Arrays, share: Share):
+        if share.cut.results[0] == dim:
+            attributes[name] = share.part(attributes[name])
+
+    return adjust
 
 
 def contents(wanted: Case) -> Arrays:
@@ -241,3 +273,18 @@ def windowed(
     operands[0] = data[:, :, low:high]
     pads[0], pads[axes] = low - first, last - high
     attributes["pads"] = pads
+
+
+def name_of(wanted: Case) -> str:
+    """Name of a test."""
+    return f"{wanted.op}-{wanted.opset}"
+
+
+def check(wanted: Case) -> None:
+    """Refuses other cuts than those of the case, and proves them."""
+    cuts = cuts_of(operation_of(wanted))
+    at = ["+" if cut.results[0] is None else cut.results[0] for cut in cuts]
+    found = sorted(f"{dim}/{cut.ways}" for dim, cut in zip(at, cuts, strict=True))
+    assert found == sorted(wanted.cuts.split())
+    for cut in cuts:
+        prove(wanted, cut)
