@@ -23,6 +23,22 @@ def sums(attributes: dict, operands: Arrays):
     return [sum(operands)]
 
 
+def by_groups(attributes: dict, operands: Arrays):
+    """GroupNorm: channels are last, and a group has all positions."""
+    data, gamma, beta = operands
+    groups = data.reshape(
+        len(data), -1, attributes["groups"], data.shape[-1] // attributes["groups"]
+    )
+    mean, deviation = groups.mean((1, 3), keepdims=True), groups.std((1, 3), keepdims=True)
+    return [((groups - mean) / (deviation + 1e-3)).reshape(data.shape) * gamma + beta]
+
+
+def scaled(attributes: dict, operands: Arrays):
+    """SimplifiedLayerNormalization: no mean is subtracted."""
+    data, scale = operands
+    return [data / np.sqrt((data**2).mean(-1, keepdims=True)) * scale]
+
+
 MICROSOFT = "com.microsoft"
 
 CASES = [
@@ -39,6 +55,11 @@ CASES = [
             "FusedMatMul",
             [(6, 2, 3, 4), (2, 3, 5, 4)],
             {"cuts": "0/2 1/3 2/6 3/5 +/4", "transBatchA": 1, "transB": 1},
+        ),
+        (
+            "TransposeMatMul",
+            [(2, 4, 3), (2, 4, 5)],
+            {"cuts": "0/2 1/3 2/5 +/4", "transA": 1},
         ),
         ("FusedGemm", [(3, 4), (4, 5), (5,)], {"cuts": "0/3 1/5", "activation": "Relu"}),
         (
@@ -73,6 +94,17 @@ CASES = [
                 "adjust": columns,
             },
         ),
+        (
+            "MatMulBnb4",
+            [(2, 3, 32), u8(96), positive(12)],
+            {"cuts": "0/2 1/3", "K": 32, "N": 6, "block_size": 16, "quant_type": 0},
+        ),
+        (
+            "GroupNorm",
+            [(2, 3, 4, 6), (6,), (6,)],
+            {"cuts": "0/2", "groups": 3, "activation": 0, "by": by_groups},
+        ),
+        ("SimplifiedLayerNormalization", [(2, 3, 4), (4,)], {"cuts": "0/2 1/3", "by": scaled}),
         ("SkipLayerNormalization", [(2, 3, 4), (2, 3, 4), (4,), (4,), (4,)], {"cuts": "0/2 1/3"}),
         (
             "SkipSimplifiedLayerNormalization",
@@ -107,6 +139,16 @@ CASES = [
             "Attention",
             [(2, 3, 4), (4, 12), (12,), np.array([2, 3], np.int32)],
             {"cuts": "0/2", "num_heads": 2},
+        ),
+        (
+            "QAttention",
+            [u8(2, 3, 4), u8(4, 12), (12,), positive(), positive(12), None, u8(), u8(12)],
+            {"cuts": "0/2", "num_heads": 2},
+        ),
+        (
+            "GatherBlockQuantized",
+            [u8(9, 16), below(9, 2, 3), positive(9, 2)],
+            {"cuts": "0/2 1/3", "block_size": 16, "bits": 4, "quantize_axis": 1},
         ),
         (
             "MultiHeadAttention",
@@ -144,6 +186,7 @@ CASES = [
         ),
     ]
 ]
+CASES += [case("SimplifiedLayerNormalization", (2, 3, 4), (4,), cuts="0/2 1/3", by=scaled)]
 
 
 @pytest.mark.parametrize("wanted", CASES, ids=name_of)

@@ -51,6 +51,7 @@ CASES = [
     *(case(op, positive(3, 4), cuts="0/3 1/4") for op in ("Atanh", "Log", "Sqrt")),
     case("Acosh", positive(3, 4) + 1, cuts="0/3 1/4"),
     case("Swish", (3, 4), cuts="0/3 1/4", opset=24),
+    case("SwiGLU", (3, 4), (3, 4), cuts="0/3 1/4", opset=28),
     case("BitwiseNot", below(9, 3, 4), cuts="0/3 1/4"),
     case("BitShift", u8(3, 4), below(3, 4, dtype=np.uint8), direction="LEFT", cuts="0/3 1/4"),
     case("Not", below(2, 3, 4) > 0, cuts="0/3 1/4"),

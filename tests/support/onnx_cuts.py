@@ -7,13 +7,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 import onnxruntime
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from jaxpart.ingest.axes import Cut
+from jaxpart.ingest.onnx import contrib, rules
 from jaxpart.ingest.onnx.divisions.table import cuts_of
 from jaxpart.ingest.onnx.model import prepare
 from jaxpart.ingest.onnx.operation import Operation
+from jaxpart.ingest.onnx.shapes import Array
 
 Arrays = list[Any]  # None: absent
 _random = np.random.default_rng(3)
@@ -195,6 +198,7 @@ def prove(wanted: Case, cut: Cut) -> None:
     """Runs an operator in two and three uneven parts; they make what the whole makes."""
     arrays = contents(wanted)
     whole = run(wanted, wanted.attributes, arrays)
+    all_flops = flops(wanted, wanted.attributes, arrays, whole)
     at = cut.results
     present = [position for position, array in enumerate(arrays) if array is not None]
     read_at = dict(zip(present, cut.operands, strict=True))
@@ -215,7 +219,11 @@ def prove(wanted: Case, cut: Cut) -> None:
                 wanted.adjust(attributes, operands, share)
             if cut.results[0] == 2 and wanted.op in WINDOWS:
                 windowed(wanted, arrays, attributes, operands, share)
-            parts.append(run(wanted, attributes, operands))
+            made_by_part = run(wanted, attributes, operands)
+            if at[0] is not None and not (at[0] == 2 and wanted.op in UNEVEN):
+                counted = flops(wanted, attributes, operands, made_by_part)
+                assert counted == pytest.approx(all_flops * (stop - start) / cut.ways)
+            parts.append(made_by_part)
         for position, (made, dim) in enumerate(zip(whole, at, strict=True)):
             made_of = [part[position] for part in parts]
             joined = sum(made_of) if dim is None else np.concatenate(made_of, dim)
@@ -235,6 +243,8 @@ def _taken(array: Any, dim: int | None, share: Share) -> Any:
     return np.take(array, indices, dim)
 
 
+# Next to the padding there is less to do.
+UNEVEN = {"Conv", "ConvInteger", "QLinearConv", "FusedConv"}
 WINDOWS = {"Conv", "ConvInteger", "QLinearConv", "FusedConv", "MaxPool", "AveragePool", "LpPool"}
 
 
@@ -273,6 +283,28 @@ def windowed(
     operands[0] = data[:, :, low:high]
     pads[0], pads[axes] = low - first, last - high
     attributes["pads"] = pads
+
+
+def flops(wanted: Case, attributes: dict, arrays: Arrays, results: Arrays) -> float:
+    """FLOPs of the operator on these operands."""
+    node = _node(wanted, attributes)
+    made = iter(results)
+    operation = Operation(
+        node,
+        [_typed_shape(array) for array in arrays],
+        [_typed_shape(next(made)) if name else None for name in node.output],
+        {f"i{p}": array for p, array in enumerate(arrays) if array is not None},
+        {},
+        wanted.opset,
+    )
+    counted = rules.flops_of if operation.is_standard else contrib.flops_of
+    return counted(operation) or 0
+
+
+def _typed_shape(array: np.ndarray | None) -> Array | None:
+    if array is None:
+        return None
+    return Array(helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
 
 
 def name_of(wanted: Case) -> str:

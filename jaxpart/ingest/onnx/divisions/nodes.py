@@ -44,7 +44,7 @@ def node_divisions(
     Raises:
       FileFormatError: the attributes of a node do not fit its shapes.
     """
-    held = _held(model, alias, constants, weights, where)
+    held = held_weights(model, alias, constants, weights, where)
     works = []
     for node in nodes:
         operands = [alias.get(name, name) for name in node.input if name]
@@ -73,14 +73,17 @@ def _cuts(node: NodeProto, model: Model, results: Collection[str], where: str) -
         ) from error
 
 
-def _held(
+def held_weights(
     model: Model,
     alias: Mapping[str, str],
     constants: Mapping[str, ConstantValue],
     weights: Mapping[str, int],
     where: str,
 ) -> dict[str, tuple[Held, ...]]:
-    """The weights that each constant is made of; the parameters are those of `node_divisions`."""
+    """The weights that each constant is made of.
+
+    The parameters and errors are those of `node_divisions`.
+    """
     held: dict[str, tuple[Held, ...]] = dict.fromkeys(constants, ())
     for name, weight in weights.items():
         held[name] = (Held(weight, tuple(range(len(model.arrays[name].shape)))),)

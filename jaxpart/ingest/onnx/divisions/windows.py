@@ -81,13 +81,6 @@ def transposed_convolution(operation: Operation) -> list[Cut]:
     return cuts(operation, operands, [("n", "o", *rest)], summed=summed)
 
 
-def deformed_convolution(operation: Operation) -> list[Cut]:
-    """DeformConv: batch; output channels without groups."""
-    alone = operation.whole("group", 1) == 1
-    out = "o" if alone else WHOLE
-    return cuts(operation, ["n...", (out, *"..."), "n...", out, "n..."], [("n", out, *"..")])
-
-
 def pool(operation: Operation) -> list[Cut]:
     """Batch, channels, rows."""
     rows = _rows(operation, operation.wholes("kernel_shape", ()))
