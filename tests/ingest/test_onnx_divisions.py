@@ -10,7 +10,7 @@ from onnx.reference import ReferenceEvaluator
 
 from jaxpart.ingest.onnx.constant_values import constant_values
 from jaxpart.ingest.onnx.divisions.nodes import held_weights
-from jaxpart.ingest.onnx.divisions.table import _RULES
+from jaxpart.ingest.onnx.divisions.table import RULES
 from jaxpart.ingest.onnx.importer import from_onnx
 from jaxpart.ingest.onnx.model import prepare
 from jaxpart.ingest.onnx.sizes import counter
@@ -322,4 +322,4 @@ def test_the_rule_of_every_operator_is_run_in_parts():
     )
     run = {(case.domain, case.op) for family in families for case in family.CASES}
 
-    assert _RULES.keys() - run == set()
+    assert RULES.keys() - run == set()

@@ -6,7 +6,7 @@ From here on, a weight is known by its type and shape alone; its contents are ne
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -62,12 +62,18 @@ class Model:
     proto: ModelProto
     told: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
-    def operation(self, node: NodeProto) -> Operation:
-        """One of the nodes with the types and shapes of its values."""
+    def operation(self, node: NodeProto, results: Collection[str] | None = None) -> Operation:
+        """One of the nodes with the types and shapes of its values.
+
+        Args:
+          node: one of `nodes`.
+          results: names of the results that count; others are absent. None: all do.
+        """
+        given = node.output if results is None else results
         return Operation(
             node,
             [self.arrays.get(operand) if operand else None for operand in node.input],
-            [self.arrays.get(result) if result else None for result in node.output],
+            [self.arrays.get(k) if k and k in given else None for k in node.output],
             self.values,
             self.arrays,
             self.opset,

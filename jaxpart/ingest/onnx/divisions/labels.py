@@ -61,12 +61,12 @@ def cuts(
     read, made = _present(operands, operation.inputs), _present(results, operation.outputs)
     if any(len(axes) != len(array.shape) for axes, array in (*read, *made)):
         return []
+    written, taken = _sizes(made), _sizes(read)
     counts = {}
-    for label in {*summed, *(label for axes, _ in made for label in axes)}:
-        written = _sizes(made, label)
-        taken = [size for size in _sizes(read, label) if size != 1]
-        count = ways.get(label) or max(written or taken, default=0)
-        sliced = written if label in halos else written + taken
+    for label in (*written, *summed):
+        sizes, inner = written.get(label, []), [n for n in taken.get(label, ()) if n != 1]
+        count = ways.get(label) or max(sizes or inner, default=0)
+        sliced = sizes if label in halos else sizes + inner
         fits = count > 1 and all(size and size % count == 0 for size in sliced)
         counts[label] = count if fits else 0
     found = letter_cuts(
@@ -75,6 +75,8 @@ def cuts(
         counts,
         tuple(summed),
     )
+    if not halos:
+        return list(found)
     with_halo: dict[int | None, float] = {
         made[0][0].index(label): halo for label, halo in halos.items()
     }
@@ -94,10 +96,13 @@ def _present(
     return values
 
 
-def _sizes(values: Sequence[tuple[Axes, Array]], label: Hashable) -> list[int]:
-    """The sizes of the dimensions with a label."""
-    dims = (pair for axes, array in values for pair in zip(axes, array.shape, strict=True))
-    return [size for found, size in dims if found == label]
+def _sizes(values: Sequence[tuple[Axes, Array]]) -> dict[Hashable, list[int]]:
+    """The sizes of the dimensions with each label."""
+    sizes: dict[Hashable, list[int]] = {}
+    for axes, array in values:
+        for label, size in zip(axes, array.shape, strict=True):
+            sizes.setdefault(label, []).append(size)
+    return sizes
 
 
 def _letters(axes: Axes, shape: Sequence[int]) -> Letters:

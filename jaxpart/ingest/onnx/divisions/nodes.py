@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 
 from onnx import NodeProto
@@ -60,13 +59,8 @@ def node_divisions(
 
 def _cuts(node: NodeProto, model: Model, results: Collection[str], where: str) -> Sequence[Cut]:
     """The cuts of a node, for those of its operands and results that are present."""
-    operation = model.operation(node)
-    arrays = zip(node.output, operation.outputs, strict=True)
-    operation = dataclasses.replace(
-        operation, outputs=[array if name in results else None for name, array in arrays]
-    )
     try:
-        return cuts_of(operation)
+        return cuts_of(model.operation(node, results))
     except (ValueError, IndexError, ZeroDivisionError, OverflowError) as error:
         raise FileFormatError(
             f"{where}: {label(node)}: its attributes do not fit its shapes ({error})"

@@ -33,7 +33,7 @@ def cuts_of(operation: Operation) -> list[Cut]:
       ValueError, IndexError, ZeroDivisionError: the attributes do not fit the shapes.
     """
     domain = "" if operation.is_standard else operation.node.domain
-    rule = _RULES.get((domain, operation.node.op_type))
+    rule = RULES.get((domain, operation.node.op_type))
     return rule(operation) if rule is not None else []
 
 
@@ -169,7 +169,7 @@ _MICROSOFT: dict[str, Rule] = {
     "SkipSimplifiedLayerNormalization": elementwise.normalised,
     "TransposeMatMul": products.fused_matmul,
 }
-_RULES = {
+RULES = {
     **{("", name): rule for name, rule in _STANDARD.items()},
     **{(MICROSOFT, name): rule for name, rule in _MICROSOFT.items()},
 }
