@@ -70,8 +70,7 @@ def grouped_heads(operation: Operation) -> list[Cut]:
     if len(operation.inputs) > 12 or lengths is None:
         return []
     ways = {"h": operation.whole("kv_num_heads", 0)}
-    operands = ["b.h", "b.h", "b.h", _CACHE, _CACHE, lengths]
-    operands += [(WHOLE,) * _rank(operation, position) for position in (6, 7, 8)]
+    operands = ["b.h", "b.h", "b.h", _CACHE, _CACHE, lengths, "", "", ""]
     operands += ["b.", _scores(operation, 10), "h"]
     results = ["b.h", _CACHE, _CACHE, _SCORES]
     if not operation.has(1):
@@ -86,13 +85,9 @@ def projected(operation: Operation) -> list[Cut]:
     masked = _of_batch(operation, mask, operation.shape(0).shape[0])
     if masked is None:
         return []
-    operands: list[Axes] = [(WHOLE,) * _rank(operation, p) for p in range(len(operation.inputs))]
-    operands[0] = "b.."
-    for position, axes in ((mask, masked), (past, ".b...")):
-        if operation.has(position):
-            operands[position] = axes
-    if not quantised and operation.has(5):
-        operands[5] = _scores(operation, 5)
+    bias: Axes = "" if quantised else _scores(operation, 5)  # operand 5 of QAttention is its mask
+    labels: dict[int, Axes] = {0: "b..", 5: bias, mask: masked, past: ".b..."}
+    operands = [labels.get(position, "") for position in range(len(operation.inputs))]
     return cuts(operation, operands, ["b..", ".b..."])
 
 

@@ -47,8 +47,8 @@ def cuts(
 
     Args:
       operation: the node.
-      operands: labels of the first operands; the others are never cut.
-      results: labels of the first results; what has others is never cut.
+      operands: labels of the operands; one that is left out, or has none, is never cut.
+      results: labels of the results, likewise.
       ways: label -> number of slices; the default is the size of the dimension.
       halos: label -> halo of the cut (see `Cut`); its operands need no equal slices.
       summed: labels over which the operation sums.
@@ -90,9 +90,8 @@ def _present(
     values = []
     for position, array in enumerate(arrays):
         if array is not None:
-            known = position < len(labelled)
-            axes = labelled[position] if known else (WHOLE,) * len(array.shape)
-            values.append((tuple(axes), array))
+            axes = tuple(labelled[position]) if position < len(labelled) else ()
+            values.append((axes or (WHOLE,) * len(array.shape), array))
     return values
 
 

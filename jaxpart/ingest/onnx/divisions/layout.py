@@ -152,11 +152,8 @@ def image(operation: Operation) -> list[Cut]:
 
 def triangle(operation: Operation) -> list[Cut]:
     """Trilu: all axes but the last two."""
-    return cuts(
-        operation,
-        [spread(operation.shape(0), {-1, -2})],
-        [spread(operation.result, {-1, -2})],
-    )
+    axes = spread(operation.shape(0), {-1, -2})
+    return cuts(operation, [axes], [axes])
 
 
 def _content(operation: Operation, position: int) -> list[int] | None:

@@ -66,10 +66,10 @@ def matmul_to_float(operation: Operation) -> list[Cut]:
 
 def dynamic_matmul(operation: Operation) -> list[Cut]:
     """DynamicQuantizeMatMul: the columns alone, because one scale holds for all rows."""
-    left, right, out = _factors(operation.shape(0), operation.shape(1))
+    _, right, out = _factors(operation.shape(0), operation.shape(1))
     scales = [_scale(operation, position, right, "n") for position in (2, 3)]
     kept = tuple(label if label == "n" else WHOLE for label in out)
-    return cuts(operation, [(WHOLE,) * len(left), right, *scales, "n"], [kept])
+    return cuts(operation, ["", right, *scales, "n"], [kept])
 
 
 def fused_matmul(operation: Operation) -> list[Cut]:

@@ -61,7 +61,7 @@ def gather_block_quantised(operation: Operation) -> list[Cut]:
     rank = len(operation.shape(0).shape)
     axis = operation.whole("gather_axis", 0) % rank
     result = [*(WHOLE,) * axis, *at, *(WHOLE,) * (rank - axis - 1)]
-    return cuts(operation, [(WHOLE,) * rank, at], [result])
+    return cuts(operation, ["", at], [result])
 
 
 def gather_nd(operation: Operation) -> list[Cut]:
@@ -104,8 +104,8 @@ def scatter_nd(operation: Operation) -> list[Cut]:
     depth = indices[-1] if indices else 0
     written = list(range(len(data) - depth))
     table = [*(WHOLE,) * depth, *written]
-    at = (WHOLE,) * len(indices)
-    return cuts(operation, [table, at, [*at[:-1], *written]], [table])
+    updates = [*(WHOLE,) * (len(indices) - 1), *written]
+    return cuts(operation, [table, "", updates], [table])
 
 
 def tensor_scatter(operation: Operation) -> list[Cut]:

@@ -73,7 +73,7 @@ _STANDARD: dict[str, Rule] = {
     "CumSum": elementwise.cumulative,
     "DFT": reductions.fourier,
     # Batch alone: each part of the output channels would interpolate all samples.
-    "DeformConv": named("n...", "....", "n...", ".", "n...", out="n..."),
+    "DeformConv": named("n...", "", "n...", "", "n...", out="n..."),
     "DepthToSpace": layout.depth_to_space,
     "DequantizeLinear": elementwise.quantise,
     "Det": reductions.determinant,
@@ -142,7 +142,7 @@ _MICROSOFT: dict[str, Rule] = {
     "DequantizeLinear": elementwise.quantise,
     "DynamicQuantizeMatMul": products.dynamic_matmul,
     "EmbedLayerNormalization": named(
-        "b.", "b.", "..", "..", "..", ".", ".", "b.", out=("b..", "b", "b..")
+        "b.", "b.", "", "", "", "", "", "b.", "b.", out=("b..", "b", "b..")
     ),
     "FastGelu": elementwise.broadcast,
     "FusedConv": windows.convolution,
