@@ -4,8 +4,8 @@
   python scripts/dataset/divide.py                    # all graphs
   python scripts/dataset/divide.py --only vgg16 gnmt  # these
 
-Each model is traced again, in a process of its own. Its nodes and tensors must be those of the
-shipped graph; a graph that differs is named and left as it is. Weights are matched by their
+Each model is traced again, a few in one process. Its nodes and tensors must be those of the shipped
+graph; a graph that differs is named and left as it is. Weights are matched by their
 consumers. One that has no match is held whole by every part, as far as the file says.
 """
 
@@ -19,6 +19,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -31,6 +32,7 @@ from jaxpart.ingest.rewrite.divisions import renumbered, with_divisions
 from jaxpart.ingest.rewrite.fuse import fuse
 from jaxpart.problem.graph import Graph
 
+_TOGETHER = 12  # models in one process: imports take longer than most traces
 FOLDER = Path(__file__).parents[2] / "data" / "graphs"
 
 
@@ -48,11 +50,11 @@ def main() -> int:
     )
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these graphs")
     parser.add_argument("--folder", type=file_path, default=FOLDER, help="default: data/graphs")
-    parser.add_argument("--one", nargs=2, metavar=("NAME", "FILE"), help=argparse.SUPPRESS)
+    parser.add_argument("--trace", metavar="FOLDER", type=file_path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.one:
-        name, path = arguments.one
-        traced(name).save(path)
+    if arguments.trace:
+        for name in arguments.only:
+            traced(name).save(_file(arguments.trace, name))
         return 0
     path = arguments.folder / manifest.FILE
     entries = {entry.name: entry for entry in manifest.read(path).graphs}
@@ -60,9 +62,8 @@ def main() -> int:
     if unknown:
         raise InputError(f"no graph is named {', '.join(sorted(unknown))}")
     left = 0
-    for name in arguments.only or entries:
-        file = arguments.folder / f"{name}.json.gz"
-        built = _traced_in_own_process(name)
+    for name, built in _all_traced(arguments.only or list(entries)):
+        file = _file(arguments.folder, name)
         try:
             graph, unmatched = divided(Graph.load(file), built)
         except ValueError as error:
@@ -89,17 +90,23 @@ def traced(name: str) -> Graph:
     return fuse(graph) if model.fused else graph
 
 
-def _traced_in_own_process(name: str) -> Graph:
-    """As `traced`, in a fresh process."""
+def _all_traced(names: Sequence[str]) -> Iterator[tuple[str, Graph]]:
+    """Yields the graphs that models have today; a few are traced in one fresh process."""
     settings = {"JAX_PLATFORMS": "cpu", "KERAS_BACKEND": "jax"}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "graph.json"
-        subprocess.run(
-            [sys.executable, __file__, "--one", name, str(path)],
-            env={**os.environ, **settings},
-            check=True,
-        )
-        return Graph.load(path)
+    for first in range(0, len(names), _TOGETHER):
+        batch = names[first : first + _TOGETHER]
+        with tempfile.TemporaryDirectory() as folder:
+            subprocess.run(
+                [sys.executable, __file__, "--trace", folder, "--only", *batch],
+                env={**os.environ, **settings},
+                check=True,
+            )
+            for name in batch:
+                yield name, Graph.load(_file(Path(folder), name))
+
+
+def _file(folder: Path, name: str) -> Path:
+    return folder / f"{name}.json.gz"
 
 
 def divided(shipped: Graph, built: Graph) -> tuple[Graph, int]:

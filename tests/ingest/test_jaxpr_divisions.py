@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,10 @@ import pytest
 from jax import lax
 from support.division_oracle import Parts, Run, check_cuts
 
+from jaxpart.ingest.jaxpr.importer import from_jax
+from jaxpart.ingest.pt2.importer import from_pt2
 from jaxpart.ingest.rewrite.fuse import fused
+from jaxpart.ingest.stablehlo.importer import from_stablehlo
 
 FUNCTIONS = {}
 
@@ -147,3 +152,98 @@ def test_parts_of_a_node_need_the_slices_that_the_graph_names_and_no_more(run):
 def test_parts_of_a_kernel_need_the_slices_that_the_graph_names_and_no_more(run):
     parts = Parts(run)
     assert parts.check(*fused(parts.graph)) > 3
+
+
+def block(p, x):
+    """A block of a transformer: 8 positions, 2 heads of 6, 20 hidden features."""
+    q, k, v = ((x @ p[n]).reshape(1, 8, 2, 6) for n in "qkv")
+    probs = jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", q, k), axis=-1)
+    x = x + jnp.einsum("bhqk,bkhd->bqhd", probs, v).reshape(1, 8, 12) @ p["o"]
+    return x + jax.nn.gelu(x @ p["up"] + p["bias"][None, None]) @ p["down"]
+
+
+def block_graph(**options):
+    shapes = {**dict.fromkeys("qkvo", (12, 12)), "up": (12, 20), "bias": (20,), "down": (20, 12)}
+    params = {n: jax.ShapeDtypeStruct(shape, jnp.float32) for n, shape in shapes.items()}
+    x = jax.ShapeDtypeStruct((1, 8, 12), jnp.float32)
+    return from_jax(block, params, x, param_argnums=0, **options)
+
+
+def reached(graph, start, axis):
+    """The nodes to which a cut of a node along an axis passes, and how they are divided with it."""
+    found, pending = {}, {start}
+    while pending:
+        v = pending.pop()
+        made = [(k, tensor) for k, tensor in enumerate(graph.tensors) if tensor.producer == v]
+        for k, q in ((k, q) for k, tensor in made for q in tensor.consumers):
+            cut = [d for d in graph.nodes[q].divide if (k, axis) in d.reads]
+            if cut and q not in found:
+                found[q] = cut
+                pending.update({q} if any(d.join is None for d in cut) else ())
+    return found
+
+
+@pytest.mark.parametrize("fuse", [False, True])
+def test_the_hidden_axis_of_an_mlp_passes_from_the_first_product_to_the_sum_of_the_second(fuse):
+    graph = block_graph(fuse=fuse)
+    up, down = products_of(graph, 960)
+    (hidden,) = (d for d in graph.nodes[up].divide if d.ways == 20 and d.join is None)
+    assert {label for _, label in hidden.weights} == {hidden.axis}
+    # Not rows, which the bias repeats, but the feature axis of both weights.
+    assert len(hidden.weights) == (2 if fuse else 1)
+    found = reached(graph, up, hidden.axis)
+    assert set(found) == set(range(up + 1, down + 1))
+    (total,) = found[down]
+    assert (total.ways, total.join, total.axis) == (20, "sum", hidden.axis)
+    assert {label for _, label in total.weights} == {hidden.axis}
+
+
+@pytest.mark.parametrize("fuse", [False, True])
+def test_heads_pass_from_the_projections_through_attention_to_the_output_projection(fuse):
+    graph = block_graph(fuse=fuse)
+    *inner, output = products_of(graph, 576)
+    found = {}
+    for v in inner:
+        (features,) = (d for d in graph.nodes[v].divide if d.weights and d.join is None)
+        found.update(reached(graph, v, features.axis))
+    heads = [v for v, cut in found.items() if all(d.ways == 2 for d in cut)]
+    assert len(heads) == (6 if fuse else 16)
+    # The residual addition in the kernel of the output projection adds no partial sums.
+    assert fuse == (output not in found)
+    if not fuse:
+        (total,) = found[output]
+        assert (total.ways, total.join) == (12, "sum")
+
+
+def products_of(graph, size):
+    """The products with a weight of this size in bytes, in order."""
+    return sorted(v for w in graph.weights if w.bytes == size for v in w.consumers)
+
+
+@pytest.mark.parametrize("name", ["attention", "convolutions"])
+def test_a_stablehlo_module_says_the_same_of_its_products(name):
+    fn, params, x = FUNCTIONS[name]()
+    text = jax.jit(fn, keep_unused=True).lower(params, x).as_text().encode()
+    leaves = range(len(jax.tree.leaves(params)))
+    graphs = [
+        from_jax(fn, params, x, param_argnums=0),
+        from_stablehlo(text, param_argnums=leaves),
+    ]
+    ours, theirs = (
+        [
+            (division.ways, division.join, division.halo, len(division.weights))
+            for node in graph.nodes
+            if node.op in ("dot_general", "conv_general_dilated")
+            for division in node.divide
+        ]
+        for graph in graphs
+    )
+    assert ours == theirs
+    assert ours
+
+
+def test_every_product_of_an_exported_torch_program_can_be_divided():
+    graph = from_pt2(Path(__file__).parent / "programs" / "encoder.pt2")
+    products = [node for node in graph.nodes if node.op == "dot_general"]
+    assert products
+    assert all(node.divide for node in products)
