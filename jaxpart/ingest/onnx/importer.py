@@ -7,7 +7,8 @@
    from no weight (ConstantOfShape, RandomUniform), its result is a weight. Shape and Size are
    constants, because all shapes are known.
 3. Identity, and Dropout in inference mode, are removed.
-4. Cheap nodes that depend on inputs alone and would tie distant nodes together are cloned into
+4. Each node gets the ways to divide it (`divisions/`).
+5. Cheap nodes that depend on inputs alone and would tie distant nodes together are cloned into
    their consumers (`rewrite/clone.py`).
 
 Constants of one element, and booleans and integers of 32 or 64 bits up to 1 KiB (shapes, axes), are
@@ -33,13 +34,15 @@ from jaxpart.files import read_bytes, stem_of
 from jaxpart.ingest.onnx import costs
 from jaxpart.ingest.onnx.constant_values import ConstantValue, constant_values, is_small
 from jaxpart.ingest.onnx.constants import constant_weights, is_index_type
+from jaxpart.ingest.onnx.divisions.nodes import node_divisions
 from jaxpart.ingest.onnx.evaluation import Evaluator
 from jaxpart.ingest.onnx.external import check_external_files
 from jaxpart.ingest.onnx.model import Model, parse, prepare
-from jaxpart.ingest.onnx.operation import Operation, body_constants, reads
+from jaxpart.ingest.onnx.operation import body_constants, reads
 from jaxpart.ingest.onnx.shapes import Array
 from jaxpart.ingest.onnx.sizes import Bytes, Size, counter, total
 from jaxpart.ingest.rewrite.clone import clone_inputs
+from jaxpart.ingest.rewrite.divisions import with_divisions
 from jaxpart.problem.graph import Graph, Node, Tensor, Weight
 
 
@@ -229,6 +232,12 @@ def _imported(
         shown = "; ".join([*list(assumed)[:3], *(["..."] if len(assumed) > 3 else [])])
         warnings.warn(f"{where}: {shown}; the figures hang on it", stacklevel=4)
     wanted = {alias.get(output, output) for output in model.outputs}
+    made = {  # the results that are tensors -> producers
+        result: v
+        for v, proto_node in enumerate(computed)
+        for result in filter(None, proto_node.output)
+        if result in consumers or result in wanted
+    }
     tensors = [
         Tensor(
             v,
@@ -236,19 +245,22 @@ def _imported(
             tuple(consumers.get(result, ())),
             not model.arrays[result].is_float,
         )
-        for v, proto_node in enumerate(computed)
-        for result in filter(None, proto_node.output)
-        if result in consumers or result in wanted
+        for result, v in made.items()
     ]
+    number: dict[str, int] = {}  # stored value -> its weight
     programmed: set[int] = set()  # weights that are constants by their type
     for source, (array, counted) in stored.items():
         if source in uses:
             if is_index_type(array):
                 programmed.add(len(weights))
+            number[source] = len(weights)
             weights.append(_weight(array, counted, tuple(uses[source])))
     if element_bytes is None:
         values = consumers.keys() | wanted
         element_bytes = _common_element_bytes(model.arrays[value] for value in sorted(values))
+    tensor_number = {result: k for k, result in enumerate(made)}
+    divide = node_divisions(model, computed, alias, constants, tensor_number, number, where)
+    nodes = list(map(with_divisions, nodes, divide))
     try:
         graph = Graph(tuple(nodes), tuple(tensors), tuple(weights), name, element_bytes)
         graph = clone_inputs(graph, constant_weights(graph, programmed))
@@ -311,15 +323,7 @@ def _cost(
     evaluator: Evaluator,
 ) -> tuple[costs.Cost, Bytes]:
     """The cost of a node, and the bytes that it accesses."""
-    operation = Operation(
-        node,
-        [model.arrays.get(operand) if operand else None for operand in node.input],
-        [model.arrays.get(result) if result else None for result in node.output],
-        model.values,
-        model.arrays,
-        model.opset,
-        model.told,
-    )
+    operation = model.operation(node)
     cost = costs.operation_cost(operation, evaluator)
 
     def read(name: str, times: float) -> Bytes:

@@ -6,7 +6,7 @@ From here on, a weight is known by its type and shape alone; its contents are ne
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -21,7 +21,14 @@ from jaxpart.ingest.onnx.check import check_nodes
 from jaxpart.ingest.onnx.inference import FreeSizes, checked, with_shapes
 from jaxpart.ingest.onnx.limits import check_limits
 from jaxpart.ingest.onnx.loops import TRIPS, all_loops
-from jaxpart.ingest.onnx.operation import attribute_tensors, label, live, reads, subgraphs
+from jaxpart.ingest.onnx.operation import (
+    Operation,
+    attribute_tensors,
+    label,
+    live,
+    reads,
+    subgraphs,
+)
 from jaxpart.ingest.onnx.propagation import standard_version
 from jaxpart.ingest.onnx.shapes import SMALL, Array
 from jaxpart.problem.topological import find_cycle, topological_order
@@ -54,6 +61,24 @@ class Model:
     opset: int
     proto: ModelProto
     told: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    def operation(self, node: NodeProto, results: Collection[str] | None = None) -> Operation:
+        """One of the nodes with the types and shapes of its values.
+
+        Args:
+          node: one of `nodes`.
+          results: names of the results that count; others are absent. None: all do.
+        """
+        given = node.output if results is None else results
+        return Operation(
+            node,
+            [self.arrays.get(operand) if operand else None for operand in node.input],
+            [self.arrays.get(k) if k and k in given else None for k in node.output],
+            self.values,
+            self.arrays,
+            self.opset,
+            self.told,
+        )
 
 
 def parse(content: bytes, where: str) -> ModelProto:

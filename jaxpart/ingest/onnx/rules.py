@@ -56,11 +56,11 @@ def _real_taps(out: int, length: int, kernel: int, stride: int, pad: int, dilati
     return int(np.maximum(past - first, 0).sum())
 
 
-def _pads(operation: Operation, extents: tuple[list[int], ...]) -> list[int]:
+def pads_of(operation: Operation, extents: tuple[list[int], ...]) -> list[int]:
     """Padding at the start of each spatial axis.
 
     Args:
-      operation: a convolution.
+      operation: a convolution or a pool.
       extents: wide side, narrow side, kernel, stride and dilation, each a list over the spatial
         axes. `_taps` explains the two sides.
     """
@@ -83,7 +83,7 @@ def _taps(operation: Operation, wide: list[int], narrow: list[int], kernel: list
     """
     stride = operation.wholes("strides", [1] * len(kernel))
     dilation = operation.wholes("dilations", [1] * len(kernel))
-    pads = _pads(operation, (wide, narrow, kernel, stride, dilation))
+    pads = pads_of(operation, (wide, narrow, kernel, stride, dilation))
     axes = zip(narrow, wide, kernel, stride, pads, dilation, strict=True)
     return math.prod(_real_taps(*axis) for axis in axes)
 
