@@ -200,8 +200,8 @@ def _on_one_axis(
 def tensor_layouts(graph: Graph, cuts: Mapping[int, Cut]) -> list[Layout]:
     """[K] the pieces of each tensor.
 
-    A tensor is cut along the axis of its producer's parts, else along the one that most parts of
-    its consumers read it by, at all places where one of these parts begins or ends.
+    A tensor is cut along the axis of its producer's parts, else along the one by which most of its
+    consumers that are split read it, at all places where one of these parts begins or ends.
     """
     readers: list[list[tuple[str, list[Range]]]] = [[] for _ in graph.tensors]
     for cut in cuts.values():
@@ -237,9 +237,7 @@ def _layout(
     if label is None:
         if not readers:
             return WHOLE
-        count: collections.Counter[str] = collections.Counter()
-        for axis, spans in readers:
-            count[axis] += len(spans)
+        count = collections.Counter(axis for axis, _ in readers)
         label = count.most_common(1)[0][0]  # of equal ones, the first
     places = set(_ALL).union(*own)
     for axis, spans in readers:
