@@ -16,6 +16,7 @@ import jax
 from jaxpart.ingest.jaxpr import boxes, parts, sizes
 from jaxpart.ingest.jaxpr.boxes import Box
 from jaxpart.ingest.jaxpr.costs import Cost
+from jaxpart.ingest.jaxpr.cuts import NO_CUTS, stack_cuts
 from jaxpart.ingest.jaxpr.demand import operand_boxes
 from jaxpart.ingest.jaxpr.values import Known, Op, Pieces, Source, Value, Values, regions
 from jaxpart.ingest.jaxpr.views import Change, View, changed, whole
@@ -200,7 +201,9 @@ class Arrays(Values):
                 rows=(row,),
             )
         stack = self.value(size, aval, rows=(row,))
-        self.ops.append(Op("reshape", (row,), (stack,), Cost(0.0, (value.bytes,), (size,))))
+        cuts = NO_CUTS if self.shards else stack_cuts(1, aval.shape)
+        cost = Cost(0.0, (value.bytes,), (size,))
+        self.ops.append(Op("reshape", (row,), (stack,), cost, cuts=cuts))
         return stack
 
     def row_of(self, v: int, index: int, aval: Any) -> int | None:

@@ -32,11 +32,13 @@ import jax
 
 from jaxpart.errors import EmptyGraphError, InputError
 from jaxpart.ingest.jaxpr import sizes
+from jaxpart.ingest.jaxpr.divide import node_divisions
 from jaxpart.ingest.jaxpr.program import Program
 from jaxpart.ingest.jaxpr.values import Op, Source, live, part_bytes
 from jaxpart.ingest.jaxpr.views import View, overlap_groups
 from jaxpart.ingest.jaxpr.visits import Expansion
 from jaxpart.ingest.rewrite.clone import cloned
+from jaxpart.ingest.rewrite.divisions import with_divisions
 from jaxpart.ingest.rewrite.fuse import fused
 from jaxpart.problem.graph import Graph, Node, Tensor, Weight
 
@@ -362,21 +364,35 @@ def _to_graph(
         )
         numbers[op.name] += 1
     wanted = set(outputs)
-    tensors = [
-        Tensor(v, values[result].bytes, tuple(consumers.get(result, ())), values[result].fixed == 1)
+    sent = {
+        result: v
         for v, op in enumerate(ops)
         for result in op.results
         if result in consumers or result in wanted
+    }
+    tensors = [
+        Tensor(v, values[result].bytes, tuple(consumers.get(result, ())), values[result].fixed == 1)
+        for result, v in sent.items()
     ]
     if element_bytes is None:
         totals = program.float_bytes
         element_bytes = max(totals, key=lambda width: totals[width]) if totals else 4
     weights = list(_weights(program, uses))
     constants = frozenset(
-        w for w, (parameter, _) in enumerate(weights) if parameter in program.constants
+        w for w, (parameter, _, _) in enumerate(weights) if parameter in program.constants
+    )
+    divide = node_divisions(
+        program,
+        ops,
+        {result: k for k, result in enumerate(sent)},
+        [(parameter, parts) for parameter, parts, _ in weights],
     )
     graph = Graph(
-        tuple(nodes), tuple(tensors), tuple(weight for _, weight in weights), name, element_bytes
+        tuple(map(with_divisions, nodes, divide)),
+        tuple(tensors),
+        tuple(weight for _, _, weight in weights),
+        name,
+        element_bytes,
     )
     return graph, constants
 
@@ -446,8 +462,10 @@ def _likely_parameters(program: Program, ops: Sequence[Op]) -> list[tuple[float,
     return found
 
 
-def _weights(program: Program, uses: dict[Source, list[int]]) -> Iterable[tuple[int, Weight]]:
-    """Yields the weights, each with the number of the parameter that it is a part of.
+def _weights(
+    program: Program, uses: dict[Source, list[int]]
+) -> Iterable[tuple[int, list[View], Weight]]:
+    """Yields the weights, each with the number of the parameter, and the parts of it that it is.
 
     Parts of one parameter are weights of their own where they do not overlap and have different
     consumers. Parts that overlap are one weight.
@@ -458,11 +476,11 @@ def _weights(program: Program, uses: dict[Source, list[int]]) -> Iterable[tuple[
     for parameter in sorted(by_parameter):
         aval = program.parameters[parameter]
         whole = program.size(aval)
-        elements: dict[tuple[int, ...], int] = {}  # consumers -> elements of all their parts
+        parts: dict[tuple[int, ...], list[View]] = {}  # by consumers
         for group in overlap_groups(by_parameter[parameter]):
             readers = tuple(sorted({v for region in group for v in uses[parameter, region]}))
-            count = sum(region.elements for region in group)
-            elements[readers] = elements.get(readers, 0) + count
-        for readers, count in elements.items():
-            size = part_bytes(program.size, aval, count)
-            yield parameter, Weight(min(size, whole), readers, not sizes.is_float(aval))
+            parts.setdefault(readers, []).extend(group)
+        for readers, regions in parts.items():
+            size = part_bytes(program.size, aval, sum(region.elements for region in regions))
+            weight = Weight(min(size, whole), readers, not sizes.is_float(aval))
+            yield parameter, regions, weight

@@ -22,6 +22,7 @@ from jax.extend.core import ClosedJaxpr, Literal
 
 from jaxpart.ingest.jaxpr import costs, parts, sizes
 from jaxpart.ingest.jaxpr.costs import Cost
+from jaxpart.ingest.jaxpr.cuts import NO_CUTS, row_cuts, stack_cuts
 from jaxpart.ingest.jaxpr.folding import Folding
 from jaxpart.ingest.jaxpr.loops import (
     Loop,
@@ -164,7 +165,8 @@ class Program(Folding):
         for v in eqn.outvars:
             self.count_float(v.aval)
         results = [self.value(self.size(v.aval), v.aval) for v in eqn.outvars]
-        self.ops.append(Op(eqn.primitive.name, tuple(operands), tuple(results), cost, kept))
+        whole = None if self.shards else eqn  # each device has a shard of the operands
+        self.ops.append(Op(eqn.primitive.name, tuple(operands), tuple(results), cost, kept, whole))
         return results
 
     def _cost(self, eqn: Any) -> Cost:
@@ -350,7 +352,9 @@ class Program(Folding):
             return row
         size = self.size(aval)
         row = self.value(size, aval)
-        self.ops.append(Op("slice", (stacked,), (row,), Cost(0.0, (size,), (size,))))
+        cost = Cost(0.0, (size,), (size,))
+        cuts = NO_CUTS if self.shards else row_cuts(aval.shape)
+        self.ops.append(Op("slice", (stacked,), (row,), cost, cuts=cuts))
         return row
 
     def _stack(self, rows: Sequence[int], aval: Any) -> int:
@@ -361,7 +365,9 @@ class Program(Folding):
         self.count_float(aval)
         stack = self.value(size, aval, rows=tuple(rows))
         reads = tuple(self.values[v].bytes for v in rows)
-        self.ops.append(Op("concatenate", tuple(rows), (stack,), Cost(0.0, reads, (size,))))
+        cuts = NO_CUTS if self.shards else stack_cuts(len(rows), aval.shape)
+        cost = Cost(0.0, reads, (size,))
+        self.ops.append(Op("concatenate", tuple(rows), (stack,), cost, cuts=cuts))
         return stack
 
     def _shard_map(self, eqn: Any, operands: list[int]) -> list[int]:

@@ -14,6 +14,7 @@ import numpy as np
 from jaxpart.ingest.jaxpr import known, sizes
 from jaxpart.ingest.jaxpr.boxes import Box, whole_box
 from jaxpart.ingest.jaxpr.costs import Cost
+from jaxpart.ingest.jaxpr.cuts import NO_CUTS, ShapedCuts
 from jaxpart.ingest.jaxpr.views import View, whole
 
 # Bytes as traced: the host feeds captured constants up to this size; larger ones are weights.
@@ -79,6 +80,7 @@ class Value:
         parameters its own parts need.
       alone: number of the value that this one is with a first axis of extent 1; None if unknown.
       fed: number of the input of the graph that the value is, or is a row of; else None.
+      shape: of an input or result; None for other values and inside a `shard_map`.
     """
 
     bytes: float
@@ -95,6 +97,7 @@ class Value:
     made: Made | None = None
     alone: int | None = None
     fed: int | None = None
+    shape: tuple[int, ...] | None = None
 
     @property
     def is_state(self) -> bool:
@@ -112,6 +115,8 @@ class Op:
       results: numbers of the values that it computes.
       cost: FLOPs and bytes.
       kept: what a warning says of an operation whose body stays shut (a loop); else empty.
+      eqn: the equation that it is; None for a row or stack that an unrolled loop brings.
+      cuts: where it is no equation, the axes along which it can be cut.
     """
 
     name: str
@@ -119,6 +124,8 @@ class Op:
     results: tuple[int, ...]
     cost: Cost
     kept: str = ""
+    eqn: Any = None
+    cuts: ShapedCuts = NO_CUTS
 
 
 class Values:
@@ -168,6 +175,8 @@ class Values:
         """
         if aval is not None and "fixed" not in known_of_it:
             known_of_it["fixed"] = 0.0 if sizes.is_float(aval) else 1.0
+        if aval is not None and not self.shards:
+            known_of_it["shape"] = tuple(getattr(aval, "shape", ()))
         self.values.append(Value(size, **known_of_it))
         return len(self.values) - 1
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from jaxpart.ingest.rewrite.divisions import renumbered, with_divisions
 from jaxpart.problem.graph import Graph, Node, Tensor, Weight
 
 # Operations with more than a few FLOPs per element: too expensive to repeat for each consumer.
@@ -78,6 +79,9 @@ def clone_inputs(graph: Graph, constants: Collection[int] = frozenset()) -> Grap
     still reads the result of the chain. Total FLOPs can grow by the clones. All parameters stay. A
     constant of a cloned chain gets the consumers of the chain, and loses the nodes that vanish.
 
+    A consumer can be divided as before. Its clones count as shared out among the parts, although a
+    part that needs all of a chain's result computes all of it: there are few FLOPs in a chain.
+
     Args:
       graph: the graph.
       constants: numbers of the weights that are constants; all others are parameters.
@@ -118,16 +122,27 @@ def cloned(graph: Graph, constants: Collection[int] = frozenset()) -> Cloning:
         flops = nodes[q].flops + sum(graph.nodes[u].flops for u in copied)
         nodes[q] = msgspec.structs.replace(nodes[q], flops=flops)
     tensors = []
-    for tensor in graph.tensors:
+    number: dict[int, int] = {}  # tensor -> its number in the graph with clones
+    for k, tensor in enumerate(graph.tensors):
         left = tuple(q for q in tensor.consumers if (tensor.producer, q) not in clones)
         if left or not tensor.consumers:
+            number[k] = len(tensors)
             tensors.append(msgspec.structs.replace(tensor, consumers=left))
+    read: list[set[int]] = [set() for _ in nodes]  # tensors that stay
+    for k in number:
+        for q in graph.tensors[k].consumers:
+            if (graph.tensors[k].producer, q) not in clones:
+                read[q].add(k)
+    nodes = [
+        with_divisions(node, renumbered(node.divide, {k: number[k] for k in read[v]}))
+        for v, node in enumerate(nodes)
+    ]
     weights = _handed_on(graph, members, frozenset(constants))
     cloned_graph = dataclasses.replace(
         graph, nodes=tuple(nodes), tensors=tuple(tensors), weights=tuple(weights)
     )
-    number = {v: new for new, v in enumerate(_live_nodes(cloned_graph))}
-    node_of = tuple(map(number.get, range(len(graph.nodes))))
+    new_number = {v: new for new, v in enumerate(_live_nodes(cloned_graph))}
+    node_of = tuple(map(new_number.get, range(len(graph.nodes))))
     return Cloning(drop_dead(cloned_graph), node_of, members)
 
 
@@ -182,18 +197,38 @@ def drop_dead(graph: Graph) -> Graph:
     def renumber(consumers: Iterable[int]) -> tuple[int, ...]:
         return tuple(number[q] for q in consumers if q in number)
 
-    tensors = (
-        Tensor(number[k.producer], k.bytes, renumber(k.consumers), k.fixed)
-        for k in graph.tensors
-        if k.producer in number and (not k.consumers or any(q in number for q in k.consumers))
+    tensors = [
+        k
+        for k, tensor in enumerate(graph.tensors)
+        if tensor.producer in number and _is_read(tensor.consumers, number)
+    ]
+    weights = [w for w, weight in enumerate(graph.weights) if _is_read(weight.consumers, number)]
+    tensor_number = {k: new for new, k in enumerate(tensors)}
+    weight_number = {w: new for new, w in enumerate(weights)}
+    return dataclasses.replace(
+        graph,
+        nodes=tuple(
+            with_divisions(node, renumbered(node.divide, tensor_number, weight_number))
+            for node in (graph.nodes[v] for v in live)
+        ),
+        tensors=tuple(
+            msgspec.structs.replace(
+                tensor,
+                producer=number[tensor.producer],
+                consumers=renumber(tensor.consumers),
+            )
+            for tensor in (graph.tensors[k] for k in tensors)
+        ),
+        weights=tuple(
+            msgspec.structs.replace(weight, consumers=renumber(weight.consumers))
+            for weight in (graph.weights[w] for w in weights)
+        ),
     )
-    weights = (
-        Weight(w.bytes, renumber(w.consumers), w.fixed)
-        for w in graph.weights
-        if not w.consumers or any(q in number for q in w.consumers)
-    )
-    nodes = tuple(graph.nodes[v] for v in live)
-    return dataclasses.replace(graph, nodes=nodes, tensors=tuple(tensors), weights=tuple(weights))
+
+
+def _is_read(consumers: Sequence[int], nodes: Collection[int]) -> bool:
+    """Whether something is an output, or one of the nodes reads it."""
+    return not consumers or any(q in nodes for q in consumers)
 
 
 def _live_nodes(graph: Graph) -> list[int]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from jaxpart.errors import GraphError, InputError, PinError
+from jaxpart.ingest.rewrite.divisions import Composer, renumbered, with_divisions
 from jaxpart.problem.graph import Graph, Node, Tensor, Weight, from_unordered
 
 
@@ -55,6 +56,8 @@ def contract(graph: Graph, group: Sequence[int]) -> Contraction:
     - Tensors that only the group itself consumes are removed. All weights stay.
     - The name is that of the group's first node. The op is that of all nodes if they have the same,
       else "fused".
+    - The new node can be divided along an axis if all nodes of the group with FLOPs can, and if
+      what they hand to each other is written as it is read.
     - If a group has nodes of several colocation groups, these colocation groups become one.
 
     Args:
@@ -80,15 +83,24 @@ def contract(graph: Graph, group: Sequence[int]) -> Contraction:
         of_node.append(b)
     joined = _joined_groups(members)
     tensors = []
-    for tensor in graph.tensors:
+    kept: dict[int, int] = {}  # tensor -> its number in the contracted graph
+    for k, tensor in enumerate(graph.tensors):
         b = of_node[tensor.producer]
         outside = {of_node[q] for q in tensor.consumers} - {b}
         if outside or not tensor.consumers:
+            kept[k] = len(tensors)
             tensors.append(Tensor(b, tensor.bytes, tuple(outside), tensor.fixed))
     weights = [
         Weight(w.bytes, tuple({of_node[q] for q in w.consumers}), w.fixed) for w in graph.weights
     ]
-    nodes = [_merged(part, joined) for part in members]
+    numbers: list[list[int]] = [[] for _ in members]
+    for v, b in enumerate(of_node):
+        numbers[b].append(v)
+    composer = Composer(graph)
+    nodes = [
+        with_divisions(_merged(part, joined), renumbered(composer.divisions(group), kept))
+        for part, group in zip(members, numbers, strict=True)
+    ]
     small = from_unordered(nodes, tensors, weights, graph.name, graph.element_bytes)
     number = {node.name: new for new, node in enumerate(small.nodes)}
     return Contraction(small, tuple(number[members[b][0].name] for b in of_node))

@@ -13,19 +13,12 @@ from typing import NamedTuple
 import msgspec
 
 from jaxpart.ingest.rewrite.contract import contract
+from jaxpart.ingest.rewrite.divisions import VIEWS, past_views, renumbered
 from jaxpart.ingest.rewrite.groups import Groups
 from jaxpart.problem.graph import Graph, Node, Tensor, Weight
 
-# _VIEWS move or relabel all elements of a tensor; _PARTS select some of them.
+# _PARTS select some elements of a tensor.
 # fmt: off
-_VIEWS = frozenset(
-    [
-        "bitcast_convert_type", "broadcast", "broadcast_in_dim", "broadcast_to", "copy", "copy_p",
-        "expand_dims", "layout_constraint", "name", "optimization_barrier", "reshape", "rev",
-        "sharding_constraint", "squeeze", "stop_gradient", "tile", "transpose",
-        "Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Tile", "Transpose", "Unsqueeze",
-    ]
-)
 _PARTS = frozenset(
     ["dynamic_slice", "pad", "slice", "split", "unstack", "Pad", "Slice", "Split"]
 )
@@ -50,7 +43,7 @@ _REDUCTIONS = frozenset(
     ]
 )
 # fmt: on
-_LIGHT = _VIEWS | _PARTS | _ELEMENTWISE
+_LIGHT = VIEWS | _PARTS | _ELEMENTWISE
 
 
 class Fusion(NamedTuple):
@@ -149,7 +142,7 @@ def _without_views(graph: Graph) -> tuple[Graph, tuple[int | None, ...]]:
     root = list(range(len(graph.tensors)))  # tensor -> the viewed tensor, or itself
     views: set[int] = set()
     for v, node in enumerate(graph.nodes):
-        if node.op not in _VIEWS or node.flops or _is_constrained(node) or v in weighted:
+        if node.op not in VIEWS or node.flops or _is_constrained(node) or v in weighted:
             continue
         sources = {root[k] for k in read[v]}
         if len(sources) != 1 or not made[v]:
@@ -178,11 +171,16 @@ def _without_views(graph: Graph) -> tuple[Graph, tuple[int | None, ...]]:
     consumers: list[set[int]] = [set() for _ in graph.tensors]
     for k, tensor in enumerate(graph.tensors):
         consumers[root[k]].update(number[q] for q in tensor.consumers if q in number)
+    kept = [k for k in range(len(graph.tensors)) if root[k] == k]
     tensors = (
-        Tensor(number[tensor.producer], tensor.bytes, tuple(sorted(consumers[k])), tensor.fixed)
-        for k, tensor in enumerate(graph.tensors)
-        if root[k] == k
+        msgspec.structs.replace(
+            graph.tensors[k],
+            producer=number[graph.tensors[k].producer],
+            consumers=tuple(sorted(consumers[k])),
+        )
+        for k in kept
     )
+    tensor_number = {k: new for new, k in enumerate(kept)}
     weights = (
         msgspec.structs.replace(w, consumers=tuple(number[q] for q in w.consumers))
         for w in graph.weights
@@ -192,6 +190,7 @@ def _without_views(graph: Graph) -> tuple[Graph, tuple[int | None, ...]]:
             graph.nodes[v],
             bytes_accessed=accessed[new],
             fixed_bytes=min(fixed[new], accessed[new]),
+            divide=renumbered(past_views(graph, v, views, read), tensor_number),
         )
         for v, new in number.items()
     )
