@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from jaxpart.ingest.onnx.importer import from_onnx
     from jaxpart.ingest.pt2.importer import from_pt2
     from jaxpart.ingest.rewrite.fuse import fuse
+    from jaxpart.ingest.rewrite.split import Split
     from jaxpart.ingest.seconds import with_seconds
     from jaxpart.ingest.stablehlo.importer import from_stablehlo
     from jaxpart.methods import METHODS
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from jaxpart.runtime.pool import SolverPool
     from jaxpart.runtime.state import Budget, Method, Progress, Rule, Search
     from jaxpart.solvers.repair import Outcome
+    from jaxpart.splitting import refined, split
 
 _HOME = {
     "Bound": "bounds.combinatorial",
@@ -99,6 +101,7 @@ _HOME = {
     "Simulation": "export.simulation.simulate",
     "SolverPool": "runtime.pool",
     "Stall": "export.simulation.simulate",
+    "Split": "ingest.rewrite.split",
     "Stages": "export.jax.stages",
     "Tensor": "problem.graph",
     "Trace": "export.jax.stages",
@@ -123,8 +126,10 @@ _HOME = {
     "pretraining_pairs": "methods.policy.pretraining",
     "profile": "export.measuring.profile",
     "read_examples": "methods.policy.imitation",
+    "refined": "splitting",
     "rollout": "policies",
     "simulate": "export.simulation.simulate",
+    "split": "splitting",
     "torch_split": "export.torch_split",
     "trace": "export.jax.stages",
     "with_seconds": "ingest.seconds",
@@ -170,6 +175,7 @@ __all__ = [
     "SearchInfo",
     "Simulation",
     "SolverPool",
+    "Split",
     "Stages",
     "Stall",
     "Tensor",
@@ -197,8 +203,10 @@ __all__ = [
     "pretraining_pairs",
     "profile",
     "read_examples",
+    "refined",
     "rollout",
     "simulate",
+    "split",
     "torch_split",
     "trace",
     "with_seconds",

@@ -19,6 +19,7 @@ from jaxpart.problem.division import Division
 from jaxpart.problem.graph import Graph, Node
 
 Range = tuple[Fraction, Fraction]  # from where to where on an axis
+_FINEST = 4096  # denominator of a halo
 _ALL: Range = (Fraction(0), Fraction(1))
 
 
@@ -50,7 +51,8 @@ class Cut(NamedTuple):
     def reads(self, part: int) -> Range:
         """The share of the axis that the part reads of divided tensors, with its halo."""
         start, stop = self.range_of(part)
-        halo = Fraction(self.division.halo) / self.division.ways
+        # 4/9 of a slice, say: its binary fraction would leave slivers between pieces.
+        halo = Fraction(self.division.halo).limit_denominator(_FINEST) / self.division.ways
         return max(start - halo, Fraction(0)), min(stop + halo, Fraction(1))
 
     def part_at(self, place: Fraction) -> int:
@@ -106,12 +108,23 @@ def resolved(graph: Graph, requests: Mapping[int, Request | Cut]) -> dict[int, C
             chosen[v] = _division_of(node, request, where), request
     slices = _common_slices(graph, chosen)
     for v, (division, request) in chosen.items():
-        size, rest = divmod(slices[v], request.parts)
-        lengths = [size + (i < rest) for i in range(request.parts)]
-        step = division.ways // slices[v]
-        places = tuple(step * place for place in itertools.accumulate(lengths, initial=0))
+        places = equal_parts(division.ways, slices[v], request.parts)
         cuts[v] = Cut(division, places, request.chain)
     return dict(sorted(cuts.items()))
+
+
+def equal_parts(ways: int, slices: int, parts: int) -> tuple[int, ...]:
+    """Places of equal parts; the first ones are one slice longer where it does not come out even.
+
+    Args:
+      ways: the length of the axis, in which places are given.
+      slices: what cannot be cut further; a divisor of `ways`.
+      parts: at most `slices`.
+    """
+    size, rest = divmod(slices, parts)
+    lengths = [size + (i < rest) for i in range(parts)]
+    step = ways // slices
+    return tuple(step * place for place in itertools.accumulate(lengths, initial=0))
 
 
 def _check_splittable(node: Node, where: str) -> None:
