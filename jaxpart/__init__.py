@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from jaxpart.runtime.pool import SolverPool
     from jaxpart.runtime.state import Budget, Method, Progress, Rule, Search
     from jaxpart.solvers.repair import Outcome
-    from jaxpart.splitting import refined, split
+    from jaxpart.splitting import refine, split
 
 _HOME = {
     "Bound": "bounds.combinatorial",
@@ -126,7 +126,7 @@ _HOME = {
     "pretraining_pairs": "methods.policy.pretraining",
     "profile": "export.measuring.profile",
     "read_examples": "methods.policy.imitation",
-    "refined": "splitting",
+    "refine": "splitting",
     "rollout": "policies",
     "simulate": "export.simulation.simulate",
     "split": "splitting",
@@ -203,7 +203,7 @@ __all__ = [
     "pretraining_pairs",
     "profile",
     "read_examples",
-    "refined",
+    "refine",
     "rollout",
     "simulate",
     "split",

@@ -1,4 +1,4 @@
-"""Which operations are split, and how far, for a module: `split`, and `refined` after a search."""
+"""Which operations are split, and how far, for a module: `split`, and `refine` after a search."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def split(
     return rewrite.split(graph, requests)
 
 
-def refined(
+def refine(
     made: Split, mcm: MCM, assignment: Sequence[int], *, most: int = 2
 ) -> tuple[Split, tuple[int, ...]] | None:
     """Splits further what binds a partition.
@@ -173,13 +173,12 @@ class _Options:
         longest = {1: float(self.node_s[v])}
         for (k, _), part_s in zip(tried, seconds.tolist(), strict=True):
             longest[k] = max(longest.get(k, 0.0), part_s)
+        memory = {k: sizes.memory(v, cuts.get(k), 0) for k in longest}
         wanted = 1
         for k in counts:
-            fits = sizes.memory(v, cuts[wanted], 0) <= capacity if wanted > 1 else False
-            fits = fits or capacity == math.inf
-            if longest[wanted] <= self.target_s and fits:
+            if longest[wanted] <= self.target_s and memory[wanted] <= capacity:
                 break
-            if longest[k] < _GAIN * longest[wanted] or not fits:
+            if longest[k] < _GAIN * longest[wanted] or memory[wanted] > capacity:
                 wanted = k
         if wanted == 1:
             return None
@@ -188,8 +187,8 @@ class _Options:
         cost = max(longest[wanted], traffic_s, self.target_s)
         if division.join is not None:
             cost += traffic_s
-        if sizes.memory(v, cut, 0) > capacity:
-            cost += self.node_s[v] + longest[1]
+        if memory[wanted] > capacity:
+            cost += longest[1]  # a last resort
         return _Way(d, longest, wanted, cost * (1 + _PASSED * (1 - partners(v, d))))
 
 
