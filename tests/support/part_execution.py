@@ -133,7 +133,7 @@ def random_program(rng: np.random.Generator, max_nodes: int = 7) -> Program:
 
 
 class _Work(NamedTuple):
-    """What a node of a split graph does: node v of the program, or a sum or copy of tensor v."""
+    """What a node of a split graph does: node v of the program, a sum of tensor v, or a copy."""
 
     kind: str  # "op", "sum", "copy"
     v: int
@@ -146,6 +146,7 @@ class _Value(NamedTuple):
 
     of: int
     ranges: Ranges
+    term: tuple[int, int] = (0, 0)  # tells partial results of one tensor apart
 
 
 def run(program: Program, *splits: Split) -> list[Array]:
@@ -161,9 +162,13 @@ def run(program: Program, *splits: Split) -> list[Array]:
     complete = [True] * len(values)  # whether a tensor is no partial result
     for split in splits:
         assert split.original == graph
-        works = _split_works(split, works, values)
+        works = _split_works(split, works)
         complete = [complete[p.of] and p.kind == "value" for p in split.tensors]
         values = [_part_of(values[p.of], p.label, (p.start, p.stop)) for p in split.tensors]
+        values = [
+            value._replace(term=(len(values), n)) if p.kind == "partial" else value
+            for n, (value, p) in enumerate(zip(values, split.tensors, strict=True))
+        ]
         held = [_part_of(held[p.of], p.label, (p.start, p.stop)) for p in split.weights]
         graph = split.graph
     made: dict[int, Array] = {}
@@ -182,9 +187,14 @@ def run(program: Program, *splits: Split) -> list[Array]:
         elif work.kind == "sum":
             result = _sum(program, work, read)
         else:
-            result = _assembled(program, work.v, read)
+            result = None
         for k in outputs:
-            block = _block(values[k].ranges, program.labels[work.v], program.shapes[work.v])
+            of = values[k].of
+            if work.kind == "copy":
+                same = [one for one in read if one[0].term == values[k].term]
+                result = _assembled(program, of, same)
+            assert result is not None
+            block = _block(values[k].ranges, program.labels[of], program.shapes[of])
             made[k] = result[block]
             assert not np.isnan(made[k]).any(), f"{graph.nodes[x].name} lacks an operand"
     return [
@@ -193,7 +203,7 @@ def run(program: Program, *splits: Split) -> list[Array]:
     ]
 
 
-def _split_works(split: Split, works: list[_Work], values: list[_Value]) -> list[_Work]:
+def _split_works(split: Split, works: list[_Work]) -> list[_Work]:
     found: list[_Work | None] = [None] * len(split.graph.nodes)
     for v, parts in enumerate(split.parts_of):
         for i, x in enumerate(parts):
@@ -207,9 +217,9 @@ def _split_works(split: Split, works: list[_Work], values: list[_Value]) -> list
         terms = 2 if len(joins) > 1 else len(parts)
         for x in joins:
             found[x] = _Work("sum", works[v].v, {}, terms)
-    for relay, copies in zip(split.relays, split.copies_of, strict=True):
+    for copies in (*split.copies_of, *split.lines_of.values()):
         for x in copies:
-            found[x] = _Work("copy", values[relay.tensor].of, {})
+            found[x] = _Work("copy", -1, {})
     assert all(work is not None for work in found)
     return [work for work in found if work is not None]
 
@@ -222,7 +232,8 @@ def _within(outer: tuple[Fraction, Fraction], inner: tuple[Fraction, Fraction]):
 def _part_of(value: _Value, label: str | None, span: tuple[Fraction, Fraction]) -> _Value:
     if label is None:
         return value
-    return _Value(value.of, value.ranges | {label: _within(value.ranges.get(label, _ALL), span)})
+    ranges = value.ranges | {label: _within(value.ranges.get(label, _ALL), span)}
+    return value._replace(ranges=ranges)
 
 
 def _block(ranges: Mapping[str, tuple[Fraction, Fraction]], labels, shape) -> tuple[slice, slice]:
