@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 
 import msgspec
 
 from jaxpart.ingest.rewrite.split import Split
-from jaxpart.problem.graph import Graph, Tensor
+from jaxpart.problem.graph import Graph, Node, Tensor
 
 
 def in_lanes(made: Split) -> Split:
@@ -47,23 +47,37 @@ def in_lanes(made: Split) -> Split:
     return renumbered(made, order)
 
 
-def renumbered(made: Split, order: Sequence[int]) -> Split:
-    """The same split with its nodes in another topological order."""
+def renumbered(
+    made: Split,
+    order: Sequence[int],
+    nodes: Sequence[Node] | None = None,
+    tensors: Sequence[Tensor] | None = None,
+) -> Split:
+    """The same split with its nodes in another topological order.
+
+    Args:
+      made: the split.
+      order: [M] the nodes in their new order.
+      nodes: [M] what takes the place of the graph's nodes.
+      tensors: what takes the place of its tensors.
+    """
     number = [0] * len(order)
     for new, old in enumerate(order):
         number[old] = new
 
-    def of(nodes: Sequence[int]) -> tuple[int, ...]:
-        return tuple(number[x] for x in nodes)
+    def of(values: Iterable[int]) -> tuple[int, ...]:
+        return tuple(number[x] for x in values)
 
     graph = made.graph
+    nodes = graph.nodes if nodes is None else nodes
+    tensors = graph.tensors if tensors is None else tensors
     return dataclasses.replace(
         made,
         graph=dataclasses.replace(
             graph,
-            nodes=tuple(graph.nodes[x] for x in order),
+            nodes=tuple(nodes[x] for x in order),
             tensors=tuple(
-                Tensor(number[k.producer], k.bytes, of(k.consumers), k.fixed) for k in graph.tensors
+                Tensor(number[k.producer], k.bytes, of(k.consumers), k.fixed) for k in tensors
             ),
             weights=tuple(
                 msgspec.structs.replace(w, consumers=of(w.consumers)) for w in graph.weights
@@ -73,6 +87,7 @@ def renumbered(made: Split, order: Sequence[int]) -> Split:
         joins_of={v: of(joins) for v, joins in made.joins_of.items()},
         lines_of={v: of(line) for v, line in made.lines_of.items()},
         copies_of=tuple(of(copies) for copies in made.copies_of),
+        passes=of(made.passes),
         whole_of=tuple(made.whole_of[x] for x in order),
     )
 

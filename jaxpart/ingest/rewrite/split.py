@@ -26,6 +26,7 @@ class Split:
       lines_of: the copies of the nodes before whose parts are in a line, one before each part but
         the first.
       copies_of: [R] the copies of each relay, in the order of the hops.
+      passes: copies that `relayed` added for a partition.
       whole_of: [M] the node before; None for joins and copies.
       tensors: what each tensor of the new graph is.
       weights: what each weight is.
@@ -42,6 +43,7 @@ class Split:
     whole_of: tuple[int | None, ...]
     tensors: tuple[Piece, ...]
     weights: tuple[Piece, ...]
+    passes: tuple[int, ...] = ()
 
     def extended(self, assignment: Sequence[int]) -> tuple[int, ...]:
         """The partition of the new graph that leaves everything where it is.
@@ -59,6 +61,7 @@ class Split:
         Raises:
           InputError: `assignment` does not have one chip for each node.
         """
+        _check_unrelayed(self)
         _check_length(assignment, self.original)
         chips = [0] * len(self.graph.nodes)
         for v, chip in enumerate(assignment):
@@ -88,6 +91,8 @@ class Split:
         """
         if self.original != other.original:
             raise InputError("split: the partition is of another graph, expected the same one")
+        for one in (self, other):
+            _check_unrelayed(one)
         _check_length(assignment, other.graph)
         chips = [0] * len(self.graph.nodes)
         for v, parts in enumerate(self.parts_of):
@@ -131,6 +136,7 @@ class Split:
         Raises:
           InputError: `assignment` does not have one chip for each node.
         """
+        _check_unrelayed(self)
         _check_length(assignment, self.graph)
         cuts: dict[int, Request | Cut] = {}
         for v, cut in self.cuts.items():
@@ -232,6 +238,11 @@ def split(
         tuple(made.tensor_pieces),
         tuple(made.weight_pieces),
     )
+
+
+def _check_unrelayed(made: Split) -> None:
+    if made.passes:
+        raise InputError("split: has copies for one partition, expected the split before `relayed`")
 
 
 def _check_length(assignment: Sequence[int], graph: Graph) -> None:
