@@ -25,6 +25,8 @@ MEMORY_SHARE = 0.5  # of the smallest chip's memory: what is larger is split
 GROWTH = 1 / 3  # most nodes that are added, as a share of the graph's
 # A graph of few nodes may grow by more, since its parts cannot fill the chips otherwise.
 NODES_PER_CHIP = 2
+TRAFFIC = 1.0
+_MOSTLY = 0.5
 _PASSED = 0.25  # how much a cut that passes through to all neighbours is preferred
 _GAIN = 0.98  # a further part that shortens the longest one by less is not worth it
 
@@ -137,6 +139,7 @@ class _Options:
         node_s = _mean_s(problem)
         capacity = min(chip.sram_bytes for chip in mcm.chips) * memory_share
         self.target_s = problem.mean_load_s * load_share
+        self.traffic_share = TRAFFIC
         uses = Uses.of(scaled)
         partners = _partners(scaled, uses)
         self.node_s = node_s
@@ -147,7 +150,8 @@ class _Options:
             if not node.divide or node.colocate is not None:
                 continue
             heavy = mcm.constraints.memory and sizes.memory(v, None, 0) > capacity
-            if node_s[v] <= self.target_s and not heavy:
+            wide = self.traffic_share * sizes.traffic_s(v, None, 0) > self.target_s
+            if node_s[v] <= self.target_s and not heavy and not wide:
                 continue
             ways = [
                 way
@@ -173,9 +177,11 @@ class _Options:
         # The first part has the most slices, one between two others the widest halo.
         tried = [(k, part) for k in counts for part in {0, k // 2}]
         seconds = sizes.seconds([sizes.part(v, cuts[k], part) for k, part in tried])
-        longest = {1: float(self.node_s[v])}
-        for (k, _), part_s in zip(tried, seconds.tolist(), strict=True):
-            longest[k] = max(longest.get(k, 0.0), part_s)
+        passed = partners(v, d)
+        share_s = self.traffic_share if passed >= _MOSTLY and division.join is None else 0.0
+        longest = {1: max(float(self.node_s[v]), share_s * sizes.traffic_s(v, None, 0))}
+        for (k, part), part_s in zip(tried, seconds.tolist(), strict=True):
+            longest[k] = max(longest.get(k, 0.0), part_s, share_s * sizes.traffic_s(v, cuts[k], part))
         memory = {k: sizes.memory(v, cuts.get(k), 0) for k in longest}
         wanted = 1
         for k in counts:
@@ -192,7 +198,7 @@ class _Options:
             cost += traffic_s
         if memory[wanted] > capacity:
             cost += longest[1]  # a last resort
-        return _Way(d, longest, wanted, cost * (1 + _PASSED * (1 - partners(v, d))))
+        return _Way(d, longest, wanted, cost * (1 + _PASSED * (1 - passed)))
 
 
 class _Sizes:
@@ -229,7 +235,7 @@ class _Sizes:
             return sum(results)
         return sum(share(size, cut.range_of(part)) for size in results)
 
-    def traffic_s(self, v: int, cut: Cut, part: int) -> float:
+    def traffic_s(self, v: int, cut: Cut | None, part: int) -> float:
         """Seconds of the ports of a chip that runs one part alone."""
         most = max(self.received(v, cut, part), self.sent(v, cut, part))
         return most / self.mcm.link_bandwidth
