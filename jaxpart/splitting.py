@@ -39,7 +39,6 @@ def split(
     load_share: float = LOAD_SHARE,
     memory_share: float = MEMORY_SHARE,
     growth: float = GROWTH,
-    lines: bool = True,
 ) -> Split:
     """Splits the operations of a graph that are too large for a chip's share.
 
@@ -58,8 +57,6 @@ def split(
       memory_share: of the memory of the smallest chip.
       growth: most nodes that are added, as a share of the graph's; two for each chip if that is
         more.
-      lines: whether parts hand on what they share, each to the next, so that a cut of the node
-        order keeps the triangle rule. The copies are nodes beside the growth.
 
     Raises:
       InputError: `most` is below 2, or a share is not positive.
@@ -81,7 +78,7 @@ def split(
             if request.parts - 1 <= left:
                 requests[v] = request
                 left -= request.parts - 1
-    return rewrite.split(graph, _with_lines(graph, requests) if lines else requests)
+    return rewrite.split(graph, requests)
 
 
 def refine(
@@ -181,7 +178,9 @@ class _Options:
         share_s = self.traffic_share if passed >= _MOSTLY and division.join is None else 0.0
         longest = {1: max(float(self.node_s[v]), share_s * sizes.traffic_s(v, None, 0))}
         for (k, part), part_s in zip(tried, seconds.tolist(), strict=True):
-            longest[k] = max(longest.get(k, 0.0), part_s, share_s * sizes.traffic_s(v, cuts[k], part))
+            longest[k] = max(
+                longest.get(k, 0.0), part_s, share_s * sizes.traffic_s(v, cuts[k], part)
+            )
         memory = {k: sizes.memory(v, cuts.get(k), 0) for k in longest}
         wanted = 1
         for k in counts:
@@ -359,28 +358,6 @@ def _between(graph: Graph, requests: Mapping[int, Request]) -> dict[int, Request
     return dict(sorted(found.items()))
 
 
-def _with_lines(graph: Graph, requests: Mapping[int, Request]) -> dict[int, Request]:
-    """Parts hand on whatever they read or make that is not cut with them."""
-    chosen = {v: graph.nodes[v].divide[int(one.division)] for v, one in requests.items()}
-    reads: set[int] = set()
-    results: set[int] = set()
-    for tensor_number, tensor in enumerate(graph.tensors):
-        u = tensor.producer
-        axis = chosen[u].axis if u in chosen and chosen[u].join is None else None
-        for q in tensor.consumers:
-            label = dict(chosen[q].reads).get(tensor_number) if q in chosen else None
-            if axis is not None and label == axis:
-                continue
-            if u in chosen:
-                results.add(u)
-            if q in chosen:
-                reads.add(q)
-    return {
-        v: one._replace(pass_reads=v in reads, pass_results=v in results)
-        for v, one in requests.items()
-    }
-
-
 def _binding(problem: Problem, f: np.ndarray) -> list[int]:
     """Nodes whose division can relieve the bottleneck."""
     load = loads(problem, f)
@@ -415,8 +392,7 @@ def _finer(made: Split, v: int, x: int, most: int, mcm: MCM) -> Request | Cut | 
         if v not in options.ways:
             return None
         way = options.ways[v]
-        parts = min(most, node.divide[way.division].ways)
-        return Request(way.division, parts, chain=True, pass_reads=True, pass_results=True)
+        return Request(way.division, min(most, node.divide[way.division].ways), chain=True)
     i = made.parts_of[v].index(x)
     first, last = cut.places[i], cut.places[i + 1]
     if last - first < 2:

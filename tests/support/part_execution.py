@@ -217,7 +217,7 @@ def _split_works(split: Split, works: list[_Work]) -> list[_Work]:
         terms = 2 if len(joins) > 1 else len(parts)
         for x in joins:
             found[x] = _Work("sum", works[v].v, {}, terms)
-    for copies in (*split.copies_of, *split.lines_of.values(), split.passes):
+    for copies in (*split.copies_of, split.passes):
         for x in copies:
             found[x] = _Work("copy", -1, {})
     assert all(work is not None for work in found)

@@ -29,8 +29,6 @@ class Request(NamedTuple):
     division: int | str  # position in `Node.divide`, or label of the axis (its first division)
     parts: int
     chain: bool = False  # whether a join adds one partial result at a time
-    pass_reads: bool = False  # whether parts hand on to the next what it reads too
-    pass_results: bool = False  # whether parts hand on to the next what they made
 
 
 class Cut(NamedTuple):
@@ -38,9 +36,7 @@ class Cut(NamedTuple):
 
     division: Division
     places: tuple[int, ...]  # [k + 1] the first slice of each part, and the number of slices
-    chain: bool = False  # as in `Request`; so are the next two
-    pass_reads: bool = False
-    pass_results: bool = False
+    chain: bool = False  # as in `Request`
 
     @property
     def parts(self) -> int:
@@ -48,14 +44,9 @@ class Cut(NamedTuple):
         return len(self.places) - 1
 
     @property
-    def is_line(self) -> bool:
-        """Whether parts hand on something, each to the next."""
-        return self.pass_reads or self.pass_results
-
-    @property
     def is_chain(self) -> bool:
-        """Whether the partial results are summed one by one."""
-        return self.division.join is not None and (self.chain or self.is_line)
+        """Whether partial results are summed one by one."""
+        return self.chain and self.division.join is not None
 
     def range_of(self, part: int) -> Range:
         """The part's share of the axis."""
@@ -123,7 +114,7 @@ def resolved(graph: Graph, requests: Mapping[int, Request | Cut]) -> dict[int, C
     slices = _common_slices(graph, chosen)
     for v, (division, request) in chosen.items():
         places = equal_parts(division.ways, slices[v], request.parts)
-        cuts[v] = Cut(division, places, *request[2:])
+        cuts[v] = Cut(division, places, request.chain)
     return dict(sorted(cuts.items()))
 
 

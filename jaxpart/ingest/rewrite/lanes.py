@@ -85,7 +85,6 @@ def renumbered(
         ),
         parts_of=tuple(of(parts) for parts in made.parts_of),
         joins_of={v: of(joins) for v, joins in made.joins_of.items()},
-        lines_of={v: of(line) for v, line in made.lines_of.items()},
         copies_of=tuple(of(copies) for copies in made.copies_of),
         passes=of(made.passes),
         whole_of=tuple(made.whole_of[x] for x in order),
@@ -103,8 +102,6 @@ def _homes(made: Split) -> tuple[list[int], list[Fraction]]:
         if v in made.cuts:
             for i, x in enumerate(parts):
                 start[x] = made.cuts[v].range_of(i)[0]
-            for i, x in enumerate(made.lines_of.get(v, ()), start=1):
-                home[x], start[x] = v, made.cuts[v].range_of(i)[0]
             for x in joins:
                 start[x] = Fraction(1)
     for relay, copies in zip(made.relays, made.copies_of, strict=True):

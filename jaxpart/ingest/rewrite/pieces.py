@@ -55,7 +55,7 @@ class Rewrite:
 
     Attributes:
       num_nodes: M, its number of nodes.
-      parts_of, joins_of, lines_of, copies_of: as in `Split`.
+      parts_of, joins_of, copies_of: as in `Split`.
       tensor_pieces, weight_pieces: as `Split.tensors` and `Split.weights`.
     """
 
@@ -72,7 +72,6 @@ class Rewrite:
         self.uses = Uses.of(graph)
         self.parts_of: list[tuple[int, ...]] = []
         self.joins_of: dict[int, tuple[int, ...]] = {}
-        self.lines_of: dict[int, tuple[int, ...]] = {}
         self.copies_of: list[tuple[int, ...]] = [()] * len(relays)
         self.num_nodes = 0
         self._number_nodes()
@@ -114,12 +113,10 @@ class Rewrite:
                 self._number_parts(v, cut)
 
     def _number_parts(self, v: int, cut: Cut) -> None:
-        """Numbers parts, with the copies of a line before and the sums of a chain behind each."""
+        """Numbers parts, with the sums of a chain behind each."""
         is_sum = cut.division.join is not None
-        parts, joins, line = [], [], []
+        parts, joins = [], []
         for i in range(cut.parts):
-            if i and cut.is_line:
-                line += self._next(1)
             parts += self._next(1)
             if i and cut.is_chain:
                 joins += self._next(1)
@@ -128,8 +125,6 @@ class Rewrite:
         self.parts_of.append(tuple(parts))
         if joins:
             self.joins_of[v] = tuple(joins)
-        if line:
-            self.lines_of[v] = tuple(line)
 
     def _next(self, count: int) -> tuple[int, ...]:
         self.num_nodes += count
@@ -154,30 +149,23 @@ class Rewrite:
         readers: dict[int, dict[int, list[int]]] = collections.defaultdict(
             lambda: collections.defaultdict(list)
         )
-        passing = [q for q in tensor.consumers if q in self.cuts and self.cuts[q].pass_reads]
         positions: dict[int, range] = {}
         for q in tensor.consumers:
             relay = self.via.get((k, q), _DIRECT)
             for i, x in enumerate(self.parts_of[q]):
                 positions[x] = self._positions(k, q, i)
-                if q not in passing:
-                    for position in positions[x]:
-                        readers[relay][position].append(x)
+                for position in positions[x]:
+                    readers[relay][position].append(x)
         direct = readers.pop(_DIRECT, {})
         final = self._last_maker(k)
         numbers: dict[int, list[int]] = {_DIRECT: []}
-        of_part: dict[int, dict[int, int]] = collections.defaultdict(dict)  # part, position
         for position in range(layout.pieces):
             copies = [self.copies_of[r][0] for r in readers if position in readers[r]]
             consumers = [*direct.get(position, ()), *copies]
-            for q in passing:
-                consumers += self._next_in_line(q, 0, position, positions)
-            number = self._add_value(k, final(position), position, consumers)
+            number = self._add_tensor(k, final(position), position, consumers, "value")
             numbers[_DIRECT].append(number)
             for copy in copies:
                 self.copied[copy].append(number)
-            for q in passing:
-                self._pass_on(k, q, position, positions, number, of_part)
         for r, wanted in readers.items():
             hops = self.copies_of[r]
             numbers[r] = []
@@ -192,52 +180,8 @@ class Rewrite:
         for q in tensor.consumers:
             source = numbers[self.via.get((k, q), _DIRECT)]
             for x in self.parts_of[q]:
-                found = tuple(of_part[x].get(p, source[p]) for p in positions[x])
+                found = tuple(source[position] for position in positions[x])
                 self.read[x][k] = Pieces(found, positions[x])
-
-    def _next_in_line(
-        self, q: int, i: int, position: int, positions: Mapping[int, range]
-    ) -> list[int]:
-        """Who takes a piece at part i of a line: the part, and the copy behind it."""
-        parts = self.parts_of[q]
-        taken = [parts[i]] if position in positions[parts[i]] else []
-        if any(position in positions[x] for x in parts[i + 1 :]):
-            taken.append(self.lines_of[q][i])
-        return taken
-
-    def _pass_on(
-        self,
-        k: int,
-        q: int,
-        position: int,
-        positions: Mapping[int, range],
-        number: int,
-        of_part: Mapping[int, dict[int, int]],
-    ) -> None:
-        """Hands a piece of an operand from part to part of node q."""
-        for i, copy in enumerate(self.lines_of[q], start=1):
-            if copy not in self._next_in_line(q, i - 1, position, positions):
-                return
-            self.copied[copy].append(number)
-            taken = self._next_in_line(q, i, position, positions)
-            number = self._add_tensor(k, copy, position, taken, "copy")
-            of_part[self.parts_of[q][i]][position] = number
-
-    def _add_value(self, k: int, maker: int, position: int, consumers: list[int]) -> int:
-        """Adds a piece of a result; a line hands it on to the end of the parts first."""
-        u = self.graph.tensors[k].producer
-        line: tuple[int, ...] = ()
-        cut = self.cuts.get(u)
-        if cut is not None and cut.pass_results and cut.division.join is None and consumers:
-            line = self.lines_of[u][self.parts_of[u].index(maker) :]
-        makers = (maker, *line)
-        number = -1
-        for i, (one, following) in enumerate(zip(makers, (*line, None), strict=True)):
-            taken = consumers if following is None else [following]
-            number = self._add_tensor(k, one, position, taken, "copy" if i else "value")
-            if following is not None:
-                self.copied[following].append(number)
-        return number
 
     def _positions(self, k: int, q: int, part: int) -> range:
         """The pieces of tensor k that a part of node q reads."""
@@ -313,10 +257,6 @@ class Rewrite:
                 terms = 2 if len(joins) > 1 else len(self.parts_of[v])
                 divide = self._join_divisions(v, x, is_last=j == len(joins) - 1)
                 nodes[x] = join_node(node, name, results, terms, width, divide)
-        for v, line in self.lines_of.items():
-            for i, x in enumerate(line, start=1):
-                copied = [self.tensors[k] for k in self.copied[x]]
-                nodes[x] = copy_node(unique(f"{graph.nodes[v].name}/pass{i}"), copied)
         for relay, copies in zip(self.relays, self.copies_of, strict=True):
             producer = graph.nodes[graph.tensors[relay.tensor].producer]
             for x in copies:

@@ -23,8 +23,6 @@ class Split:
       relays: the relays.
       parts_of: [N] the nodes that do the work of each node before: its parts, or itself.
       joins_of: the joins of the nodes before that have some, in the order of their parts.
-      lines_of: the copies of the nodes before whose parts are in a line, one before each part but
-        the first.
       copies_of: [R] the copies of each relay, in the order of the hops.
       passes: copies that `relayed` added for a partition.
       whole_of: [M] the node before; None for joins and copies.
@@ -38,7 +36,6 @@ class Split:
     relays: tuple[Relay, ...]
     parts_of: tuple[tuple[int, ...], ...]
     joins_of: Mapping[int, tuple[int, ...]]
-    lines_of: Mapping[int, tuple[int, ...]]
     copies_of: tuple[tuple[int, ...], ...]
     whole_of: tuple[int | None, ...]
     tensors: tuple[Piece, ...]
@@ -65,7 +62,7 @@ class Split:
         _check_length(assignment, self.original)
         chips = [0] * len(self.graph.nodes)
         for v, chip in enumerate(assignment):
-            for x in (*self.parts_of[v], *self.joins_of.get(v, ()), *self.lines_of.get(v, ())):
+            for x in (*self.parts_of[v], *self.joins_of.get(v, ())):
                 chips[x] = chip
         for relay, copies in zip(self.relays, self.copies_of, strict=True):
             for x in copies:
@@ -106,12 +103,6 @@ class Split:
                     chips[x] = assignment[old[min(i, len(old)) - 1]]
                 else:  # a sum within what was one part
                     chips[x] = assignment[other.parts_of[v][i]]
-            line = other.lines_of.get(v, ())
-            for i, x in enumerate(self.lines_of.get(v, ()), start=1):
-                inner = before[i] == before[i - 1] or not line  # within what was one part
-                chips[x] = assignment[
-                    other.parts_of[v][before[i]] if inner else line[before[i] - 1]
-                ]
         made = dict(zip(other.relays, other.copies_of, strict=True))
         for relay, copies in zip(self.relays, self.copies_of, strict=True):
             source = self._source(relay)
@@ -163,7 +154,6 @@ class Split:
     def _joined_places(self, v: int, cut: Cut, assignment: Sequence[int]) -> tuple[int, ...]:
         chips = [assignment[x] for x in self.parts_of[v]]
         sums = [assignment[x] for x in self.joins_of.get(v, ())]
-        line = [assignment[x] for x in self.lines_of.get(v, ())]
         firsts = [0]  # the first part of each run
         for i in range(1, cut.parts):
             first = firsts[-1]
@@ -171,8 +161,6 @@ class Split:
             if cut.is_chain:  # the sums within a run become part of it
                 before = sums[first - 1] if first else chips[0]
                 same = same and sums[i - 1] == before
-            if line:
-                same = same and line[i - 1] == chips[first]
             if not same:
                 firsts.append(i)
         if len(firsts) == 1 and sums and sums[-1] != chips[0]:
@@ -199,9 +187,6 @@ def split(
       the request says so.
     - Operations that are cut along axes of the same label, or read the same weight so, are cut at
       the same places (`Request`).
-    - In a line, a copy before each part but the first hands on what later parts read (`pass_reads`)
-      or what earlier parts made (`pass_results`). Then all of that goes from one part to the next,
-      as the triangle rule wants it; joins are chains.
     - A relay puts copies between a tensor and some of its consumers.
 
     Sums over parts and pieces (FLOPs, seconds, bytes of tensors and weights) are exactly those of
@@ -220,7 +205,7 @@ def split(
     """
     cuts = resolved(graph, requests)
     relays = tuple(relays)
-    made = Rewrite(graph, cuts, relays, _relay_of(graph, relays, cuts))
+    made = Rewrite(graph, cuts, relays, _relay_of(graph, relays))
     whole_of: list[int | None] = [None] * made.num_nodes
     for v, parts in enumerate(made.parts_of):
         for x in parts:
@@ -232,7 +217,6 @@ def split(
         relays,
         tuple(made.parts_of),
         made.joins_of,
-        made.lines_of,
         tuple(made.copies_of),
         tuple(whole_of),
         tuple(made.tensor_pieces),
@@ -250,9 +234,7 @@ def _check_length(assignment: Sequence[int], graph: Graph) -> None:
         raise InputError(f"assignment has {len(assignment)} entries, expected {len(graph.nodes)}")
 
 
-def _relay_of(
-    graph: Graph, relays: Iterable[Relay], cuts: Mapping[int, Cut]
-) -> dict[tuple[int, int], int]:
+def _relay_of(graph: Graph, relays: Iterable[Relay]) -> dict[tuple[int, int], int]:
     """(tensor, consumer) -> the relay that feeds it."""
     via: dict[tuple[int, int], int] = {}
     for r, relay in enumerate(relays):
@@ -268,8 +250,6 @@ def _relay_of(
                 raise InputError(
                     f"{where}: node {q} does not read tensor {relay.tensor}, expected one that does"
                 )
-            if q in cuts and cuts[q].pass_reads:
-                raise InputError(f"{where}: a line feeds the parts of node {q}, expected none")
             if via.setdefault((relay.tensor, q), r) != r:
                 raise InputError(f"{where}: another relay feeds node {q}, expected one")
     return via

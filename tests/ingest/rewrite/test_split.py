@@ -28,7 +28,7 @@ from tests.support.strategies import assignments, divided_graphs, mcms
 
 
 @st.composite
-def requests(draw, graph: Graph, *, lines: bool = False) -> dict[int, Request]:
+def requests(draw, graph: Graph) -> dict[int, Request]:
     """Some of the nodes that can be divided, in up to four parts."""
     found = {}
     for v, node in enumerate(graph.nodes):
@@ -36,10 +36,6 @@ def requests(draw, graph: Graph, *, lines: bool = False) -> dict[int, Request]:
             division = draw(st.integers(0, len(node.divide) - 1))
             parts = draw(st.integers(2, min(4, node.divide[division].ways)))
             found[v] = Request(division, parts, draw(st.booleans()))
-            if lines:
-                found[v] = found[v]._replace(
-                    pass_reads=draw(st.booleans()), pass_results=draw(st.booleans())
-                )
     return found
 
 
@@ -60,20 +56,15 @@ def random_requests(rng: np.random.Generator, graph: Graph, percent: int) -> dic
         if node.divide and rng.integers(100) < percent:
             division = int(rng.integers(len(node.divide)))
             parts = int(rng.integers(2, min(4, node.divide[division].ways) + 1))
-            found[v] = Request(division, parts, *rng.integers(2, size=3).astype(bool).tolist())
+            found[v] = Request(division, parts, bool(rng.integers(2)))
     return found
 
 
-def random_relays(
-    rng: np.random.Generator, graph: Graph, requests: dict[int, Request]
-) -> list[Relay]:
-    lined = {v for v, request in requests.items() if request.pass_reads}
+def random_relays(rng: np.random.Generator, graph: Graph) -> list[Relay]:
     return [
         Relay(k, consumers, int(rng.integers(1, 3)))
         for k, tensor in enumerate(graph.tensors)
-        if (consumers := tensor.consumers[-int(rng.integers(1, 3)) :])
-        and rng.integers(5) == 0
-        and lined.isdisjoint(consumers)
+        if (consumers := tensor.consumers[-int(rng.integers(1, 3)) :]) and rng.integers(5) == 0
     ]
 
 
@@ -191,7 +182,7 @@ def test_what_parts_access_exceeds_the_whole_by_what_is_not_divided(graph, data)
 @settings(max_examples=100)
 def test_parts_that_end_on_one_chip_are_joined_again(graph, data):
     mcm = data.draw(mcms())
-    made = split(graph, data.draw(requests(graph, lines=True)))
+    made = split(graph, data.draw(requests(graph)))
     f = data.draw(assignments(graph, mcm))
 
     joined, back = made.joined(made.extended(f))
@@ -204,7 +195,7 @@ def test_parts_that_end_on_one_chip_are_joined_again(graph, data):
 @settings(max_examples=100)
 def test_joining_neighbours_never_adds_compute(graph, data):
     mcm = data.draw(mcms())
-    made = split(graph, data.draw(requests(graph, lines=True)))
+    made = split(graph, data.draw(requests(graph)))
     f = data.draw(assignments(made.graph, mcm))
 
     joined, back = made.joined(f)
@@ -222,7 +213,7 @@ def test_joining_neighbours_never_adds_compute(graph, data):
 @settings(max_examples=100)
 def test_a_partition_is_carried_over_to_finer_parts_along_the_chips_that_send(graph, data):
     mcm = data.draw(mcms())
-    coarse = split(graph, data.draw(requests(graph, lines=True)))
+    coarse = split(graph, data.draw(requests(graph)))
     f = data.draw(assignments(coarse.graph, mcm))
     finer = {
         v: cut._replace(places=tuple(range(cut.division.ways + 1)))
@@ -267,9 +258,9 @@ def test_parts_compute_what_the_whole_computes(first):
         graph = program.graph
         expected = part_execution.run(program)
         requests = random_requests(rng, graph, 70)
-        once = split(graph, requests, random_relays(rng, graph, requests))
+        once = split(graph, requests, random_relays(rng, graph))
         requests = random_requests(rng, once.graph, 50)
-        twice = split(once.graph, requests, random_relays(rng, once.graph, requests))
+        twice = split(once.graph, requests, random_relays(rng, once.graph))
         f = rng.integers(0, 3, len(once.graph.nodes)).tolist()
 
         for splits in [(once,), (once, twice), (once.joined(f)[0],), (in_lanes(once),)]:
