@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxpart.cost.host import loads, stage_s_of
+from jaxpart.cost.host import loads, segment_peak_bytes, stage_s_of
 from jaxpart.errors import InputError
 from jaxpart.ingest.rewrite import split as rewrite
 from jaxpart.ingest.rewrite.cuts import Cut, Request, equal_parts
+from jaxpart.ingest.rewrite.lanes import lane_order, renumbered
 from jaxpart.ingest.rewrite.parts import Uses, part_node, share
 from jaxpart.ingest.rewrite.split import Split
 from jaxpart.problem.graph import Graph, Node
@@ -46,8 +47,13 @@ def split(
     what it reads and writes fill more than a share of a chip's memory: into as few parts as bring
     each below. The longest are split first, until the graph has grown by its limit. Of the ways to
     divide an operation, one is taken whose parts are short, receive and send little, fit the
-    memory, and whose cut passes through to neighbours. Small operations between two that are cut
-    along one axis are cut with them.
+    memory, and whose cut passes through to neighbours. Where it mostly does, an operation whose
+    tensors keep a link busy for longer than that share is split too: they then stay on their chips.
+    Small operations between two that are cut along one axis are cut with them.
+
+    The nodes are in the order of `lane_order`, unless one chip that runs the whole graph would need
+    more memory so. Cuts of this order break the triangle rule where parts of one operation fill
+    several chips; `relayed` mends any partition without it.
 
     Args:
       graph: the graph; only nodes with `divide` can be split.
@@ -78,7 +84,18 @@ def split(
             if request.parts - 1 <= left:
                 requests[v] = request
                 left -= request.parts - 1
-    return rewrite.split(graph, requests)
+    made = rewrite.split(graph, requests)
+    return renumbered(made, _best_order(made, mcm))
+
+
+def _best_order(made: Split, mcm: MCM) -> list[int]:
+    """Band by band, unless one chip that runs everything would need more memory than before."""
+    order = lane_order(made)
+    peaks = []
+    for graph in (made.original, renumbered(made, order).graph):
+        problem = Problem.build(graph, mcm)
+        peaks.append(segment_peak_bytes(problem, np.ones(problem.num_nodes, bool)))
+    return order if peaks[1] <= peaks[0] else list(range(len(order)))
 
 
 def refine(
@@ -112,7 +129,8 @@ def refine(
     if not changed:
         return None
     fine = rewrite.split(made.original, cuts, made.relays)
-    return fine, fine.carried(made, assignment)
+    order, chips = _best_order(fine, mcm), fine.carried(made, assignment)
+    return renumbered(fine, order), tuple(chips[x] for x in order)
 
 
 class _Way(NamedTuple):

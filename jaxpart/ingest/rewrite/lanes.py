@@ -14,7 +14,12 @@ from jaxpart.problem.graph import Graph, Node, Tensor
 
 
 def in_lanes(made: Split) -> Split:
-    """Renumbers the parts of successive operations that are cut along one axis, band by band.
+    """The split with its nodes in the order of `lane_order`."""
+    return renumbered(made, lane_order(made))
+
+
+def lane_order(made: Split) -> list[int]:
+    """[M] an order of the nodes in which parts that are cut along one axis run band by band.
 
     `split` leaves a node's parts in its place: all parts of one layer, then all of the next. Here a
     part runs as soon as what it reads is there, so that rows go through several layers before the
@@ -29,22 +34,18 @@ def in_lanes(made: Split) -> Split:
         waiting[v] += 1
     home, start = _homes(made)
     run = _runs(made)
-    queue: list[tuple[int, Fraction, int]] = []
-    held: list[tuple[int, Fraction, int]] = [
-        (run[home[x]], start[x], x) for x in range(len(graph.nodes))
-    ]
+    keys = [(run[home[x]], start[x], x) for x in range(len(graph.nodes))]
+    queue = [keys[x] for x, count in enumerate(waiting) if not count]
+    heapq.heapify(queue)
     order: list[int] = []
-    for x, count in enumerate(waiting):
-        if not count:
-            heapq.heappush(queue, held[x])
     while queue:
         x = heapq.heappop(queue)[2]
         order.append(x)
         for y in successors[x]:
             waiting[y] -= 1
             if not waiting[y]:
-                heapq.heappush(queue, held[y])
-    return renumbered(made, order)
+                heapq.heappush(queue, keys[y])
+    return order
 
 
 def renumbered(
