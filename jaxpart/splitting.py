@@ -204,7 +204,8 @@ class _Options:
         for k in counts:
             if longest[wanted] <= self.target_s and memory[wanted] <= capacity:
                 break
-            if longest[k] < _GAIN * longest[wanted] or memory[wanted] > capacity:
+            lighter = memory[wanted] > capacity and memory[k] < _GAIN * memory[wanted]
+            if lighter or longest[k] < _GAIN * longest[wanted]:
                 wanted = k
         if wanted == 1:
             return None
