@@ -185,6 +185,8 @@ class Window(NamedTuple):
 
         The parts are runs of positions of the result; a share is as far as them of the whole.
         """
+        if not self.length or not self.results:
+            return 0.0
         at = np.arange(self.results)
         first = -((self.low - at * self.stride) // self.holes)  # rounded up
         last = (at * self.stride - self.low + (self.size - 1) * self.dilation) // self.holes

@@ -13,20 +13,23 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxpart.ingest.axes import (
-    Cut,
     Letters,
-    Window,
     elementwise_cuts,
     letter_cuts,
     reshape_cuts,
     same_axes_cuts,
-    window_ways,
 )
 from jaxpart.ingest.jaxpr.flops import SCATTERS, is_elementwise
 from jaxpart.ingest.jaxpr.parts import IDENTITIES
+from jaxpart.ingest.jaxpr.window_cuts import (
+    Cuts,
+    Shape,
+    conv_cuts,
+    pad_cuts,
+    reduce_window_cuts,
+    slice_cuts,
+)
 
-Shape = tuple[int, ...]
-Cuts = tuple[Cut, ...]
 Rule = Callable[[Any, Sequence[Shape], Sequence[Shape]], Cuts]  # parameters, shapes in and out
 
 _KEEP_ELEMENTS = frozenset(("bitcast_convert_type", "complex", "imag", "real"))
@@ -129,94 +132,6 @@ def _ragged_dot(params: Any, ins: Sequence[Shape], outs: Sequence[Shape]) -> Cut
         *([] for _ in ins[2:]),
     ]
     return letter_cuts(letters, [[None] * first + kept], {a: ins[1][a] for a in kept})
-
-
-def _conv(params: Any, ins: Sequence[Shape], outs: Sequence[Shape]) -> Cuts:
-    """Cuts by batch, output features, input features (a sum), and positions with their halo.
-
-    The features of a grouped convolution are cut by whole groups.
-    """
-    if params["batch_group_count"] != 1:
-        return ()
-    numbers, groups = params["dimension_numbers"], params["feature_group_count"]
-    left, right, out = numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec
-    cuts = []
-
-    def add(ways: int, result: int | None, lhs: int | None, rhs: int | None, halo: float) -> None:
-        if ways > 1:
-            cuts.append(Cut(ways, (result,), (lhs, rhs), halo))
-
-    add(ins[0][left[0]], out[0], left[0], None, 0)
-    if groups == 1:
-        add(ins[1][right[0]], out[1], None, right[0], 0)
-    else:
-        add(groups, out[1], left[1], right[0], 0)
-    for i in range(len(left) - 2):
-        window = Window(
-            ins[0][left[2 + i]],
-            outs[0][out[2 + i]],
-            ins[1][right[2 + i]],
-            params["window_strides"][i],
-            params["padding"][i][0],
-            params["rhs_dilation"][i],
-            params["lhs_dilation"][i],
-        )
-        add(window_ways(window), out[2 + i], left[2 + i], None, window.halo)
-    if groups == 1:
-        add(ins[0][left[1]], None, left[1], right[1], 0)
-    return tuple(cuts)
-
-
-def _windows_cuts(windows: Sequence[Window], operands: Sequence[Shape], results: int) -> Cuts:
-    """Cuts of an operation of which all axes are passed over by windows.
-
-    Args:
-      windows: for each axis.
-      operands: the shapes; one of another rank (a scalar) is read whole.
-      results: the number of results.
-    """
-    cuts = []
-    for axis, window in enumerate(windows):
-        ways = window_ways(window)
-        if ways:
-            taken = tuple(axis if len(shape) == len(windows) else None for shape in operands)
-            cuts.append(Cut(ways, (axis,) * results, taken, window.halo))
-    return tuple(cuts)
-
-
-def _reduce_window(params: Any, ins: Sequence[Shape], outs: Sequence[Shape]) -> Cuts:
-    windows = [
-        Window(
-            n,
-            outs[0][a],
-            params["window_dimensions"][a],
-            params["window_strides"][a],
-            params["padding"][a][0],
-            params["window_dilation"][a],
-            params["base_dilation"][a],
-        )
-        for a, n in enumerate(ins[0])
-    ]
-    return _windows_cuts(windows, ins, len(outs))
-
-
-def _pad(params: Any, ins: Sequence[Shape], outs: Sequence[Shape]) -> Cuts:
-    windows = [
-        Window(n, m, low=low, holes=interior + 1)
-        for n, m, (low, _, interior) in zip(ins[0], outs[0], params["padding_config"], strict=True)
-    ]
-    return _windows_cuts(windows, ins, 1)
-
-
-def _slice(params: Any, ins: Sequence[Shape], outs: Sequence[Shape]) -> Cuts:
-    strides = params["strides"] or (1,) * len(ins[0])
-    windows = [
-        Window(n, m, stride=stride, low=-start)
-        for n, m, start, stride in zip(
-            ins[0], outs[0], params["start_indices"], strides, strict=True
-        )
-    ]
-    return _windows_cuts(windows, ins, 1)
 
 
 def _reduced(params: Any, ins: Sequence[Shape], outs: Sequence[Shape]) -> Cuts:
@@ -405,25 +320,25 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(("cumlogsumexp", "cummax", "cummin", "cumprod", "cumsum"), _cumulative),
     **dict.fromkeys(
         ("reduce_window", "reduce_window_max", "reduce_window_min", "reduce_window_sum"),
-        _reduce_window,
+        reduce_window_cuts,
     ),
     **dict.fromkeys(SCATTERS, _scatter),
     "broadcast_in_dim": _broadcast,
     "concatenate": _concatenate,
-    "conv_general_dilated": _conv,
+    "conv_general_dilated": conv_cuts,
     "dot_general": _dot,
     "dynamic_slice": _dynamic_slice,
     "dynamic_update_slice": _dynamic_update_slice,
     "expand_dims": _expand_dims,
     "fft": _fft,
     "gather": _gather,
-    "pad": _pad,
+    "pad": pad_cuts,
     "ragged_dot_general": _ragged_dot,
     "reduce": _reduce,
     "reduce_sum": _reduce_sum,
     "reshape": _reshape,
     "rev": _rev,
-    "slice": _slice,
+    "slice": slice_cuts,
     "sort": _sort,
     "split": _split,
     "squeeze": _squeeze,

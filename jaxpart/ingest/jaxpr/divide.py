@@ -29,6 +29,18 @@ def node_divisions(
       tensors: number of a value -> number of its tensor.
       weights: [W] what each weight of the graph is.
     """
+    works, held = works_of(program, ops, weights)
+    return divisions(works, tensors, held)
+
+
+def works_of(
+    program: Values, ops: Sequence[Op], weights: Sequence[Parts]
+) -> tuple[list[Work], dict[int, tuple[Held, ...]]]:
+    """What operations do, for `labels.divisions`; arguments are those of `node_divisions`.
+
+    Returns:
+      [N] what each operation does; and number of a value -> the weights that it is made of.
+    """
     spans = [_common_spans(program.parameters[parameter], parts) for parameter, parts in weights]
     weight_of = {
         (parameter, part): w for w, (parameter, parts) in enumerate(weights) for part in parts
@@ -52,7 +64,7 @@ def node_divisions(
                 known[id(op.eqn)] = equation_cuts(op.eqn)
             shaped = known[id(op.eqn)]
         works.append(Work(op.operands, op.results, _in_values(op, shaped, shapes)))
-    return divisions(works, tensors, held)
+    return works, held
 
 
 def _shape(value: Value) -> tuple[int, ...]:

@@ -24,7 +24,8 @@ VIEWS = frozenset(
     ]
 )
 # fmt: on
-_LINEAR_VIEWS = VIEWS - {"bitcast_convert_type"}  # a sum of views is the view of the sum
+# What they do to a sum they do to its terms.
+_LINEAR = VIEWS - {"bitcast_convert_type"} | {"slice", "split", "unstack", "Slice", "Split"}
 
 
 def with_divisions(node: Node, divide: tuple[Division, ...]) -> Node:
@@ -133,7 +134,7 @@ class Composer:
         A group is divided along a label if all that leaves it is written along that label, and each
         tensor inside is written along the label by which it is read. What has no FLOPs may be done
         whole, or beyond its share, by each part. Partial sums may only leave the group, as they are
-        or as views.
+        or as views and parts of them.
 
         Args:
           group: its nodes, ascending.
@@ -190,7 +191,7 @@ class Composer:
                 division = next((d for d in node.divide if d.join and d.axis == axis), None)
                 if division is None:
                     inner = [k for k in self._reads[v] if k in inside]
-                    if node.op not in _LINEAR_VIEWS or len(self._reads[v]) != 1 or not inner:
+                    if node.op not in _LINEAR or len(self._reads[v]) != 1 or not inner:
                         return None
                     wanted.setdefault(inner[0], set()).add(True)
                     continue
