@@ -26,8 +26,8 @@ MEMORY_SHARE = 0.5  # of the smallest chip's memory: what is larger is split
 GROWTH = 1 / 3  # most nodes that are added, as a share of the graph's
 # A graph of few nodes may grow by more, since its parts cannot fill the chips otherwise.
 NODES_PER_CHIP = 2
-TRAFFIC = 1.0
-_MOSTLY = 0.5
+TRAFFIC = 1.0  # seconds of a port for its tensors that count as one second of work
+_MOSTLY = 0.5  # of its bytes, from which on a cut passes through
 _PASSED = 0.25  # how much a cut that passes through to all neighbours is preferred
 _GAIN = 0.98  # a further part that shortens the longest one by less is not worth it
 
@@ -152,20 +152,19 @@ class _Options:
         problem = Problem.build(graph, mcm)
         scaled = problem.graph
         node_s = _mean_s(problem)
-        capacity = min(chip.sram_bytes for chip in mcm.chips) * memory_share
         self.target_s = problem.mean_load_s * load_share
-        self.traffic_share = TRAFFIC
         uses = Uses.of(scaled)
         partners = _partners(scaled, uses)
         self.node_s = node_s
         self.ways: dict[int, _Way] = {}
         self.is_heavy: dict[int, bool] = {}
         sizes = _Sizes(scaled, uses, mcm)
+        capacity = sizes.capacity * memory_share
         for v, node in enumerate(scaled.nodes):
             if not node.divide or node.colocate is not None:
                 continue
-            heavy = mcm.constraints.memory and sizes.memory(v, None, 0) > capacity
-            wide = self.traffic_share * sizes.traffic_s(v, None, 0) > self.target_s
+            heavy = sizes.memory(v, None, 0) > capacity
+            wide = TRAFFIC * sizes.traffic_s(v, None, 0) > self.target_s
             if node_s[v] <= self.target_s and not heavy and not wide:
                 continue
             ways = [
@@ -193,7 +192,7 @@ class _Options:
         tried = [(k, part) for k in counts for part in {0, k // 2}]
         seconds = sizes.seconds([sizes.part(v, cuts[k], part) for k, part in tried])
         passed = partners(v, d)
-        share_s = self.traffic_share if passed >= _MOSTLY and division.join is None else 0.0
+        share_s = TRAFFIC if passed >= _MOSTLY and division.join is None else 0.0
         longest = {1: max(float(self.node_s[v]), share_s * sizes.traffic_s(v, None, 0))}
         for (k, part), part_s in zip(tried, seconds.tolist(), strict=True):
             longest[k] = max(
@@ -207,7 +206,7 @@ class _Options:
             lighter = memory[wanted] > capacity and memory[k] < _GAIN * memory[wanted]
             if lighter or longest[k] < _GAIN * longest[wanted]:
                 wanted = k
-        if wanted == 1:
+        if wanted == 1 or memory[wanted] > sizes.capacity:
             return None
         cut = cuts[wanted]
         traffic_s = sizes.traffic_s(v, cut, wanted // 2)
@@ -224,6 +223,9 @@ class _Sizes:
 
     def __init__(self, graph: Graph, uses: Uses, mcm: MCM) -> None:
         self.graph, self.uses, self.mcm = graph, uses, mcm
+        self.capacity = math.inf  # bytes of the smallest chip
+        if mcm.constraints.memory:
+            self.capacity = min(chip.sram_bytes for chip in mcm.chips)
 
     def part(self, v: int, cut: Cut, part: int) -> Node:
         return part_node(self.graph, self.uses, v, cut, part, "part", ())
