@@ -104,7 +104,7 @@ def refine(
     """Splits further what binds a partition.
 
     That is the longest divisible node of each chip whose stage is the bottleneck. Where a port or a
-    link is, it is the consumer of the largest tensor there that can read it in pieces.
+    link is, it is the consumer of the largest tensor there that can be read in pieces.
 
     Args:
       made: the graph as split so far.
@@ -113,8 +113,8 @@ def refine(
       most: into how many parts each such node is split.
 
     Returns:
-      The finer split, and the partition carried over, which has at most the chip-to-chip traffic
-      of before; it is for the caller to verify. None if nothing that binds can be split.
+      The finer split, and the partition carried over: new parts are on the chip of what they are
+      parts of. It is for the caller to verify. None if nothing that binds can be split.
     """
     problem = Problem.build(made.graph, mcm)
     f = problem.assignment_of(assignment)
@@ -394,8 +394,16 @@ def _binding(problem: Problem, f: np.ndarray) -> list[int]:
             found.append(int(here[np.argmax(node_s[here])]))
     if found:
         return found
-    # A port or a link: whoever reads the largest tensor that crosses to another chip.
-    crossing = f[problem.edge_producer] != f[problem.edge_consumer]
+    # A port or a link: whoever reads the largest tensor that goes through it.
+    source, target = f[problem.edge_producer], f[problem.edge_consumer]
+    if stages.max() >= worst * (1 - 1e-9):
+        c = int(stages.argmax())
+        crossing = (source != target) & ((source == c) | (target == c))
+    else:
+        link = problem.mcm.links[int(link_s.argmax())]
+        pairs = list(zip(source.tolist(), target.tolist(), strict=True))
+        through = {(a, b): a != b and link in problem.mcm.route(a, b) for a, b in set(pairs)}
+        crossing = np.array([through[pair] for pair in pairs], bool)
     edges = np.flatnonzero(crossing)
     for e in edges[np.argsort(-problem.tensor_bytes[problem.edge_tensor[edges]])]:
         k, q = int(problem.edge_tensor[e]), int(problem.edge_consumer[e])

@@ -12,6 +12,7 @@ import jaxpart
 from jaxpart.datasets import shipped
 from jaxpart.errors import InputError
 from jaxpart.ingest.rewrite.relays import relayed
+from jaxpart.ingest.rewrite.split import split
 from jaxpart.problem.division import Division
 from jaxpart.problem.graph import Graph, Node, Tensor, Weight
 from jaxpart.problem.mcm import load_mcm
@@ -147,6 +148,19 @@ def test_what_binds_is_split_further_and_the_partition_carried_over():
     after = oracle.evaluate(fine.graph, mcm, chips)
     assert after.acyclic
     assert after.compute_s[bound] == pytest.approx(before.compute_s[bound])
+
+
+def test_where_a_link_binds_the_reader_of_its_largest_tensor_is_split():
+    graph, mcm = layers(), load_mcm("mcm8")
+    tensors = list(graph.tensors)
+    tensors[4] = Tensor(4, 10**6, (5,))
+    graph = dataclasses.replace(graph, tensors=tuple(tensors))
+
+    refined = jaxpart.refine(split(graph, {}), mcm, [0, 0, 0, 0, 0, 2, 2, 2])
+
+    assert refined is not None
+    assert refined[0].cuts[5].division.axis == ROWS
+    assert refined[1] == (0, 0, 0, 0, 0, 2, 2, 2, 2)
 
 
 def test_nothing_is_refined_where_what_binds_cannot_be_split():
