@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from jaxpart.ingest.onnx.importer import from_onnx
     from jaxpart.ingest.pt2.importer import from_pt2
     from jaxpart.ingest.rewrite.fuse import fuse
+    from jaxpart.ingest.rewrite.split import Split
     from jaxpart.ingest.seconds import with_seconds
     from jaxpart.ingest.stablehlo.importer import from_stablehlo
     from jaxpart.methods import METHODS
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from jaxpart.runtime.pool import SolverPool
     from jaxpart.runtime.state import Budget, Method, Progress, Rule, Search
     from jaxpart.solvers.repair import Outcome
+    from jaxpart.splitting import refine, split
     from jaxpart.sweep import ChipsRow, DoubledRow, Sweep, sweep
 
 _HOME = {
@@ -102,6 +104,7 @@ _HOME = {
     "Simulation": "export.simulation.simulate",
     "SolverPool": "runtime.pool",
     "Stall": "export.simulation.simulate",
+    "Split": "ingest.rewrite.split",
     "Stages": "export.jax.stages",
     "Sweep": "sweep",
     "Tensor": "problem.graph",
@@ -127,8 +130,10 @@ _HOME = {
     "pretraining_pairs": "methods.policy.pretraining",
     "profile": "export.measuring.profile",
     "read_examples": "methods.policy.imitation",
+    "refine": "splitting",
     "rollout": "policies",
     "simulate": "export.simulation.simulate",
+    "split": "splitting",
     "sweep": "sweep",
     "torch_split": "export.torch_split",
     "trace": "export.jax.stages",
@@ -177,6 +182,7 @@ __all__ = [
     "SearchInfo",
     "Simulation",
     "SolverPool",
+    "Split",
     "Stages",
     "Stall",
     "Sweep",
@@ -205,8 +211,10 @@ __all__ = [
     "pretraining_pairs",
     "profile",
     "read_examples",
+    "refine",
     "rollout",
     "simulate",
+    "split",
     "sweep",
     "torch_split",
     "trace",

@@ -8,12 +8,15 @@ exactly.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+import msgspec
 import numpy as np
 from hypothesis import strategies as st
 
+from jaxpart.problem.division import Division
 from jaxpart.problem.graph import Graph, Node, Tensor, Weight
 from jaxpart.problem.mcm import MCM, Chip, Constraints
 
@@ -79,6 +82,18 @@ def graphs(
         colocation=colocation,
         pins=pins,
     )
+
+
+def random_divided_graph(rng: np.random.Generator, max_nodes: int = 8) -> Graph:
+    """Makes a random graph whose nodes can be divided; none is profiled for certain."""
+    pick = _of_numpy(rng)
+    return _divided(pick, random_graph(rng, max_nodes, colocation=False))
+
+
+@st.composite
+def divided_graphs(draw: st.DrawFn, max_nodes: int = 8) -> Graph:
+    """Graphs whose nodes can be divided: along up to three axes, with sums and halos."""
+    return _divided(_of_hypothesis(draw), draw(graphs(max_nodes, colocation=False)))
 
 
 def random_mcm(
@@ -180,6 +195,38 @@ def _graph(
         weights.append(Weight(_amount(pick, 1000), tuple(sorted(users))))
     element_bytes = _one_of(pick, (4, 1, None))
     return Graph(tuple(nodes), tuple(tensors), tuple(weights), "random", element_bytes)
+
+
+def _divided(pick: Pick, graph: Graph) -> Graph:
+    axes = ("a", "b", "c")
+    read: list[list[int]] = [[] for _ in graph.nodes]
+    held: list[list[int]] = [[] for _ in graph.nodes]
+    for k, tensor in enumerate(graph.tensors):
+        for q in tensor.consumers:
+            read[q].append(k)
+    for w, weight in enumerate(graph.weights):
+        for q in weight.consumers:
+            held[q].append(w)
+
+    def labels(numbers: Sequence[int]) -> tuple[tuple[int, str | None], ...]:
+        chosen = [(number, _one_of(pick, (*axes[:2], None, ""))) for number in numbers]
+        return tuple((number, label) for number, label in chosen if label != "")
+
+    nodes = []
+    for v, node in enumerate(graph.nodes):
+        divide = tuple(
+            Division(
+                ways=_one_of(pick, (2, 3, 4, 6, 8)),
+                axis=axis,
+                join="sum" if _chance(pick, 30) else None,
+                halo=_one_of(pick, (0, 0, 0, 1, 0.5)),
+                reads=labels(read[v]),
+                weights=labels(held[v]),
+            )
+            for axis in axes[: pick(0, 3)]
+        )
+        nodes.append(msgspec.structs.replace(node, divide=divide))
+    return dataclasses.replace(graph, nodes=tuple(nodes))
 
 
 def _pins(pick: Pick, n: int, max_chips: int) -> list[int | None]:
