@@ -38,6 +38,8 @@ from jaxpart.runtime.interrupt import Interrupts, deferred_interrupt
 from jaxpart.runtime.islands import Islands
 from jaxpart.runtime.ray_pool import check_pool
 from jaxpart.runtime.state import Budget, Method, Progress, Rule, Search
+from jaxpart.split_search import Searches, split_search
+from jaxpart.splitting import MOST_PARTS
 
 if TYPE_CHECKING:
     from jaxpart.methods.policy.checkpoint import Policy
@@ -78,6 +80,7 @@ def partition(
     pool: str = "local",
     count_compilation: bool = True,
     alternatives: int = 0,
+    split: str | int = "off",
     callback: Callable[[Progress], None] | None = None,
 ) -> Result:
     """Finds a partition of `graph` on `mcm` with a small bottleneck, and a bound on how small.
@@ -111,6 +114,10 @@ def partition(
         compilation. For studies that compare methods.
       alternatives: how many other good partitions to keep as `Result.alternatives`; each differs
         from the others in more than a few nodes. Fewer where the search meets no more.
+      split: "off": operations stay whole. "auto", or the most parts of one operation: operations
+        that are too large for a chip's share are split where that is better (`Result.split`); the
+        result's graph, `result.problem.graph`, then has the parts, and the bound is that of this
+        graph. Not with `rules` or `islands`.
       callback: called with the state of the search whenever it changes, from the search's thread.
 
     Raises:
@@ -121,9 +128,78 @@ def partition(
         search within about a second, a second one at once. The best so far is then returned with
         `search.interrupted` set.
     """
+    most = _most_parts(split)
+    if most is not None and (rules or islands is not None):
+        raise InputError("split: not with rules or islands, which name nodes of the graph as it is")
+    run = functools.partial(
+        _partition,
+        method=method,
+        seed=seed,
+        relative_gap=relative_gap,
+        policy=policy,
+        rules=rules,
+        islands=islands,
+        pool=pool,
+        count_compilation=count_compilation,
+        alternatives=alternatives,
+    )
+    if most is None:
+        return run(
+            graph,
+            mcm,
+            time_limit_s=time_limit_s,
+            max_samples=max_samples,
+            initial_assignment=initial_assignment,
+            callback=callback,
+        )
+    _check_budget(time_limit_s, max_samples)
+    searches = Searches(run, time_limit_s, max_samples, initial_assignment, callback)
+    return split_search(graph, mcm, searches, most=most, relative_gap=relative_gap)
+
+
+def _most_parts(split: str | int) -> int | None:
+    """The most parts of one operation; None: operations stay whole.
+
+    Raises:
+      InputError: `split` is something else.
+    """
+    if split == "off":
+        return None
+    if split == "auto":
+        return MOST_PARTS
+    if isinstance(split, bool) or not isinstance(split, int) or split < 2:
+        raise InputError(
+            f"split is {split!r}, expected 'auto', 'off' or a number of parts, 2 or more"
+        )
+    return split
+
+
+def _check_budget(time_limit_s: float | None, max_samples: int | None) -> None:
     for name, value in (("time_limit_s", time_limit_s), ("max_samples", max_samples)):
         if value is not None and not value > 0:
             raise InputError(f"{name} is {value}, expected a positive number")
+
+
+def _partition(
+    graph: Graph,
+    mcm: MCM,
+    *,
+    method: str | Method,
+    time_limit_s: float | None,
+    max_samples: int | None,
+    seed: int,
+    initial_assignment: ArrayLike | None,
+    relative_gap: float,
+    policy: str | os.PathLike[str] | Policy | None,
+    rules: Sequence[Rule],
+    islands: Islands | None,
+    pool: str,
+    count_compilation: bool,
+    alternatives: int,
+    callback: Callable[[Progress], None] | None,
+) -> Result:
+    """`partition` of the graph as it is."""
+    _check_budget(time_limit_s, max_samples)
     if not relative_gap >= 0:
         raise InputError(f"relative_gap is {relative_gap}, expected 0 or more")
     if alternatives < 0:

@@ -72,7 +72,7 @@ def split(
     for name, value in (("load_share", load_share), ("memory_share", memory_share)):
         if not value > 0:
             raise InputError(f"split: {name} is {value}, expected a positive number")
-    room = max(int(growth * len(graph.nodes)), NODES_PER_CHIP * mcm.num_chips if growth else 0)
+    room = _room(graph, mcm, growth)
     options = _Options(graph, mcm, most, load_share, memory_share)
     requests = _allotted(options, room)
     between = _between(graph, requests)
@@ -96,6 +96,17 @@ def _best_order(made: Split, mcm: MCM) -> list[int]:
         problem = Problem.build(graph, mcm)
         peaks.append(segment_peak_bytes(problem, np.ones(problem.num_nodes, bool)))
     return order if peaks[1] <= peaks[0] else list(range(len(order)))
+
+
+def within_growth(made: Split, mcm: MCM, *, growth: float = GROWTH) -> bool:
+    """Whether parts are no more than `split` with this growth allows."""
+    added = sum(cut.parts - 1 for cut in made.cuts.values())
+    return added <= _room(made.original, mcm, growth)
+
+
+def _room(graph: Graph, mcm: MCM, growth: float) -> int:
+    """How many parts a split may add."""
+    return max(int(growth * len(graph.nodes)), NODES_PER_CHIP * mcm.num_chips if growth else 0)
 
 
 def refine(

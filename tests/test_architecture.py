@@ -29,6 +29,7 @@ ROOMS = (
     ("methods",),
     ("export",),
     ("portfolio",),
+    ("split_search",),
     ("engine",),
     ("sweep",),
     ("policies",),

@@ -18,31 +18,8 @@ from jaxpart.problem.graph import Graph, Node, Tensor, Weight
 from jaxpart.problem.mcm import load_mcm
 from jaxpart.problem.problem import Problem
 from tests.support import oracle
+from tests.support.graphs import OUT, ROWS, layers
 from tests.support.strategies import divided_graphs, mcms
-
-ROWS, OUT = "rows", "out"
-
-
-def layers(count: int = 8, heavy: int = 3) -> Graph:
-    """A path of layers that can be cut by rows or by outputs; one of them has most of the work."""
-    nodes, tensors, weights = [], [], []
-    for v in range(count):
-        reads = ((v - 1, ROWS),) if v else ()
-        nodes.append(
-            Node(
-                f"n{v}",
-                "conv",
-                64e6 if v == heavy else 1e6,
-                3000,
-                divide=(
-                    Division(64, ROWS, reads=reads),
-                    Division(64, f"{OUT}{v}", weights=((v, "a"),)),
-                ),
-            )
-        )
-        tensors.append(Tensor(v, 640, (v + 1,) if v + 1 < count else ()))
-        weights.append(Weight(64, (v,)))
-    return Graph(tuple(nodes), tuple(tensors), tuple(weights), "layers", 1)
 
 
 def test_the_longest_operation_is_split_into_as_few_parts_as_serve():

@@ -114,6 +114,20 @@ def add_arguments(parser: Parser) -> None:
         help="of an ONNX file: time the stages of the K best distinct partitions on this machine, "
         "one at a time, and take the fastest",
     )
+    add(
+        "--split",
+        metavar="auto|off|K",
+        type=_parts,
+        default="off",
+        help="split operations that are too large for a chip's share, into K parts at most "
+        "(default: %(default)s)",
+    )
+    add(
+        "--save-graph",
+        metavar="FILE.json",
+        type=file_name,
+        help="write the graph that the result is of: with --split it has the parts",
+    )
     islands = parser.add_argument_group(
         "islands",
         "Processes that search for the same partition, with a seed each, and exchange the\n"
@@ -142,6 +156,18 @@ def add_arguments(parser: Parser) -> None:
     parser.lists = lambda: f"{_EXAMPLES}\n{lists(with_methods=True)}\n{EXIT_CODES}"
 
 
+def _parts(text: str) -> str | int:
+    if text in ("auto", "off"):
+        return text
+    try:
+        most = count(text)
+    except argparse.ArgumentTypeError:
+        most = 0
+    if most < 2:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected auto, off or a number, 2 or more")
+    return most
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Finds, writes and shows a partition."""
     from jaxpart.results.picture import kind_of
@@ -155,6 +181,8 @@ def run(arguments: argparse.Namespace) -> int:
         stem += f"-island{islands.process}"
     out, plot = _outputs(arguments, stem)
     problem_of(graph, mcm, arguments.graph)
+    if arguments.measure is not None and arguments.split != "off":
+        raise InputError("--measure: parts of operations are not exported yet, expected no --split")
     model = None if arguments.measure is None else _model_to_measure(arguments)
 
     start_jax()
@@ -183,9 +211,12 @@ def run(arguments: argparse.Namespace) -> int:
             islands=islands,
             pool=arguments.pool,
             alternatives=(arguments.measure or 1) - 1,
+            split=arguments.split,
             callback=callback,
         )
     result.save(out)
+    if arguments.save_graph is not None:
+        result.problem.graph.save(arguments.save_graph)
     signals = interrupt.active()
     farewell = one_line(f"interrupted: the best so far is in {out}")
     signals.leave_at_once(farewell)
@@ -256,6 +287,12 @@ def _outputs(arguments: argparse.Namespace, stem: str) -> tuple[Path, Path]:
         f"{stem}.png" if arguments.plot is None else arguments.plot,
         [*inputs, *filter(None, [arguments.init])],
     )
+    if arguments.save_graph is not None:
+        saved = check_writable(arguments.save_graph, [*inputs, *filter(None, [arguments.init])])
+        if saved.resolve() in (out.resolve(), plot.resolve()):
+            raise InputError(
+                f"{saved}: named for the graph and for another file, expected two files"
+            )
     if out.resolve() == plot.resolve() or (out.exists() and plot.exists() and out.samefile(plot)):
         raise InputError(f"{out}: named for both the result and the picture, expected two files")
     return out, plot

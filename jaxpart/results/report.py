@@ -30,18 +30,20 @@ _MEMORY_BINDS = 0.98  # of a chip's capacity; above it, `binding_kind` says "+me
 _LINKS_SHOWN = 6  # most links in one line
 
 
-def summary(scored: ScoredPartition, search: str) -> str:
+def summary(scored: ScoredPartition, search: str, split: str | None = None) -> str:
     """The report on a result.
 
     Args:
       scored: the result.
       search: how it was found, in words.
+      split: how operations were split, in words; None: they were not.
     """
     problem = scored.problem
     time = time_format(scored.bottleneck_s)
     rows = [
         *_rows_of(scored),
         ("improvement", _improvement(scored, time)),
+        *([("split", split)] if split is not None else []),
         ("lower bound", _bound(scored, time)),
         ("search", search),
         *(("note", note) for note in (*scored.notes, *_hints(scored))),

@@ -19,6 +19,7 @@ from jaxpart.results import report
 from jaxpart.results.file import read_result
 from jaxpart.results.picture import draw
 from jaxpart.results.scored import ScoredPartition
+from jaxpart.results.splitting import SplitInfo
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Result(ScoredPartition):
     search: SearchInfo
     # Other distinct partitions, the best first: as many as were asked for, or were found.
     alternatives: tuple[ScoredPartition, ...] = ()
+    split: SplitInfo | None = None  # how operations were split; the problem's graph has the parts
 
     def summary(self, start_up_s: float | None = None) -> str:
         """A page of text: the costs, a table of the chips, and what binds.
@@ -54,7 +56,8 @@ class Result(ScoredPartition):
             f"{search.method}, {search.samples:,} samples in {search.wall_s:.1f} s{before}, "
             f"seed {search.seed}" + (" (interrupted)" if search.interrupted else "")
         )
-        return report.summary(self, found)
+        split = None if self.split is None else self.split.sentence(self.bottleneck_s)
+        return report.summary(self, found, split)
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Writes a picture of the load, memory and links of every chip.

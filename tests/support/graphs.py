@@ -2,9 +2,12 @@
 
 import numpy as np
 
+from jaxpart.problem.division import Division
 from jaxpart.problem.graph import Graph, Node, Tensor, Weight
 from jaxpart.problem.mcm import load_mcm
 from jaxpart.problem.problem import Problem
+
+ROWS, OUT = "rows", "out"  # labels of axes
 
 
 def diamonds(length: int, far: bool = False) -> Problem:
@@ -79,3 +82,25 @@ def parallel_chains(width: int, depth: int, seed: int = 0) -> Graph:
     nodes.append(Node("end", "op", 1.0, 1.0))
     tensors += [Tensor(end, 1.0, (len(nodes) - 1,)) for end in ends]
     return Graph(tuple(nodes), tuple(tensors), (Weight(1.0, (0,)),), "layered", None)
+
+
+def layers(count: int = 8, heavy: int = 3) -> Graph:
+    """A path of layers that can be cut by rows or by outputs; one of them has most of the work."""
+    nodes, tensors, weights = [], [], []
+    for v in range(count):
+        reads = ((v - 1, ROWS),) if v else ()
+        nodes.append(
+            Node(
+                f"n{v}",
+                "conv",
+                64e6 if v == heavy else 1e6,
+                3000,
+                divide=(
+                    Division(64, ROWS, reads=reads),
+                    Division(64, f"{OUT}{v}", weights=((v, "a"),)),
+                ),
+            )
+        )
+        tensors.append(Tensor(v, 640, (v + 1,) if v + 1 < count else ()))
+        weights.append(Weight(64, (v,)))
+    return Graph(tuple(nodes), tuple(tensors), tuple(weights), "layers", 1)
