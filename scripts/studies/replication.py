@@ -17,7 +17,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +34,7 @@ from jaxpart.files import write_whole
 from jaxpart.problem.problem import FloatArray, Problem
 
 _KNOWN = Path(__file__).parents[2] / "data" / "benchmarks" / "dataset.json"
+_BETTER = 0.99  # of a bottleneck, below which another one is better
 _STEPS = 40  # halvings of the interval of bottlenecks
 _MODULES = ("mcm8", "mcm36")
 
@@ -98,6 +101,24 @@ def line(row: dict[str, Any]) -> str:
         for key in ("known_s", "copies_1_s", "copies_2_s", "copies_any_s")
     ]
     return f"{row['graph']:<22} {row['mcm']:<6} {row['mean_load_s'] * 1e6:10.2f} {' '.join(ratios)}"
+
+
+def table_rows(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """For each module: pairs, and geometric means of bottlenecks over the mean load.
+
+    Only pairs with a partition of each kind count; the last figures are on how many of them two
+    chips a stage, and any number, beat the best that is known by more than 1%.
+    """
+    keys = ("known_s", "copies_1_s", "copies_2_s", "copies_any_s")
+    lines = []
+    for mcm in dict.fromkeys(row["mcm"] for row in rows):
+        mine = [row for row in rows if row["mcm"] == mcm and all(row[key] for key in keys)]
+        means = [
+            statistics.geometric_mean(row[key] / row["mean_load_s"] for row in mine) for key in keys
+        ]
+        better = [sum(row[key] < _BETTER * row["known_s"] for row in mine) for key in keys[2:]]
+        lines.append([mcm, str(len(mine)), *(f"{mean:.3f}" for mean in means), *map(str, better)])
+    return lines
 
 
 def segments_of(problem: Problem) -> Segments:

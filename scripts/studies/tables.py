@@ -22,6 +22,7 @@ from typing import Any
 
 import fidelity_figures
 import quality_figures
+import replication as replication_study
 import transfer_figures
 from pairs import by_module_and_class
 
@@ -668,6 +669,15 @@ def headline() -> str:
     return markdown("what | cores | measured", lines)
 
 
+def replication() -> str:
+    """What several chips for one stage would bring, over the mean load."""
+    return markdown(
+        "module | >pairs | >best known | >one chip a stage | >at most two | >any number | "
+        ">two better | >any better",
+        replication_study.table_rows(raw("replication")["rows"]),
+    )
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "headline": headline,
     "graphs": lambda: graphs() + "\n" + measured("dataset"),
@@ -695,6 +705,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "seeds": lambda: seeds() + "\n" + measured("quality-seeds"),
     "quality": lambda: quality("quality-test", with_best=True) + "\n" + measured("quality-test"),
     "fidelity": lambda: fidelity(raw("fidelity")["rows"]) + "\n" + measured("fidelity"),
+    "replication": lambda: replication() + "\n" + measured("replication"),
     "growth": lambda: growth() + "\n" + measured("growth"),
     "transfer": lambda: transfer() + "\n" + measured("transfer"),
     "beyond": lambda: (
