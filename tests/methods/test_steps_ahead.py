@@ -44,7 +44,8 @@ def events_of(method, ahead, monkeypatch):
     monkeypatch.setattr(module, "steps_ahead", lambda: ahead)
     monkeypatch.setattr(module, program, logged(getattr(module, program), "start", is_step))
     monkeypatch.setattr(place, look, logged(getattr(place, look), "look"))
-    samples = 20_000 if method == "tempering" else 3000  # a run has a hundred times as many
+    # Enough for a few steps; a run of annealing has a hundred times as many.
+    samples = {"tempering": 20_000, "policy": 400}.get(method, 3000)
     rules = dataclasses.replace(MODULE.constraints, triangle="no triangle" not in method)
     result = partition(
         GRAPH,

@@ -156,7 +156,7 @@ def beside(problem, pool, limit_s=LONG_S):
 
 
 def test_slices_go_on_where_the_last_one_ended_and_what_they_find_is_offered(problem):
-    better = grow(problem, IN_A_ROW, time_limit_s=0.5, bound_s=1.0)
+    better = grow(problem, IN_A_ROW, time_limit_s=3, bound_s=1.0)
     incumbent = np.zeros(problem.num_contracted, np.int64)
     rest = {"samples": 5, "incumbent": incumbent, "stall_limit": 3, "improves_best_next": False}
     pool = Asked(Grown(Status.FEASIBLE, better.assignment, **rest))
