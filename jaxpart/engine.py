@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import signal
@@ -38,7 +39,8 @@ from jaxpart.runtime.interrupt import Interrupts, deferred_interrupt
 from jaxpart.runtime.islands import Islands
 from jaxpart.runtime.ray_pool import check_pool
 from jaxpart.runtime.state import Budget, Method, Progress, Rule, Search
-from jaxpart.split_search import Searches, split_search
+from jaxpart.split_search.budget import Searches
+from jaxpart.split_search.search import split_search
 from jaxpart.splitting import MOST_PARTS
 
 if TYPE_CHECKING:
@@ -117,7 +119,8 @@ def partition(
       split: "off": operations stay whole. "auto", or the most parts of one operation: operations
         that are too large for a chip's share are split where that is better (`Result.split`); the
         result's graph, `result.problem.graph`, then has the parts, and the bound is that of this
-        graph. Not with `rules` or `islands`.
+        graph alone. One budget is for all searches that this takes. Never worse than the search of
+        the graph as it is, which gets a fifth of it. Not with `rules` or `islands`.
       callback: called with the state of the search whenever it changes, from the search's thread.
 
     Raises:
@@ -153,8 +156,25 @@ def partition(
             callback=callback,
         )
     _check_budget(time_limit_s, max_samples)
-    searches = Searches(run, time_limit_s, max_samples, initial_assignment, callback)
-    return split_search(graph, mcm, searches, most=most, relative_gap=relative_gap)
+    # One for all searches: what is in hand after the first is returned, whenever a signal comes.
+    with deferred_interrupt() as interrupts:
+        searches = Searches(
+            functools.partial(run, interrupts=interrupts),
+            time_limit_s,
+            max_samples,
+            initial_assignment,
+            callback,
+            interrupts,
+            SearchInfo(_name_of(method), 0, 0.0, seed),
+            count_compilation=count_compilation,
+        )
+        return split_search(graph, mcm, searches, most=most, relative_gap=relative_gap)
+
+
+def _name_of(method: str | Method) -> str:
+    if isinstance(method, str):
+        return method
+    return getattr(method, "__name__", type(method).__name__)
 
 
 def _most_parts(split: str | int) -> int | None:
@@ -197,8 +217,14 @@ def _partition(
     count_compilation: bool,
     alternatives: int,
     callback: Callable[[Progress], None] | None,
+    interrupts: Interrupts | None = None,
+    on_search: Callable[[Search], None] = lambda _: None,
 ) -> Result:
-    """`partition` of the graph as it is."""
+    """`partition` of the graph as it is.
+
+    Two arguments are for one search of several: the signals that are deferred already, and what
+    receives the state of the search as it begins.
+    """
     _check_budget(time_limit_s, max_samples)
     if not relative_gap >= 0:
         raise InputError(f"relative_gap is {relative_gap}, expected 0 or more")
@@ -206,7 +232,7 @@ def _partition(
         raise InputError(f"alternatives is {alternatives}, expected 0 or more")
     check_pool(pool)
     implementation = method_of(method, policy)
-    name = method if isinstance(method, str) else getattr(method, "__name__", type(method).__name__)
+    name = _name_of(method)
     problem = Problem.build(graph, mcm)
     reason = why_infeasible(problem)
     if reason is not None:
@@ -223,6 +249,7 @@ def _partition(
         count_compilation=count_compilation,
         alternatives=alternatives + 1 if alternatives else 0,
     )
+    on_search(search)
     search.notes += rescaling_notes(graph, problem)
     if islands is not None:
         implementation = islands.exchanging(implementation)
@@ -233,9 +260,10 @@ def _partition(
         baseline_s = _start(search, initial_assignment)
         run(search, implementation)
 
-    with deferred_interrupt() as interrupts:
-        search.interrupted = interrupted = interrupts.event
-        _run_in_time(search, work, interrupts)
+    deferred = deferred_interrupt() if interrupts is None else contextlib.nullcontext(interrupts)
+    with deferred as signals:
+        search.interrupted = interrupted = signals.event
+        _run_in_time(search, work, signals)
     if interrupted.is_set() and search.best is None:
         raise KeyboardInterrupt
     if search.best is None or search.best_costs is None:

@@ -12,7 +12,7 @@ from jaxpart.methods import METHODS
 from jaxpart.problem.graph import Graph, Node, Tensor, Weight
 from jaxpart.problem.mcm import Constraints, load_mcm
 from jaxpart.problem.problem import Problem
-from jaxpart.runtime import state
+from jaxpart.runtime import clock, state
 from tests.support import oracle
 from tests.support.graphs import parallel_chains
 from tests.support.modules import CHIP, THREE_CHIPS
@@ -151,7 +151,7 @@ def test_a_fixed_chip_beyond_the_module_is_refused():
 @pytest.mark.parametrize("counts", [False, True])
 def test_what_is_compiled_is_beside_the_search_time_only_where_it_is_asked_for(monkeypatch, counts):
     now = [0.0]
-    monkeypatch.setattr(state.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(clock.time, "perf_counter", lambda: now[0])
     problem = Problem.build(parallel_chains(2, 2), THREE_CHIPS)
     budget = state.Budget(10.0, None, 0.0)
     search = state.Search(problem, budget, 0, count_compilation=counts)
@@ -171,8 +171,8 @@ def test_what_is_compiled_is_beside_the_search_time_only_where_it_is_asked_for(m
 
 def test_time_in_which_the_process_is_suspended_does_not_count(monkeypatch):
     now, computed = [0.0], [0.0]
-    monkeypatch.setattr(state.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(state.time, "process_time", lambda: computed[0])
+    monkeypatch.setattr(clock.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(clock.time, "process_time", lambda: computed[0])
     problem = Problem.build(parallel_chains(2, 2), THREE_CHIPS)
     search = state.Search(problem, state.Budget(10.0, None, 0.0), 0)
     search.watch_clock()

@@ -49,7 +49,7 @@ def test_an_operation_that_is_most_of_the_work_no_longer_binds():
     assert result.bottleneck_s < largest_s / 3
     assert result.split is not None
     assert result.split.whole_s == pytest.approx(whole.bottleneck_s)
-    assert result.bound_method.endswith("of the graph as split")
+    assert result.bound_method.endswith("of the graph with these parts and copies")
     costs = oracle.evaluate(result.problem.graph, MCM8, result.assignment.tolist())
     assert costs.valid
     assert costs.bottleneck_s == pytest.approx(result.bottleneck_s)
@@ -160,14 +160,26 @@ def test_rules_name_nodes_of_the_graph_as_it_is():
         searched(layers(), rules=[lambda f: np.ones(f.shape[1], bool)])
 
 
-def test_a_sentence_counts_in_words():
-    info = SplitInfo(2, 5, 1, 2, 8, 1.25, 3e-6, 1e-6)
-    assert info.sentence(2e-6) == (
-        "2 of 8 operations into 5 parts, and 1 sum and 2 copies; compute +25.0%; 1.500x over 3 us "
-        "without"
+INFO = SplitInfo(2, 5, (("a", 3), ("b", 2)), 1, 2, 8, 1.25, 0.05, 3e-6, 1e-6)
+
+
+def test_sentences_count_in_words():
+    assert INFO.sentences(2e-6) == (
+        "2 of 8 operations into 5 parts, and 1 sum and 2 copies; a into 3, b into 2",
+        "compute +25.0%: +20.0% by parts that read again, +5.0% by sums and copies",
+        "1.500x over 3 us without, from 3.000 to 2.000 mean loads of the graph as it was",
     )
-    alone = dataclasses.replace(info, sums=0, copies=0, whole_s=None)
-    assert alone.sentence(2e-6).endswith("5 parts; compute +25.0%; nothing valid was found without")
+    alone = dataclasses.replace(INFO, operations=4, sums=0, copies=0, whole_s=None)
+    what, _, outcome = alone.sentences(2e-6)
+    assert what == "4 of 8 operations into 5 parts; a into 3, b into 2, ..."
+    assert outcome == (
+        "nothing valid was found without, now 2.000 mean loads of the graph as it was"
+    )
+
+
+def test_copies_alone_are_not_called_operations_that_were_split():
+    info = dataclasses.replace(INFO, operations=0, parts=0, largest=(), sums=0, copies=3)
+    assert info.sentences(2e-6)[0] == "no operation split; 3 copies"
 
 
 def test_a_result_can_be_checked_against_the_saved_graph(tmp_path, capsys, monkeypatch):
@@ -182,6 +194,23 @@ def test_a_result_can_be_checked_against_the_saved_graph(tmp_path, capsys, monke
     assert main(["evaluate", "layers.json", "result.json"]) == 2
     found = json.loads((tmp_path / "result.json").read_text())
     assert found["graph_sha256"] == Graph.load("split.json").sha256
+
+
+def test_the_parts_are_saved_beside_the_result_where_no_file_is_named(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    layers().save("layers.json")
+    options = "--mcm mcm8 --method ideals --samples 2000 --split auto --out best.json"
+    assert main(["partition", "layers.json", *options.split()]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "written: best.json, best.graph.json.gz and layers-mcm8.png"
+    assert main(["evaluate", "best.graph.json.gz", "best.json"]) == 0
+
+    line([1.0] * 2, [0]).save("line.json")
+    options = "--mcm mcm8 --method greedy --split auto --out whole.json"
+    assert main(["partition", "line.json", *options.split()]) == 0
+    assert not (tmp_path / "whole.graph.json.gz").exists()
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,8 @@ def add_arguments(parser: Parser) -> None:
         "--save-graph",
         metavar="FILE.json",
         type=file_name,
-        help="write the graph that the result is of: with --split it has the parts",
+        help="write the graph that the result is of: with --split it has the parts (default, where "
+        "operations were split: the result's name with .graph.json.gz)",
     )
     islands = parser.add_argument_group(
         "islands",
@@ -179,7 +180,7 @@ def run(arguments: argparse.Namespace) -> int:
     stem = _stem(f"{graph.name}-{mcm.name}")
     if islands is not None and islands.process:
         stem += f"-island{islands.process}"
-    out, plot = _outputs(arguments, stem)
+    out, plot, parts = _outputs(arguments, stem)
     problem_of(graph, mcm, arguments.graph)
     if arguments.measure is not None and arguments.split != "off":
         raise InputError("--measure: parts of operations are not exported yet, expected no --split")
@@ -214,9 +215,12 @@ def run(arguments: argparse.Namespace) -> int:
             split=arguments.split,
             callback=callback,
         )
+    written = [out]
+    if parts is not None and (arguments.save_graph is not None or result.split is not None):
+        # The graph comes first: no result is left without the graph that it is of.
+        result.problem.graph.save(parts)
+        written.append(parts)
     result.save(out)
-    if arguments.save_graph is not None:
-        result.problem.graph.save(arguments.save_graph)
     signals = interrupt.active()
     farewell = one_line(f"interrupted: the best so far is in {out}")
     signals.leave_at_once(farewell)
@@ -230,9 +234,10 @@ def run(arguments: argparse.Namespace) -> int:
     drawn = background.started(lambda: result.plot(plot))
     if background.finishes(drawn, lambda: signals.waited_s > _PATIENCE_S):
         drawn.result()
-        show(f"\n{one_line(f'written: {out} and {plot}')}")
+        show(f"\n{one_line(f'written: {_enumerated([*written, plot])}')}")
     else:
-        show(f"\n{one_line(f'written: {out}; no picture: not drawn in time')}")
+        names = _enumerated(written)
+        show(f"\n{one_line(f'written: {names}; no picture: not drawn in time')}")
     signals.leave_at_once(None)
     if signals.event.is_set():
         return say(farewell, signals.code)
@@ -275,9 +280,16 @@ def _stem(name: str) -> str:
     return re.sub(r"[^\w.+-]+", "-", name).encode()[:200].decode(errors="ignore")
 
 
-def _outputs(arguments: argparse.Namespace, stem: str) -> tuple[Path, Path]:
-    """The files for the result and the picture, found to be writable before a search.
+def _enumerated(files: list[Path]) -> str:
+    """Names in a sentence: a, b and c."""
+    *first, last = map(str, files)
+    return f"{', '.join(first)} and {last}" if first else last
 
+
+def _outputs(arguments: argparse.Namespace, stem: str) -> tuple[Path, Path, Path | None]:
+    """The files for the result, the picture and the graph, found to be writable before a search.
+
+    The graph has one where it is asked for, or where operations may be split.
     `--init` may be replaced by the result, which is at least as good.
     """
     named = (arguments.mcm, arguments.policy, arguments.seconds)
@@ -287,12 +299,15 @@ def _outputs(arguments: argparse.Namespace, stem: str) -> tuple[Path, Path]:
         f"{stem}.png" if arguments.plot is None else arguments.plot,
         [*inputs, *filter(None, [arguments.init])],
     )
-    if arguments.save_graph is not None:
-        saved = check_writable(arguments.save_graph, [*inputs, *filter(None, [arguments.init])])
+    saved = arguments.save_graph
+    if saved is None and arguments.split != "off":
+        saved = out.with_name(f"{out.stem}.graph.json.gz")
+    if saved is not None:
+        saved = check_writable(saved, [*inputs, *filter(None, [arguments.init])])
         if saved.resolve() in (out.resolve(), plot.resolve()):
             raise InputError(
                 f"{saved}: named for the graph and for another file, expected two files"
             )
     if out.resolve() == plot.resolve() or (out.exists() and plot.exists() and out.samefile(plot)):
         raise InputError(f"{out}: named for both the result and the picture, expected two files")
-    return out, plot
+    return out, plot, saved

@@ -30,21 +30,21 @@ _MEMORY_BINDS = 0.98  # of a chip's capacity; above it, `binding_kind` says "+me
 _LINKS_SHOWN = 6  # most links in one line
 
 
-def summary(scored: ScoredPartition, search: str, split: str | None = None) -> str:
+def summary(scored: ScoredPartition, search: str, split: Sequence[str] = ()) -> str:
     """The report on a result.
 
     Args:
       scored: the result.
       search: how it was found, in words.
-      split: how operations were split, in words; None: they were not.
+      split: how operations were split, in sentences; none: they were not.
     """
     problem = scored.problem
     time = time_format(scored.bottleneck_s)
     rows = [
         *_rows_of(scored),
         ("improvement", _improvement(scored, time)),
-        *([("split", split)] if split is not None else []),
-        ("lower bound", _bound(scored, time)),
+        *(("" if i else "split", sentence) for i, sentence in enumerate(split)),
+        ("lower bound", _bound(scored, time, is_split=bool(split))),
         ("search", search),
         *(("note", note) for note in (*scored.notes, *_hints(scored))),
     ]
@@ -215,12 +215,13 @@ def _improvement(scored: ScoredPartition, time: Callable[[float], str]) -> str:
     return f"{ratio:.3f}x over greedy ({time(baseline_s)} us), {100 * (ratio - 1):+.1f}% throughput"
 
 
-def _bound(scored: ScoredPartition, time: Callable[[float], str]) -> str:
+def _bound(scored: ScoredPartition, time: Callable[[float], str], *, is_split: bool) -> str:
     text = f"{time(scored.lower_bound_s)} us ({scored.bound_method})"
     if scored.gap is None:
         return text
     if scored.gap <= PROVEN_GAP:
-        return f"{text}, gap {100 * scored.gap:.3f}%: proven optimal"
+        verdict = "optimal for these parts and copies" if is_split else "proven optimal"
+        return f"{text}, gap {100 * scored.gap:.3f}%: {verdict}"
     return f"{text}, gap {100 * scored.gap:.2f}%"
 
 

@@ -56,7 +56,7 @@ class Result(ScoredPartition):
             f"{search.method}, {search.samples:,} samples in {search.wall_s:.1f} s{before}, "
             f"seed {search.seed}" + (" (interrupted)" if search.interrupted else "")
         )
-        split = None if self.split is None else self.split.sentence(self.bottleneck_s)
+        split = () if self.split is None else self.split.sentences(self.bottleneck_s)
         return report.summary(self, found, split)
 
     def plot(self, path: str | os.PathLike[str]) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
-import time
 from collections.abc import Callable, Generator, Sequence
 
 import jax
@@ -21,6 +20,7 @@ from jaxpart.environment import usable_cores
 from jaxpart.errors import InputError
 from jaxpart.problem.problem import IntArray, Problem
 from jaxpart.runtime.alternatives import Alternatives
+from jaxpart.runtime.clock import Clock
 from jaxpart.runtime.core_sharing import CoreSharing
 from jaxpart.runtime.device_time import DeviceTime
 from jaxpart.runtime.pool import SolverPool
@@ -36,11 +36,6 @@ _SMALL_BITS = 6000
 _ALTERNATIVE_SHARE = 0.1
 # Niceness of background solvers; at 0 they starve the search.
 _NICENESS = 10
-
-
-# A longer time between two looks at the clock, while it is watched, was a suspension, unless this
-# process computed for at least this share of it.
-_SUSPENDED_S, _COMPUTING_SHARE = 1.0, 0.05
 
 
 class AbandonedError(Exception):
@@ -144,13 +139,12 @@ class Search:
         self.repair_candidates: tuple[jax.Array | IntArray, Costs] | None = None
         self._callback = callback
         self._counts_compilation = count_compilation
-        # Guards the best, the clock and the pools: a search that is abandoned changes them no more.
+        # Guards the best and the pools: a search that is abandoned changes them no more.
         self._lock = threading.RLock()
         self._is_abandoned = False
         self._pools: list[SolverPool] = []
-        self._looked: tuple[float, float] | None = None  # clock and CPU time; None: not watched
-        self._suspended_s = 0.0
-        self._started_s = time.perf_counter()
+        self._clock = Clock()
+        self._started_s = self._now_s()
         self._searching_since_s: float | None = None
         self._device: DeviceProblem | None = None
 
@@ -223,22 +217,11 @@ class Search:
 
         Called several times a second from the first call to the end of the search.
         """
-        with self._lock:
-            if self._looked is None:
-                self._looked = time.perf_counter(), time.process_time()
-        self._now_s()
+        self._clock.watch()
 
     def _now_s(self) -> float:
         """Seconds on a clock that stands still while this process is suspended."""
-        with self._lock:
-            now_s = time.perf_counter()
-            if self._looked is not None:
-                looked_s, computed_s = self._looked
-                self._looked = now_s, time.process_time()
-                gap_s, computed_s = now_s - looked_s, self._looked[1] - computed_s
-                if gap_s > _SUSPENDED_S and computed_s < _COMPUTING_SHARE * gap_s:
-                    self._suspended_s += gap_s
-            return now_s - self._suspended_s
+        return self._clock.now_s()
 
     def abandon(self) -> None:
         """Keeps what is found as it is, and ends the workers; whatever still runs ends soon.
