@@ -118,6 +118,7 @@ def run_stages(
     count: int = 64,
     seed: int = 0,
     model: str | os.PathLike[str] | None = None,
+    dims: Mapping[str, int] | None = None,
     callback: Callable[[int], None] = lambda done: None,
 ) -> RunReport:
     """Runs a folder of stages.
@@ -129,6 +130,8 @@ def run_stages(
       seed: of the random inputs.
       model: the whole model, to compare the outputs of the first inferences with; None: no
         comparison.
+      dims: sizes of the free dimensions of a whole model that is a `.pt2`, as of the partition; an
+        ONNX model takes those of its inputs.
       callback: called with the number of inferences that are done, each time one is.
 
     Raises:
@@ -142,7 +145,7 @@ def run_stages(
     )
     expected = []
     if model is not None:
-        whole = load_model(Path(model), manifest.kind)
+        whole = load_model(Path(model), manifest.kind, dims)
         expected = [whole(feed(k)) for k in range(min(count, _COMPARED))]
     programs = load_stages(Path(folder), manifest)
     run_pipeline(manifest, programs, feed, 1)  # the first run of a program is slow
