@@ -113,8 +113,8 @@ def add_arguments(parser: Parser) -> None:
         "--measure",
         metavar="K",
         type=count,
-        help="of a file that can run (ONNX, StableHLO, of jax.export, .pt2): time the stages of the "
-        "K best distinct partitions on this machine, one at a time, and take the fastest",
+        help="of a file that can run (ONNX, StableHLO, of jax.export, .pt2): time the stages of "
+        "the K best distinct partitions on this machine, one at a time, and take the fastest",
     )
     add(
         "--split",

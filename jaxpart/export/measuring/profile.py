@@ -280,7 +280,11 @@ def _in_context(
         [alone[nodes[v].name] for v in kept],
         [nodes[v].op for v in kept],
     )
-    return dict(zip((nodes[v].name for v in kept), found.tolist(), strict=True)), start_s, tuple(notes)
+    return (
+        dict(zip((nodes[v].name for v in kept), found.tolist(), strict=True)),
+        start_s,
+        tuple(notes),
+    )
 
 
 def _pieces(count: int) -> MCM:
