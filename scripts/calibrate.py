@@ -71,9 +71,7 @@ def _parser() -> Parser:
         nargs="+",
         metavar="MODEL",
         type=name_or_file,
-        
         help="files that can run, as for `jaxpart profile`; with --measured any graphs",
-    ,
     )
     add(
         "--measured",

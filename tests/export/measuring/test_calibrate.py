@@ -239,11 +239,13 @@ def test_the_script_sets_free_sizes_and_goes_on_where_it_was_stopped(files, monk
     free("net.onnx", "rows")
     jobs = ["a/net.onnx", "net.onnx", "--dim", "batch=4", "--dim", "rows=8", "--count", "3"]
     calls = []
-    monkeypatch.setattr(
-        calibrate,
-        "profile",
-        lambda *a, f=calibrate.profile, **o: calls.append(f(*a, **o)) or calls[-1],
-    )
+    profile = calibrate.profile
+
+    def noted(*arguments, **options):
+        calls.append(profile(*arguments, **options))
+        return calls[-1]
+
+    monkeypatch.setattr(calibrate, "profile", noted)
 
     assert run(monkeypatch, *jobs, "--out", "cpu.toml", "--resume", "a") == 0
     assert run(monkeypatch, *jobs, "--out", "cpu.toml", "--resume", "a") == 0
