@@ -122,9 +122,8 @@ class RunReport:
             )
         if predicted is not None and self._is_far(predicted.predicted_s, measured.measured_s):
             lines.append(
-                f"note        {self.mcm} is not this device, and its times are not measured ones: "
-                "scripts/calibrate.py describes this device as a module, --seconds takes what "
-                "`jaxpart profile` measured"
+                f"note        {self.mcm} is another device than this one: scripts/calibrate.py "
+                "describes this one as a module, --seconds takes measured times of nodes"
             )
         return "\n".join(lines)
 

@@ -130,7 +130,7 @@ def test_the_summary_marks_what_binds():
     assert lines[5].split() == ["12", "4.0", "100.0", "1,500.0", "50.0", "<-", "predicted", "(out)"]
     assert lines[7] == "throughput  80 inferences/s, predicted 250,000"
     assert "0.0003 of the largest, expected at most 1e-05: NOT THE SAME" in lines[9]
-    assert "scripts/calibrate.py describes this device" in lines[10]
+    assert "scripts/calibrate.py describes this one" in lines[10]
     assert "--seconds" in lines[10]
     near = dataclasses.replace(
         report, stages=(StageTime(0, 1e-3, 3e-3, "in"),), link="the link from 0 to 1 binds, 9 us"
