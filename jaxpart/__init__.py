@@ -27,8 +27,11 @@ if TYPE_CHECKING:
         JaxpartError,
         NothingFoundError,
     )
+    from jaxpart.export.jax.files import load_stage
+    from jaxpart.export.jax.from_file import trace_file
     from jaxpart.export.jax.stages import Stages, Trace, trace
     from jaxpart.export.measuring.profile import Profile, profile
+    from jaxpart.export.running.run import RunReport, StageTime, run_stages
     from jaxpart.export.simulation.simulate import Simulation, Stall, simulate
     from jaxpart.export.targets import export
     from jaxpart.export.torch_split import torch_split
@@ -98,6 +101,7 @@ _HOME = {
     "Progress": "runtime.state",
     "Result": "results.result",
     "Rule": "runtime.state",
+    "RunReport": "export.running.run",
     "Samples": "policies",
     "Search": "runtime.state",
     "SearchInfo": "results.result",
@@ -105,6 +109,7 @@ _HOME = {
     "SolverPool": "runtime.pool",
     "Stall": "export.simulation.simulate",
     "Split": "ingest.rewrite.split",
+    "StageTime": "export.running.run",
     "Stages": "export.jax.stages",
     "Sweep": "sweep",
     "Tensor": "problem.graph",
@@ -124,6 +129,7 @@ _HOME = {
     "load_graph": "ingest.load",
     "load_instance": "ingest.load",
     "load_mcm": "problem.mcm",
+    "load_stage": "export.jax.files",
     "lower_bound": "engine",
     "partition": "engine",
     "pretrain": "methods.policy.pretraining",
@@ -132,11 +138,13 @@ _HOME = {
     "read_examples": "methods.policy.imitation",
     "refine": "splitting",
     "rollout": "policies",
+    "run_stages": "export.running.run",
     "simulate": "export.simulation.simulate",
     "split": "splitting",
     "sweep": "sweep",
     "torch_split": "export.torch_split",
     "trace": "export.jax.stages",
+    "trace_file": "export.jax.from_file",
     "with_seconds": "ingest.seconds",
 }
 
@@ -177,12 +185,14 @@ __all__ = [
     "Progress",
     "Result",
     "Rule",
+    "RunReport",
     "Samples",
     "Search",
     "SearchInfo",
     "Simulation",
     "SolverPool",
     "Split",
+    "StageTime",
     "Stages",
     "Stall",
     "Sweep",
@@ -205,6 +215,7 @@ __all__ = [
     "load_graph",
     "load_instance",
     "load_mcm",
+    "load_stage",
     "lower_bound",
     "partition",
     "pretrain",
@@ -213,11 +224,13 @@ __all__ = [
     "read_examples",
     "refine",
     "rollout",
+    "run_stages",
     "simulate",
     "split",
     "sweep",
     "torch_split",
     "trace",
+    "trace_file",
     "with_seconds",
 ]
 

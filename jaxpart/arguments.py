@@ -111,7 +111,7 @@ def add_dimension_argument(parser: argparse.ArgumentParser) -> None:
         type=_dimension,
         action="append",
         default=[],
-        help="size of a free dimension of an ONNX model, or how often a Loop runs "
+        help="size of a free dimension of an ONNX model or a .pt2, or how often a Loop runs "
         "(RESULT:trips=SIZE); may be repeated",
     )
 

@@ -65,6 +65,10 @@ class PinError(GraphError):
     """A fixed chip (`pin`) is not a chip number, or two in one colocation group differ."""
 
 
+class SharedDrawError(InputError):
+    """Two chips would draw the same random numbers."""
+
+
 class MCMError(InputError):
     """The description of a module is inconsistent."""
 

@@ -36,6 +36,7 @@ ROOMS = (
     ("arguments",),
     ("commands",),
     ("cli",),
+    ("__main__",),
     ("__init__",),
 )
 # The families of methods, likewise.
@@ -51,6 +52,7 @@ WITHOUT_JAX += (
     "arguments",
     "commands",
     "cli",
+    "__main__",
     "__init__",
 )
 

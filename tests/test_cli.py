@@ -684,3 +684,12 @@ def test_a_signal_before_anything_is_found_says_so(place, number):
     assert done.returncode == 128 + number
     assert done.stderr == "interrupted before there was anything to write\n"
     assert not list(place.glob("*.result.json"))
+
+
+def test_the_package_is_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxpart", "graphs", "--help"], capture_output=True, text=True
+    )
+
+    assert done.returncode == 0
+    assert done.stdout.startswith("usage: jaxpart graphs ")

@@ -7,6 +7,7 @@ import importlib
 import re
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,7 @@ from jaxpart.runtime import background, interrupt
 from jaxpart.text import one_line
 
 if TYPE_CHECKING:
+    from jaxpart.export.jax.stages import Trace
     from jaxpart.ingest.onnx.importer import ImportedModel
     from jaxpart.results.result import Result
     from jaxpart.runtime.islands import Islands
@@ -111,8 +113,8 @@ def add_arguments(parser: Parser) -> None:
         "--measure",
         metavar="K",
         type=count,
-        help="of an ONNX file: time the stages of the K best distinct partitions on this machine, "
-        "one at a time, and take the fastest",
+        help="of a file that can run (ONNX, StableHLO, of jax.export, .pt2): time the stages of "
+        "the K best distinct partitions on this machine, one at a time, and take the fastest",
     )
     add(
         "--split",
@@ -244,16 +246,22 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _model_to_measure(arguments: argparse.Namespace) -> ImportedModel:
-    """The ONNX model that is to be measured; what cannot be shows before the search."""
+def _model_to_measure(arguments: argparse.Namespace) -> ImportedModel | Trace:
+    """The model that is to be measured; what cannot be shows before the search."""
+    from jaxpart.export.jax.from_file import is_for_jax, trace_file
     from jaxpart.export.running.runtimes import check_onnx_runtime
     from jaxpart.export.targets import read_model
 
+    if is_for_jax(arguments.graph):
+        params = arguments.param_argnums
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # told when the graph was read
+            return trace_file(arguments.graph, dims=sizes(arguments.dim), param_argnums=params)
     check_onnx_runtime(arguments.graph)
     return read_model(arguments.graph, sizes(arguments.dim))
 
 
-def _measured(model: ImportedModel, path: str, result: Result) -> tuple[Result, str]:
+def _measured(model: ImportedModel | Trace, path: str, result: Result) -> tuple[Result, str]:
     """The fastest partition by measurement, and a table of those that were measured."""
     from jaxpart.export.measuring.choice import chosen, measured, table
     from jaxpart.results import progress

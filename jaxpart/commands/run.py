@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from jaxpart.arguments import Parser, count, file_name, seed
+from jaxpart.arguments import Parser, add_dimension_argument, count, file_name, seed
+from jaxpart.commands.inputs import sizes
 from jaxpart.commands.output import show
 
 DESCRIPTION = "Run exported stages as a pipeline, time them, and compare their outputs."
@@ -13,6 +14,7 @@ DESCRIPTION = "Run exported stages as a pipeline, time them, and compare their o
 _EXAMPLES = """\
 examples:
   %(prog)s stages --model model.onnx
+  %(prog)s stages --model model.pt2 --dim s77=4
   %(prog)s stages --inputs pictures.npz --count 200
 
 exit codes:
@@ -38,6 +40,7 @@ def add_arguments(parser: Parser) -> None:
         type=file_name,
         help="the whole model, to compare the outputs of the first inferences with",
     )
+    add_dimension_argument(parser)
     parser.lists = lambda: _EXAMPLES
 
 
@@ -53,6 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
             count=arguments.count,
             seed=arguments.seed,
             model=arguments.model,
+            dims=sizes(arguments.dim),
             callback=callback,
         )
     show(report.summary())

@@ -23,6 +23,7 @@ from typing import Any
 import fidelity_figures
 import quality_figures
 import replication as replication_study
+import stablehlo_check
 import transfer_figures
 from pairs import by_module_and_class
 
@@ -636,6 +637,14 @@ def headline() -> str:
     large = [run for run in judged if run.nodes >= quality_figures.LARGE]
     against = {other: quality_figures.race(large, "auto", other) for other in ("cpsat", "scip")}
     shares = {other: f"{100 * r.of_limit:.2g}%" for other, r in against.items() if r is not None}
+    fidelities = [row for row in raw("fidelity")["rows"] if row["part"] == "judged"]
+    models = [fidelity_figures.Judged.of(row) for row in fidelities]
+    told = [
+        f"{name} {one.pearson:.3f}, {percent(one.error, 1)}"
+        for name in ("profiled", "calibrated")
+        for one in [fidelity_figures.overall(models, name)]
+    ]
+    partitions = sum(len(model.measured_s) for model in models)
     lines = [
         [
             "BERT-large (1,713 nodes) on `mcm36`",
@@ -665,6 +674,12 @@ def headline() -> str:
             "1",
             f"{shares['cpsat']} and {shares['scip']} of it",
         ],
+        [
+            f"longest stages of {partitions} partitions of {len(models)} models, predicted: "
+            "correlation (Pearson), mean error",
+            "1",
+            "; ".join(told),
+        ],
     ]
     return markdown("what | cores | measured", lines)
 
@@ -675,6 +690,15 @@ def replication() -> str:
         "module | >pairs | >best known | >one chip a stage | >at most two | >any number | "
         ">two better | >any better",
         replication_study.table_rows(raw("replication")["rows"]),
+    )
+
+
+def stablehlo() -> str:
+    """The graphs of `from_stablehlo` over those of `from_jax`, function by function."""
+    return markdown(
+        "function | >nodes | >FLOPs, fused | >bytes, fused | >products | >weights | "
+        "more FLOPs | fewer",
+        stablehlo_check.table_rows(raw("stablehlo")["rows"]),
     )
 
 
@@ -705,6 +729,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "seeds": lambda: seeds() + "\n" + measured("quality-seeds"),
     "quality": lambda: quality("quality-test", with_best=True) + "\n" + measured("quality-test"),
     "fidelity": lambda: fidelity(raw("fidelity")["rows"]) + "\n" + measured("fidelity"),
+    "stablehlo": lambda: stablehlo() + "\n" + measured("stablehlo"),
     "replication": lambda: replication() + "\n" + measured("replication"),
     "growth": lambda: growth() + "\n" + measured("growth"),
     "transfer": lambda: transfer() + "\n" + measured("transfer"),

@@ -26,6 +26,18 @@ from jaxpart.ingest.traced import TracedFile
 _EXPECTED = "expected StableHLO, what jax.export serializes, or what torch.export saves (.pt2)"
 
 
+def is_for_jax(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is one that `trace_file` reads: no ONNX model, and no graph.
+
+    Raises:
+      InputError: the file cannot be read.
+    """
+    if is_archive(path):
+        return True
+    content = without_mark(uncompressed(read_bytes(path), path))
+    return marks.is_module(content) or marks.is_exported(content)
+
+
 def trace_file(
     path: str | os.PathLike[str],
     *,

@@ -124,8 +124,9 @@ def toml(device: Device, mcm: MCM, origin: str) -> str:
     told = [
         f"Fitted to {device.nodes:,} measured nodes; error {100 * device.error:.1f}% of the time.",
         f"Measured on: {origin}",
-        f"Starting a node takes {device.launch_s * 1e6:.4g} us more, which has no place here: "
-        "--seconds brings it.",
+        f"Starting a node takes {device.launch_s * 1e6:.4g} us more, which has no place here and "
+        "which --mcm leaves out:",
+        "scripts/calibrate.py --predicted DIR writes seconds that include it, for --seconds.",
         "Not measured: sram_bytes and the bandwidth of links.",
         *device.notes,
     ]

@@ -1,4 +1,4 @@
-"""The best of a few good partitions of an ONNX model by measurement, not by the cost model."""
+"""The best of a few good partitions of a model by measurement, not by the cost model."""
 
 from __future__ import annotations
 
@@ -8,10 +8,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx
 
 from jaxpart.export.checked import checked_result
-from jaxpart.export.measuring.timing import stage_seconds
-from jaxpart.export.running.runtimes import runtime_name
+from jaxpart.export.jax.stages import Trace
+from jaxpart.export.measuring.profile_jax import (
+    TimedStages,
+    device_name,
+    empty_call_s,
+    prepared,
+    wide_types,
+)
+from jaxpart.export.measuring.timing import Walk, clock_of, in_rounds, median_seconds, walk_of
+from jaxpart.export.onnx.data import with_shared_data
+from jaxpart.export.running.runtimes import load_onnx, runtime_name
 from jaxpart.export.targets import write_onnx_stages
 from jaxpart.ingest.onnx.importer import ImportedModel
 from jaxpart.results.result import Result
@@ -25,10 +35,14 @@ class Measured:
     Attributes:
       scored: the partition.
       stage_s: seconds of the stage of each chip in use, in chip order, without transfers.
+      call_s: seconds of a call that computes next to nothing: each stage's time has them in it.
+      device: where the stages ran, in words.
     """
 
     scored: ScoredPartition
     stage_s: tuple[float, ...]
+    call_s: float = 0.0
+    device: str = ""
 
     @property
     def bottleneck_s(self) -> float:
@@ -43,21 +57,23 @@ class Measured:
 
 
 def measured(
-    imported: ImportedModel,
+    model: ImportedModel | Trace,
     path: str,
     result: Result,
     *,
     count: int = 20,
     callback: Callable[[int], None] = lambda done: None,
 ) -> list[Measured]:
-    """Exports a result and its alternatives, and times their stages one at a time on this machine.
+    """Times the stages of a result and of its alternatives, one at a time on this machine.
+
+    The partitions take turns (`in_rounds`), so that what else the machine does meets all of them.
 
     Args:
-      imported: the model.
-      path: where it is; its external data is beside it.
+      model: an ONNX model, or a trace.
+      path: where the model is; the external data of an ONNX model is beside it.
       result: of the model's graph, with or without measured seconds.
       count: how often each stage is timed.
-      callback: called with the number of partitions that are done.
+      callback: called with the number of partitions whose first round is done.
 
     Returns:
       The result, then its alternatives, in their order.
@@ -65,16 +81,91 @@ def measured(
     Raises:
       InputError: a partition cannot be exported, or its stages cannot run.
     """
-    found = []
-    for one in (result, *result.alternatives):
-        with tempfile.TemporaryDirectory(prefix="jaxpart.") as name:
-            folder = Path(name) / "stages"
+    found = (result, *result.alternatives)
+    if isinstance(model, Trace):
+        return _measured_jax(model, found, count, callback)
+    return _measured_onnx(model, path, found, count, callback)
+
+
+def _measured_onnx(
+    imported: ImportedModel,
+    path: str,
+    partitions: Sequence[ScoredPartition],
+    count: int,
+    callback: Callable[[int], None],
+) -> list[Measured]:
+    with tempfile.TemporaryDirectory(prefix="jaxpart.") as name:
+        folder = Path(name)
+        source = with_shared_data(imported.source, path, folder)
+        shared = dataclasses.replace(imported, source=source)
+        walks = []
+        for i, one in enumerate(partitions):
             # On the model's own graph: that of the result may have measured seconds.
-            whole = checked_result(imported.graph, one.assignment, result.problem.mcm, path)
-            write_onnx_stages(imported, whole, path, folder)
-            found.append(Measured(one, tuple(stage_seconds(folder, count=count))))
-        callback(len(found))
-    return found
+            whole = checked_result(imported.graph, one.assignment, one.problem.mcm, path)
+            write_onnx_stages(shared, whole, path, folder / str(i))
+            walks.append(walk_of(folder / str(i), beside=len(partitions)))
+        call_s = _empty_onnx_s(folder / "empty.onnx", count)
+        return _in_turn(partitions, walks, count, callback, call_s, runtime_name())
+
+
+def _measured_jax(
+    trace: Trace,
+    partitions: Sequence[ScoredPartition],
+    count: int,
+    callback: Callable[[int], None],
+) -> list[Measured]:
+    import jax
+
+    device = jax.devices()[0]
+    programs = {}
+    with wide_types(trace):
+        walks = []
+        for one in partitions:
+            stages = trace.stages(one.assignment.tolist(), [device])
+            walks.append(TimedStages(stages, prepared(stages), programs).seconds)
+        call_s = empty_call_s(device, count)
+        return _in_turn(partitions, walks, count, callback, call_s, device_name())
+
+
+def _in_turn(
+    partitions: Sequence[ScoredPartition],
+    walks: Sequence[Walk],
+    count: int,
+    callback: Callable[[int], None],
+    call_s: float,
+    device: str,
+) -> list[Measured]:
+    """Times what walks give; `callback` is told of each one's first round."""
+    begun: set[int] = set()
+
+    def told(i: int, walk: Walk) -> Walk:
+        def timed(count: int) -> Sequence[float]:
+            seconds = walk(count)
+            if i not in begun:
+                begun.add(i)
+                callback(len(begun))
+            return seconds
+
+        return timed
+
+    rounds = in_rounds([told(i, walk) for i, walk in enumerate(walks)], count)
+    return [
+        Measured(one, tuple(found.min(axis=0).tolist()), call_s, device)
+        for one, found in zip(partitions, rounds, strict=True)
+    ]
+
+
+def _empty_onnx_s(path: Path, count: int) -> float:
+    """Seconds of a call of ONNX Runtime that passes one number on."""
+    number = [onnx.helper.make_tensor_value_info(name, 1, [1]) for name in ("x", "y")]
+    passes = onnx.helper.make_node("Identity", ["x"], ["y"])
+    graph = onnx.helper.make_graph([passes], "empty", number[:1], number[1:])
+    opset = onnx.helper.make_opsetid("", 13)
+    path.write_bytes(
+        onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8).SerializeToString()
+    )
+    program, given = load_onnx(path), {"x": np.zeros(1, np.float32)}
+    return median_seconds(lambda: program(given), count, clock_of("cpu"))
 
 
 def chosen(result: Result, found: Sequence[Measured]) -> Result:
@@ -106,7 +197,8 @@ def table(found: Sequence[Measured]) -> str:
     """A line for each partition: what was predicted and what was measured."""
     best = min(found, key=lambda one: one.bottleneck_s)
     lines = [
-        f"measured    {len(found)} distinct partitions, each stage alone on {runtime_name()}",
+        f"measured    {len(found)} distinct partitions, each stage alone on {best.device}",
+        f"            {best.call_s * 1e6:,.1f} us of each stage start it",
         "",
         "partition    predicted     measured   stages  longest",
         "                    us           us             chip",

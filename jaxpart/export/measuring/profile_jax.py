@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -36,6 +37,27 @@ def profile_trace(
     Raises:
       InputError: the function cannot be cut into stages, or cannot run on random values.
     """
+    with wide_types(trace):
+        return _profiled(trace, count, seed, callback)
+
+
+def programs_of(trace: Trace) -> int:
+    """How many programs `profile_trace` times."""
+    count = len(trace.graph.nodes)
+    return count + sum(len(cuts) + 1 for cuts in piece_cuts(count))
+
+
+def wide_types(trace: Trace) -> contextlib.AbstractContextManager[Any]:
+    """Lets JAX have types of 64 bits where a trace has some, as those of files do."""
+    types = {aval.dtype for aval in trace.steps.avals}
+    is_wide = any(jax.dtypes.canonicalize_dtype(t, allow_extended_dtype=True) != t for t in types)
+    return jax.enable_x64(True) if is_wide else contextlib.nullcontext()
+
+
+def _profiled(
+    trace: Trace, count: int, seed: int, callback: Callable[[int], None]
+) -> tuple[dict[str, float], float, str]:
+    """`profile_trace`, where types of 64 bits are as the trace wants them."""
     nodes, device = trace.graph.nodes, jax.devices()[0]
     programs: Programs = {}
 
@@ -44,7 +66,7 @@ def profile_trace(
         return TimedStages(stages, prepared(stages, seed), programs)
 
     single = timed(range(len(nodes)))
-    empty_s = _empty_call_s(device, count)
+    empty_s = empty_call_s(device, count)
     alone = [max(0.0, taken - empty_s) for taken in single.seconds(count, callback)]
     needed = [part.chip for part in single.stages.plans]
     pieces, done = [], len(nodes)
@@ -64,7 +86,12 @@ def profile_trace(
     if segments:
         found, start_s = shared_out(segments, taken, alone, [nodes[v].op for v in needed])
         seconds.update(zip((nodes[v].name for v in needed), found.tolist(), strict=True))
-    return seconds, start_s, f"jax {jax.__version__}, {device.device_kind}"
+    return seconds, start_s, device_name()
+
+
+def device_name() -> str:
+    """JAX and its default device, in words."""
+    return f"jax {jax.__version__}, {jax.devices()[0].device_kind}"
 
 
 def prepared(stages: Stages, seed: int = 0) -> dict[int, Any]:
@@ -169,7 +196,7 @@ def _flat(
     return stage
 
 
-def _empty_call_s(device: Any, count: int) -> float:
+def empty_call_s(device: Any, count: int) -> float:
     """Seconds of a call that computes next to nothing."""
     x = jax.device_put(jnp.int32(0), device)
     program = jax.jit(lambda operand: [operand + 1]).lower(x).compile()

@@ -24,6 +24,7 @@ _IN_ROUND = 3  # runs that are timed in a round
 _LONGEST_S = 2.0  # seconds after which no further run begins, once there are a few
 _ROUNDS_S = 30.0  # seconds after which no further round begins
 _FEWEST = 3  # runs that are counted in any case
+_HELD_BYTES = 2**32  # weights of all programs that stay in memory between rounds
 
 
 def clock_of(platform: str) -> Clock:
@@ -102,18 +103,30 @@ def stage_seconds(folder: str | os.PathLike[str], *, count: int = 20, seed: int 
     return in_rounds([walk_of(folder, seed=seed)], count)[0].min(axis=0).tolist()
 
 
-def walk_of(folder: str | os.PathLike[str], *, feed: Feed | None = None, seed: int = 0) -> Walk:
-    """What times the stages of a folder, which are loaded at once; as `stage_seconds`.
+def walk_of(
+    folder: str | os.PathLike[str], *, feed: Feed | None = None, seed: int = 0, beside: int = 1
+) -> Walk:
+    """What times the stages of a folder; as `stage_seconds`.
+
+    The folder is checked at once. Its programs are loaded once too, and stay in memory; unless the
+    weights are so large that several folders would not fit: then each round loads them again.
 
     Args:
       folder: of stages.
       feed: gives the inputs; None: random ones.
       seed: of the random inputs.
+      beside: how many folders of about this size are timed in turn.
     """
     manifest = read_stages(folder)
-    programs = load_stages(Path(folder), manifest)
     feed = random_feed(manifest.inputs, seed) if feed is None else feed
     clock = clock_of(_platform(manifest))
+
+    def load() -> list[Program]:
+        return load_stages(Path(folder), manifest)
+
+    if beside * sum(stage.weight_bytes for stage in manifest.stages) > _HELD_BYTES:
+        return lambda count: _seconds(manifest, load(), feed, count, clock)
+    programs = load()
     return lambda count: _seconds(manifest, programs, feed, count, clock)
 
 

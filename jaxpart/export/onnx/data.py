@@ -25,6 +25,7 @@ from jaxpart.ingest.onnx.shapes import array_of, is_external
 
 _ALIGNMENT = 4096  # bytes; whoever maps a file into memory needs whole pages
 _CHUNK = 2**22
+_LARGE = 2**12  # bytes of a tensor, from which on it goes to a shared file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,13 +69,13 @@ class Data:
         tensors = [(t, name) for t, name in tensors_in(stage.graph) if is_external(t)]
         if not tensors:
             return []
-        parts = [self._part(tensor, name) for tensor, name in tensors]
+        parts = [self.part(tensor, name) for tensor, name in tensors]
         names: dict[str, None] = {}
         copied: dict[_Part, int] = {}  # -> offset in the stage's own file
         size = 0
         own = f"{stem}.data"
         for (tensor, _), part in zip(tensors, parts, strict=True):
-            linked = None if self._copy else self._link(part.file)
+            linked = None if self._copy else self.link(part.file)
             if linked is not None:
                 _point(tensor, linked, part.offset, part.length)
                 names[linked] = None
@@ -88,7 +89,8 @@ class Data:
             self.files[own] = _copier(copied)
         return list(names)
 
-    def _part(self, tensor: TensorProto, name: str) -> _Part:
+    def part(self, tensor: TensorProto, name: str) -> _Part:
+        """Where the contents of an external tensor are; errors are those of `place`."""
         given: dict[str, str] = {}
         for entry in tensor.external_data:
             given.setdefault(entry.key, entry.value)
@@ -121,7 +123,7 @@ class Data:
             )
         return _Part(file, offset, length)
 
-    def _link(self, file: str) -> str | None:
+    def link(self, file: str) -> str | None:
         """The name of a file in the folder; None if it cannot have one there."""
         if file not in self._linked:
             name = f"weights-{len(self._linked):02}.data"
@@ -130,6 +132,47 @@ class Data:
             if linked:
                 self.files[name] = lambda path: os.link(file, path)
         return self._linked[file]
+
+
+def with_shared_data(source: ModelProto, model_path: str, folder: Path) -> ModelProto:
+    """The model with its large tensors in files to which stages within a folder can link.
+
+    So several exports of a model take its room once. What is in the file system of the folder
+    stays where it is.
+
+    Args:
+      source: the model.
+      model_path: where it is; its external data is beside it.
+      folder: an existing one, which gets a file. Its path is in the result, which is for
+        `onnx_stages` alone.
+
+    Raises:
+      InputError: a file is missing or cannot be read.
+      FileFormatError: a file is too short, or a tensor's place in it is no place.
+    """
+    made = ModelProto()
+    made.CopyFrom(source)
+    data = Data(model_path, folder / "stages", copy=False)
+    path = (folder / "shared.data").absolute()
+    with open(path, "wb") as target:
+        for tensor in made.graph.initializer:
+            if is_external(tensor):
+                part = data.part(tensor, tensor.name)
+                if data.link(part.file) is not None:
+                    continue
+                chunks, length = _read(part), part.length
+            elif len(tensor.raw_data) >= _LARGE:
+                chunks, length = iter([tensor.raw_data]), len(tensor.raw_data)
+            else:
+                continue
+            offset = -(-target.tell() // _ALIGNMENT) * _ALIGNMENT
+            target.seek(offset)
+            for chunk in chunks:
+                target.write(chunk)
+            tensor.ClearField("raw_data")
+            tensor.data_location = TensorProto.EXTERNAL
+            _point(tensor, os.fspath(path), offset, length)
+    return made
 
 
 def _number(text: str | bytes, place: str) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 
 from onnx import NodeProto
 
-from jaxpart.errors import FileFormatError, InputError
+from jaxpart.errors import FileFormatError, InputError, SharedDrawError
 from jaxpart.export.manifest import HOST, Place
 from jaxpart.ingest.onnx.importer import ImportedModel
 from jaxpart.ingest.onnx.operation import is_shape, label, reads, subgraphs
@@ -156,7 +156,7 @@ class _Planner:
                 if not _is_random(self.nodes[i]):
                     continue
                 if drawn.setdefault(i, stage.chip) != stage.chip:
-                    raise InputError(
+                    raise SharedDrawError(
                         f"{label(self.nodes[i])} draws random numbers that chips {drawn[i]} and "
                         f"{stage.chip} both need, expected its consumers on one chip"
                     )
@@ -179,7 +179,8 @@ def plan_stages(imported: ImportedModel, chips: Mapping[str, int]) -> tuple[Stag
       chips: the chip of each node of its graph, by name.
 
     Raises:
-      InputError: data flows to a lower chip, or two chips would draw the same random numbers.
+      InputError: data flows to a lower chip.
+      SharedDrawError: two chips would draw the same random numbers.
       FileFormatError: nothing gives a value that a node reads.
     """
     return _Planner(imported, chips).run()

@@ -22,6 +22,7 @@ from jaxpart.results.file import ResultFile, read_result
 
 _TOLERANCE = 1e-5  # largest difference to the whole model, as a share of its largest output
 _ROUNDINGS = 4  # so many roundings are allowed in a narrow float: a tensor that is sent is rounded
+_FAR = 10.0  # ratio of measured and predicted times from which on the module is another device
 _COMPARED = 8  # inferences that are compared with the whole model
 
 
@@ -33,11 +34,14 @@ class StageTime:
       chip: the chip.
       predicted_s: by the cost model, transfers included; None: the folder has no costs.
       measured_s: median over the inferences, without transfers.
+      binds: which of its times is the longest by the cost model: "compute", "in" or "out"; None:
+        the folder has no costs.
     """
 
     chip: int
     predicted_s: float | None
     measured_s: float
+    binds: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +59,8 @@ class RunReport:
       compared: how many inferences were compared with the whole model.
       difference: the largest difference, as a share of the largest output; None: none compared.
       tolerance: the largest difference that rounding explains.
+      link: the link that takes longer than every stage by the cost model, in words; None: no link
+        does.
     """
 
     graph: str
@@ -67,6 +73,7 @@ class RunReport:
     compared: int
     difference: float | None
     tolerance: float = _TOLERANCE
+    link: str | None = None
 
     @property
     def agrees(self) -> bool:
@@ -87,7 +94,10 @@ class RunReport:
         for stage in self.stages:
             marks = [
                 word
-                for word, binding in (("predicted", predicted), ("measured", measured))
+                for word, binding in (
+                    (f"predicted ({stage.binds})" if stage.binds else "predicted", predicted),
+                    ("measured", measured),
+                )
                 if stage is binding
             ]
             row = (
@@ -101,6 +111,8 @@ class RunReport:
             f"throughput  {self.inferences / self.wall_s:,.6g} inferences/s, predicted {rate}",
             f"latency     {self.latency_s * 1e6:,.1f} us (median, of a full pipeline)",
         ]
+        if self.link is not None:
+            lines.append(f"predicted   {self.link}")
         if self.difference is not None:
             verdict = "equal" if self.difference == 0 else f"{self.difference:.2g} of the largest"
             wrong = "" if self.agrees else f", expected at most {self.tolerance:g}: NOT THE SAME"
@@ -108,7 +120,19 @@ class RunReport:
                 f"compared    {self.compared} inferences with the whole model: outputs {verdict}"
                 f"{wrong}"
             )
+        if predicted is not None and self._is_far(predicted.predicted_s, measured.measured_s):
+            lines.append(
+                f"note        {self.mcm} is another device than this one: scripts/calibrate.py "
+                "describes this one as a module, --seconds takes measured times of nodes"
+            )
         return "\n".join(lines)
+
+    @staticmethod
+    def _is_far(predicted_s: float | None, measured_s: float) -> bool:
+        """Whether the times are of different devices; nothing is said of no time."""
+        if not predicted_s or not measured_s:
+            return False
+        return not 1 / _FAR <= measured_s / predicted_s <= _FAR
 
 
 def run_stages(
@@ -118,6 +142,7 @@ def run_stages(
     count: int = 64,
     seed: int = 0,
     model: str | os.PathLike[str] | None = None,
+    dims: Mapping[str, int] | None = None,
     callback: Callable[[int], None] = lambda done: None,
 ) -> RunReport:
     """Runs a folder of stages.
@@ -129,6 +154,8 @@ def run_stages(
       seed: of the random inputs.
       model: the whole model, to compare the outputs of the first inferences with; None: no
         comparison.
+      dims: sizes of the free dimensions of a whole model that is a `.pt2`, as of the partition; an
+        ONNX model takes those of its inputs.
       callback: called with the number of inferences that are done, each time one is.
 
     Raises:
@@ -142,7 +169,7 @@ def run_stages(
     )
     expected = []
     if model is not None:
-        whole = load_model(Path(model), manifest.kind)
+        whole = load_model(Path(model), manifest.kind, dims)
         expected = [whole(feed(k)) for k in range(min(count, _COMPARED))]
     programs = load_stages(Path(folder), manifest)
     run_pipeline(manifest, programs, feed, 1)  # the first run of a program is slow
@@ -152,11 +179,17 @@ def run_stages(
         for found, wanted in zip(done.outputs, expected, strict=True)
     ]
     predicted = {} if file is None else _predicted_s(file)
+    binds = {} if file is None else _binds(file)
     return RunReport(
         manifest.graph,
         manifest.mcm,
         tuple(
-            StageTime(stage.chip, predicted.get(stage.chip), statistics.median(seconds))
+            StageTime(
+                stage.chip,
+                predicted.get(stage.chip),
+                statistics.median(seconds),
+                binds.get(stage.chip),
+            )
             for stage, seconds in zip(stages, done.stage_s, strict=True)
         ),
         None if file is None else file.throughput_per_s,
@@ -166,6 +199,7 @@ def run_stages(
         len(gaps),
         max(gaps) if gaps else None,
         _tolerance(manifest),
+        None if file is None else _slowest_link(file, max(predicted.values())),
     )
 
 
@@ -194,6 +228,24 @@ def _predicted_s(file: ResultFile) -> dict[int, float]:
     """Seconds of each chip by the cost model."""
     join = max if file.mcm.overlap else math.fsum
     return {each.chip: join((each.compute_s, each.in_s, each.out_s)) for each in file.stages}
+
+
+def _binds(file: ResultFile) -> dict[int, str]:
+    """Which time of each chip is the longest by the cost model."""
+    names = ("compute", "in", "out")
+    times = {each.chip: (each.compute_s, each.in_s, each.out_s) for each in file.stages}
+    return {chip: names[found.index(max(found))] for chip, found in times.items()}
+
+
+def _slowest_link(file: ResultFile, longest_s: float) -> str | None:
+    """The busiest link in words, if it takes longer than every stage."""
+    busiest = max(file.links, key=lambda link: link.busy_s, default=None)
+    if busiest is None or busiest.busy_s <= longest_s:
+        return None
+    return (
+        f"the link from {busiest.source} to {busiest.target} binds, "
+        f"{busiest.busy_s * 1e6:,.1f} us an inference"
+    )
 
 
 def _tolerance(manifest: Manifest) -> float:

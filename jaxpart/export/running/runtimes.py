@@ -54,8 +54,13 @@ def load_stages(folder: Path, manifest: Manifest) -> list[Program]:
     return [finished(program) for program in loaded]
 
 
-def load_model(path: Path, kind: str) -> Program:
+def load_model(path: Path, kind: str, dims: Mapping[str, int] | None = None) -> Program:
     """Loads a whole model, to compare stages of its kind with.
+
+    Args:
+      path: of the model.
+      kind: of the stages.
+      dims: sizes of the free dimensions of a `.pt2`; an ONNX model has those of its inputs.
 
     Raises:
       InputError: the runtime is not installed, or the file cannot be loaded: an ONNX model; for
@@ -64,7 +69,7 @@ def load_model(path: Path, kind: str) -> Program:
     if kind != "onnx":
         from jaxpart.export.jax.from_file import whole_program
 
-        return whole_program(path)
+        return whole_program(path, dims)
     return load_onnx(path)
 
 

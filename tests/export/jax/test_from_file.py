@@ -175,6 +175,23 @@ def test_the_command_writes_stages_that_run_and_agree_with_the_model(tmp_path, c
     assert not (tmp_path / "other").exists()
 
 
+def test_a_pt2_with_a_free_size_is_compared_with_its_stages(tmp_path, capsys):
+    path, out = PROGRAMS / "dynamic.pt2", tmp_path / "out"
+    with pytest.raises(InputError) as refused:
+        trace_file(path)
+    symbol = str(refused.value).split("hangs on ")[1].split(",")[0]
+    graph = jaxpart.load_graph(path, dims={symbol: 4})
+    chips = dict(zip([v.name for v in graph.nodes], rising_chips(graph, 1), strict=True))
+    jaxpart.export(path, chips, to="stablehlo", out=out, mcm=FREE, dims={symbol: 4})
+    run = ["run", str(out), "--count", "2", "--model", str(path)]
+
+    assert main([*run, "--dim", f"{symbol}=4"]) == 0
+
+    assert "compared    2 inferences with the whole model: outputs " in capsys.readouterr().out
+    assert main(run) == 2
+    assert f"its size hangs on {symbol}, which is free" in capsys.readouterr().err
+
+
 MINE = """func.func @main(%x: tensor<4x8xf32>) -> (tensor<4x8xf32>, tensor<4x8xf32>) {
   %0 = stablehlo.custom_call @mine(%x) : (tensor<4x8xf32>) -> tensor<4x8xf32>
   %1 = stablehlo.tanh %x : tensor<4x8xf32>

@@ -1,6 +1,7 @@
 """A device is fitted to measured nodes: the true one is found, in spite of noise and odd nodes."""
 
 import dataclasses
+from pathlib import Path
 
 import calibrate
 import numpy as np
@@ -14,6 +15,8 @@ from jaxpart.ingest.seconds import read_seconds, with_seconds, write_seconds
 from jaxpart.problem.graph import Graph, Node
 from jaxpart.problem.mcm import load_mcm
 from jaxpart.problem.problem import Problem
+from tests.support.onnx_models import model, node, out, value
+from tests.support.stages import save
 
 
 def nodes_of(rng, count, launch_s=0.0, peak=1e11, bandwidth=1e10):
@@ -188,7 +191,10 @@ def test_the_script_describes_a_device_from_what_was_measured(files, monkeypatch
     mcm = load_mcm("cpu.toml")
     assert mcm.num_chips == 2
     assert mcm.chips[0].peak_flops == pytest.approx(1e11, rel=0.02)
-    assert "starting        10 us a node" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "starting        10 us a node" in printed
+    assert "--mcm cpu.toml leaves the time of starting nodes out;" in printed
+    assert "--seconds FILE, of the files below, brings it in:" in printed
     predicted = read_seconds("net.seconds.csv")
     measured = read_seconds("net.csv")
     assert predicted == pytest.approx(measured, rel=1e-3)
@@ -201,6 +207,9 @@ def test_the_script_describes_a_device_from_what_was_measured(files, monkeypatch
         (["none.json", "--measured", "net.csv"], "none.json"),
         (["net.json", "--measured", "none.csv"], "none.csv: cannot be read"),
         (["net.json"], "is JSON, expected an ONNX model"),
+        (["net.json", "a/net.json", "--predicted", "."], "would both go to net.seconds.csv"),
+        (["net.json", "net.json", "--dim", "n=1"], "no input of a model has a dimension 'n'"),
+        (["net.json", "--resume", "none"], "none: is no folder"),
         (["net.json", "--measured", "net.csv", "--predicted", "none"], "none: is no folder"),
         (["cpu.toml", "--measured", "net.csv"], "cpu.toml: is an input"),
     ],
@@ -216,6 +225,34 @@ def test_the_script_refuses_what_it_cannot_use(files, monkeypatch, capsys, argum
     assert expected in printed
     assert len(printed.splitlines()) == 1
     assert sorted(files.iterdir()) == before
+
+
+def free(name, dim):
+    """Twelve sums, in a batch of free size."""
+    nodes = [node("Mul", f"t{k} t{k}", f"t{k + 1}", name=f"n{k}") for k in range(12)]
+    return save(Path(name), model(nodes, [value("t0", [dim, 4096])], [out("t12")]))
+
+
+def test_the_script_sets_free_sizes_and_goes_on_where_it_was_stopped(files, monkeypatch, capsys):
+    (files / "a").mkdir()
+    free("a/net.onnx", "batch")
+    free("net.onnx", "rows")
+    jobs = ["a/net.onnx", "net.onnx", "--dim", "batch=4", "--dim", "rows=8", "--count", "3"]
+    calls = []
+    profile = calibrate.profile
+
+    def noted(*arguments, **options):
+        calls.append(profile(*arguments, **options))
+        return calls[-1]
+
+    monkeypatch.setattr(calibrate, "profile", noted)
+
+    assert run(monkeypatch, *jobs, "--out", "cpu.toml", "--resume", "a") == 0
+    assert run(monkeypatch, *jobs, "--out", "cpu.toml", "--resume", "a") == 0
+
+    assert [found.resumed for found in calls] == [0, 0, 3, 3]
+    assert [found.graph.nodes[0].flops for found in calls[:2]] == [4 * 4096, 8 * 4096]
+    assert "--predicted DIR writes seconds" in capsys.readouterr().out
 
 
 def test_fitted_seconds_are_those_of_with_seconds():

@@ -1,10 +1,13 @@
 """The fastest of a few partitions by measurement is the answer."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxpart
 from jaxpart.cli import main
+from jaxpart.export.measuring import choice
 from jaxpart.export.measuring.choice import Measured, chosen, measured, table
 from jaxpart.export.targets import read_model
 from jaxpart.results.result import Result
@@ -46,6 +49,41 @@ def test_the_result_and_its_alternatives_are_measured(path, result):
     for one in found:
         assert len(one.stage_s) == one.scored.chips_used
         assert min(one.stage_s) > 0
+        assert 0 < one.call_s < 1e-3
+
+
+def test_partitions_take_turns(path, result, monkeypatch):
+    begun = []
+    original = choice.walk_of
+
+    def walk_of(folder, **options):
+        walk = original(folder, **options)
+        return lambda count: (begun.append(folder.name), walk(count))[1]
+
+    monkeypatch.setattr(choice, "walk_of", walk_of)
+    found = measured(read_model(str(path), None), str(path), result, count=6)
+
+    assert begun == 2 * [str(i) for i in range(len(found))]
+
+
+def test_partitions_of_a_file_of_stablehlo_are_measured_on_jax(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def fn(w, x):
+        for _ in range(6):
+            x = jnp.sin(x @ w)
+        return x
+
+    shape = jax.ShapeDtypeStruct((16, 16), jnp.float32)
+    (tmp_path / "net.mlir").write_text(jax.jit(fn).lower(shape, shape).as_text())
+    common = ["--mcm", "mcm4", "--samples", "200", "--param-argnums", "0"]
+
+    assert main(["partition", "net.mlir", *common, "--measure", "2"]) == 0
+
+    printed = capsys.readouterr().out
+    assert printed.count("<- chosen") == 1
+    assert "each stage alone on jax " in printed
+    assert "us of each stage start it" in printed
 
 
 def test_the_fastest_by_measurement_is_chosen(result):

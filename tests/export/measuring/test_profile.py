@@ -6,6 +6,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import onnx
 import pytest
 
 import jaxpart
@@ -16,6 +17,7 @@ from jaxpart.export.measuring import profile_jax, timing
 from jaxpart.export.measuring.profile_jax import TimedStages, prepared
 from jaxpart.export.measuring.timing import clock_of, in_rounds, median_seconds, stage_seconds
 from jaxpart.export.measuring.unfinished import read_unfinished
+from jaxpart.export.targets import write_onnx_stages
 from jaxpart.ingest.seconds import read_seconds
 from tests.support.functions import made
 from tests.support.onnx_models import body, model, node, numbers, out, value
@@ -119,6 +121,7 @@ def test_a_file_is_cut_unless_both_sides_would_draw_the_same_numbers(
         return in_rounds(walks, count)
 
     monkeypatch.setattr(profiling, "in_rounds", counted)
+    monkeypatch.setattr(profiling, "_ASIDE", 1e9)  # drawing stands for no node
     nodes = [node("Add", f"t{k} r", f"t{k + 1}", name=f"n{k}") for k in range(12)]
     inputs = [value("t0", [2]), value("r", [2])]
     if is_random:
@@ -130,6 +133,100 @@ def test_a_file_is_cut_unless_both_sides_would_draw_the_same_numbers(
 
     assert list(found.seconds) == names_of(jaxpart.from_onnx(path))
     assert ways == ([] if is_random else [2])
+    assert len(found.notes) == is_random
+    assert ("draws random numbers that chips" in found.summary()) == is_random
+
+
+@pytest.mark.parametrize("is_external", [False, True])
+def test_weights_take_their_room_once_however_often_a_model_is_cut(
+    tmp_path, monkeypatch, is_external
+):
+    held = []
+
+    def counted(walks, count):
+        files = {}
+        for file in (tmp_path / "t").rglob("*"):
+            files[file.stat().st_ino] = file.stat().st_size
+        held.append(sum(files.values()))
+        return in_rounds(walks, count)
+
+    (tmp_path / "t").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "t"))
+    monkeypatch.setattr(profiling, "in_rounds", counted)
+    whole = model(
+        [node("MatMul", f"t{k} w{k}", f"t{k + 1}", name=f"n{k}") for k in range(12)],
+        [value("t0", [2, 256])],
+        [out("t12")],
+        [numbers(f"w{k}", np.full((256, 256), k), np.float32) for k in range(12)],
+    )
+    weights = sum(len(tensor.raw_data) for tensor in whole.graph.initializer)
+    options = {"save_as_external_data": True, "location": "w.data"} if is_external else {}
+    onnx.save(whole, tmp_path / "net.onnx", **options)
+
+    found = jaxpart.profile(tmp_path / "net.onnx", count=1)
+
+    assert found.notes == ()
+    assert weights <= held[0] < 1.2 * weights
+
+
+def test_a_disk_that_is_full_is_told_and_not_taken_for_a_model_that_cannot_be_cut(
+    tmp_path, monkeypatch
+):
+    written = []
+
+    def full(imported, result, path, folder, **options):
+        written.append(folder)
+        if len(written) > 1:
+            raise InputError(f"{folder}: cannot be written (No space left on device)")
+        return write_onnx_stages(imported, result, path, folder, **options)
+
+    monkeypatch.setattr(profiling, "write_onnx_stages", full)
+    nodes = [node("Relu", f"t{k}", f"t{k + 1}", name=f"n{k}") for k in range(12)]
+    path = save(tmp_path / "net.onnx", model(nodes, [value("t0", [2])], [out("t12")]))
+
+    with pytest.raises(InputError, match="No space left"):
+        jaxpart.profile(path, count=1)
+
+
+def test_a_folder_is_checked_once_and_loaded_once_unless_it_is_large(tmp_path, monkeypatch):
+    path = save(tmp_path / "net.onnx", uneven())
+    places = dict(zip(names_of(jaxpart.from_onnx(path)), [0, 3, 5, 5], strict=True))
+    jaxpart.export(path, places, out=tmp_path / "stages", mcm=FREE)
+    calls = []
+    for name in ("read_stages", "load_stages"):
+        original = getattr(timing, name)
+        monkeypatch.setattr(
+            timing, name, lambda *a, f=original, n=name: (calls.append(n), f(*a))[1]
+        )
+
+    in_rounds([timing.walk_of(tmp_path / "stages")], 6)
+    assert calls == ["read_stages", "load_stages"]
+    calls.clear()
+    in_rounds([timing.walk_of(tmp_path / "stages", beside=2**13)], 6)
+    assert calls == ["read_stages", "load_stages", "load_stages"]
+
+
+def test_a_file_of_stablehlo_is_profiled_by_way_of_jax(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def fn(w, x):
+        return jnp.sin(x @ w)
+
+    shape = jax.ShapeDtypeStruct((8, 8), jnp.float32)
+    (tmp_path / "net.mlir").write_text(jax.jit(fn).lower(shape, shape).as_text())
+
+    assert main(["profile", "net.mlir", "--count", "1", "--param-argnums", "0"]) == 0
+
+    assert "on jax " in capsys.readouterr().out
+    graph = jaxpart.load_graph("net.mlir", param_argnums=(0,))
+    assert list(read_seconds("net.seconds.csv")) == names_of(graph)
+    found = jaxpart.profile("net.mlir", count=1, param_argnums=0)
+    assert found.graph.weights
+    assert jaxpart.profile(jaxpart.trace_file("net.mlir"), count=1).runs == 1
+    with pytest.raises(InputError, match="runs on JAX"):
+        jaxpart.profile("net.mlir", out="s.csv")
+    assert main(["profile", "net.mlir", "--inputs", "x.npz"]) == 2
+    assert "expected --inputs of an ONNX file alone" in capsys.readouterr().err
 
 
 def test_the_command_writes_what_other_commands_read(tmp_path, monkeypatch, capsys):
@@ -249,7 +346,7 @@ def test_a_profile_that_is_interrupted_leaves_nothing(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("options", "expected"),
-    [({"count": 0}, "count is 0"), ({"dims": {"n": 1}}, "of an ONNX file alone")],
+    [({"count": 0}, "count is 0"), ({"dims": {"n": 1}}, "of a file alone")],
 )
 def test_options_that_make_no_sense_are_refused(options, expected):
     with pytest.raises(InputError, match=expected):

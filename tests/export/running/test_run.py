@@ -72,6 +72,9 @@ def test_the_stages_are_timed_and_compared_with_the_model(path, folder):
     for stage in report.stages:
         assert stage.predicted_s == pytest.approx(float(scored.costs.stage_s[stage.chip]))
         assert 0 < stage.measured_s < report.wall_s
+        costs = scored.costs
+        times = [float(t[stage.chip]) for t in (costs.compute_s, costs.in_s, costs.out_s)]
+        assert stage.binds == ("compute", "in", "out")[int(np.argmax(times))]
     assert report.predicted_per_s == scored.throughput_per_s
     assert report.latency_s < report.wall_s
 
@@ -118,15 +121,23 @@ def test_a_model_of_other_outputs_is_refused(folder, tmp_path):
 
 
 def test_the_summary_marks_what_binds():
-    times = (StageTime(0, 2e-6, 3e-3), StageTime(12, 4e-6, 1.5e-3))
+    times = (StageTime(0, 2e-6, 3e-3), StageTime(12, 4e-6, 1.5e-3, "out"))
     report = RunReport("g", "m", times, 250e3, 8, 0.1, 0.02, 4, 3e-4)
 
     lines = report.summary().splitlines()
 
     assert lines[4].split() == ["0", "2.0", "50.0", "3,000.0", "100.0", "<-", "measured"]
-    assert lines[5].split() == ["12", "4.0", "100.0", "1,500.0", "50.0", "<-", "predicted"]
+    assert lines[5].split() == ["12", "4.0", "100.0", "1,500.0", "50.0", "<-", "predicted", "(out)"]
     assert lines[7] == "throughput  80 inferences/s, predicted 250,000"
     assert "0.0003 of the largest, expected at most 1e-05: NOT THE SAME" in lines[9]
+    assert "scripts/calibrate.py describes this one" in lines[10]
+    assert "--seconds" in lines[10]
+    near = dataclasses.replace(
+        report, stages=(StageTime(0, 1e-3, 3e-3, "in"),), link="the link from 0 to 1 binds, 9 us"
+    )
+    assert near.summary().splitlines()[4].endswith("<- predicted (in) and measured")
+    assert near.summary().splitlines()[8] == "predicted   the link from 0 to 1 binds, 9 us"
+    assert "calibrate" not in near.summary()
     assert not report.agrees
     assert dataclasses.replace(report, difference=1e-6).agrees
     assert dataclasses.replace(report, difference=None).agrees
