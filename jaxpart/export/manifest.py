@@ -189,13 +189,7 @@ def read_stages(folder: str | os.PathLike[str]) -> Manifest:
     hashes: dict[str, str] = {}  # a file of many gigabytes may serve all stages
     for stage in manifest.stages:
         for name, expected in stage.sha256.items():
-            file = folder / name
-            if file.is_symlink():
-                raise InputError(f"{file}: is a link, expected a file in the folder of stages")
-            if not file.exists():
-                raise InputError(f"{file}: is missing, expected the file of chip {stage.chip}")
-            if kind := irregular_kind(os.stat(file).st_mode):
-                raise InputError(f"{file}: is {kind}, expected the file of chip {stage.chip}")
+            file = file_of(folder, stage, name)
             if name not in hashes:
                 hashes[name] = _sha256(file)
             if hashes[name] != expected:
@@ -203,6 +197,34 @@ def read_stages(folder: str | os.PathLike[str]) -> Manifest:
                     f"{file}: was changed since it was exported (its SHA-256 is not the manifest's)"
                 )
     return manifest
+
+
+def file_of(folder: Path, stage: Stage, name: str) -> Path:
+    """A file of a stage that is to be read: `read_stages` has compared its hash.
+
+    Args:
+      folder: of the stages.
+      stage: whose file it is.
+      name: of the file.
+
+    Raises:
+      InputError: the file is missing, a link, or no regular file.
+      FileFormatError: the manifest has no hash of it, or the name leads out of the folder.
+    """
+    where = f"{folder / MANIFEST}: the stage of chip {stage.chip}"
+    if name not in stage.sha256:
+        raise FileFormatError(f"{where}: $.sha256 has no hash of {name!r}, which the stage reads")
+    _check_name(name, where)
+    file = folder / name
+    try:
+        kind = irregular_kind(os.lstat(file).st_mode)
+    except FileNotFoundError as error:
+        raise InputError(f"{file}: is missing, expected the file of chip {stage.chip}") from error
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror})") from error
+    if kind:
+        raise InputError(f"{file}: is {kind}, expected a regular file in the folder of stages")
+    return file
 
 
 def _decoded(path: Path) -> Manifest:
