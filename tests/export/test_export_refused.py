@@ -13,6 +13,7 @@ import jaxpart
 from jaxpart.cli import main
 from jaxpart.errors import FileFormatError, InputError
 from jaxpart.problem.mcm import Constraints
+from tests.support.full_disk import FULL, WHEN, fill_up
 from tests.support.onnx_models import model, node, numbers, out, value
 from tests.support.stages import FREE, save
 
@@ -237,3 +238,16 @@ def test_a_disk_that_fills_up_leaves_what_was_there(before, path, tmp_path, monk
     assert len(written) == 2
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == contents
     assert out.exists() == (before != "nothing")
+
+
+@pytest.mark.parametrize("when", WHEN)
+def test_a_disk_that_fills_up_leaves_no_part_of_one_annotated_file(
+    when, path, tmp_path, monkeypatch
+):
+    out = tmp_path / "placed.onnx"
+    fill_up(monkeypatch, when)
+
+    with pytest.raises(InputError, match=f"placed.onnx: {FULL}"):
+        jaxpart.export(path, PLACES, to="onnx-annotated", out=out, mcm=FREE)
+
+    assert list(tmp_path.iterdir()) == [path]
