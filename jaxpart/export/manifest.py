@@ -6,7 +6,6 @@ outputs of the model. The format is described in `jaxpart/README.md`.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import os
 import shutil
@@ -19,7 +18,7 @@ import msgspec
 
 from jaxpart.errors import FileFormatError, InputError
 from jaxpart.export.leftovers import locked_folder, old_folder, release, tidy, try_lock
-from jaxpart.files import checked_path, decode_json, irregular_kind, read_bytes
+from jaxpart.files import checked_path, decode_json, irregular_kind, read_bytes, sha256_of
 
 # What a partition can be taken away as.
 TARGETS = {
@@ -31,7 +30,6 @@ TARGETS = {
 MANIFEST = "manifest.json"
 RESULT = "result.json"  # the result file that the stages were made of
 HOST = "host"
-_CHUNK = 2**20
 
 _Chip = Annotated[int, msgspec.Meta(ge=0)]
 Place = _Chip | Literal["host"]
@@ -118,7 +116,7 @@ def write_stages(
             else:
                 (temporary / name).write_bytes(content)
         names = {name for stage in manifest.stages for name in stage.sha256}
-        hashes = {name: _sha256(temporary / name) for name in sorted(names)}
+        hashes = {name: sha256_of(temporary / name) for name in sorted(names)}
         stages = tuple(
             msgspec.structs.replace(
                 stage, sha256={name: hashes[name] for name in sorted(stage.sha256)}
@@ -191,7 +189,7 @@ def read_stages(folder: str | os.PathLike[str]) -> Manifest:
         for name, expected in stage.sha256.items():
             file = file_of(folder, stage, name)
             if name not in hashes:
-                hashes[name] = _sha256(file)
+                hashes[name] = sha256_of(file)
             if hashes[name] != expected:
                 raise InputError(
                     f"{file}: was changed since it was exported (its SHA-256 is not the manifest's)"
@@ -321,11 +319,3 @@ def _replace(folder: Path, new: Path) -> None:
     finally:
         shutil.rmtree(old, ignore_errors=True)
         release(lock)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while part := file.read(_CHUNK):
-            digest.update(part)
-    return digest.hexdigest()
