@@ -54,8 +54,9 @@ def export(
         file) or in their order.
       to: "onnx": a folder of stages, as `jaxpart/README.md` describes it. "onnx-annotated": one
         file, the whole model; external data is referred to as in the model and may be missing, so
-        the file must then be in the model's folder. "stablehlo": a folder of stages that JAX loads, `.mlirbc` and weights for other tools beside
-        them (this needs the extra `export`). "mpmd": one file, the text of a module of Shardy.
+        the file must then be in the model's folder. "stablehlo": a folder of stages that JAX loads,
+        `.mlirbc` and weights for other tools beside them (this needs the extra `export`). "mpmd":
+        one file, the text of a module of Shardy.
       out: the folder or file to write; one that an earlier export wrote is replaced.
       mcm: the module, where the partition brings none.
       dims: sizes of free dimensions, as for `from_onnx`; those of the partition.

@@ -174,7 +174,7 @@ def test_the_annotated_file_needs_no_weights(path, tmp_path):
 def test_the_annotated_file_is_beside_the_data_or_refused(path, tmp_path):
     """Their places are relative to its folder."""
     (tmp_path / "other").mkdir()
-    with pytest.raises(InputError, match=r"the tensor 'w0' .* in the file 'weights.bin' beside the"):
+    with pytest.raises(InputError, match=r"tensor 'w0' .* in the file 'weights.bin' beside the"):
         jaxpart.export(
             path, PLACES, to="onnx-annotated", out=tmp_path / "other" / "placed.onnx", mcm=FREE
         )
