@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import hashlib
 import io
 import os
 import stat
@@ -94,6 +95,19 @@ def opened(path: str | os.PathLike[str]) -> Iterator[io.FileIO]:
             yield file
     except OSError as error:
         raise InputError(f"{name}: cannot be read ({error.strerror})") from error
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of the bytes of a file, in hexadecimal digits.
+
+    Raises:
+      InputError: as for `opened`.
+    """
+    digest = hashlib.sha256()
+    with opened(path) as file:
+        while part := file.read(_CHUNK):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def uncompressed(content: bytes, path: str | os.PathLike[str]) -> bytes:

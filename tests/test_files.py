@@ -19,7 +19,10 @@ from jaxpart.files import (
     uncompressed,
     write_whole,
 )
+from jaxpart.ingest.seconds import write_seconds
+from jaxpart.problem.graph import Graph, Node
 from jaxpart.text import decimal, name_of, one_line, printable, shortened, tell
+from tests.support.full_disk import FULL, WHEN, fill_up
 
 
 @pytest.fixture
@@ -253,6 +256,27 @@ def test_files_that_cannot_be_written_are_found_before(tmp_path):
                 write(path)
     assert protected.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["protected"]
+
+
+WRITERS = {
+    "text": lambda path: write_whole(path, b"new"),  # as calibrate.py writes TOML
+    "graph": lambda path: Graph((Node("a", "add", 1, 1),), ()).save(path),
+    "csv": lambda path: write_seconds(path, {"a": 1.0}),
+}
+
+
+@pytest.mark.parametrize("when", WHEN)
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_disk_that_fills_up_leaves_the_old_file(kind, when, tmp_path, monkeypatch):
+    path = tmp_path / "kept"
+    path.write_bytes(b"old")
+    fill_up(monkeypatch, when)
+
+    with pytest.raises(InputError, match=f"kept: {FULL}"):
+        WRITERS[kind](path)
+
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_the_longest_name_of_a_file_can_be_written(tmp_path):

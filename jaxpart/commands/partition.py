@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import re
 import sys
@@ -173,6 +174,8 @@ def _parts(text: str) -> str | int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Finds, writes and shows a partition."""
+    from jaxpart import datasets
+    from jaxpart.ingest.load import model_sha256
     from jaxpart.results.picture import kind_of
 
     if arguments.plot is not None:
@@ -183,6 +186,7 @@ def run(arguments: argparse.Namespace) -> int:
     if islands is not None and islands.process:
         stem += f"-island{islands.process}"
     out, plot, parts = _outputs(arguments, stem)
+    model_hash = None if datasets.is_shipped(arguments.graph) else model_sha256(arguments.graph)
     problem_of(graph, mcm, arguments.graph)
     if arguments.measure is not None and arguments.split != "off":
         raise InputError("--measure: parts of operations are not exported yet, expected no --split")
@@ -217,6 +221,7 @@ def run(arguments: argparse.Namespace) -> int:
             split=arguments.split,
             callback=callback,
         )
+    result = dataclasses.replace(result, model_sha256=model_hash)
     written = [out]
     if parts is not None and (arguments.save_graph is not None or result.split is not None):
         # The graph comes first: no result is left without the graph that it is of.

@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
-from jaxpart.datasets.shipped import SPLITS, contents, entry, load, names, resolve, split
+from jaxpart.datasets.shipped import (
+    SPLITS,
+    contents,
+    entry,
+    is_shipped,
+    load,
+    names,
+    resolve,
+    split,
+)
 
-__all__ = ["SPLITS", "contents", "entry", "load", "names", "resolve", "split"]
+__all__ = ["SPLITS", "contents", "entry", "is_shipped", "load", "names", "resolve", "split"]

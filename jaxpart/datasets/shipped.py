@@ -81,6 +81,11 @@ def load(name: str) -> Graph:
     return Graph.load(files[name])
 
 
+def is_shipped(name: str) -> bool:
+    """Whether a graph with this name comes with jaxpart; `resolve` prefers it to a file."""
+    return name in _files()
+
+
 def resolve(
     name_or_path: str,
     *,
@@ -101,7 +106,7 @@ def resolve(
     Raises:
       InputError: there is no such graph and no such readable file of a known format.
     """
-    if name_or_path in _files():
+    if is_shipped(name_or_path):
         refuse_options(name_or_path, dims, param_argnums)
         return load(name_or_path), None
     if not os.path.exists(name_or_path):

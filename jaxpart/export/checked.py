@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from jaxpart.cost.evaluate import score
 from jaxpart.cost.verdicts import broken_rules
 from jaxpart.errors import InputError
+from jaxpart.ingest.load import model_sha256
 from jaxpart.problem.graph import Graph
 from jaxpart.problem.mcm import MCM
 from jaxpart.problem.problem import IntArray, Problem
@@ -16,6 +18,10 @@ from jaxpart.results.file import StoredResult, read_partition
 from jaxpart.results.result import Result, SearchInfo
 from jaxpart.results.scored import ScoredPartition
 
+_EXPECTED = (
+    "expected a result of this model, and the options that partition was given: --dim, "
+    "--param-argnums, --seconds"
+)
 Partition = str | os.PathLike[str] | ScoredPartition | Mapping[str, int] | Sequence[int] | IntArray
 
 
@@ -26,14 +32,15 @@ def checked_result(graph: Graph, partition: Partition, mcm: MCM | None, where: s
       graph: of the model, as it is now.
       partition: a result or its file, a file {"node": chip}, or chips by node name or by position.
       mcm: the module; None: the one that the result brings.
-      where: name of the model, for messages.
+      where: path of the model.
 
     Returns:
       The partition with its costs; one that no search has found has the method "given".
 
     Raises:
-      InputError: the file cannot be read; the result was made for another graph; it brings a module
-        and another one is given, or neither; or the partition is not valid.
+      InputError: the file cannot be read; the result was made for another graph, or of
+        another file than the model's (where it has its hash; external data does not count); it
+        brings a module and another one is given, or neither; or the partition is not valid.
     """
     if isinstance(partition, (str, os.PathLike)):
         stored = read_partition(partition)
@@ -48,8 +55,10 @@ def checked_result(graph: Graph, partition: Partition, mcm: MCM | None, where: s
         if problem.graph.sha256 != partition.problem.graph.sha256:
             raise InputError(
                 f"the partition: was made for another graph than {where} is now: "
-                f"{_difference(partition.problem.graph, problem.graph)}"
+                f"{_difference(partition.problem.graph, problem.graph)}; {_EXPECTED}"
             )
+        if isinstance(partition, Result):
+            _refuse_changed(partition.model_sha256, "the partition", where)
         return as_result(partition, "the partition")
     return as_result(evaluate(graph, _module(mcm, "the partition"), partition), "the partition")
 
@@ -61,10 +70,20 @@ def _from_file(stored: StoredResult, graph: Graph, where: str) -> Result:
         found = stored.contradictions(evaluation_of(problem, assignment))
         place = found[-1] if found else "an operator or a cost that no figure of the file shows"
         raise InputError(
-            f"{stored.path}: was made for another graph than {where} is now: {place}; expected a "
-            "result of this model, with the same sizes of dimensions"
+            f"{stored.path}: was made for another graph than {where} is now: {place}; {_EXPECTED}"
         )
-    return Result.load(stored.path, graph, stored.mcm)
+    result = Result.load(stored.path, graph, stored.mcm)
+    _refuse_changed(result.model_sha256, stored.path, where)
+    return result
+
+
+def _refuse_changed(expected: str | None, made: str, where: str) -> None:
+    """Refuses a model whose file has another hash than the result says, where it says one."""
+    if expected is not None and model_sha256(where) != expected:
+        raise InputError(
+            f"{where}: the model changed since {made} was made (its SHA-256 is another), expected "
+            "the file that was partitioned"
+        )
 
 
 def as_result(scored: ScoredPartition, where: str) -> Result:
@@ -109,12 +128,39 @@ def _refuse_module(mcm: MCM | None, where: str) -> None:
 
 
 def _difference(old: Graph, new: Graph) -> str:
-    """The first place where two graphs differ."""
+    """The first place where two graphs differ, and how."""
     if len(old.nodes) != len(new.nodes):
         return f"it had {len(old.nodes):,} nodes, the model has {len(new.nodes):,}"
     for one, other in zip(old.nodes, new.nodes, strict=True):
-        if one != other:
-            return f"node {one.name!r} is now {other.name!r}, or has other costs"
-    if old.tensors != new.tensors:
-        return "a tensor has other bytes or consumers"
-    return "a weight has other bytes or consumers"
+        if one.name != other.name:
+            return f"node {one.name!r} is now {other.name!r}"
+        if changes := _changes(one, other):
+            return f"node {one.name!r}: {changes}"
+    return (
+        _first_difference("tensor", old.tensors, new.tensors)
+        or _first_difference("weight", old.weights, new.weights)
+        or "its floats have another size"
+    )
+
+
+def _first_difference(what: str, old: Sequence[Any], new: Sequence[Any]) -> str:
+    if len(old) != len(new):
+        return f"it had {len(old):,} {what}s, the model has {len(new):,}"
+    pairs = enumerate(zip(old, new, strict=True))
+    return next((f"{what} {i}: {_changes(a, b)}" for i, (a, b) in pairs if a != b), "")
+
+
+def _changes(old: Any, new: Any) -> str:
+    """The figures of a record that changed: `flops 8 -> 16`."""
+    changes = []
+    for field in old.__struct_fields__:
+        before, after = getattr(old, field), getattr(new, field)
+        if before == after:
+            continue
+        plain = all(x is None or isinstance(x, (str, int, float)) for x in (before, after))
+        changes.append(f"{field} {_shown(before)} -> {_shown(after)}" if plain else field)
+    return ", ".join(changes)
+
+
+def _shown(value: str | float | None) -> str:
+    return str(value) if value is None or isinstance(value, (str, bool)) else f"{value:.12g}"

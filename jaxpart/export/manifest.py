@@ -6,7 +6,6 @@ outputs of the model. The format is described in `jaxpart/README.md`.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import os
 import shutil
@@ -19,7 +18,7 @@ import msgspec
 
 from jaxpart.errors import FileFormatError, InputError
 from jaxpart.export.leftovers import locked_folder, old_folder, release, tidy, try_lock
-from jaxpart.files import checked_path, decode_json, irregular_kind, read_bytes
+from jaxpart.files import checked_path, decode_json, irregular_kind, read_bytes, sha256_of
 
 # What a partition can be taken away as.
 TARGETS = {
@@ -31,7 +30,6 @@ TARGETS = {
 MANIFEST = "manifest.json"
 RESULT = "result.json"  # the result file that the stages were made of
 HOST = "host"
-_CHUNK = 2**20
 
 _Chip = Annotated[int, msgspec.Meta(ge=0)]
 Place = _Chip | Literal["host"]
@@ -118,7 +116,7 @@ def write_stages(
             else:
                 (temporary / name).write_bytes(content)
         names = {name for stage in manifest.stages for name in stage.sha256}
-        hashes = {name: _sha256(temporary / name) for name in sorted(names)}
+        hashes = {name: sha256_of(temporary / name) for name in sorted(names)}
         stages = tuple(
             msgspec.structs.replace(
                 stage, sha256={name: hashes[name] for name in sorted(stage.sha256)}
@@ -189,20 +187,42 @@ def read_stages(folder: str | os.PathLike[str]) -> Manifest:
     hashes: dict[str, str] = {}  # a file of many gigabytes may serve all stages
     for stage in manifest.stages:
         for name, expected in stage.sha256.items():
-            file = folder / name
-            if file.is_symlink():
-                raise InputError(f"{file}: is a link, expected a file in the folder of stages")
-            if not file.exists():
-                raise InputError(f"{file}: is missing, expected the file of chip {stage.chip}")
-            if kind := irregular_kind(os.stat(file).st_mode):
-                raise InputError(f"{file}: is {kind}, expected the file of chip {stage.chip}")
+            file = file_of(folder, stage, name)
             if name not in hashes:
-                hashes[name] = _sha256(file)
+                hashes[name] = sha256_of(file)
             if hashes[name] != expected:
                 raise InputError(
                     f"{file}: was changed since it was exported (its SHA-256 is not the manifest's)"
                 )
     return manifest
+
+
+def file_of(folder: Path, stage: Stage, name: str) -> Path:
+    """A file of a stage that is to be read: `read_stages` has compared its hash.
+
+    Args:
+      folder: of the stages.
+      stage: whose file it is.
+      name: of the file.
+
+    Raises:
+      InputError: the file is missing, a link, or no regular file.
+      FileFormatError: the manifest has no hash of it, or the name leads out of the folder.
+    """
+    where = f"{folder / MANIFEST}: the stage of chip {stage.chip}"
+    if name not in stage.sha256:
+        raise FileFormatError(f"{where}: $.sha256 has no hash of {name!r}, which the stage reads")
+    _check_name(name, where)
+    file = folder / name
+    try:
+        kind = irregular_kind(os.lstat(file).st_mode)
+    except FileNotFoundError as error:
+        raise InputError(f"{file}: is missing, expected the file of chip {stage.chip}") from error
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror})") from error
+    if kind:
+        raise InputError(f"{file}: is {kind}, expected a regular file in the folder of stages")
+    return file
 
 
 def _decoded(path: Path) -> Manifest:
@@ -299,11 +319,3 @@ def _replace(folder: Path, new: Path) -> None:
     finally:
         shutil.rmtree(old, ignore_errors=True)
         release(lock)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while part := file.read(_CHUNK):
-            digest.update(part)
-    return digest.hexdigest()

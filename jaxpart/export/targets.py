@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
+from onnx import ModelProto
 
 from jaxpart.errors import FileFormatError, InputError
 from jaxpart.export.checked import Partition, checked_result
@@ -17,6 +18,7 @@ from jaxpart.export.onnx.annotated import annotated
 from jaxpart.export.onnx.stages import onnx_stages
 from jaxpart.files import check_writable, read_bytes, uncompressed, without_mark, write_whole
 from jaxpart.ingest.load import ZIP, refuse_options
+from jaxpart.ingest.onnx.external import external_paths
 from jaxpart.ingest.onnx.importer import ImportedModel, import_model
 from jaxpart.ingest.seconds import with_seconds
 from jaxpart.ingest.stablehlo import marks
@@ -51,9 +53,10 @@ def export(
       partition: a `Result` or the file of one; or chips, by the names of the nodes (also as a JSON
         file) or in their order.
       to: "onnx": a folder of stages, as `jaxpart/README.md` describes it. "onnx-annotated": one
-        file, the whole model; external data is referred to as in the model and may be missing.
-        "stablehlo": a folder of stages that JAX loads, `.mlirbc` and weights for other tools beside
-        them (this needs the extra `export`). "mpmd": one file, the text of a module of Shardy.
+        file, the whole model; external data is referred to as in the model and may be missing, so
+        the file must then be in the model's folder. "stablehlo": a folder of stages that JAX loads,
+        `.mlirbc` and weights for other tools beside them (this needs the extra `export`). "mpmd":
+        one file, the text of a module of Shardy.
       out: the folder or file to write; one that an earlier export wrote is replaced.
       mcm: the module, where the partition brings none.
       dims: sizes of free dimensions, as for `from_onnx`; those of the partition.
@@ -70,8 +73,8 @@ def export(
     Raises:
       InputError: the model cannot be read or imported, is of a kind that does not go there, or
         holds what JAX cannot run; the partition is not valid, or was made for
-        another graph; data flows to a lower chip; external data is missing (stages alone); or `out`
-        cannot be written or is an input.
+        another graph; data flows to a lower chip; external data is missing (stages alone) or not
+        beside `out` (annotated file); or `out` cannot be written or is an input.
     """
     if to not in TARGETS:
         raise InputError(f"cannot export to {to!r}, expected {' or '.join(TARGETS)}")
@@ -93,6 +96,7 @@ def export(
     if to == "onnx":
         write_onnx_stages(imported, result, path, Path(out), copy_data=copy_data)
     else:
+        _check_beside_data(imported.source, path, out)
         content = annotated(imported, result, path).SerializeToString(deterministic=True)
         write_whole(out, content)
     return result
@@ -121,6 +125,22 @@ def _export_jax(
         else:
             write_whole(out, stages.to_mpmd().encode())
     return result
+
+
+def _check_beside_data(model: ModelProto, path: str, out: str | os.PathLike[str]) -> None:
+    """Refuses a folder for the annotated file from which its external data would not be found.
+
+    The places of the data are relative to the folder of the file, and must not lead out of it.
+    """
+    folder = Path(path).parent
+    if Path(out).parent.resolve() == folder.resolve():
+        return
+    for location, name in external_paths(model, path).items():
+        raise InputError(
+            f"{out}: the tensor {name} of {path} is in the file {location!r} beside the model, "
+            f"expected the annotated file in the same folder, {folder} (data of stages can be "
+            "copied: --to onnx --copy-data)"
+        )
 
 
 def _timed(graph: Graph, seconds: Mapping[str, float] | str | os.PathLike[str] | None) -> Graph:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from jaxpart import errors
-from jaxpart.files import decode_json, opened, read_bytes, uncompressed, without_mark
+from jaxpart.files import decode_json, opened, read_bytes, sha256_of, uncompressed, without_mark
 from jaxpart.ingest import max_load, pipedream
 from jaxpart.ingest.stablehlo import marks
 from jaxpart.problem.graph import Graph, decode
@@ -94,6 +95,24 @@ def load_with_module(
     from jaxpart.ingest.onnx.importer import from_onnx_bytes
 
     return from_onnx_bytes(content, path, dims=dims), None
+
+
+def model_sha256(path: str | os.PathLike[str]) -> str | None:
+    """The SHA-256 of a file that holds a model; None for one that holds a graph alone.
+
+    External data of an ONNX model is in other files, and does not count. A gzipped model has the
+    hash of what is compressed.
+
+    Raises:
+      InputError: the file cannot be read.
+    """
+    if is_archive(path):
+        return sha256_of(path)
+    content = uncompressed(read_bytes(path), path)
+    text = without_mark(content).lstrip()
+    if not text or text[:1] in (b"{", b"[") or pipedream.is_profile(text):
+        return None
+    return hashlib.sha256(content).hexdigest()
 
 
 def refuse_options(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 import numpy as np
+from msgspec import UNSET, UnsetType
 
 from jaxpart.errors import FileFormatError, InputError, MCMError
 from jaxpart.files import decode_json, read_bytes, without_mark
@@ -57,7 +58,7 @@ class _Search(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ResultFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The schema of a result file. All keys are required; other keys are errors."""
+    """The schema of a result file. All keys without a default are required; others are errors."""
 
     format: Literal["jaxpart-result"]
     version: Literal[1]
@@ -76,6 +77,8 @@ class ResultFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stages: tuple[_Stage, ...]
     links: tuple[_Link, ...]
     search: _Search
+    # Of the model's file that was partitioned; absent: the file was not known.
+    model_sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")] | UnsetType = UNSET
 
 
 @dataclasses.dataclass(frozen=True)

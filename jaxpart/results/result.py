@@ -12,6 +12,7 @@ from jaxpart.cost.evaluate import score
 from jaxpart.cost.greedy import baseline_s_of
 from jaxpart.cost.verdicts import require_valid
 from jaxpart.files import write_whole
+from jaxpart.ingest.load import model_sha256
 from jaxpart.problem.graph import Graph
 from jaxpart.problem.mcm import MCM
 from jaxpart.problem.problem import Problem
@@ -42,6 +43,7 @@ class Result(ScoredPartition):
     search: SearchInfo
     # Other distinct partitions, the best first: as many as were asked for, or were found.
     alternatives: tuple[ScoredPartition, ...] = ()
+    model_sha256: str | None = None  # of the file of the model; None: not known
     split: SplitInfo | None = None  # how operations were split; the problem's graph has the parts
 
     def summary(self, start_up_s: float | None = None) -> str:
@@ -69,13 +71,24 @@ class Result(ScoredPartition):
         """
         write_whole(path, draw(self, path))
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(
+        self, path: str | os.PathLike[str], *, model: str | os.PathLike[str] | None = None
+    ) -> None:
         """Writes the result file, either completely or not at all.
 
+        Args:
+          path: of the file.
+          model: the file of the model that the graph was read from; its hash is stored, and
+            `jaxpart.export` refuses a model that has another one. None: the hash that the result
+            has, if any.
+
         Raises:
-          InputError: the folder does not exist or cannot be written.
+          InputError: the folder does not exist or cannot be written, or the model cannot be read.
         """
-        write_whole(path, self.encoded())
+        result = self
+        if model is not None:
+            result = dataclasses.replace(self, model_sha256=model_sha256(model))
+        write_whole(path, result.encoded())
 
     def encoded(self) -> bytes:
         """The content of the result file."""
@@ -97,6 +110,7 @@ class Result(ScoredPartition):
             "graph": graph.name,
             # Hash of the scored graph, which is in the module's element size.
             "graph_sha256": graph.sha256,
+            **({"model_sha256": self.model_sha256} if self.model_sha256 else {}),
             "mcm": mcm.description(),
             "assignment": self.chips(),
             "valid": bool(costs.valid),
@@ -156,6 +170,7 @@ class Result(ScoredPartition):
             bound_method,
             (),
             SearchInfo(search.method, search.samples, search.wall_s, search.seed),
+            model_sha256=file.model_sha256 if isinstance(file.model_sha256, str) else None,
         )
         notes = stored.notes(result)
         if stored.is_for(problem) and bound_s < file.lower_bound_s <= result.bottleneck_s:

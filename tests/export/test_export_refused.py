@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import jaxpart
 from jaxpart.cli import main
 from jaxpart.errors import FileFormatError, InputError
 from jaxpart.problem.mcm import Constraints
+from tests.support.full_disk import FULL, WHEN, fill_up
 from tests.support.onnx_models import model, node, numbers, out, value
 from tests.support.stages import FREE, save
 
@@ -95,15 +97,67 @@ def test_a_change_that_no_figure_shows_is_refused_too(path, result, tmp_path):
     other.graph.node[1].op_type = "Neg"
     save(path, other)
 
-    with pytest.raises(InputError, match="an operator or a cost that no figure of the file shows"):
+    with pytest.raises(InputError, match=r"no figure of the file shows; expected .*--seconds"):
         jaxpart.export(path, result, out=tmp_path / "s")
+
+
+def changed_weight():
+    other = chain()
+    other.graph.initializer[0].CopyFrom(numbers("w", np.zeros((4, 4)), np.float32))
+    return other
+
+
+@pytest.mark.parametrize("given", ["a file", "a result"])
+def test_a_change_that_no_graph_shows_is_refused_where_the_result_knows_the_model(
+    given, path, result, tmp_path
+):
+    """Other values of a weight; results of graphs alone do not know what file they were."""
+    loaded = jaxpart.Result.load(result, jaxpart.from_onnx(path))
+    loaded.save(result, model=path)
+    loaded = jaxpart.Result.load(result, jaxpart.from_onnx(path))
+    assert json.loads(result.read_text())["model_sha256"] == loaded.model_sha256
+    partition = result if given == "a file" else loaded
+    jaxpart.export(path, partition, out=tmp_path / "s")
+    assert (tmp_path / "s" / "result.json").read_bytes() == result.read_bytes()
+
+    save(path, changed_weight())
+    with pytest.raises(InputError, match=r"model\.onnx: the model changed since .* was made"):
+        jaxpart.export(path, partition, out=tmp_path / "s")
+
+    loaded = dataclasses.replace(loaded, model_sha256=None)
+    jaxpart.export(path, loaded, out=tmp_path / "s")
+
+
+def test_the_command_partition_stores_the_hash_of_a_model_s_file(path, tmp_path, capsys):
+    out = tmp_path / "r.json"
+    options = ("--mcm", "mcm4", "--method", "greedy", "--out", str(out))
+    assert main(["partition", str(path), *options, "--plot", str(tmp_path / "r.png")]) == 0
+    assert json.loads(out.read_text())["model_sha256"] == sha256(path.read_bytes()).hexdigest()
+
+    assert command(path, out, "--to", "onnx", "--out", tmp_path / "s", capsys=capsys)[0] == 0
+    save(path, changed_weight())
+    code, said = command(path, out, "--to", "onnx", "--out", tmp_path / "s", capsys=capsys)
+    assert (code, "the model changed since" in said) == (2, True)
+
+    jaxpart.from_onnx(path).save(tmp_path / "graph.json")
+    assert main(["partition", str(tmp_path / "graph.json"), *options]) == 0
+    assert "model_sha256" not in json.loads(out.read_text())
+
+
+@pytest.mark.parametrize("wrong", [None, "", "0" * 63, "G" * 64, 5])
+def test_a_hash_that_is_none_is_refused(wrong, path, result):
+    content = json.loads(result.read_text())
+    result.write_text(json.dumps({**content, "model_sha256": wrong}))
+
+    with pytest.raises(FileFormatError, match="model_sha256"):
+        jaxpart.export(path, result, out=path.parent / "s")
 
 
 @pytest.mark.parametrize(
     ("changed", "place"),
     [
-        (chain(width=8), "node 'a' is now 'a', or has other costs"),
-        (chain(names="abd"), "node 'c' is now 'd', or has other costs"),
+        (chain(width=8), "node 'a': flops 64 -> 256, bytes_accessed "),
+        (chain(names="abd"), "node 'c' is now 'd'; expected .* options .*: --dim, --param-argnums"),
     ],
 )
 def test_a_result_in_memory_of_another_graph_is_refused(changed, place, path, result, tmp_path):
@@ -237,3 +291,16 @@ def test_a_disk_that_fills_up_leaves_what_was_there(before, path, tmp_path, monk
     assert len(written) == 2
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == contents
     assert out.exists() == (before != "nothing")
+
+
+@pytest.mark.parametrize("when", WHEN)
+def test_a_disk_that_fills_up_leaves_no_part_of_one_annotated_file(
+    when, path, tmp_path, monkeypatch
+):
+    out = tmp_path / "placed.onnx"
+    fill_up(monkeypatch, when)
+
+    with pytest.raises(InputError, match=f"placed.onnx: {FULL}"):
+        jaxpart.export(path, PLACES, to="onnx-annotated", out=out, mcm=FREE)
+
+    assert list(tmp_path.iterdir()) == [path]

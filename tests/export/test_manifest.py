@@ -277,6 +277,15 @@ def test_what_is_no_folder_of_stages_is_refused(folder, tmp_path):
         read_stages(folder)
 
 
+def test_a_manifest_that_is_cut_off_is_refused(folder):
+    path = folder / "manifest.json"
+    whole = path.read_bytes()
+    for end in range(0, len(whole) - 2, 29):
+        path.write_bytes(whole[:end])
+        with pytest.raises(FileFormatError, match=r"manifest\.json: "):
+            read_stages(folder)
+
+
 def test_a_copied_folder_is_still_good(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "copy")
 

@@ -1,11 +1,13 @@
 """ONNX models: what no graph can be made of is refused by file and place."""
 
+import re
 import warnings
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from onnx import helper
 
 from jaxpart.errors import CycleError, EmptyGraphError, FileFormatError, InputError
 from jaxpart.ingest.onnx.importer import from_onnx, from_onnx_bytes
@@ -79,6 +81,49 @@ def test_bytes_that_are_no_model_are_refused():
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         from_onnx(tmp_path / "none.onnx")
+
+
+def relu(opset=18):
+    return model([node("Relu", "x", "y")], [value("x", (2, 2))], [out("y")], opset=opset)
+
+
+def in_function(opset):
+    """A local function that states its own version of the operators."""
+    opsets = [helper.make_opsetid("", opset)]
+    inner = helper.make_function("local", "f", ["a"], ["b"], [node("Relu", "a", "b")], opsets)
+    call = [node("f", "x", "y", domain="local")]
+    return model(call, [value("x", (2, 2))], [out("y")], functions=[inner])
+
+
+def test_a_later_version_than_the_onnx_package_knows_is_refused():
+    newest, version = onnx.defs.onnx_opset_version(), re.escape(onnx.__version__)
+    assert len(from_onnx(relu(newest)).nodes) == 1
+    for later in (relu(newest + 1), relu(999), in_function(999)):
+        message = rf"^some\.onnx: opset \d+, expected at most {newest} \(onnx {version}\)$"
+        with pytest.raises(FileFormatError, match=message):
+            from_onnx_bytes(later.SerializeToString(), "some.onnx")
+    later = relu()
+    later.ir_version = 99
+    message = rf"^some\.onnx: IR version 99, expected at most {onnx.IR_VERSION} \(onnx {version}\)$"
+    with pytest.raises(FileFormatError, match=message):
+        from_onnx_bytes(later.SerializeToString(), "some.onnx")
+
+
+def test_a_model_that_is_cut_off_is_refused_unless_all_but_versions_of_other_domains_is_there():
+    """Behind the graph stand the versions of the operators; that of the standard ones is first."""
+    content = relu().SerializeToString()
+    for twentieth in range(20):
+        with pytest.raises(FileFormatError, match=r"^some\.onnx: .*expected"):
+            from_onnx_bytes(content[: twentieth * len(content) // 20], "some.onnx")
+    graph = relu().graph.SerializeToString()
+    read = []
+    for end in range(content.index(graph) + len(graph), len(content)):
+        try:
+            assert from_onnx_bytes(content[:end], "some.onnx").nodes == from_onnx(relu()).nodes
+            read.append(onnx.load_model_from_string(content[:end]).opset_import)
+        except FileFormatError:
+            pass
+    assert [[o.domain for o in opsets] for opsets in read] == [[""], ["", "com.microsoft"]]
 
 
 def test_damaged_bytes_never_bring_another_error_than_one_clear_line():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import dataclasses
 import random
 import re
 import zlib
@@ -191,6 +192,13 @@ def test_damaged_text_brings_no_other_error(file):
         damaged[random_bytes.randrange(len(damaged))] = random_bytes.randrange(256)
         with contextlib.suppress(InputError):
             load_graph(file(bytes(damaged)))
+
+
+def test_what_jax_of_another_version_exported_is_named(file):
+    whole = export.deserialize(bytearray(exported()))
+    newer = dataclasses.replace(whole, calling_convention_version=99).serialize()
+    with pytest.raises(FileFormatError, match=r"version 99 of jax\.export, expected \d+ to \d+"):
+        load_graph(file(bytes(newer)))
 
 
 def test_a_version_that_is_too_new_is_named(file):

@@ -29,8 +29,16 @@ import numpy as np
 from jax import export
 
 from jaxpart.errors import FileFormatError, InputError
-from jaxpart.export.manifest import Content, Stage, StageInput, StageOutput, TensorInfo
+from jaxpart.export.manifest import (
+    Content,
+    Stage,
+    StageInput,
+    StageOutput,
+    TensorInfo,
+    file_of,
+)
 from jaxpart.files import read_bytes
+from jaxpart.ingest.stablehlo.importer import check_convention
 
 _WIDE = ("int64", "uint64", "float64", "complex128")
 
@@ -147,11 +155,12 @@ def load_stage(
       NumPy and gives arrays of JAX.
 
     Raises:
-      InputError: a file cannot be read.
-      FileFormatError: a file is not what `jax.export` or NumPy wrote, or does not fit the manifest.
+      InputError: a file cannot be read, or is a link.
+      FileFormatError: a file is not what `jax.export` or NumPy wrote, does not fit the manifest, or
+        is not among the files of the stage that the manifest has a hash of.
     """
     check_installed()
-    path = Path(folder) / stage.file
+    path = file_of(Path(folder), stage, stage.file)
     try:
         exported = export.deserialize(bytearray(read_bytes(path)))
         shapes, given = jax.tree.unflatten(exported.in_tree, exported.in_avals)[0]
@@ -162,9 +171,13 @@ def load_stage(
         raise FileFormatError(
             f"{path}: cannot be loaded ({type(error).__name__}), expected a stage of jax.export"
         ) from error
+    check_convention(exported, str(path))
     _check_tensors(path, "inputs", stage.inputs, given)
     _check_tensors(path, "outputs", stage.outputs, results)
-    weights = _read_weights(path.with_suffix(".npz"), shapes) if shapes else []
+    weights: list[np.ndarray] = []
+    if shapes:
+        held = file_of(Path(folder), stage, path.with_suffix(".npz").name)
+        weights = _read_weights(held, shapes)
     arrays = (*shapes, *given.values(), *results.values())
     is_wide = any(str(x.dtype) in _WIDE for x in arrays)
     with _types_of_64_bits(is_wide):
@@ -219,8 +232,6 @@ def _read_weights(path: Path, shapes: Sequence[Any]) -> list[np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = [file[f"w{i}"] for i in range(len(shapes))]
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: is missing, expected the weights of the stage") from error
     except (KeyError, ValueError, EOFError, OSError, AttributeError, zipfile.BadZipFile) as error:
         raise FileFormatError(f"{path}: holds no weights of the stage ({error})") from error
     typed = []

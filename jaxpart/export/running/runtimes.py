@@ -12,7 +12,10 @@ import numpy as np
 from onnx import TensorProto
 
 from jaxpart.errors import InputError
-from jaxpart.export.manifest import Manifest
+from jaxpart.export.manifest import Manifest, Stage, file_of
+from jaxpart.files import read_bytes
+from jaxpart.ingest.onnx.external import external_paths
+from jaxpart.ingest.onnx.model import parse
 
 # Takes the tensors of a stage's inputs by name, and gives those of its outputs. A tensor is an
 # array of NumPy or of the program's own; `as_numpy` makes it the first.
@@ -37,9 +40,10 @@ def load_stages(folder: Path, manifest: Manifest) -> list[Program]:
 
     Raises:
       InputError: the runtime is not installed, or a file cannot be loaded.
+      FileFormatError: a stage reads a file that the manifest has no hash of.
     """
     if manifest.kind == "onnx":
-        return [load_onnx(folder / stage.file) for stage in manifest.stages]
+        return [_onnx_stage(folder, stage) for stage in manifest.stages]
     import jax
 
     from jaxpart.export.jax.files import load_stage
@@ -52,6 +56,15 @@ def load_stages(folder: Path, manifest: Manifest) -> list[Program]:
         return lambda tensors: jax.block_until_ready(program(tensors))
 
     return [finished(program) for program in loaded]
+
+
+def _onnx_stage(folder: Path, stage: Stage) -> Program:
+    """Loads a stage of ONNX, which may read the hashed files of the stage alone."""
+    path = file_of(folder, stage, stage.file)
+    check_onnx_runtime(path)
+    for location in external_paths(parse(read_bytes(path), str(path)), str(path)):
+        file_of(folder, stage, location)
+    return load_onnx(path)
 
 
 def load_model(path: Path, kind: str, dims: Mapping[str, int] | None = None) -> Program:

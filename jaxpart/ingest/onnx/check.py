@@ -4,12 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import onnx
 import onnx.defs
 from onnx import ModelProto, NodeProto
 
 from jaxpart.errors import FileFormatError
-from jaxpart.ingest.onnx.operation import subgraphs
+from jaxpart.ingest.onnx.operation import STANDARD, subgraphs
 from jaxpart.ingest.onnx.shapes import attributes
+
+
+def check_versions(model: ModelProto, where: str) -> None:
+    """Refuses a model of a later version than the onnx package knows: its operators may be others.
+
+    Args:
+      model: the model.
+      where: its name, for messages.
+
+    Raises:
+      FileFormatError: the version of the format or of the standard operators is too high; also in a
+        local function.
+    """
+    installed = f"(onnx {onnx.__version__})"
+    if model.ir_version > onnx.IR_VERSION:
+        raise FileFormatError(
+            f"{where}: IR version {model.ir_version}, expected at most {onnx.IR_VERSION} "
+            f"{installed}"
+        )
+    most = onnx.defs.onnx_opset_version()
+    imports = [*model.opset_import, *(o for f in model.functions for o in f.opset_import)]
+    for opset in imports:
+        if opset.domain in STANDARD and opset.version > most:
+            raise FileFormatError(
+                f"{where}: opset {opset.version}, expected at most {most} {installed}"
+            )
 
 
 def check_nodes(nodes: Iterable[NodeProto], model: ModelProto, where: str) -> None:

@@ -17,7 +17,7 @@ from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
 from jaxpart.errors import CycleError, FileFormatError, InputError
 from jaxpart.files import kind_of_content
 from jaxpart.ingest.onnx import shapes
-from jaxpart.ingest.onnx.check import check_nodes
+from jaxpart.ingest.onnx.check import check_nodes, check_versions
 from jaxpart.ingest.onnx.inference import FreeSizes, checked, with_shapes
 from jaxpart.ingest.onnx.limits import check_limits
 from jaxpart.ingest.onnx.loops import TRIPS, all_loops
@@ -125,6 +125,7 @@ def prepare(model: ModelProto, where: str, dims: Mapping[str, int]) -> Model:
       FileFormatError: the model is broken.
     """
     check_limits(model, where)
+    check_versions(model, where)
     _check_fields(model.graph, where)
     stored = _stored(model.graph)
     light = _without_weights(model, stored, where)

@@ -146,7 +146,9 @@ class Interpreter:
             known.update(dict.fromkeys(_names_of(given, f"{self._where}: inputs"), value))
         for position, node in enumerate(graph.nodes):
             where = f"{self._where}: node {position} ({node.target.removeprefix('torch.ops.')})"
-            self._node(graph, node, known, where)
+            # The equations of JAX keep the name of the node that they are made for.
+            with jax.named_scope(_name_of(node, where) or "unnamed"):
+                self._node(graph, node, known, where)
         return [self._value(out, known, f"{self._where}: outputs") for out in graph.outputs]
 
     def _node(self, graph: Graph, node: Node, known: dict[str, Any], where: str) -> None:
@@ -269,6 +271,19 @@ class Interpreter:
             case "as_floats":
                 return [_number(one, where) for one in value]
         return value
+
+
+def node_of(eqn: Any) -> str:
+    """The name of the node of torch.fx that an equation of a program was made for.
+
+    Args:
+      eqn: an equation of the program itself, of no body in it.
+    """
+    return str(eqn.source_info.name_stack).split("/", 1)[0]
+
+
+def _name_of(node: Node, where: str) -> str:
+    return node.name or next((n for out in node.outputs for n in _names_of(out, where)), "")
 
 
 def _number(value: float | str, where: str) -> float:

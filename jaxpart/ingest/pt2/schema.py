@@ -128,6 +128,7 @@ class Node(Struct):
     target: str
     inputs: list[NamedArgument]
     outputs: list[Argument]
+    name: str | None = None  # of the node of torch.fx; older archives name results alone
 
 
 class Graph(Struct):

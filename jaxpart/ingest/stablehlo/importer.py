@@ -212,7 +212,7 @@ def _source(content: Any, where: str) -> _Source:
 def _deserialized(content: bytes, where: str) -> Any:
     """What `jax.export` serialized; its reader raises any exception for bytes that are damaged."""
     try:
-        return jax.export.deserialize(bytearray(content))
+        exported = jax.export.deserialize(bytearray(content))
     except ImportError as error:
         raise InputError(
             f"{where}: serialized by jax.export, which is read with flatbuffers; expected it "
@@ -224,6 +224,27 @@ def _deserialized(content: bytes, where: str) -> Any:
             f"{where}: jax.export cannot read it ({type(error).__name__}: {first}), expected the "
             "whole of what Exported.serialize gives, of a version that this JAX knows"
         ) from error
+    check_convention(exported, where)
+    return exported
+
+
+def check_convention(exported: Any, where: str) -> None:
+    """Refuses what `jax.export` serialized for another JAX; to deserialize it is no check.
+
+    Args:
+      exported: a `jax.export.Exported`.
+      where: name of the file, for messages.
+
+    Raises:
+      FileFormatError: this JAX does not know the calling convention of it.
+    """
+    least = jax.export.minimum_supported_calling_convention_version
+    most = jax.export.maximum_supported_calling_convention_version
+    if not least <= exported.calling_convention_version <= most:
+        raise FileFormatError(
+            f"{where}: calling convention version {exported.calling_convention_version} of "
+            f"jax.export, expected {least} to {most} (JAX {jax.__version__})"
+        )
 
 
 def _from_exported(exported: Any, where: str, *, trusted: bool = False) -> _Source:

@@ -20,6 +20,7 @@ from jaxpart.export.manifest import read_stages
 from jaxpart.export.running.run import run_stages
 from jaxpart.ingest.stablehlo.module import parse
 from jaxpart.problem.mcm import Constraints
+from tests.support.full_disk import FULL, fill_up
 from tests.support.functions import rising_chips
 from tests.support.lowered_functions import CASES
 from tests.support.modules import unit_module
@@ -324,3 +325,16 @@ def test_each_kind_of_model_goes_where_it_can_and_is_told_so(tmp_path):
     with pytest.raises(InputError, match="is JSON"):
         jaxpart.export(mlir, {}, to="mpmd", out=out)
     assert not out.exists()
+
+
+def test_a_disk_that_fills_up_leaves_the_old_text_of_shardy(tmp_path, monkeypatch):
+    out = tmp_path / "placed.mlir"
+    out.write_bytes(b"old")
+    fill_up(monkeypatch)
+
+    chips = [0] * len(jaxpart.load_graph(PROGRAMS / "mlp.pt2").nodes)
+    with pytest.raises(InputError, match=f"placed.mlir: {FULL}"):
+        jaxpart.export(PROGRAMS / "mlp.pt2", chips, to="mpmd", out=out, mcm=FREE)
+
+    assert out.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [out]

@@ -1,5 +1,6 @@
 """Stages as files: loaded and run by a process that does not have the function."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -11,7 +12,9 @@ import jax.numpy as jnp
 import msgspec
 import numpy as np
 import pytest
+from jax import export
 from jax.interpreters.mlir import make_ir_context
+from jaxlib import xla_client
 from jaxlib.mlir.dialects import stablehlo
 
 import jaxpart
@@ -187,6 +190,39 @@ def test_the_portable_artifact_is_the_stage_with_weights_as_arguments(tmp_path):
         assert types == ["tensor<8x8xf32>"] * weights + ["tensor<3x8xf32>"] * len(stage.inputs)
 
 
+def compiled(content):
+    """What XLA makes of a portable artifact, without JAX: a function of arrays to arrays."""
+    device = jax.devices()[0]
+    with make_ir_context() as context:
+        text = str(stablehlo.deserialize_portable_artifact(context, content))
+    options = xla_client.CompileOptions()
+    program = device.client.compile_and_load(text, xla_client.DeviceList((device,)), options)
+
+    def call(*arrays):
+        done = program.execute_sharded([jax.device_put(a, device) for a in arrays])
+        return [np.asarray(one) for (one,) in done.disassemble_into_single_device_arrays()]
+
+    return call
+
+
+def test_the_portable_artifacts_give_what_the_function_gives(tmp_path):
+    """Compiled by XLA's client as another tool would: weights in their order, inputs, results."""
+    case, leaves = saved("mlp_with_skips", tmp_path / "out")
+    manifest = read_stages(tmp_path / "out")
+    assert len(manifest.stages) > 1
+    known = {info.name: x for info, x in zip(manifest.inputs, leaves, strict=True)}
+    for stage in manifest.stages:
+        path = tmp_path / "out" / stage.file
+        with np.load(path.with_suffix(".npz")) as file:
+            weights = [file[f"w{i}"] for i in range(len(file.files))]
+        results = compiled(path.with_suffix(".mlirbc").read_bytes())(
+            *weights, *(known[tensor.name] for tensor in stage.inputs)
+        )
+        known |= {t.name: x for t, x in zip(stage.outputs, results, strict=True)}
+    (name,) = (info.name for info in manifest.outputs)
+    np.testing.assert_allclose(known[name], case.fn(*case.args), rtol=1e-5, atol=1e-5)
+
+
 @pytest.fixture
 def folder(tmp_path):
     saved("integers_and_narrow_floats", tmp_path / "out")
@@ -229,6 +265,34 @@ def test_files_that_hold_no_weights_are_refused(folder):
         load_stage(folder, stage)
     file.unlink()
     with pytest.raises(InputError):
+        load_stage(folder, stage)
+
+
+def test_weights_without_a_hash_are_not_read(folder, tmp_path):
+    """Not even those that a link leads to, out of the folder."""
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    stage = next(s for s in manifest["stages"] if s["weight_bytes"])
+    name = f"stage-{stage['chip']:02}.npz"
+    del stage["sha256"][name]
+    (folder / name).rename(tmp_path / "outside.npz")
+    (folder / name).symlink_to(tmp_path / "outside.npz")
+    whole = path.read_bytes()
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(FileFormatError, match=rf"sha256 has no hash of '{name}', which the stage"):
+        run_stages(folder, count=1)
+    path.write_bytes(whole)
+    with pytest.raises(InputError, match=rf"{name}: is a link"):
+        run_stages(folder, count=1)
+
+
+def test_what_jax_of_another_version_exported_is_refused(folder):
+    stage = read_stages(folder).stages[0]
+    file = folder / stage.file
+    exported = export.deserialize(bytearray(file.read_bytes()))
+    newer = dataclasses.replace(exported, calling_convention_version=99)
+    file.write_bytes(newer.serialize())
+    with pytest.raises(FileFormatError, match=r"version 99 of jax\.export, expected \d+ to \d+ \("):
         load_stage(folder, stage)
 
 

@@ -60,7 +60,8 @@ def test_the_annotated_file_computes_what_the_model_computes(placed, tmp_path):
     assert_same(run_whole(placed, feeds), run_whole(tmp_path / "model.onnx", feeds))
 
 
-def test_onnx_runtime_reads_the_places(placed):
+def test_onnx_runtime_accepts_the_file_and_rules_for_its_places(placed):
+    """No more: a build for CPUs has one device, and places all nodes there by any rule."""
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.layer_assignment_settings", "cpu(chip00, chip03)")
 

@@ -169,3 +169,17 @@ def test_the_annotated_file_needs_no_weights(path, tmp_path):
     placed = onnx.load(tmp_path / "placed.onnx", load_external_data=False)
     places = {t.name: t.external_data[0].value for t in placed.graph.initializer}
     assert places == {"w0": "weights.bin", "w1": "weights.bin", "w2": "more/w2.bin"}
+
+
+def test_the_annotated_file_is_beside_the_data_or_refused(path, tmp_path):
+    """Their places are relative to its folder."""
+    (tmp_path / "other").mkdir()
+    with pytest.raises(InputError, match=r"tensor 'w0' .* in the file 'weights.bin' beside the"):
+        jaxpart.export(
+            path, PLACES, to="onnx-annotated", out=tmp_path / "other" / "placed.onnx", mcm=FREE
+        )
+    assert not any((tmp_path / "other").iterdir())
+
+    jaxpart.export(path, PLACES, to="onnx-annotated", out=tmp_path / "placed.onnx", mcm=FREE)
+    feeds = {**random_feeds(path), "go": np.array(True)}
+    assert_same(run_whole(tmp_path / "placed.onnx", feeds), run_whole(path, feeds))

@@ -8,6 +8,7 @@ import threading
 
 import ml_dtypes
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -369,6 +370,37 @@ def test_a_result_of_another_graph_is_noticed(folder, tmp_path):
 
     with pytest.raises(InputError, match=r"result\.json: is of another graph or module"):
         run_stages(folder)
+
+
+def replaced(folder, content):
+    """Puts other bytes in the place of the first stage, and their hash in the manifest."""
+    (folder / "stage-00.onnx").write_bytes(content)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["stages"][0]["sha256"]["stage-00.onnx"] = hashlib.sha256(content).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("location", "message"),
+    [
+        ("../secret.data", "is in the file '../secret.data', expected a path within the folder"),
+        ("secret.data", r"sha256 has no hash of 'secret\.data', which the stage reads"),
+    ],
+)
+def test_a_stage_whose_weights_are_no_hashed_file_is_not_run(location, message, folder, tmp_path):
+    """Its own bytes have the hash of the manifest."""
+    stage = onnx.load(folder / "stage-00.onnx")
+    (weight,) = stage.graph.initializer
+    secret = tmp_path / "secret.data"
+    secret.write_bytes(weight.raw_data)
+    (folder / "secret.data").symlink_to(secret)
+    weight.ClearField("raw_data")
+    weight.data_location = TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value=location)
+    replaced(folder, stage.SerializeToString())
+
+    with pytest.raises(FileFormatError, match=message):
+        run_stages(folder, count=1)
 
 
 def test_a_folder_that_changed_is_not_run(folder, capsys):
