@@ -187,13 +187,16 @@ class Composer:
             asked = set().union(*(wanted.get(k, ()) for k in self._made[v]))
             beside = max((halo.get(k, 0) for k in self._made[v]), default=0)
             division = None
-            if asked == {True}:
+            if True in asked:
+                if asked != {True}:  # what it makes would be both a term and a whole value
+                    return None
                 division = next((d for d in node.divide if d.join and d.axis == axis), None)
                 if division is None:
                     inner = [k for k in self._reads[v] if k in inside]
                     if node.op not in _LINEAR or len(self._reads[v]) != 1 or not inner:
                         return None
                     wanted.setdefault(inner[0], set()).add(True)
+                    shares[v] = _Share(None)  # it may hold weights
                     continue
             elif len(asked) == 1 and None not in asked:
                 (label,) = asked
