@@ -167,15 +167,64 @@ def test_what_parts_access_exceeds_the_whole_by_what_is_not_divided(graph, data)
 
     for v, cut in made.cuts.items():
         node, division, k = graph.nodes[v], cut.division, cut.parts
-        read = sum(graph.tensors[t].bytes for t, label in division.reads if label is not None)
-        other = sum(graph.weights[w].bytes for w, label in division.weights if label is not None)
-        if division.join is None:
-            other += sum(t.bytes for t in graph.tensors if t.producer == v)
-        whole = max(node.bytes_accessed - read - other, 0)
+        operands, results = operands_of(graph, v), results_of(graph, v)
+        by = dict(division.reads)
+        read = sum(t.bytes for n, t in enumerate(graph.tensors) if by.get(n) is not None)
+        divided = sum(x.bytes for x, label in operands if label(division) is not None)
+        divided += 0 if division.join else results
+        everything = sum(x.bytes for x, _ in operands) + results
+        whole = max(node.bytes_accessed - divided, min(node.bytes_accessed, everything - divided))
         halo = 2 * (k - 1) * division.halo / division.ways * read
         total = sum(made.graph.nodes[x].bytes_accessed for x in made.parts_of[v])
         most = node.bytes_accessed + (k - 1) * whole + halo + 3 * k * len(division.reads)
         assert total <= most * (1 + 1e-12)
+
+
+@given(divided_graphs(), st.data())
+@settings(max_examples=100)
+def test_a_part_accesses_what_it_writes_and_what_it_reads_whole(graph, data):
+    # All operands and results are accessed, but for a part of the largest one that is divided.
+    chosen = data.draw(requests(graph))
+    nodes = list(graph.nodes)
+    for v, request in chosen.items():
+        division = nodes[v].divide[int(request.division)]
+        sizes = [x.bytes for x, _ in operands_of(graph, v)]
+        largest = max(operands_of(graph, v), key=lambda entry: entry[0].bytes, default=None)
+        total = sum(sizes) + results_of(graph, v)
+        if largest is not None and largest[1](division) is not None and sizes.count(max(sizes)) < 2:
+            total -= data.draw(st.integers(0, int(largest[0].bytes)))
+        nodes[v] = msgspec.structs.replace(nodes[v], bytes_accessed=total, fixed_bytes=0)
+    graph = dataclasses.replace(
+        graph,
+        nodes=tuple(nodes),
+        tensors=tuple(msgspec.structs.replace(k, fixed=False) for k in graph.tensors),
+        weights=tuple(msgspec.structs.replace(w, fixed=False) for w in graph.weights),
+    )
+    made = split(graph, chosen)
+
+    for v, cut in made.cuts.items():
+        whole = sum(x.bytes for x, label in operands_of(graph, v) if label(cut.division) is None)
+        for x in made.parts_of[v]:
+            assert made.graph.nodes[x].bytes_accessed >= whole + results_of(made.graph, x)
+
+
+def operands_of(graph: Graph, v: int):
+    """Tensors and weights that a node reads, each with the function from a division to its label."""
+    tensors = [
+        (tensor, lambda division, k=k: dict(division.reads).get(k))
+        for k, tensor in enumerate(graph.tensors)
+        if v in tensor.consumers
+    ]
+    weights = [
+        (weight, lambda division, w=w: dict(division.weights).get(w))
+        for w, weight in enumerate(graph.weights)
+        if v in weight.consumers
+    ]
+    return [*tensors, *weights]
+
+
+def results_of(graph: Graph, v: int) -> float:
+    return sum(tensor.bytes for tensor in graph.tensors if tensor.producer == v)
 
 
 @given(divided_graphs(), st.data())
@@ -307,6 +356,32 @@ def test_the_first_parts_are_one_slice_longer():
     )
     assert made.graph.weights == (Weight(400, (1,)), Weight(300, (2,)), Weight(300, (3,)))
     assert made.graph.tensors[0].consumers == (1, 2, 3)
+
+
+def gather(division: Division) -> Graph:
+    """Takes 20 rows of 10 bytes from a table of 1,000 rows; the indices have 40 bytes."""
+    nodes = (Node("ids", "op", 1, 40), Node("gather", "gather", 0, 440, divide=(division,)))
+    tensors = (Tensor(0, 40, (1,)), Tensor(1, 200, ()))
+    return Graph(nodes, tensors, (Weight(10_000, (1,)),), "gather", 1)
+
+
+@pytest.mark.parametrize(
+    ("division", "expected"),
+    [
+        # Its rows; the indices and a result of the whole size.
+        (Division(1000, "rows", "sum", weights=((0, "rows"),)), [67 + 240, 67 + 240, 66 + 240]),
+        # Its features of rows and result; the indices.
+        (Division(10, "out", weights=((0, "out"),)), [160 + 40, 120 + 40, 120 + 40]),
+        # Its positions of indices and result; the rows, of which nothing says that they are fewer.
+        (Division(20, "at", reads=((0, "at"),)), [84 + 200, 84 + 200, 72 + 200]),
+    ],
+)
+def test_parts_of_a_gather_share_out_the_rows_that_it_touches(division, expected):
+    made = split(gather(division), {1: Request(0, 3)})
+
+    accessed = [node.bytes_accessed for node in made.graph.nodes[1:4]]
+    assert sum(accessed) == sum(expected)
+    assert accessed == pytest.approx(expected, abs=1)
 
 
 def test_a_cut_passes_through_a_neighbour_at_the_same_places():
