@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import collections
+import functools
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -50,19 +51,25 @@ class Cut(NamedTuple):
 
     def range_of(self, part: int) -> Range:
         """The part's share of the axis."""
-        ways = self.division.ways
-        return Fraction(self.places[part], ways), Fraction(self.places[part + 1], ways)
+        return _range(self.places[part], self.places[part + 1], self.division.ways, 0)
 
     def reads(self, part: int) -> Range:
         """The share of the axis that the part reads of divided tensors, with its halo."""
-        start, stop = self.range_of(part)
-        # 4/9 of a slice, say: its binary fraction would leave slivers between pieces.
-        halo = Fraction(self.division.halo).limit_denominator(_FINEST) / self.division.ways
-        return max(start - halo, Fraction(0)), min(stop + halo, Fraction(1))
+        division = self.division
+        return _range(self.places[part], self.places[part + 1], division.ways, division.halo)
 
     def part_at(self, place: Fraction) -> int:
         """The part whose share holds a place."""
         return bisect.bisect_right(self.places, place * self.division.ways) - 1
+
+
+@functools.lru_cache(2**16)  # fractions take long to make, and parts along one axis are alike
+def _range(start: int, stop: int, ways: int, halo: float) -> Range:
+    """From one slice to another of an axis, and so many slices beside them."""
+    # 4/9 of a slice, say: its binary fraction would leave slivers between pieces.
+    beside = Fraction(halo).limit_denominator(_FINEST) / ways if halo else Fraction(0)
+    first, last = Fraction(start, ways) - beside, Fraction(stop, ways) + beside
+    return max(first, Fraction(0)), min(last, Fraction(1))
 
 
 class Layout(NamedTuple):

@@ -209,7 +209,7 @@ def test_a_part_accesses_what_it_writes_and_what_it_reads_whole(graph, data):
 
 
 def operands_of(graph: Graph, v: int):
-    """Tensors and weights that a node reads, each with the function from a division to its label."""
+    """Tensors and weights that a node reads, each with a function from a division to its label."""
     tensors = [
         (tensor, lambda division, k=k: dict(division.reads).get(k))
         for k, tensor in enumerate(graph.tensors)
