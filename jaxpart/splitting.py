@@ -84,18 +84,21 @@ def split(
             if request.parts - 1 <= left:
                 requests[v] = request
                 left -= request.parts - 1
-    made = rewrite.split(graph, requests)
-    return renumbered(made, _best_order(made, mcm))
+    return _best_ordered(rewrite.split(graph, requests), mcm)[0]
 
 
-def _best_order(made: Split, mcm: MCM) -> list[int]:
-    """Band by band, unless one chip that runs everything would need more memory than before."""
+def _best_ordered(made: Split, mcm: MCM) -> tuple[Split, list[int]]:
+    """The split in the order of `lane_order`, and that order.
+
+    It stays as it is if one chip that runs everything would need more memory than before.
+    """
     order = lane_order(made)
+    ordered = renumbered(made, order)
     peaks = []
-    for graph in (made.original, renumbered(made, order).graph):
+    for graph in (made.original, ordered.graph):
         problem = Problem.build(graph, mcm)
         peaks.append(segment_peak_bytes(problem, np.ones(problem.num_nodes, bool)))
-    return order if peaks[1] <= peaks[0] else list(range(len(order)))
+    return (ordered, order) if peaks[1] <= peaks[0] else (made, list(range(len(order))))
 
 
 def within_growth(made: Split, mcm: MCM, *, growth: float = GROWTH) -> bool:
@@ -159,8 +162,9 @@ def refine(
     if not changed:
         return None
     fine = rewrite.split(made.original, cuts, made.relays)
-    order, chips = _best_order(fine, mcm), fine.carried(made, assignment)
-    return renumbered(fine, order), tuple(chips[x] for x in order)
+    chips = fine.carried(made, assignment)
+    ordered, order = _best_ordered(fine, mcm)
+    return ordered, tuple(chips[x] for x in order)
 
 
 class _Way(NamedTuple):

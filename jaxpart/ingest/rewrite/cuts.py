@@ -196,12 +196,18 @@ def _common_slices(graph: Graph, chosen: Mapping[int, tuple[Division, Request]])
         return v
 
     for group in _on_one_axis(graph, chosen):
-        for u, v in itertools.combinations(group, 2):
-            a, b = find(u), find(v)
-            common = math.gcd(slices[a], slices[b])
-            most = max(parts[a], parts[b])
-            if a != b and common >= most:
-                root[b], slices[a], parts[a] = a, common, most
+        # What cannot join a set never can: its slices only get fewer, and its parts more.
+        tried: set[int] = set()
+        for i, u in enumerate(group):
+            a = find(u)
+            if a in tried:
+                continue
+            tried.add(a)
+            for b in map(find, group[i + 1 :]):
+                common = math.gcd(slices[a], slices[b])
+                most = max(parts[a], parts[b])
+                if a != b and common >= most:
+                    root[b], slices[a], parts[a] = a, common, most
     return {v: slices[find(v)] for v in chosen}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from fractions import Fraction
 from typing import NamedTuple
 
 import msgspec
@@ -127,11 +126,19 @@ def accesses(graph: Graph, uses: Uses, v: int, division: Division) -> Accesses:
 
 
 def part_node(
-    graph: Graph, uses: Uses, v: int, cut: Cut, part: int, name: str, divide: tuple[Division, ...]
+    node: Node, found: Accesses, cut: Cut, part: int, name: str, divide: tuple[Division, ...]
 ) -> Node:
-    """The node of one part."""
-    node, span = graph.nodes[v], cut.range_of(part)
-    access = accesses(graph, uses, v, cut.division).of_part(cut, part)
+    """The node of one part.
+
+    Args:
+      node: the whole operation.
+      found: what it accesses.
+      cut: how it is split.
+      part: which part.
+      name: of the new node.
+      divide: ways to divide it further.
+    """
+    span, access = cut.range_of(part), found.of_part(cut, part)
     of, first = node.name, 0
     if node.part is not None and node.part.axis == cut.division.axis:
         of, first = node.part.of, node.part.start
@@ -229,7 +236,7 @@ def further_divisions(
     in_pieces = {
         layout.label
         for layout in made
-        if len(layout.within(span or (Fraction(0), Fraction(1)))) > 1
+        if layout.pieces > 1 and (span is None or len(layout.within(span)) > 1)
     }
     sliced = _UNCUT if cut is None else cut.division
     found = []

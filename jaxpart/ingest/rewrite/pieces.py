@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
 from typing import NamedTuple
 
-import msgspec
-
 from jaxpart.ingest.rewrite.cuts import Cut, Layout, tensor_layouts, weight_layouts
+from jaxpart.ingest.rewrite.divisions import with_divisions
 from jaxpart.ingest.rewrite.parts import (
     Pieces,
     Uses,
+    accesses,
     copy_node,
     further_divisions,
     join_node,
@@ -242,13 +242,14 @@ class Rewrite:
         unique = unique_namer(node.name for v, node in enumerate(graph.nodes) if v not in self.cuts)
         for v, node in enumerate(graph.nodes):
             cut = self.cuts.get(v)
+            if cut is None:
+                (x,) = self.parts_of[v]
+                nodes[x] = with_divisions(node, self._further(v, 0, x))
+                continue
+            found = accesses(graph, self.uses, v, cut.division)
             for i, x in enumerate(self.parts_of[v]):
-                divide = self._further(v, i, x)
-                if cut is None:
-                    nodes[x] = msgspec.structs.replace(node, divide=divide)
-                else:
-                    name = unique(f"{node.name}/part{i}of{cut.parts}")
-                    nodes[x] = part_node(graph, self.uses, v, cut, i, name, divide)
+                name = unique(f"{node.name}/part{i}of{cut.parts}")
+                nodes[x] = part_node(node, found, cut, i, name, self._further(v, i, x))
             joins = self.joins_of.get(v, ())
             results = [graph.tensors[k] for k in self.uses.made[v]]
             width = graph.element_bytes or 1
