@@ -1,4 +1,4 @@
-"""An order in which parts that are cut along one axis run band by band."""
+"""An order in which parts that are cut along one axis run lane by lane."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def in_lanes(made: Split) -> Split:
 
 
 def lane_order(made: Split) -> list[int]:
-    """[M] an order of the nodes in which parts that are cut along one axis run band by band.
+    """[M] an order of the nodes in which parts that are cut along one axis run lane by lane.
 
     `split` leaves a node's parts in its place: all parts of one layer, then all of the next. Here a
     part runs as soon as what it reads is there, so that rows go through several layers before the
-    next ones start. Cuts of this order keep the bands together: little more than the rows at their
+    next ones start. Cuts of this order keep the lanes together: little more than the rows at their
     borders goes from chip to chip. On one chip the peak of live activations can be larger.
     """
     graph = made.graph
@@ -93,7 +93,7 @@ def renumbered(
 
 
 def _homes(made: Split) -> tuple[list[int], list[Fraction]]:
-    """By new node: the node before in whose place it stands, and where its band starts."""
+    """By new node: the node before in whose place it stands, and where its lane starts."""
     graph = made.graph
     home, start = [0] * len(graph.nodes), [Fraction(0)] * len(graph.nodes)
     for v, parts in enumerate(made.parts_of):
