@@ -1,7 +1,7 @@
 """Axes along which the operations of a model can be cut, before they have labels.
 
-Rules of importers make `AxisCut` records from shapes. `labels.py` gives the axes names that hold across
-the graph.
+Rules of importers make `AxisCut` records from shapes. `labels.py` gives the axes names that hold
+across the graph.
 """
 
 from __future__ import annotations
