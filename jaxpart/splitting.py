@@ -15,8 +15,8 @@ from jaxpart.ingest.rewrite import split as rewrite
 from jaxpart.ingest.rewrite.cuts import Cut, Request, equal_parts
 from jaxpart.ingest.rewrite.estimates import estimates
 from jaxpart.ingest.rewrite.lanes import lane_order, renumbered
-from jaxpart.ingest.rewrite.parts import Uses
 from jaxpart.ingest.rewrite.split import Split
+from jaxpart.ingest.rewrite.uses import Uses
 from jaxpart.problem.graph import Graph
 from jaxpart.problem.mcm import MCM
 from jaxpart.problem.problem import Problem
@@ -161,7 +161,7 @@ def refine(
             changed = True
     if not changed:
         return None
-    fine = rewrite.split(made.original, cuts, made.relays)
+    fine = rewrite.split(made.original, cuts)
     chips = fine.carried(made, assignment)
     ordered, order = _best_ordered(fine, mcm)
     return ordered, tuple(chips[x] for x in order)

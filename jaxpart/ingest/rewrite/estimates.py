@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxpart.ingest.rewrite.parts import Uses, accesses
+from jaxpart.ingest.rewrite.parts import accesses
+from jaxpart.ingest.rewrite.uses import Uses
 from jaxpart.problem.division import Division
 from jaxpart.problem.graph import Graph
 from jaxpart.problem.mcm import MCM

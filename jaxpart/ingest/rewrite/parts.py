@@ -9,6 +9,7 @@ from typing import NamedTuple
 import msgspec
 
 from jaxpart.ingest.rewrite.cuts import Cut, Layout, Range
+from jaxpart.ingest.rewrite.uses import Uses
 from jaxpart.problem.division import Division, Part
 from jaxpart.problem.graph import Graph, Node, Tensor, Weight
 
@@ -27,27 +28,6 @@ def share(amount: float, span: Range) -> float:
     units = int(amount / unit)  # exact: units are powers of two
     start, stop = (units * x.numerator // x.denominator for x in span)
     return unit * (stop - start)
-
-
-class Uses(NamedTuple):
-    """What each of the N nodes reads, makes and holds; numbers of tensors and weights."""
-
-    read: list[list[int]]
-    made: list[list[int]]
-    held: list[list[int]]
-
-    @classmethod
-    def of(cls, graph: Graph) -> Uses:
-        """The uses of a graph."""
-        uses = cls(*([[] for _ in graph.nodes] for _ in range(3)))
-        for k, tensor in enumerate(graph.tensors):
-            uses.made[tensor.producer].append(k)
-            for q in tensor.consumers:
-                uses.read[q].append(k)
-        for w, weight in enumerate(graph.weights):
-            for q in weight.consumers:
-                uses.held[q].append(w)
-        return uses
 
 
 class Access(NamedTuple):
