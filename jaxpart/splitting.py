@@ -13,10 +13,11 @@ from jaxpart.cost.host import loads, segment_peak_bytes, stage_s_of
 from jaxpart.errors import InputError
 from jaxpart.ingest.rewrite import split as rewrite
 from jaxpart.ingest.rewrite.cuts import Cut, Request, equal_parts
+from jaxpart.ingest.rewrite.estimates import estimates
 from jaxpart.ingest.rewrite.lanes import lane_order, renumbered
-from jaxpart.ingest.rewrite.parts import Uses, part_node, share
 from jaxpart.ingest.rewrite.split import Split
-from jaxpart.problem.graph import Graph, Node
+from jaxpart.ingest.rewrite.uses import Uses
+from jaxpart.problem.graph import Graph
 from jaxpart.problem.mcm import MCM
 from jaxpart.problem.problem import Problem
 
@@ -76,32 +77,33 @@ def split(
     options = _Options(graph, mcm, most, load_share, memory_share)
     requests = _allotted(options, room)
     between = _between(graph, requests)
-    added = sum(request.parts - 1 for request in between.values())
     if between:
-        requests = _allotted(options, max(room - added, room // 2))
+        requests = _allotted(options, max(room - _added(between), room // 2))
         left = room - _added(requests)
         for v, request in _between(graph, requests).items():
             if request.parts - 1 <= left:
                 requests[v] = request
                 left -= request.parts - 1
-    made = rewrite.split(graph, requests)
-    return renumbered(made, _best_order(made, mcm))
+    return _best_ordered(rewrite.split(graph, requests), mcm)[0]
 
 
-def _best_order(made: Split, mcm: MCM) -> list[int]:
-    """Band by band, unless one chip that runs everything would need more memory than before."""
+def _best_ordered(made: Split, mcm: MCM) -> tuple[Split, list[int]]:
+    """The split in the order of `lane_order`, and that order.
+
+    It stays as it is if one chip that runs everything would need more memory than before.
+    """
     order = lane_order(made)
+    ordered = renumbered(made, order)
     peaks = []
-    for graph in (made.original, renumbered(made, order).graph):
+    for graph in (made.original, ordered.graph):
         problem = Problem.build(graph, mcm)
         peaks.append(segment_peak_bytes(problem, np.ones(problem.num_nodes, bool)))
-    return order if peaks[1] <= peaks[0] else list(range(len(order)))
+    return (ordered, order) if peaks[1] <= peaks[0] else (made, list(range(len(order))))
 
 
 def within_growth(made: Split, mcm: MCM, *, growth: float = GROWTH) -> bool:
     """Whether parts are no more than `split` with this growth allows."""
-    added = sum(cut.parts - 1 for cut in made.cuts.values())
-    return added <= _room(made.original, mcm, growth)
+    return _added(made.cuts) <= _room(made.original, mcm, growth)
 
 
 def _room(graph: Graph, mcm: MCM, growth: float) -> int:
@@ -110,7 +112,12 @@ def _room(graph: Graph, mcm: MCM, growth: float) -> int:
 
 
 def refine(
-    made: Split, mcm: MCM, assignment: Sequence[int], *, most: int = 2
+    made: Split,
+    mcm: MCM,
+    assignment: Sequence[int],
+    *,
+    most: int = 2,
+    most_parts: int | None = None,
 ) -> tuple[Split, tuple[int, ...]] | None:
     """Splits further what binds a partition.
 
@@ -121,173 +128,131 @@ def refine(
       made: the graph as split so far.
       mcm: the module.
       assignment: a partition of `made.graph`.
-      most: into how many parts each such node is split.
+      most: into how many parts each such node is split; fewer where `most_parts` allows no more.
+      most_parts: most parts of an operation of the original graph; None: any number.
 
     Returns:
       The finer split, and the partition carried over: new parts are on the chip of what they are
       parts of. It is for the caller to verify. None if nothing that binds can be split.
     """
     problem = Problem.build(made.graph, mcm)
-    f = problem.assignment_of(assignment)
+    binding = [
+        (v, x)
+        for x in _binding(problem, problem.assignment_of(assignment))
+        if (v := made.whole_of[x]) is not None
+    ]
+    uncut = [v for v, _ in binding if v not in made.cuts]
+    whole = _requested(made.original, mcm, uncut, most) if uncut else {}
     cuts: dict[int, Request | Cut] = dict(made.cuts)
     changed = False
-    for x in _binding(problem, f):
-        v = made.whole_of[x]
-        finer = None if v is None else _finer(made, v, x, most, mcm)
-        if v is not None and finer is not None and cuts.get(v) == made.cuts.get(v):
+    for v, x in binding:
+        if cuts.get(v) != made.cuts.get(v):
+            continue  # another part of it binds too
+        cut = made.cuts.get(v)
+        room = most
+        if most_parts is not None:
+            room = min(most, most_parts - (0 if cut is None else cut.parts - 1))
+        if cut is not None:
+            finer = _finer(cut, made.parts_of[v].index(x), room)
+        else:
+            finer = whole[v]._replace(parts=min(whole[v].parts, room)) if v in whole else None
+        if finer is not None and room > 1:
             cuts[v] = finer
             changed = True
     if not changed:
         return None
-    fine = rewrite.split(made.original, cuts, made.relays)
-    order, chips = _best_order(fine, mcm), fine.carried(made, assignment)
-    return renumbered(fine, order), tuple(chips[x] for x in order)
+    fine = rewrite.split(made.original, cuts)
+    chips = fine.carried(made, assignment)
+    ordered, order = _best_ordered(fine, mcm)
+    return ordered, tuple(chips[x] for x in order)
 
 
 class _Way(NamedTuple):
     """One way to split a node: by one division."""
 
     division: int  # position in `Node.divide`
-    longest_s: Mapping[int, float]  # number of parts -> seconds of the longest part
+    longest_s: Sequence[float]  # by number of parts, from 1 on: seconds of the longest part
     parts: int  # as many as are wanted
     cost_s: float
 
 
 class _Options:
-    """The nodes that are worth splitting, and the best way for each."""
+    """The nodes that are worth splitting, and the best way for each.
+
+    Attributes:
+      ways: by node.
+      is_heavy: by node, whether it is too large for its share of a chip's memory.
+    """
 
     def __init__(
-        self, graph: Graph, mcm: MCM, most: int, load_share: float, memory_share: float
+        self,
+        graph: Graph,
+        mcm: MCM,
+        most: int,
+        load_share: float,
+        memory_share: float,
+        among: Iterable[int] | None = None,
     ) -> None:
-        self.graph = graph
+        """Looks at all nodes of a graph, or `among` some; the rest as for `split`."""
         problem = Problem.build(graph, mcm)
         scaled = problem.graph
-        node_s = _mean_s(problem)
-        self.target_s = problem.mean_load_s * load_share
+        target_s = problem.mean_load_s * load_share
         uses = Uses.of(scaled)
         partners = _partners(scaled, uses)
-        self.node_s = node_s
+        most_bytes = math.inf  # of the smallest chip
+        if mcm.constraints.memory:
+            most_bytes = min(chip.sram_bytes for chip in mcm.chips)
+        capacity = most_bytes * memory_share
+        pairs = [
+            (v, d)
+            for v in (range(len(scaled.nodes)) if among is None else sorted(set(among)))
+            for d in range(len(scaled.nodes[v].divide))
+            if scaled.nodes[v].colocate is None
+        ]
+        divided = [(v, scaled.nodes[v].divide[d]) for v, d in pairs]
+        takes = estimates(scaled, uses, mcm, divided, most)
         self.ways: dict[int, _Way] = {}
         self.is_heavy: dict[int, bool] = {}
-        sizes = _Sizes(scaled, uses, mcm)
-        capacity = sizes.capacity * memory_share
-        for v, node in enumerate(scaled.nodes):
-            if not node.divide or node.colocate is not None:
+        for i, (v, d) in enumerate(pairs):
+            heavy = takes.memory[i, 0] > capacity
+            wide = TRAFFIC * takes.traffic_s[i, 0] > target_s
+            if takes.seconds[i, 0] <= target_s and not heavy and not wide:
                 continue
-            heavy = sizes.memory(v, None, 0) > capacity
-            wide = TRAFFIC * sizes.traffic_s(v, None, 0) > self.target_s
-            if node_s[v] <= self.target_s and not heavy and not wide:
+            division = scaled.nodes[v].divide[d]
+            passed = partners(v, d)
+            seconds = takes.seconds[i, : division.ways]
+            if passed >= _MOSTLY and division.join is None:
+                seconds = np.maximum(seconds, TRAFFIC * takes.traffic_s[i, : division.ways])
+            longest, memory = seconds.tolist(), takes.memory[i].tolist()
+            limit = capacity if heavy else math.inf
+            wanted = _wanted(longest, memory, target_s, limit)
+            if wanted == 1 or memory[wanted - 1] > most_bytes:
                 continue
-            ways = [
-                way
-                for d in range(len(node.divide))
-                if (way := self._way(sizes, partners, v, d, most, capacity if heavy else math.inf))
-            ]
-            if ways:
-                self.ways[v] = min(ways, key=lambda way: way.cost_s)
+            traffic_s = float(takes.middle_s[i, wanted - 1])
+            cost_s = max(longest[wanted - 1], traffic_s, target_s)
+            if division.join is not None:
+                cost_s += traffic_s
+            if memory[wanted - 1] > limit:
+                cost_s += longest[0]  # a last resort
+            cost_s *= 1 + _PASSED * (1 - passed)
+            if v not in self.ways or cost_s < self.ways[v].cost_s:
+                self.ways[v] = _Way(d, longest, wanted, cost_s)
                 self.is_heavy[v] = heavy
 
-    def _way(
-        self,
-        sizes: _Sizes,
-        partners: Callable[[int, int], float],
-        v: int,
-        d: int,
-        most: int,
-        capacity: float,
-    ) -> _Way | None:
-        division = sizes.graph.nodes[v].divide[d]
-        counts = range(2, min(most, division.ways) + 1)
-        cuts = {k: Cut(division, equal_parts(division.ways, division.ways, k)) for k in counts}
-        # The first part has the most slices, one between two others the widest halo.
-        tried = [(k, part) for k in counts for part in {0, k // 2}]
-        seconds = sizes.seconds([sizes.part(v, cuts[k], part) for k, part in tried])
-        passed = partners(v, d)
-        share_s = TRAFFIC if passed >= _MOSTLY and division.join is None else 0.0
-        longest = {1: max(float(self.node_s[v]), share_s * sizes.traffic_s(v, None, 0))}
-        for (k, part), part_s in zip(tried, seconds.tolist(), strict=True):
-            longest[k] = max(
-                longest.get(k, 0.0), part_s, share_s * sizes.traffic_s(v, cuts[k], part)
-            )
-        memory = {k: sizes.memory(v, cuts.get(k), 0) for k in longest}
-        wanted = 1
-        for k in counts:
-            if longest[wanted] <= self.target_s and memory[wanted] <= capacity:
-                break
-            lighter = memory[wanted] > capacity and memory[k] < _GAIN * memory[wanted]
-            if lighter or longest[k] < _GAIN * longest[wanted]:
-                wanted = k
-        if wanted == 1 or memory[wanted] > sizes.capacity:
-            return None
-        cut = cuts[wanted]
-        traffic_s = sizes.traffic_s(v, cut, wanted // 2)
-        cost = max(longest[wanted], traffic_s, self.target_s)
-        if division.join is not None:
-            cost += traffic_s
-        if memory[wanted] > capacity:
-            cost += longest[1]  # a last resort
-        return _Way(d, longest, wanted, cost * (1 + _PASSED * (1 - passed)))
 
-
-class _Sizes:
-    """What parts of the nodes of a graph take."""
-
-    def __init__(self, graph: Graph, uses: Uses, mcm: MCM) -> None:
-        self.graph, self.uses, self.mcm = graph, uses, mcm
-        self.capacity = math.inf  # bytes of the smallest chip
-        if mcm.constraints.memory:
-            self.capacity = min(chip.sram_bytes for chip in mcm.chips)
-
-    def part(self, v: int, cut: Cut, part: int) -> Node:
-        return part_node(self.graph, self.uses, v, cut, part, "part", ())
-
-    def seconds(self, nodes: Iterable[Node]) -> np.ndarray:
-        """Mean over the chips of each node's seconds."""
-        named = [
-            Node(f"{i}", "part", n.flops, n.bytes_accessed, n.seconds) for i, n in enumerate(nodes)
-        ]
-        graph = Graph(tuple(named), element_bytes=None)
-        return _mean_s(Problem.build(graph, self.mcm))
-
-    def received(self, v: int, cut: Cut | None, part: int) -> float:
-        """Bytes that a part reads of other nodes' tensors."""
-        labels = {} if cut is None else dict(cut.division.reads)
-        return sum(
-            self.graph.tensors[k].bytes
-            if cut is None or labels.get(k) is None
-            else share(self.graph.tensors[k].bytes, cut.reads(part))
-            for k in self.uses.read[v]
-        )
-
-    def sent(self, v: int, cut: Cut | None, part: int) -> float:
-        """Bytes of a part's results."""
-        results = [self.graph.tensors[k].bytes for k in self.uses.made[v]]
-        if cut is None or cut.division.join is not None:
-            return sum(results)
-        return sum(share(size, cut.range_of(part)) for size in results)
-
-    def traffic_s(self, v: int, cut: Cut | None, part: int) -> float:
-        """Seconds of the ports of a chip that runs one part alone."""
-        most = max(self.received(v, cut, part), self.sent(v, cut, part))
-        return most / self.mcm.link_bandwidth
-
-    def memory(self, v: int, cut: Cut | None, part: int) -> float:
-        """Bytes of a chip that runs one part alone."""
-        labels = {} if cut is None else dict(cut.division.weights)
-        held = sum(
-            self.graph.weights[w].bytes
-            if cut is None or labels.get(w) is None
-            else share(self.graph.weights[w].bytes, cut.range_of(part))
-            for w in self.uses.held[v]
-        )
-        if self.mcm.memory_model == "weights":
-            return held
-        return held + 2 * self.received(v, cut, part) + 3 * self.sent(v, cut, part)
-
-
-def _mean_s(problem: Problem) -> np.ndarray:
-    """[N] mean over the chips of each node's seconds."""
-    return problem.node_s[:, problem.chip_kind].mean(axis=1)
+def _wanted(
+    longest: Sequence[float], memory: Sequence[float], target_s: float, limit: float
+) -> int:
+    """As few parts as serve; arguments are by number of parts, from 1 on."""
+    wanted = 1
+    for k in range(2, len(longest) + 1):
+        size = memory[wanted - 1]
+        if longest[wanted - 1] <= target_s and size <= limit:
+            break
+        lighter = size > limit and memory[k - 1] < _GAIN * size
+        if lighter or longest[k - 1] < _GAIN * longest[wanted - 1]:
+            wanted = k
+    return wanted
 
 
 def _partners(graph: Graph, uses: Uses) -> Callable[[int, int], float]:
@@ -325,7 +290,7 @@ def _allotted(options: _Options, room: int) -> dict[int, Request]:
     def entry(v: int) -> tuple[bool, float, int]:
         # What fits no chip comes first.
         heavy = options.is_heavy[v] and parts[v] < options.ways[v].parts
-        return not heavy, -options.ways[v].longest_s[parts[v]], v
+        return not heavy, -options.ways[v].longest_s[parts[v] - 1], v
 
     queue = [entry(v) for v in options.ways]
     heapq.heapify(queue)
@@ -339,7 +304,7 @@ def _allotted(options: _Options, room: int) -> dict[int, Request]:
     return {v: Request(options.ways[v].division, k, chain=True) for v, k in parts.items() if k > 1}
 
 
-def _added(requests: Mapping[int, Request]) -> int:
+def _added(requests: Mapping[int, Request] | Mapping[int, Cut]) -> int:
     return sum(request.parts - 1 for request in requests.values())
 
 
@@ -423,20 +388,22 @@ def _binding(problem: Problem, f: np.ndarray) -> list[int]:
     return []
 
 
-def _finer(made: Split, v: int, x: int, most: int, mcm: MCM) -> Request | Cut | None:
-    """How to split node v of the original further, where the new node x is."""
-    node = made.original.nodes[v]
-    cut = made.cuts.get(v)
-    if cut is None:
-        options = _Options(made.original, mcm, most, 1e-9, MEMORY_SHARE)
-        if v not in options.ways:
-            return None
-        way = options.ways[v]
-        return Request(way.division, min(most, node.divide[way.division].ways), chain=True)
-    i = made.parts_of[v].index(x)
-    first, last = cut.places[i], cut.places[i + 1]
-    if last - first < 2:
+def _requested(graph: Graph, mcm: MCM, nodes: Sequence[int], most: int) -> dict[int, Request]:
+    """How to split those of some whole nodes that can be split to advantage."""
+    options = _Options(graph, mcm, most, 1e-9, MEMORY_SHARE, nodes)
+    found = {}
+    for v, way in options.ways.items():
+        parts = min(most, graph.nodes[v].divide[way.division].ways)
+        found[v] = Request(way.division, parts, chain=True)
+    return found
+
+
+def _finer(cut: Cut, part: int, most: int) -> Cut | None:
+    """The cut with one part split further, into at most so many; None if it has but one slice."""
+    first, last = cut.places[part], cut.places[part + 1]
+    parts = min(most, last - first)
+    if parts < 2:
         return None
-    inner = equal_parts(last - first, last - first, min(most, last - first))[1:-1]
-    places = (*cut.places[: i + 1], *(first + place for place in inner), *cut.places[i + 1 :])
+    inner = equal_parts(last - first, last - first, parts)[1:-1]
+    places = (*cut.places[: part + 1], *(first + x for x in inner), *cut.places[part + 1 :])
     return cut._replace(places=places)

@@ -127,6 +127,26 @@ def test_what_binds_is_split_further_and_the_partition_carried_over():
     assert after.compute_s[bound] == pytest.approx(before.compute_s[bound])
 
 
+@pytest.mark.parametrize(
+    ("most", "most_parts", "parts"), [(4, 4, 4), (4, 3, 3), (4, 2, 2), (2, 9, 3)]
+)
+def test_no_operation_is_refined_into_more_parts_than_allowed(most, most_parts, parts):
+    graph, mcm = layers(), load_mcm("mcm8")
+    made = jaxpart.split(graph, mcm, most=2)
+    f = [min(7, x) for x in range(len(made.graph.nodes))]
+
+    refined = jaxpart.refine(made, mcm, f, most=most, most_parts=most_parts)
+
+    if parts == made.cuts[3].parts:
+        assert refined is None
+    else:
+        assert refined is not None
+        assert refined[0].cuts[3].parts == parts
+    whole = jaxpart.refine(split(graph, {}), mcm, range(len(graph.nodes)), most=4, most_parts=parts)
+    assert whole is not None
+    assert max(cut.parts for cut in whole[0].cuts.values()) == min(parts, 4)
+
+
 def test_where_a_link_binds_the_reader_of_its_largest_tensor_is_split():
     graph, mcm = layers(), load_mcm("mcm8")
     tensors = list(graph.tensors)

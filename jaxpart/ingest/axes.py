@@ -1,7 +1,7 @@
 """Axes along which the operations of a model can be cut, before they have labels.
 
-Rules of importers make `Cut` records from shapes. `labels.py` gives the axes names that hold across
-the graph.
+Rules of importers make `AxisCut` records from shapes. `labels.py` gives the axes names that hold
+across the graph.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 Letters = Sequence[Hashable | None]  # a name for each dimension; None where it stays whole
 
 
-class Cut(NamedTuple):
+class AxisCut(NamedTuple):
     """One axis along which an operation can be cut into equal slices.
 
     A dimension is cut into runs of its positions, so a dimension that a reshape divides or merges
@@ -41,7 +41,7 @@ def letter_cuts(
     results: Sequence[Letters],
     ways: Mapping[Any, int],
     summed: Collection[Hashable] = (),
-) -> tuple[Cut, ...]:
+) -> tuple[AxisCut, ...]:
     """The cuts of an operation that is described as by `einsum`: dimensions of one letter agree.
 
     Args:
@@ -64,7 +64,7 @@ def letter_cuts(
         if (None in found) != (letter in summed):
             continue
         cuts.append(
-            Cut(ways[letter], found, tuple(_place(letter, letters) for letters in operands))
+            AxisCut(ways[letter], found, tuple(_place(letter, letters) for letters in operands))
         )
     return tuple(cuts)
 
@@ -75,7 +75,7 @@ def _place(letter: Hashable, letters: Letters) -> int | None:
 
 def elementwise_cuts(
     operands: Sequence[Sequence[int]], results: Sequence[Sequence[int]]
-) -> tuple[Cut, ...]:
+) -> tuple[AxisCut, ...]:
     """The cuts of an operation that works element by element.
 
     Args:
@@ -100,7 +100,7 @@ def same_axes_cuts(
     operands: Sequence[Sequence[int]],
     results: Sequence[Sequence[int]],
     ways: Mapping[int, int],
-) -> tuple[Cut, ...]:
+) -> tuple[AxisCut, ...]:
     """The cuts along axes that have one number in all operands and results of full rank.
 
     Args:
@@ -120,7 +120,7 @@ def same_axes_cuts(
     )
 
 
-def reshape_cuts(before: Sequence[int], after: Sequence[int]) -> tuple[Cut, ...]:
+def reshape_cuts(before: Sequence[int], after: Sequence[int]) -> tuple[AxisCut, ...]:
     """The cuts of a reshape in row-major order.
 
     Axes of both shapes are matched in the smallest groups with equally many elements. The outermost
@@ -132,7 +132,7 @@ def reshape_cuts(before: Sequence[int], after: Sequence[int]) -> tuple[Cut, ...]
     for left, right in _matched(before, after):
         ways = math.gcd(before[left], after[right])
         if ways > 1:
-            cuts.append(Cut(ways, (right,), (left,)))
+            cuts.append(AxisCut(ways, (right,), (left,)))
     return tuple(cuts)
 
 

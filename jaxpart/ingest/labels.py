@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxpart.ingest.axes import Cut
+from jaxpart.ingest.axes import AxisCut
 from jaxpart.problem.division import Division
 
 Value = Any  # name or number of an array of the model
@@ -43,7 +43,7 @@ class Work(NamedTuple):
 
     operands: Sequence[Value]
     results: Sequence[Value]
-    cuts: Sequence[Cut]
+    cuts: Sequence[AxisCut]
 
 
 def divisions(
@@ -82,7 +82,7 @@ def divisions(
 
 def _read(
     work: Work,
-    cut: Cut,
+    cut: AxisCut,
     tensors: Mapping[Value, int],
     held: Mapping[Value, Sequence[Held]],
     labels: _Labels,
@@ -115,7 +115,7 @@ def pairs(labels: Mapping[int, Iterable[str | None]]) -> Iterable[tuple[int, str
 
 
 def _axes_of(
-    work: Work, cut: Cut, held: Mapping[Value, Sequence[Held]], name: Hashable
+    work: Work, cut: AxisCut, held: Mapping[Value, Sequence[Held]], name: Hashable
 ) -> Iterable[_Axis]:
     """Yields the axes that a cut would give one label: first those of results, then of operands.
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 
 from jaxpart.ingest.axes import (
-    Cut,
+    AxisCut,
     Window,
     elementwise_cuts,
     letter_cuts,
@@ -101,19 +101,19 @@ def test_letters_cut_what_all_results_have_and_sum_what_none_has():
     ways = {"b": 2, "m": 3, "n": 1, "k": 4}
     cuts = letter_cuts(["bmk", "bkn"], ["bmn"], ways, "k")
     assert cuts == (
-        Cut(2, (0,), (0, 0)),
-        Cut(3, (1,), (1, None)),
-        Cut(4, (None,), (2, 1)),
+        AxisCut(2, (0,), (0, 0)),
+        AxisCut(3, (1,), (1, None)),
+        AxisCut(4, (None,), (2, 1)),
     )
     assert letter_cuts(["mm"], ["m"], {"m": 3}) == ()  # a diagonal
     assert letter_cuts(["mk"], ["m", "k"], {"m": 3, "k": 2}) == ()  # one result lacks it
-    assert letter_cuts(["m"], [["m", None]], {"m": 3}) == (Cut(3, (0,), (0,)),)
+    assert letter_cuts(["m"], [["m", None]], {"m": 3}) == (AxisCut(3, (0,), (0,)),)
 
 
 def test_operands_repeat_along_what_they_lack():
     assert elementwise_cuts([(4, 3), (3,), (1, 3), ()], [(4, 3)]) == (
-        Cut(4, (0,), (0, None, None, None)),
-        Cut(3, (1,), (1, 0, 1, None)),
+        AxisCut(4, (0,), (0, None, None, None)),
+        AxisCut(3, (1,), (1, 0, 1, None)),
     )
     assert elementwise_cuts([(2, 3)], [(2, 3), (3, 2)]) == ()
     assert elementwise_cuts([(2, 3)], [(3,)]) == ()
@@ -121,5 +121,7 @@ def test_operands_repeat_along_what_they_lack():
 
 
 def test_axes_of_one_number_are_cut_together():
-    assert same_axes_cuts([(4, 3), (4, 5), ()], [(4, 8)], {0: 4}) == (Cut(4, (0,), (0, 0, None)),)
+    assert same_axes_cuts([(4, 3), (4, 5), ()], [(4, 8)], {0: 4}) == (
+        AxisCut(4, (0,), (0, 0, None)),
+    )
     assert same_axes_cuts([(4,)], [], {0: 4}) == ()

@@ -13,6 +13,7 @@ from support.division_oracle import Parts, Run, check_cuts
 
 from jaxpart.ingest.jaxpr.importer import from_jax
 from jaxpart.ingest.pt2.importer import from_pt2
+from jaxpart.ingest.rewrite.contract import contract
 from jaxpart.ingest.rewrite.fuse import fused
 from jaxpart.ingest.stablehlo.importer import from_stablehlo
 
@@ -135,6 +136,16 @@ def heads_of_one_weight():
     return fn, {"qkv": floats(24, 8), "scale": floats(4)}, floats(5, 8)
 
 
+@function
+def bits():
+    def fn(p, x):
+        as_bytes = lax.bitcast_convert_type(x + p["a"], jnp.uint8)
+        again = lax.bitcast_convert_type(as_bytes[:, ::-1], jnp.float32)
+        return as_bytes.astype(jnp.int32) + 1, again, lax.bitcast_convert_type(x, jnp.int32)
+
+    return fn, {"a": floats(4, 4)}, floats(4, 4)
+
+
 @pytest.fixture(scope="module", params=FUNCTIONS)
 def run(request):
     return Run(*FUNCTIONS[request.param]())
@@ -152,6 +163,18 @@ def test_parts_of_a_node_need_the_slices_that_the_graph_names_and_no_more(run):
 def test_parts_of_a_kernel_need_the_slices_that_the_graph_names_and_no_more(run):
     parts = Parts(run)
     assert parts.check(*fused(parts.graph)) > 3
+
+
+def test_a_kernel_that_hands_on_what_it_sums_over_is_not_divided_by_the_sum():
+    def fn(p, x):
+        moved = jnp.transpose(jnp.tanh(x))
+        return moved[:2], moved @ p["a"]
+
+    parts = Parts(Run(fn, {"a": floats(4, 5)}, floats(4, 6)))
+    group = [int(node.op != "tanh") for node in parts.graph.nodes]
+    kernels = contract(parts.graph, group)
+    assert parts.check(*kernels) == len(kernels.graph.nodes[0].divide) == 2
+    assert not kernels.graph.nodes[1].divide
 
 
 def block(p, x):

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from jaxpart.ingest.axes import Cut
+from jaxpart.ingest.axes import AxisCut
 from jaxpart.ingest.onnx import contrib, rules
 from jaxpart.ingest.onnx.divisions.table import cuts_of
 from jaxpart.ingest.onnx.model import prepare
@@ -36,7 +36,7 @@ class Share(NamedTuple):
     start: int
     stop: int
     of: int
-    cut: Cut
+    cut: AxisCut
     shape: list[int] | None
 
     def part(self, number: int) -> int:
@@ -194,7 +194,7 @@ def run(wanted: Case, attributes: dict, arrays: Arrays) -> list[Any]:
     return list(ReferenceEvaluator(model).run(None, feeds))
 
 
-def prove(wanted: Case, cut: Cut) -> None:
+def prove(wanted: Case, cut: AxisCut) -> None:
     """Runs an operator in two and three uneven parts; they make what the whole makes."""
     arrays = contents(wanted)
     whole = run(wanted, wanted.attributes, arrays)

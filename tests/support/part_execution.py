@@ -217,9 +217,8 @@ def _split_works(split: Split, works: list[_Work]) -> list[_Work]:
         terms = 2 if len(joins) > 1 else len(parts)
         for x in joins:
             found[x] = _Work("sum", works[v].v, {}, terms)
-    for copies in (*split.copies_of, split.passes):
-        for x in copies:
-            found[x] = _Work("copy", -1, {})
+    for x in split.passes:
+        found[x] = _Work("copy", -1, {})
     assert all(work is not None for work in found)
     return [work for work in found if work is not None]
 

@@ -32,7 +32,7 @@ from jaxpart.ingest.jaxpr.window_cuts import (
 
 Rule = Callable[[Any, Sequence[Shape], Sequence[Shape]], Cuts]  # parameters, shapes in and out
 
-_KEEP_ELEMENTS = frozenset(("bitcast_convert_type", "complex", "imag", "real"))
+_KEEP_ELEMENTS = frozenset(("complex", "imag", "real"))
 # Each element hangs on its position too.
 _RANDOM = frozenset(
     (
@@ -99,6 +99,13 @@ def _cuts(eqn: Any, ins: Sequence[Shape], outs: Sequence[Shape]) -> Cuts:
     if eqn.outvars[0].aval.dtype.kind in "bV":  # no sum of truth values
         return tuple(cut for cut in cuts if cut.results[0] is not None)
     return cuts
+
+
+def _bitcast(params: Any, ins: Sequence[Shape], outs: Sequence[Shape]) -> Cuts:
+    """Cuts along the axes of both sides; where elements differ in size, one side has one more."""
+    rank = min(len(ins[0]), len(outs[0]))
+    operand, result = ([*range(rank), *[None] * (len(s) - rank)] for s in (ins[0], outs[0]))
+    return letter_cuts([operand], [result], dict(enumerate(outs[0][:rank])))
 
 
 def _dot(params: Any, ins: Sequence[Shape], outs: Sequence[Shape]) -> Cuts:
@@ -323,6 +330,7 @@ _RULES: dict[str, Rule] = {
         reduce_window_cuts,
     ),
     **dict.fromkeys(SCATTERS, _scatter),
+    "bitcast_convert_type": _bitcast,
     "broadcast_in_dim": _broadcast,
     "concatenate": _concatenate,
     "conv_general_dilated": conv_cuts,

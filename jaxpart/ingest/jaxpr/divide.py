@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxpart.ingest.axes import Cut
+from jaxpart.ingest.axes import AxisCut
 from jaxpart.ingest.jaxpr.boxes import Box
 from jaxpart.ingest.jaxpr.cuts import ShapedCuts, equation_cuts
 from jaxpart.ingest.jaxpr.values import Op, Source, Value, Values
@@ -74,7 +74,7 @@ def _shape(value: Value) -> tuple[int, ...]:
     return value.shape or ()
 
 
-def _in_values(op: Op, shaped: ShapedCuts, shapes: Mapping[int, tuple[int, ...]]) -> list[Cut]:
+def _in_values(op: Op, shaped: ShapedCuts, shapes: Mapping[int, tuple[int, ...]]) -> list[AxisCut]:
     """Cuts of which the dimensions are those of the values.
 
     The array that an operation reads may be a value in another shape (a row of a stack with an axis

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from jaxpart.ingest.axes import Cut, Window, window_ways
+from jaxpart.ingest.axes import AxisCut, Window, window_ways
 
 Shape = tuple[int, ...]
-Cuts = tuple[Cut, ...]
+Cuts = tuple[AxisCut, ...]
 
 
 def conv_cuts(params: Any, ins: Sequence[Shape], outs: Sequence[Shape]) -> Cuts:
@@ -27,7 +27,7 @@ def conv_cuts(params: Any, ins: Sequence[Shape], outs: Sequence[Shape]) -> Cuts:
 
     def add(ways: int, result: int | None, lhs: int | None, rhs: int | None, halo: float) -> None:
         if ways > 1:
-            cuts.append(Cut(ways, (result,), (lhs, rhs), halo))
+            cuts.append(AxisCut(ways, (result,), (lhs, rhs), halo))
 
     add(ins[0][left[0]], out[0], left[0], None, 0)
     if groups == 1:
@@ -101,5 +101,5 @@ def _windows_cuts(windows: Sequence[Window], operands: Sequence[Shape], results:
         ways = window_ways(window)
         if ways:
             taken = tuple(axis if len(shape) == len(windows) else None for shape in operands)
-            cuts.append(Cut(ways, (axis,) * results, taken, window.halo))
+            cuts.append(AxisCut(ways, (axis,) * results, taken, window.halo))
     return tuple(cuts)

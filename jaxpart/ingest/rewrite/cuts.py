@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import collections
+import functools
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -50,19 +51,25 @@ class Cut(NamedTuple):
 
     def range_of(self, part: int) -> Range:
         """The part's share of the axis."""
-        ways = self.division.ways
-        return Fraction(self.places[part], ways), Fraction(self.places[part + 1], ways)
+        return _range(self.places[part], self.places[part + 1], self.division.ways, 0)
 
     def reads(self, part: int) -> Range:
         """The share of the axis that the part reads of divided tensors, with its halo."""
-        start, stop = self.range_of(part)
-        # 4/9 of a slice, say: its binary fraction would leave slivers between pieces.
-        halo = Fraction(self.division.halo).limit_denominator(_FINEST) / self.division.ways
-        return max(start - halo, Fraction(0)), min(stop + halo, Fraction(1))
+        division = self.division
+        return _range(self.places[part], self.places[part + 1], division.ways, division.halo)
 
     def part_at(self, place: Fraction) -> int:
         """The part whose share holds a place."""
         return bisect.bisect_right(self.places, place * self.division.ways) - 1
+
+
+@functools.lru_cache(2**16)  # fractions take long to make, and parts along one axis are alike
+def _range(start: int, stop: int, ways: int, halo: float) -> Range:
+    """From one slice to another of an axis, and so many slices beside them."""
+    # 4/9 of a slice, say: its binary fraction would leave slivers between pieces.
+    beside = Fraction(halo).limit_denominator(_FINEST) / ways if halo else Fraction(0)
+    first, last = Fraction(start, ways) - beside, Fraction(stop, ways) + beside
+    return max(first, Fraction(0)), min(last, Fraction(1))
 
 
 class Layout(NamedTuple):
@@ -189,12 +196,18 @@ def _common_slices(graph: Graph, chosen: Mapping[int, tuple[Division, Request]])
         return v
 
     for group in _on_one_axis(graph, chosen):
-        for u, v in itertools.combinations(group, 2):
-            a, b = find(u), find(v)
-            common = math.gcd(slices[a], slices[b])
-            most = max(parts[a], parts[b])
-            if a != b and common >= most:
-                root[b], slices[a], parts[a] = a, common, most
+        # What cannot join a set never can: its slices only get fewer, and its parts more.
+        tried: set[int] = set()
+        for i, u in enumerate(group):
+            a = find(u)
+            if a in tried:
+                continue
+            tried.add(a)
+            for b in map(find, group[i + 1 :]):
+                common = math.gcd(slices[a], slices[b])
+                most = max(parts[a], parts[b])
+                if a != b and common >= most:
+                    root[b], slices[a], parts[a] = a, common, most
     return {v: slices[find(v)] for v in chosen}
 
 

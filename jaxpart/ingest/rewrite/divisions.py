@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from jaxpart.ingest.labels import pairs
+from jaxpart.ingest.rewrite.uses import Uses
 from jaxpart.problem.division import Division
 from jaxpart.problem.graph import Graph, Node
 
@@ -117,16 +118,7 @@ class Composer:
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
-        self._reads: list[list[int]] = [[] for _ in graph.nodes]
-        self._made: list[list[int]] = [[] for _ in graph.nodes]
-        self._weights: list[list[int]] = [[] for _ in graph.nodes]
-        for k, tensor in enumerate(graph.tensors):
-            self._made[tensor.producer].append(k)
-            for q in tensor.consumers:
-                self._reads[q].append(k)
-        for w, weight in enumerate(graph.weights):
-            for q in weight.consumers:
-                self._weights[q].append(w)
+        self._uses = Uses.of(graph)
 
     def divisions(self, group: Sequence[int]) -> tuple[Division, ...]:
         """The ways to divide a group of nodes that becomes one node.
@@ -149,7 +141,7 @@ class Composer:
         leaving = {
             k
             for v in group
-            for k in self._made[v]
+            for k in self._uses.made[v]
             for consumers in [self._graph.tensors[k].consumers]
             if not consumers or not members.issuperset(consumers)
         }
@@ -181,31 +173,34 @@ class Composer:
         # Tensor -> how it is read: a label, None for whole, or True for a partial sum.
         wanted: dict[int, set[Any]] = {k: {is_sum or axis} for k in leaving}
         halo: dict[int, float] = {}  # tensor -> what is read beside the share
-        inside = {k for v in group for k in self._made[v]}
+        inside = {k for v in group for k in self._uses.made[v]}
         for v in reversed(group):
             node = self._graph.nodes[v]
-            asked = set().union(*(wanted.get(k, ()) for k in self._made[v]))
-            beside = max((halo.get(k, 0) for k in self._made[v]), default=0)
+            asked = set().union(*(wanted.get(k, ()) for k in self._uses.made[v]))
+            beside = max((halo.get(k, 0) for k in self._uses.made[v]), default=0)
             division = None
-            if asked == {True}:
+            if True in asked:
+                if asked != {True}:  # what it makes would be both a term and a whole value
+                    return None
                 division = next((d for d in node.divide if d.join and d.axis == axis), None)
                 if division is None:
-                    inner = [k for k in self._reads[v] if k in inside]
-                    if node.op not in _LINEAR or len(self._reads[v]) != 1 or not inner:
+                    inner = [k for k in self._uses.read[v] if k in inside]
+                    if node.op not in _LINEAR or len(self._uses.read[v]) != 1 or not inner:
                         return None
                     wanted.setdefault(inner[0], set()).add(True)
+                    shares[v] = _Share(None)  # it may hold weights
                     continue
             elif len(asked) == 1 and None not in asked:
                 (label,) = asked
                 division = _cut_along(node, label)
-            if division is None and (node.flops or not leaving.isdisjoint(self._made[v])):
+            if division is None and (node.flops or not leaving.isdisjoint(self._uses.made[v])):
                 return None
             if beside and node.flops:
                 return None
             reach = beside + (division.halo / division.ways if division else 0)
             shares[v] = _Share(division, reach)
             labels = dict(division.reads) if division else {}
-            for k in self._reads[v]:
+            for k in self._uses.read[v]:
                 if k in inside:
                     wanted.setdefault(k, set()).add(labels.get(k))
                     halo[k] = max(halo.get(k, 0), reach)
@@ -223,14 +218,14 @@ class Composer:
         for v in sorted(shares):
             division = shares[v].division
             for all_read, own, found in (
-                (self._reads[v], division.reads if division else (), reads),
-                (self._weights[v], division.weights if division else (), weights),
+                (self._uses.read[v], division.reads if division else (), reads),
+                (self._uses.held[v], division.weights if division else (), weights),
             ):
                 labels = dict(own)
                 for number in all_read:
                     found.setdefault(number, set()).add(labels.get(number))
         for v in shares:
-            for k in self._made[v]:
+            for k in self._uses.made[v]:
                 reads.pop(k, None)
         return Division(
             ways, axis, "sum" if is_sum else None, halo, tuple(pairs(reads)), tuple(pairs(weights))

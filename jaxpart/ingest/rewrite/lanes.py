@@ -1,4 +1,4 @@
-"""An order in which parts that are cut along one axis run band by band."""
+"""An order in which parts that are cut along one axis run lane by lane."""
 
 from __future__ import annotations
 
@@ -10,20 +10,16 @@ from fractions import Fraction
 import msgspec
 
 from jaxpart.ingest.rewrite.split import Split
+from jaxpart.ingest.rewrite.uses import Uses
 from jaxpart.problem.graph import Graph, Node, Tensor
 
 
-def in_lanes(made: Split) -> Split:
-    """The split with its nodes in the order of `lane_order`."""
-    return renumbered(made, lane_order(made))
-
-
 def lane_order(made: Split) -> list[int]:
-    """[M] an order of the nodes in which parts that are cut along one axis run band by band.
+    """[M] an order of the nodes in which parts that are cut along one axis run lane by lane.
 
     `split` leaves a node's parts in its place: all parts of one layer, then all of the next. Here a
     part runs as soon as what it reads is there, so that rows go through several layers before the
-    next ones start. Cuts of this order keep the bands together: little more than the rows at their
+    next ones start. Cuts of this order keep the lanes together: little more than the rows at their
     borders goes from chip to chip. On one chip the peak of live activations can be larger.
     """
     graph = made.graph
@@ -33,8 +29,8 @@ def lane_order(made: Split) -> list[int]:
         successors[u].add(v)
         waiting[v] += 1
     home, start = _homes(made)
-    run = _runs(made)
-    keys = [(run[home[x]], start[x], x) for x in range(len(graph.nodes))]
+    stretch = _stretches(made)
+    keys = [(stretch[home[x]], start[x], x) for x in range(len(graph.nodes))]
     queue = [keys[x] for x, count in enumerate(waiting) if not count]
     heapq.heapify(queue)
     order: list[int] = []
@@ -86,14 +82,13 @@ def renumbered(
         ),
         parts_of=tuple(of(parts) for parts in made.parts_of),
         joins_of={v: of(joins) for v, joins in made.joins_of.items()},
-        copies_of=tuple(of(copies) for copies in made.copies_of),
         passes=of(made.passes),
         whole_of=tuple(made.whole_of[x] for x in order),
     )
 
 
 def _homes(made: Split) -> tuple[list[int], list[Fraction]]:
-    """By new node: the node before in whose place it stands, and where its band starts."""
+    """By new node: the node before in whose place it stands, and where its lane starts."""
     graph = made.graph
     home, start = [0] * len(graph.nodes), [Fraction(0)] * len(graph.nodes)
     for v, parts in enumerate(made.parts_of):
@@ -105,20 +100,14 @@ def _homes(made: Split) -> tuple[list[int], list[Fraction]]:
                 start[x] = made.cuts[v].range_of(i)[0]
             for x in joins:
                 start[x] = Fraction(1)
-    for relay, copies in zip(made.relays, made.copies_of, strict=True):
-        for x in copies:
-            home[x] = min(relay.consumers)
     return home, start
 
 
-def _runs(made: Split) -> list[int]:
-    """[N] the run of each node before: neighbours in number that are cut along one axis."""
+def _stretches(made: Split) -> list[int]:
+    """[N] by node before: the stretch of neighbours, cut along one axis, that lanes go through."""
     graph: Graph = made.original
-    read: list[list[int]] = [[] for _ in graph.nodes]
-    for k, tensor in enumerate(graph.tensors):
-        for q in tensor.consumers:
-            read[q].append(k)
-    runs: list[int] = []
+    read = Uses.of(graph).read
+    stretches: list[int] = []
     for v in range(len(graph.nodes)):
         cut = made.cuts.get(v)
         labels = {} if cut is None else dict(cut.division.reads)
@@ -126,7 +115,7 @@ def _runs(made: Split) -> list[int]:
         for k in read[v]:
             u = graph.tensors[k].producer
             maker = made.cuts.get(u)
-            if maker is not None and maker.division.join is None and runs[u] == runs[-1]:
+            if maker is not None and maker.division.join is None and stretches[u] == stretches[-1]:
                 linked = linked or labels.get(k) == maker.division.axis
-        runs.append(runs[-1] if linked else len(runs))
-    return runs
+        stretches.append(stretches[-1] if linked else len(stretches))
+    return stretches

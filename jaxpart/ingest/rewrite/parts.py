@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from fractions import Fraction
 from typing import NamedTuple
 
 import msgspec
 
 from jaxpart.ingest.rewrite.cuts import Cut, Layout, Range
+from jaxpart.ingest.rewrite.uses import Uses
 from jaxpart.problem.division import Division, Part
 from jaxpart.problem.graph import Graph, Node, Tensor, Weight
 
@@ -30,27 +30,6 @@ def share(amount: float, span: Range) -> float:
     return unit * (stop - start)
 
 
-class Uses(NamedTuple):
-    """What each of the N nodes reads, makes and holds; numbers of tensors and weights."""
-
-    read: list[list[int]]
-    made: list[list[int]]
-    held: list[list[int]]
-
-    @classmethod
-    def of(cls, graph: Graph) -> Uses:
-        """The uses of a graph."""
-        uses = cls(*([[] for _ in graph.nodes] for _ in range(3)))
-        for k, tensor in enumerate(graph.tensors):
-            uses.made[tensor.producer].append(k)
-            for q in tensor.consumers:
-                uses.read[q].append(k)
-        for w, weight in enumerate(graph.weights):
-            for q in weight.consumers:
-                uses.held[q].append(w)
-        return uses
-
-
 class Access(NamedTuple):
     """Bytes accessed: those of floats, and those that no element size scales."""
 
@@ -65,39 +44,81 @@ def _access(values: Iterable[Tensor | Weight], span: Range | None = None) -> Acc
     return Access(*sums)
 
 
-def part_access(graph: Graph, uses: Uses, v: int, cut: Cut, part: int) -> Access:
-    """Bytes that a part accesses: its share of what is divided, and the whole of the rest.
+class _Touched(NamedTuple):
+    """What an operation accesses of a tensor or weight that is divided."""
+
+    amount: float  # bytes
+    fixed: bool
+    is_read: bool  # whether it is an operand from another node, which may be read with a halo
+
+
+class Accesses(NamedTuple):
+    """What an operation accesses, as one division divides it.
+
+    Attributes:
+      divided: what parts share out.
+      whole: what each part accesses all of.
+    """
+
+    divided: tuple[_Touched, ...]
+    whole: Access
+
+    def of_part(self, cut: Cut, part: int) -> Access:
+        """Bytes that a part accesses: its share of what is divided, and the whole of the rest."""
+        sums = list(self.whole)
+        own, read = cut.range_of(part), cut.reads(part)
+        for touched in self.divided:
+            sums[touched.fixed] += share(touched.amount, read if touched.is_read else own)
+        return Access(*sums)
+
+
+def accesses(graph: Graph, uses: Uses, v: int, division: Division) -> Accesses:
+    """What a node accesses: what a division divides of it, and the rest.
 
     The rest is all that is not known to be divided, inputs of the graph included. Where a node
-    accesses fewer bytes than its divided tensors and weights have (it gathers), shares are of what
-    it accesses.
+    accesses fewer bytes than its operands and results have (it gathers, say), the largest operands
+    are those of which it touches a part; then the results.
     """
-    node, division = graph.nodes[v], cut.division
-    read = [graph.tensors[k] for k, label in division.reads if label is not None]
-    other: list[Tensor | Weight] = [
-        graph.weights[w] for w, label in division.weights if label is not None
-    ]
-    if division.join is None:
-        other += [graph.tensors[k] for k in uses.made[v]]
-    whole = Access(node.bytes_accessed - node.fixed_bytes, node.fixed_bytes)
-    divided = map(sum, zip(_access(read), _access(other), strict=True))
-    shares = map(
-        sum,
-        zip(_access(read, cut.reads(part)), _access(other, cut.range_of(part)), strict=True),
+    node = graph.nodes[v]
+    cut_tensors, cut_weights = (
+        {number for number, label in pairs if label is not None}
+        for pairs in (division.reads, division.weights)
     )
-    amounts = []
-    for total, cut_up, own in zip(whole, divided, shares, strict=True):
-        known = min(cut_up, total)
-        amounts.append(max(total - known, 0.0) + (own * (known / cut_up) if cut_up else 0.0))
-    return Access(*amounts)
+    found: list[tuple[bool, bool, Tensor | Weight]] = [  # whether divided, whether read
+        *((k in cut_tensors, True, graph.tensors[k]) for k in uses.read[v]),
+        *((w in cut_weights, False, graph.weights[w]) for w in uses.held[v]),
+    ]
+    found.sort(key=lambda entry: -entry[2].bytes)
+    found += [(division.join is None, False, graph.tensors[k]) for k in uses.made[v]]
+    total = (node.bytes_accessed - node.fixed_bytes, node.fixed_bytes)
+    untouched = [
+        max(_access(x for _, _, x in found)[fixed] - total[fixed], 0.0) for fixed in (0, 1)
+    ]
+    left = list(total)
+    divided = []
+    for is_divided, is_read, value in found:
+        less = min(untouched[value.fixed], value.bytes)
+        untouched[value.fixed] -= less
+        if is_divided:
+            divided.append(_Touched(value.bytes - less, value.fixed, is_read))
+            left[value.fixed] -= value.bytes - less
+    return Accesses(tuple(divided), Access(*(max(amount, 0.0) for amount in left)))
 
 
 def part_node(
-    graph: Graph, uses: Uses, v: int, cut: Cut, part: int, name: str, divide: tuple[Division, ...]
+    node: Node, found: Accesses, cut: Cut, part: int, name: str, divide: tuple[Division, ...]
 ) -> Node:
-    """The node of one part."""
-    node, span = graph.nodes[v], cut.range_of(part)
-    access = part_access(graph, uses, v, cut, part)
+    """The node of one part.
+
+    Args:
+      node: the whole operation.
+      found: what it accesses.
+      cut: how it is split.
+      part: which part.
+      name: of the new node.
+      divide: ways to divide it further.
+    """
+    span, access = cut.range_of(part), found.of_part(cut, part)
     of, first = node.name, 0
     if node.part is not None and node.part.axis == cut.division.axis:
         of, first = node.part.of, node.part.start
@@ -195,7 +216,7 @@ def further_divisions(
     in_pieces = {
         layout.label
         for layout in made
-        if len(layout.within(span or (Fraction(0), Fraction(1)))) > 1
+        if layout.pieces > 1 and (span is None or len(layout.within(span)) > 1)
     }
     sliced = _UNCUT if cut is None else cut.division
     found = []

@@ -4,40 +4,24 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from typing import NamedTuple
 
-import msgspec
-
 from jaxpart.ingest.rewrite.cuts import Cut, Layout, tensor_layouts, weight_layouts
+from jaxpart.ingest.rewrite.divisions import with_divisions
 from jaxpart.ingest.rewrite.parts import (
     Pieces,
-    Uses,
-    copy_node,
+    accesses,
     further_divisions,
     join_node,
     part_node,
     share,
     unique_namer,
 )
+from jaxpart.ingest.rewrite.uses import Uses
 from jaxpart.problem.division import Division
 from jaxpart.problem.graph import Graph, Node, Tensor, Weight
-
-_DIRECT = -1  # in place of a relay: none
-
-
-class Relay(NamedTuple):
-    """Consumers that read a copy of a tensor.
-
-    Where a chip sends to a far one directly and through others too, the triangle rule forbids the
-    short cut. A copy on each chip between takes the tensor along.
-    """
-
-    tensor: int  # number in the graph before
-    consumers: tuple[int, ...]  # node numbers, likewise
-    hops: int = 1  # copies, each made of the one before
 
 
 class Piece(NamedTuple):
@@ -55,24 +39,17 @@ class Rewrite:
 
     Attributes:
       num_nodes: M, its number of nodes.
-      parts_of, joins_of, copies_of: as in `Split`.
+      parts_of, joins_of: as in `Split`.
       tensor_pieces, weight_pieces: as `Split.tensors` and `Split.weights`.
     """
 
-    def __init__(
-        self,
-        graph: Graph,
-        cuts: Mapping[int, Cut],
-        relays: tuple[Relay, ...],
-        via: Mapping[tuple[int, int], int],
-    ) -> None:
-        self.graph, self.cuts, self.relays, self.via = graph, cuts, relays, via
+    def __init__(self, graph: Graph, cuts: Mapping[int, Cut]) -> None:
+        self.graph, self.cuts = graph, cuts
         self.layouts = tensor_layouts(graph, cuts)
         self.weight_layouts = weight_layouts(graph, cuts)
         self.uses = Uses.of(graph)
         self.parts_of: list[tuple[int, ...]] = []
         self.joins_of: dict[int, tuple[int, ...]] = {}
-        self.copies_of: list[tuple[int, ...]] = [()] * len(relays)
         self.num_nodes = 0
         self._number_nodes()
         self.tensors: list[Tensor] = []
@@ -81,7 +58,6 @@ class Rewrite:
         self.read: list[dict[int, Pieces]] = [{} for _ in range(self.num_nodes)]
         self.held: list[dict[int, Pieces]] = [{} for _ in range(self.num_nodes)]
         self.partials: dict[int, list[int]] = collections.defaultdict(list)  # by new join
-        self.copied: dict[int, list[int]] = collections.defaultdict(list)  # by new copy
         self.weights: list[Weight] = []
         self.weight_pieces: list[Piece] = []
         for k in range(len(graph.tensors)):
@@ -99,13 +75,8 @@ class Rewrite:
         )
 
     def _number_nodes(self) -> None:
-        """Numbers nodes in their old order; a copy stands before the first node that reads it."""
-        before: list[list[int]] = [[] for _ in self.graph.nodes]  # relays
-        for r, relay in enumerate(self.relays):
-            before[min(relay.consumers)].append(r)
+        """Numbers nodes in their old order."""
         for v in range(len(self.graph.nodes)):
-            for r in before[v]:
-                self.copies_of[r] = self._next(self.relays[r].hops)
             cut = self.cuts.get(v)
             if cut is None:
                 self.parts_of.append(self._next(1))
@@ -145,43 +116,16 @@ class Rewrite:
 
     def _cut_tensor(self, k: int) -> None:
         tensor, layout = self.graph.tensors[k], self.layouts[k]
-        # Relay, or _DIRECT -> position of a piece -> the new nodes that read it.
-        readers: dict[int, dict[int, list[int]]] = collections.defaultdict(
-            lambda: collections.defaultdict(list)
-        )
-        positions: dict[int, range] = {}
+        readers: list[list[int]] = [[] for _ in range(layout.pieces)]
+        first = self._add_partials(k)
         for q in tensor.consumers:
-            relay = self.via.get((k, q), _DIRECT)
             for i, x in enumerate(self.parts_of[q]):
-                positions[x] = self._positions(k, q, i)
-                for position in positions[x]:
-                    readers[relay][position].append(x)
-        direct = readers.pop(_DIRECT, {})
-        final = self._last_maker(k)
-        numbers: dict[int, list[int]] = {_DIRECT: []}
-        for position in range(layout.pieces):
-            copies = [self.copies_of[r][0] for r in readers if position in readers[r]]
-            consumers = [*direct.get(position, ()), *copies]
-            number = self._add_tensor(k, final(position), position, consumers, "value")
-            numbers[_DIRECT].append(number)
-            for copy in copies:
-                self.copied[copy].append(number)
-        for r, wanted in readers.items():
-            hops = self.copies_of[r]
-            numbers[r] = []
-            for position in range(layout.pieces):
-                number = -1  # read by none behind the relay
-                if position in wanted:
-                    for copy, following in itertools.pairwise(hops):
-                        number = self._add_tensor(k, copy, position, (following,), "copy")
-                        self.copied[following].append(number)
-                    number = self._add_tensor(k, hops[-1], position, wanted[position], "copy")
-                numbers[r].append(number)
-        for q in tensor.consumers:
-            source = numbers[self.via.get((k, q), _DIRECT)]
-            for x in self.parts_of[q]:
-                found = tuple(source[position] for position in positions[x])
-                self.read[x][k] = Pieces(found, positions[x])
+                positions = self._positions(k, q, i)
+                for position in positions:
+                    readers[position].append(x)
+                self.read[x][k] = Pieces(tuple(first + p for p in positions), positions)
+        for position, consumers in enumerate(readers):
+            self._add_tensor(k, self._maker(k, position), position, consumers, "value")
 
     def _positions(self, k: int, q: int, part: int) -> range:
         """The pieces of tensor k that a part of node q reads."""
@@ -190,27 +134,34 @@ class Rewrite:
             return range(layout.pieces)
         return layout.within(cut.reads(part)) if layout.label is not None else range(1)
 
-    def _last_maker(self, k: int) -> Callable[[int], int]:
-        """The function from a piece of tensor k to the node that makes it; adds partial results."""
+    def _maker(self, k: int, position: int) -> int:
+        """The node that makes a piece of tensor k."""
         u = self.graph.tensors[k].producer
         cut, parts = self.cuts.get(u), self.parts_of[u]
         if cut is None:
-            return lambda _: parts[0]
+            return parts[0]
         if cut.division.join is None:
-            places = self.layouts[k].places
-            return lambda position: parts[cut.part_at(places[position])]
-        joins = self.joins_of[u]
-        if cut.is_chain:
-            terms = [(parts[0], joins[0])]
-            for part, join, following in zip(parts[1:], joins, [*joins[1:], None], strict=True):
-                terms.append((part, join))
-                if following is not None:
-                    terms.append((join, following))
-        else:
-            terms = [(part, joins[0]) for part in parts]
-        for maker, join in terms:
-            self.partials[join].append(self._add_tensor(k, maker, None, (join,), "partial"))
-        return lambda _: joins[-1]
+            return parts[cut.part_at(self.layouts[k].places[position])]
+        return self.joins_of[u][-1]
+
+    def _add_partials(self, k: int) -> int:
+        """Adds the partial results of tensor k, if it is a sum; the number of the next tensor."""
+        u = self.graph.tensors[k].producer
+        cut, parts = self.cuts.get(u), self.parts_of[u]
+        if cut is not None and cut.division.join is not None:
+            joins = self.joins_of[u]
+            if cut.is_chain:
+                terms = [(parts[0], joins[0])]
+                for part, join, following in zip(parts[1:], joins, [*joins[1:], None], strict=True):
+                    terms.append((part, join))
+                    if following is not None:
+                        terms.append((join, following))
+            else:
+                terms = [(part, joins[0]) for part in parts]
+            for maker, join in terms:
+                number = self._add_tensor(k, maker, None, (join,), "partial")
+                self.partials[join].append(number)
+        return len(self.tensors)
 
     def _cut_weight(self, w: int) -> None:
         weight, layout = self.graph.weights[w], self.weight_layouts[w]
@@ -242,13 +193,14 @@ class Rewrite:
         unique = unique_namer(node.name for v, node in enumerate(graph.nodes) if v not in self.cuts)
         for v, node in enumerate(graph.nodes):
             cut = self.cuts.get(v)
+            if cut is None:
+                (x,) = self.parts_of[v]
+                nodes[x] = with_divisions(node, self._further(v, 0, x))
+                continue
+            found = accesses(graph, self.uses, v, cut.division)
             for i, x in enumerate(self.parts_of[v]):
-                divide = self._further(v, i, x)
-                if cut is None:
-                    nodes[x] = msgspec.structs.replace(node, divide=divide)
-                else:
-                    name = unique(f"{node.name}/part{i}of{cut.parts}")
-                    nodes[x] = part_node(graph, self.uses, v, cut, i, name, divide)
+                name = unique(f"{node.name}/part{i}of{cut.parts}")
+                nodes[x] = part_node(node, found, cut, i, name, self._further(v, i, x))
             joins = self.joins_of.get(v, ())
             results = [graph.tensors[k] for k in self.uses.made[v]]
             width = graph.element_bytes or 1
@@ -257,11 +209,6 @@ class Rewrite:
                 terms = 2 if len(joins) > 1 else len(self.parts_of[v])
                 divide = self._join_divisions(v, x, is_last=j == len(joins) - 1)
                 nodes[x] = join_node(node, name, results, terms, width, divide)
-        for relay, copies in zip(self.relays, self.copies_of, strict=True):
-            producer = graph.nodes[graph.tensors[relay.tensor].producer]
-            for x in copies:
-                copied = [self.tensors[k] for k in self.copied[x]]
-                nodes[x] = copy_node(unique(f"{producer.name}/copy"), copied)
         return tuple(node for node in nodes if node is not None)
 
     def _further(self, v: int, part: int, x: int) -> tuple[Division, ...]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 from jaxpart.errors import InputError
 from jaxpart.ingest.rewrite.cuts import Cut, Request, resolved
-from jaxpart.ingest.rewrite.pieces import Piece, Relay, Rewrite
+from jaxpart.ingest.rewrite.pieces import Piece, Rewrite
 from jaxpart.problem.graph import Graph
 
 
@@ -18,12 +18,10 @@ class Split:
 
     Attributes:
       original: the graph before.
-      graph: the graph with parts, joins (op "sum") and copies (op "copy").
+      graph: the graph with parts, joins (op "sum"); copies (op "copy") if `relayed`.
       cuts: how nodes were split, by number before.
-      relays: the relays.
       parts_of: [N] the nodes that do the work of each node before: its parts, or itself.
       joins_of: the joins of the nodes before that have some, in the order of their parts.
-      copies_of: [R] the copies of each relay, in the order of the hops.
       passes: copies that `relayed` added for a partition.
       whole_of: [M] the node before; None for joins and copies.
       tensors: what each tensor of the new graph is.
@@ -33,10 +31,8 @@ class Split:
     original: Graph
     graph: Graph
     cuts: Mapping[int, Cut]
-    relays: tuple[Relay, ...]
     parts_of: tuple[tuple[int, ...], ...]
     joins_of: Mapping[int, tuple[int, ...]]
-    copies_of: tuple[tuple[int, ...], ...]
     whole_of: tuple[int | None, ...]
     tensors: tuple[Piece, ...]
     weights: tuple[Piece, ...]
@@ -45,9 +41,9 @@ class Split:
     def extended(self, assignment: Sequence[int]) -> tuple[int, ...]:
         """The partition of the new graph that leaves everything where it is.
 
-        Parts and joins are on the chip of the whole, copies on that of the tensor's producer. The
-        boundary of each chip and its weights stay the same. Compute grows by what parts read again
-        and by joins and copies; the peak of live activations by partial results and copies alone.
+        Parts and joins are on the chip of the whole. The boundary of each chip and its weights stay
+        the same. Compute grows by what parts read again and by joins; the peak of live activations
+        by partial results alone.
 
         Args:
           assignment: [N] chip of each node before.
@@ -64,9 +60,6 @@ class Split:
         for v, chip in enumerate(assignment):
             for x in (*self.parts_of[v], *self.joins_of.get(v, ())):
                 chips[x] = chip
-        for relay, copies in zip(self.relays, self.copies_of, strict=True):
-            for x in copies:
-                chips[x] = assignment[self.original.tensors[relay.tensor].producer]
         return tuple(chips)
 
     def carried(self, other: Split, assignment: Sequence[int]) -> tuple[int, ...]:
@@ -103,12 +96,6 @@ class Split:
                     chips[x] = assignment[old[min(i, len(old)) - 1]]
                 else:  # a sum within what was one part
                     chips[x] = assignment[other.parts_of[v][i]]
-        made = dict(zip(other.relays, other.copies_of, strict=True))
-        for relay, copies in zip(self.relays, self.copies_of, strict=True):
-            source = self._source(relay)
-            old_chips = [assignment[x] for x in made.get(relay, ())]
-            for hop, x in enumerate(copies):
-                chips[x] = old_chips[hop] if old_chips else chips[source]
         return tuple(chips)
 
     def joined(self, assignment: Sequence[int]) -> tuple[Split, tuple[int, ...]]:
@@ -134,7 +121,7 @@ class Split:
             places = self._joined_places(v, cut, assignment)
             if len(places) > 2:
                 cuts[v] = cut._replace(places=places)
-        joined = split(self.original, cuts, self.relays)
+        joined = split(self.original, cuts)
         return joined, joined.carried(self, assignment)
 
     def place_of(self, v: int, place: Fraction) -> int:
@@ -146,10 +133,6 @@ class Split:
             return [Fraction(0)]
         cut = self.cuts[v]
         return [cut.range_of(i)[0] for i in range(cut.parts)]
-
-    def _source(self, relay: Relay) -> int:
-        u = self.original.tensors[relay.tensor].producer
-        return (*self.parts_of[u], *self.joins_of.get(u, ()))[-1]
 
     def _joined_places(self, v: int, cut: Cut, assignment: Sequence[int]) -> tuple[int, ...]:
         chips = [assignment[x] for x in self.parts_of[v]]
@@ -168,9 +151,7 @@ class Split:
         return (*(cut.places[i] for i in firsts), cut.division.ways)
 
 
-def split(
-    graph: Graph, requests: Mapping[int, Request | Cut], relays: Iterable[Relay] = ()
-) -> Split:
+def split(graph: Graph, requests: Mapping[int, Request | Cut]) -> Split:
     """Splits nodes of a graph into parts.
 
     A node is divided along an axis in `ways` slices (`problem/division.py`). Each of its k parts is
@@ -187,25 +168,22 @@ def split(
       the request says so.
     - Operations that are cut along axes of the same label, or read the same weight so, are cut at
       the same places (`Request`).
-    - A relay puts copies between a tensor and some of its consumers.
 
     Sums over parts and pieces (FLOPs, seconds, bytes of tensors and weights) are exactly those of
     the graph before, see `parts.share`. Nodes keep their order, with a node's parts in its place.
     So on one chip the peak of live activations is that of the graph before at most, plus partial
-    results and copies.
+    results.
 
     Args:
       graph: the graph.
       requests: how to split each node that is split, by its number.
-      relays: which consumers read copies.
 
     Raises:
       InputError: a request does not fit the graph: no such node or division, more parts than
         slices, a node in a colocation group, or a part that cannot be divided further.
     """
     cuts = resolved(graph, requests)
-    relays = tuple(relays)
-    made = Rewrite(graph, cuts, relays, _relay_of(graph, relays))
+    made = Rewrite(graph, cuts)
     whole_of: list[int | None] = [None] * made.num_nodes
     for v, parts in enumerate(made.parts_of):
         for x in parts:
@@ -214,10 +192,8 @@ def split(
         graph,
         made.graph_with_parts(),
         cuts,
-        relays,
         tuple(made.parts_of),
         made.joins_of,
-        tuple(made.copies_of),
         tuple(whole_of),
         tuple(made.tensor_pieces),
         tuple(made.weight_pieces),
@@ -232,24 +208,3 @@ def _check_unrelayed(made: Split) -> None:
 def _check_length(assignment: Sequence[int], graph: Graph) -> None:
     if len(assignment) != len(graph.nodes):
         raise InputError(f"assignment has {len(assignment)} entries, expected {len(graph.nodes)}")
-
-
-def _relay_of(graph: Graph, relays: Iterable[Relay]) -> dict[tuple[int, int], int]:
-    """(tensor, consumer) -> the relay that feeds it."""
-    via: dict[tuple[int, int], int] = {}
-    for r, relay in enumerate(relays):
-        where = f"split: relay {r}"
-        if not 0 <= relay.tensor < len(graph.tensors):
-            raise InputError(
-                f"{where}: tensor {relay.tensor}, expected 0 to {len(graph.tensors) - 1}"
-            )
-        if relay.hops < 1 or not relay.consumers:
-            raise InputError(f"{where}: expected at least one hop and one consumer")
-        for q in relay.consumers:
-            if q not in graph.tensors[relay.tensor].consumers:
-                raise InputError(
-                    f"{where}: node {q} does not read tensor {relay.tensor}, expected one that does"
-                )
-            if via.setdefault((relay.tensor, q), r) != r:
-                raise InputError(f"{where}: another relay feeds node {q}, expected one")
-    return via

@@ -74,6 +74,27 @@ def test_partial_sums_leave_a_group_alone_or_as_views():
     assert group(product, ("bitcast_convert_type", 0, ())) == ()
 
 
+def test_a_term_of_a_sum_is_no_whole_value_too():
+    # Parts that did all of `e` would each pass it on whole, and the slices would add up to k times.
+    nodes = (
+        Node("source", "dot_general", 1, 8),
+        Node("e", "transpose", 0, 8, divide=(along("r", (0, "r")),)),
+        Node("slice", "slice", 0, 8),
+        Node("product", "dot_general", 9, 8, divide=(along("r", (1, "r"), join="sum"),)),
+    )
+    tensors = (Tensor(0, 8, (1,)), Tensor(1, 8, (2, 3)), Tensor(2, 4, ()), Tensor(3, 4, ()))
+    assert contract(Graph(nodes, tensors), [0, 1, 1, 1]).graph.nodes[1].divide == ()
+
+
+def test_a_view_of_a_sum_holds_its_weights_whole():
+    by = along("k", (0, "k"), join="sum", weights=[(0, "k")])
+    nodes = (("dot_general", 9, (by,)), ("transpose", 0, ()))
+    first = ("dot_general", 1, ())
+    for holders, weights in [((1,), [(0, "k")]), ((1, 2), [])]:
+        graph = contract(chain(first, *nodes, holders=holders), [0, 1, 1]).graph
+        assert graph.nodes[1].divide == (along("k", (0, "k"), join="sum", weights=weights),)
+
+
 def test_every_tensor_that_leaves_a_group_is_cut():
     nodes = (
         Node("product", "dot_general", 9, 8, divide=(along("a"), along("b"))),

@@ -17,9 +17,8 @@ from hypothesis import given, settings
 
 from jaxpart.errors import InputError
 from jaxpart.ingest.rewrite.cuts import Cut, Request
-from jaxpart.ingest.rewrite.lanes import in_lanes
+from jaxpart.ingest.rewrite.lanes import lane_order, renumbered
 from jaxpart.ingest.rewrite.parts import share
-from jaxpart.ingest.rewrite.pieces import Relay
 from jaxpart.ingest.rewrite.split import Split, split
 from jaxpart.problem.division import Division, Part
 from jaxpart.problem.graph import Graph, Node, Tensor, Weight
@@ -39,17 +38,6 @@ def requests(draw, graph: Graph) -> dict[int, Request]:
     return found
 
 
-@st.composite
-def relays(draw, graph: Graph) -> list[Relay]:
-    """Copies of some of the tensors, for some of their consumers."""
-    found = []
-    for k, tensor in enumerate(graph.tensors):
-        if tensor.consumers and draw(st.integers(0, 4)) == 4:
-            few = draw(st.integers(1, len(tensor.consumers)))
-            found.append(Relay(k, tensor.consumers[-few:], draw(st.integers(1, 2))))
-    return found
-
-
 def random_requests(rng: np.random.Generator, graph: Graph, percent: int) -> dict[int, Request]:
     found = {}
     for v, node in enumerate(graph.nodes):
@@ -60,16 +48,8 @@ def random_requests(rng: np.random.Generator, graph: Graph, percent: int) -> dic
     return found
 
 
-def random_relays(rng: np.random.Generator, graph: Graph) -> list[Relay]:
-    return [
-        Relay(k, consumers, int(rng.integers(1, 3)))
-        for k, tensor in enumerate(graph.tensors)
-        if (consumers := tensor.consumers[-int(rng.integers(1, 3)) :]) and rng.integers(5) == 0
-    ]
-
-
 def partial_bytes(graph: Graph, made: Split) -> float:
-    """Bytes of all partial results and copies: most by which a split adds to what is live."""
+    """Bytes of all partial results: most by which a split adds to what is live."""
     return math.fsum(
         tensor.bytes
         for tensor, piece in zip(graph.tensors, made.tensors, strict=True)
@@ -94,7 +74,7 @@ def test_shares_add_up_exactly(amount, ways, data):
 @given(divided_graphs(), st.data())
 @settings(max_examples=100)
 def test_parts_have_the_flops_weights_and_bytes_of_the_whole(graph, data):
-    made = split(graph, data.draw(requests(graph)), data.draw(relays(graph)))
+    made = split(graph, data.draw(requests(graph)))
 
     for v, node in enumerate(graph.nodes):
         parts = [made.graph.nodes[x] for x in made.parts_of[v]]
@@ -167,15 +147,64 @@ def test_what_parts_access_exceeds_the_whole_by_what_is_not_divided(graph, data)
 
     for v, cut in made.cuts.items():
         node, division, k = graph.nodes[v], cut.division, cut.parts
-        read = sum(graph.tensors[t].bytes for t, label in division.reads if label is not None)
-        other = sum(graph.weights[w].bytes for w, label in division.weights if label is not None)
-        if division.join is None:
-            other += sum(t.bytes for t in graph.tensors if t.producer == v)
-        whole = max(node.bytes_accessed - read - other, 0)
+        operands, results = operands_of(graph, v), results_of(graph, v)
+        by = dict(division.reads)
+        read = sum(t.bytes for n, t in enumerate(graph.tensors) if by.get(n) is not None)
+        divided = sum(x.bytes for x, label in operands if label(division) is not None)
+        divided += 0 if division.join else results
+        everything = sum(x.bytes for x, _ in operands) + results
+        whole = max(node.bytes_accessed - divided, min(node.bytes_accessed, everything - divided))
         halo = 2 * (k - 1) * division.halo / division.ways * read
         total = sum(made.graph.nodes[x].bytes_accessed for x in made.parts_of[v])
         most = node.bytes_accessed + (k - 1) * whole + halo + 3 * k * len(division.reads)
         assert total <= most * (1 + 1e-12)
+
+
+@given(divided_graphs(), st.data())
+@settings(max_examples=100)
+def test_a_part_accesses_what_it_writes_and_what_it_reads_whole(graph, data):
+    # All operands and results are accessed, but for a part of the largest one that is divided.
+    chosen = data.draw(requests(graph))
+    nodes = list(graph.nodes)
+    for v, request in chosen.items():
+        division = nodes[v].divide[int(request.division)]
+        sizes = [x.bytes for x, _ in operands_of(graph, v)]
+        largest = max(operands_of(graph, v), key=lambda entry: entry[0].bytes, default=None)
+        total = sum(sizes) + results_of(graph, v)
+        if largest is not None and largest[1](division) is not None and sizes.count(max(sizes)) < 2:
+            total -= data.draw(st.integers(0, int(largest[0].bytes)))
+        nodes[v] = msgspec.structs.replace(nodes[v], bytes_accessed=total, fixed_bytes=0)
+    graph = dataclasses.replace(
+        graph,
+        nodes=tuple(nodes),
+        tensors=tuple(msgspec.structs.replace(k, fixed=False) for k in graph.tensors),
+        weights=tuple(msgspec.structs.replace(w, fixed=False) for w in graph.weights),
+    )
+    made = split(graph, chosen)
+
+    for v, cut in made.cuts.items():
+        whole = sum(x.bytes for x, label in operands_of(graph, v) if label(cut.division) is None)
+        for x in made.parts_of[v]:
+            assert made.graph.nodes[x].bytes_accessed >= whole + results_of(made.graph, x)
+
+
+def operands_of(graph: Graph, v: int):
+    """Tensors and weights that a node reads, each with a function from a division to its label."""
+    tensors = [
+        (tensor, lambda division, k=k: dict(division.reads).get(k))
+        for k, tensor in enumerate(graph.tensors)
+        if v in tensor.consumers
+    ]
+    weights = [
+        (weight, lambda division, w=w: dict(division.weights).get(w))
+        for w, weight in enumerate(graph.weights)
+        if v in weight.consumers
+    ]
+    return [*tensors, *weights]
+
+
+def results_of(graph: Graph, v: int) -> float:
+    return sum(tensor.bytes for tensor in graph.tensors if tensor.producer == v)
 
 
 @given(divided_graphs(), st.data())
@@ -231,25 +260,6 @@ def test_a_partition_is_carried_over_to_finer_parts_along_the_chips_that_send(gr
     assert coarse.carried(fine, carried) == f
 
 
-@given(divided_graphs(), st.data())
-@settings(max_examples=100)
-def test_copies_that_stay_with_the_producer_leave_every_transfer_as_it_is(graph, data):
-    mcm = data.draw(mcms())
-    f = data.draw(assignments(graph, mcm))
-    made = split(graph, {}, data.draw(relays(graph)))
-    before = oracle.evaluate(graph, mcm, f)
-    after = oracle.evaluate(made.graph, mcm, made.extended(f))
-
-    # A tensor and its copy may both go to one chip, if consumers there read either.
-    assert all(a >= b for a, b in zip(after.in_s, before.in_s, strict=True))
-    assert after.acyclic == before.acyclic
-    assert after.triangle == before.triangle
-    for (x,) in [copies[:1] for copies in made.copies_of]:
-        node = made.graph.nodes[x]
-        passed = sum(t.bytes for t in made.graph.tensors if t.producer == x)
-        assert (node.op, node.flops, node.bytes_accessed) == ("copy", 0, 2 * passed)
-
-
 @pytest.mark.parametrize("first", range(0, 150, 50))
 def test_parts_compute_what_the_whole_computes(first):
     for seed in range(first, first + 50):
@@ -258,12 +268,13 @@ def test_parts_compute_what_the_whole_computes(first):
         graph = program.graph
         expected = part_execution.run(program)
         requests = random_requests(rng, graph, 70)
-        once = split(graph, requests, random_relays(rng, graph))
+        once = split(graph, requests)
         requests = random_requests(rng, once.graph, 50)
-        twice = split(once.graph, requests, random_relays(rng, once.graph))
+        twice = split(once.graph, requests)
         f = rng.integers(0, 3, len(once.graph.nodes)).tolist()
+        in_lanes = renumbered(once, lane_order(once))
 
-        for splits in [(once,), (once, twice), (once.joined(f)[0],), (in_lanes(once),)]:
+        for splits in [(once,), (once, twice), (once.joined(f)[0],), (in_lanes,)]:
             found = part_execution.run(program, *splits)
             for ours, theirs in zip(found, expected, strict=True):
                 np.testing.assert_array_equal(ours, theirs)
@@ -307,6 +318,32 @@ def test_the_first_parts_are_one_slice_longer():
     )
     assert made.graph.weights == (Weight(400, (1,)), Weight(300, (2,)), Weight(300, (3,)))
     assert made.graph.tensors[0].consumers == (1, 2, 3)
+
+
+def gather(division: Division) -> Graph:
+    """Takes 20 rows of 10 bytes from a table of 1,000 rows; the indices have 40 bytes."""
+    nodes = (Node("ids", "op", 1, 40), Node("gather", "gather", 0, 440, divide=(division,)))
+    tensors = (Tensor(0, 40, (1,)), Tensor(1, 200, ()))
+    return Graph(nodes, tensors, (Weight(10_000, (1,)),), "gather", 1)
+
+
+@pytest.mark.parametrize(
+    ("division", "expected"),
+    [
+        # Its rows; the indices and a result of the whole size.
+        (Division(1000, "rows", "sum", weights=((0, "rows"),)), [67 + 240, 67 + 240, 66 + 240]),
+        # Its features of rows and result; the indices.
+        (Division(10, "out", weights=((0, "out"),)), [160 + 40, 120 + 40, 120 + 40]),
+        # Its positions of indices and result; the rows, of which nothing says that they are fewer.
+        (Division(20, "at", reads=((0, "at"),)), [84 + 200, 84 + 200, 72 + 200]),
+    ],
+)
+def test_parts_of_a_gather_share_out_the_rows_that_it_touches(division, expected):
+    made = split(gather(division), {1: Request(0, 3)})
+
+    accessed = [node.bytes_accessed for node in made.graph.nodes[1:4]]
+    assert sum(accessed) == sum(expected)
+    assert accessed == pytest.approx(expected, abs=1)
 
 
 def test_a_cut_passes_through_a_neighbour_at_the_same_places():
@@ -469,18 +506,6 @@ def test_names_of_parts_are_unique():
     ]
 
 
-def test_a_tensor_is_relayed_copy_by_copy():
-    graph = dense()
-    made = split(graph, {1: Request(0, 2)}, [Relay(1, (2,), hops=2)])
-
-    names = [node.name for node in made.graph.nodes]
-    assert names[3:] == ["dense/copy", "dense/copy.2", "bias"]
-    assert made.copies_of == ((3, 4),)
-    assert oracle.edges_of(made.graph) == {(0, 1), (0, 2), (1, 3), (2, 3), (3, 4), (4, 5)}
-    assert made.graph.nodes[3].bytes_accessed == 80
-    assert made.extended([0, 1, 2]) == (0, 1, 1, 1, 1, 2)
-
-
 def test_nothing_is_changed_where_nothing_is_asked():
     graph = dense()
 
@@ -519,21 +544,6 @@ def test_a_part_with_a_join_is_not_split_again():
 
     with pytest.raises(InputError, match="is a part of 'dense' that cannot be divided"):
         split(made.graph, {1: Request(0, 2)})
-
-
-@pytest.mark.parametrize(
-    ("relay", "message"),
-    [
-        ([Relay(9, (2,))], "relay 0: tensor 9, expected 0 to 2"),
-        ([Relay(1, ())], "expected at least one hop and one consumer"),
-        ([Relay(1, (2,), 0)], "expected at least one hop and one consumer"),
-        ([Relay(1, (1,))], "node 1 does not read tensor 1"),
-        ([Relay(1, (2,)), Relay(1, (2,), 2)], "relay 1: another relay feeds node 2"),
-    ],
-)
-def test_a_relay_that_does_not_fit_is_refused(relay, message):
-    with pytest.raises(InputError, match=message):
-        split(dense(), {}, relay)
 
 
 def test_a_partition_of_another_size_is_refused():

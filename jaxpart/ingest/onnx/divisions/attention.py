@@ -5,7 +5,7 @@ Labels: b batch, h heads, q positions of queries, d directions.
 
 from __future__ import annotations
 
-from jaxpart.ingest.axes import Cut
+from jaxpart.ingest.axes import AxisCut
 from jaxpart.ingest.onnx.divisions.labels import WHOLE, Axes, cuts
 from jaxpart.ingest.onnx.operation import Operation
 
@@ -22,7 +22,7 @@ def _scores(operation: Operation, position: int) -> Axes:
     return _SCORES[4 - _rank(operation, position) :]
 
 
-def attention(operation: Operation) -> list[Cut]:
+def attention(operation: Operation) -> list[AxisCut]:
     """Attention of ONNX: batch, heads, queries.
 
     Several heads of queries may share a head of keys and values: there are as many slices as the
@@ -42,7 +42,7 @@ def attention(operation: Operation) -> list[Cut]:
     return cuts(operation, operands, [queries, _CACHE, _CACHE, _SCORES], ways={"h": heads})
 
 
-def many_heads(operation: Operation) -> list[Cut]:
+def many_heads(operation: Operation) -> list[AxisCut]:
     """MultiHeadAttention: batch and heads; batch alone with a bias, which is packed by thirds."""
     layouts = {3: "b.h", 4: "bh..", 5: "b.h.."}
     projected = [layouts.get(_rank(operation, position), "") for position in range(3)]
@@ -64,7 +64,7 @@ def _of_batch(operation: Operation, position: int, batch: int) -> Axes | None:
     return ("b", *(WHOLE,) * (rank - 1))[:rank]
 
 
-def grouped_heads(operation: Operation) -> list[Cut]:
+def grouped_heads(operation: Operation) -> list[AxisCut]:
     """GroupQueryAttention: batch, and heads of keys and values where nothing is packed."""
     lengths = _of_batch(operation, 5, operation.shape(0).shape[0])
     if len(operation.inputs) > 12 or lengths is None:
@@ -78,7 +78,7 @@ def grouped_heads(operation: Operation) -> list[Cut]:
     return cuts(operation, operands, results, ways=ways)
 
 
-def projected(operation: Operation) -> list[Cut]:
+def projected(operation: Operation) -> list[AxisCut]:
     """Attention and QAttention of ONNX Runtime: batch; weights of all heads are packed."""
     quantised = operation.node.op_type == "QAttention"
     mask, past = (5, 8) if quantised else (3, 4)
@@ -91,7 +91,7 @@ def projected(operation: Operation) -> list[Cut]:
     return cuts(operation, operands, ["b..", ".b..."])
 
 
-def rotary(operation: Operation) -> list[Cut]:
+def rotary(operation: Operation) -> list[AxisCut]:
     """RotaryEmbedding of ONNX and of ONNX Runtime: batch, positions, heads."""
     heads = operation.whole("num_heads", 0)
     position, tables = (3, (1, 2)) if operation.is_standard else (1, (2, 3))
@@ -113,7 +113,7 @@ def rotary(operation: Operation) -> list[Cut]:
     return cuts(operation, operands, [data], ways={"h": heads} if heads else {"h": 1})
 
 
-def recurrent(operation: Operation) -> list[Cut]:
+def recurrent(operation: Operation) -> list[AxisCut]:
     """LSTM, GRU, RNN: batch and directions."""
     if operation.whole("layout", 0):
         data, state, out = "b..", "bd.", "b.d."

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from jaxpart.ingest.axes import Cut
+from jaxpart.ingest.axes import AxisCut
 from jaxpart.ingest.onnx.divisions.labels import WHOLE, Axes, Rule, cuts, spread
 from jaxpart.ingest.onnx.operation import Operation
 from jaxpart.ingest.onnx.shapes import Array, attributes
 
 
-def apart_from(operation: Operation, axes: Collection[int], count: int | None = None) -> list[Cut]:
+def apart_from(
+    operation: Operation, axes: Collection[int], count: int | None = None
+) -> list[AxisCut]:
     """Cuts of an operator that works along some axes, and treats all others alike.
 
     Args:
@@ -25,7 +27,7 @@ def apart_from(operation: Operation, axes: Collection[int], count: int | None = 
     return cuts(operation, operands, [spread(array, whole) for array in operation.outputs])
 
 
-def broadcast(operation: Operation) -> list[Cut]:
+def broadcast(operation: Operation) -> list[AxisCut]:
     """All axes; operands are broadcast."""
     given = attributes(operation.node)
     if operation.opset >= 7 or not operation.whole("broadcast", 0) or "axis" not in given:
@@ -38,12 +40,12 @@ def broadcast(operation: Operation) -> list[Cut]:
     return cuts(operation, operands, [spread(operation.result)])
 
 
-def of_first(operation: Operation) -> list[Cut]:
+def of_first(operation: Operation) -> list[AxisCut]:
     """All axes of the first operand; the others are parameters."""
     return apart_from(operation, (), 1)
 
 
-def prelu(operation: Operation) -> list[Cut]:
+def prelu(operation: Operation) -> list[AxisCut]:
     """All axes; before opset 7 the slopes were those of the channels."""
     data, slope = operation.shape(0), operation.shape(1)
     if operation.opset >= 7 or len(slope.shape) != 1:
@@ -52,7 +54,7 @@ def prelu(operation: Operation) -> list[Cut]:
     return cuts(operation, [axes, (axes[1],) if len(axes) > 1 else (WHOLE,)], [axes])
 
 
-def dropout(operation: Operation) -> list[Cut]:
+def dropout(operation: Operation) -> list[AxisCut]:
     """All axes in inference mode; what training draws at random belongs to the whole."""
     training = operation.node.input[2] if operation.has(2) else ""
     if training and operation.values.get(training, True):
@@ -60,7 +62,7 @@ def dropout(operation: Operation) -> list[Cut]:
     return of_first(operation)
 
 
-def quantise(operation: Operation) -> list[Cut]:
+def quantise(operation: Operation) -> list[AxisCut]:
     """QuantizeLinear and DequantizeLinear: all axes; scales of an axis, or of blocks of it."""
     data, scale = operation.shape(0), operation.shape(1)
     rank, block = len(data.shape), operation.whole("block_size", 0)
@@ -77,7 +79,7 @@ def quantise(operation: Operation) -> list[Cut]:
     return cuts(operation, [axes, of_axis, of_axis], [axes])
 
 
-def softmax(operation: Operation) -> list[Cut]:
+def softmax(operation: Operation) -> list[AxisCut]:
     """All axes but one; before opset 13 all from one on were flattened."""
     rank = len(operation.shape(0).shape)
     axis = operation.whole("axis", -1 if operation.opset >= 13 else 1)
@@ -87,7 +89,7 @@ def softmax(operation: Operation) -> list[Cut]:
     return apart_from(operation, [axis] if operation.opset >= 13 else range(axis, rank))
 
 
-def normalised(operation: Operation) -> list[Cut]:
+def normalised(operation: Operation) -> list[AxisCut]:
     """LayerNormalization, RMSNormalization and their kin: the axes before the first one."""
     rank = len(operation.shape(0).shape)
     axis = operation.whole("axis", -1) % max(rank, 1)
@@ -97,7 +99,7 @@ def normalised(operation: Operation) -> list[Cut]:
 def along(default: int | None = None) -> Rule:
     """All axes of the first operand but `axis`; None: without that attribute nothing is cut."""
 
-    def rule(operation: Operation) -> list[Cut]:
+    def rule(operation: Operation) -> list[AxisCut]:
         if default is None and "axis" not in attributes(operation.node):
             return []
         return apart_from(operation, [operation.whole("axis", default or 0)], 1)
@@ -105,12 +107,12 @@ def along(default: int | None = None) -> Rule:
     return rule
 
 
-def mean_variance(operation: Operation) -> list[Cut]:
+def mean_variance(operation: Operation) -> list[AxisCut]:
     """MeanVarianceNormalization: all axes over which it takes no mean."""
     return apart_from(operation, operation.wholes("axes", (0, 2, 3)))
 
 
-def cumulative(operation: Operation) -> list[Cut]:
+def cumulative(operation: Operation) -> list[AxisCut]:
     """CumSum and CumProd: all axes but one, which is an operand."""
     axis = operation.values.get(operation.node.input[1])
     return [] if axis is None else apart_from(operation, [int(axis.reshape(-1)[0])], 1)
@@ -121,20 +123,20 @@ def but(*axes: int) -> Rule:
     return lambda operation: apart_from(operation, axes, 1)
 
 
-def instances(operation: Operation) -> list[Cut]:
+def instances(operation: Operation) -> list[AxisCut]:
     """InstanceNormalization: batch and channels."""
     axes = _channelled(operation.shape(0))
     return cuts(operation, [axes, "c", "c"], [axes])
 
 
-def groups(operation: Operation) -> list[Cut]:
+def groups(operation: Operation) -> list[AxisCut]:
     """GroupNormalization: batch and groups; scales of groups (opset 18) or of channels."""
     axes = _channelled(operation.shape(0))
     count = operation.whole("num_groups", 1)
     return cuts(operation, [axes, "c", "c"], [axes], ways={"c": count})
 
 
-def batch_normalisation(operation: Operation) -> list[Cut]:
+def batch_normalisation(operation: Operation) -> list[AxisCut]:
     """All axes; in training the channels alone, because statistics are those of the others."""
     data = operation.shape(0)
     if len(data.shape) < 2 or any(len(operation.shape(p).shape) != 1 for p in range(1, 5)):

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any
 
-from jaxpart.ingest.axes import Cut, Letters, letter_cuts
+from jaxpart.ingest.axes import AxisCut, Letters, letter_cuts
 from jaxpart.ingest.onnx.operation import Operation
 from jaxpart.ingest.onnx.shapes import Array
 
 WHOLE = "."  # the label of a dimension that is never cut
 Axes = Sequence[Hashable]  # a label for each dimension
-Rule = Callable[[Operation], list[Cut]]
+Rule = Callable[[Operation], list[AxisCut]]
 
 
 def spread(array: Array | None, whole: Collection[int] = ()) -> Axes:
@@ -38,7 +38,7 @@ def cuts(
     ways: Mapping[Any, int] | None = None,
     halos: Mapping[Any, float] | None = None,
     summed: Collection[Hashable] = (),
-) -> list[Cut]:
+) -> list[AxisCut]:
     """The cuts along the labelled dimensions of an operator.
 
     An operation can be cut along a label if all its results have it, or if none has it and the
@@ -50,7 +50,7 @@ def cuts(
       operands: labels of the operands; one that is left out, or has none, is never cut.
       results: labels of the results, likewise.
       ways: label -> number of slices; the default is the size of the dimension.
-      halos: label -> halo of the cut (see `Cut`); its operands need no equal slices.
+      halos: label -> halo of the cut (see `AxisCut`); its operands need no equal slices.
       summed: labels over which the operation sums.
 
     Returns:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from jaxpart.ingest.axes import Cut, reshape_cuts
+from jaxpart.ingest.axes import AxisCut, reshape_cuts
 from jaxpart.ingest.onnx.divisions.elementwise import apart_from
 from jaxpart.ingest.onnx.divisions.labels import WHOLE, Axes, cuts, spread
 from jaxpart.ingest.onnx.operation import Operation
 from jaxpart.ingest.onnx.shapes import attributes
 
 
-def reshape(operation: Operation) -> list[Cut]:
+def reshape(operation: Operation) -> list[AxisCut]:
     """Reshape, Flatten, Squeeze, Unsqueeze: the outermost factor of what is merged or divided."""
     parameters = sum(array is not None for array in operation.inputs[1:])
     return [
@@ -21,19 +21,19 @@ def reshape(operation: Operation) -> list[Cut]:
     ]
 
 
-def transpose(operation: Operation) -> list[Cut]:
+def transpose(operation: Operation) -> list[AxisCut]:
     """All axes, in their new order."""
     labels = range(len(operation.shape(0).shape))
     order = operation.wholes("perm", labels[::-1])
     return cuts(operation, [labels], [order])
 
 
-def expand(operation: Operation) -> list[Cut]:
+def expand(operation: Operation) -> list[AxisCut]:
     """Expand: all axes; the operand is broadcast."""
     return apart_from(operation, (), 1)
 
 
-def tile(operation: Operation) -> list[Cut]:
+def tile(operation: Operation) -> list[AxisCut]:
     """Tile: an axis that is not repeated, or else its repetitions."""
     before, after = operation.shape(0).shape, operation.result.shape
     if len(before) != len(after) or not math.prod(after):
@@ -44,18 +44,18 @@ def tile(operation: Operation) -> list[Cut]:
     return cuts(operation, [data], [labels], ways=ways)
 
 
-def concat(operation: Operation) -> list[Cut]:
+def concat(operation: Operation) -> list[AxisCut]:
     """All axes but one; before opset 4 that was 1 by default."""
     axis = operation.whole("axis", 1 if operation.opset < 4 else 0)
     return apart_from(operation, [axis])
 
 
-def split(operation: Operation) -> list[Cut]:
+def split(operation: Operation) -> list[AxisCut]:
     """All axes but one."""
     return apart_from(operation, [operation.whole("axis", 0)], 1)
 
 
-def cut_out(operation: Operation) -> list[Cut]:
+def cut_out(operation: Operation) -> list[AxisCut]:
     """Slice: the axes of which it takes all, in their order."""
     if not operation.has(4):
         return _kept(operation, ())
@@ -68,12 +68,12 @@ def cut_out(operation: Operation) -> list[Cut]:
     return _kept(operation, backward)
 
 
-def crop(operation: Operation) -> list[Cut]:
+def crop(operation: Operation) -> list[AxisCut]:
     """CenterCropPad: the axes whose size it keeps."""
     return _kept(operation, ())
 
 
-def _kept(operation: Operation, moved: Iterable[int]) -> list[Cut]:
+def _kept(operation: Operation, moved: Iterable[int]) -> list[AxisCut]:
     """Cuts along the axes of equal size, but for those of which something is `moved`."""
     before, after = operation.shape(0).shape, operation.result.shape
     if len(before) != len(after):
@@ -83,7 +83,7 @@ def _kept(operation: Operation, moved: Iterable[int]) -> list[Cut]:
     return apart_from(operation, changed, 1)
 
 
-def pad(operation: Operation) -> list[Cut]:
+def pad(operation: Operation) -> list[AxisCut]:
     """The axes to which it adds nothing."""
     rank = len(operation.shape(0).shape)
     given = attributes(operation.node)
@@ -99,7 +99,7 @@ def pad(operation: Operation) -> list[Cut]:
     return _kept(operation, padded)
 
 
-def resize(operation: Operation) -> list[Cut]:
+def resize(operation: Operation) -> list[AxisCut]:
     """Resize and Upsample: the axes whose positions stay where they are."""
     if operation.text("coordinate_transformation_mode", "") in (
         "tf_crop_and_resize",
@@ -128,7 +128,7 @@ def resize(operation: Operation) -> list[Cut]:
     return _kept(operation, scaled)
 
 
-def depth_to_space(operation: Operation) -> list[Cut]:
+def depth_to_space(operation: Operation) -> list[AxisCut]:
     """Batch, rows and columns of blocks; channels where a block is the inner part of them."""
     _, _, rows, columns = operation.shape(0).shape
     by_blocks = operation.text("mode", "DCR") == "DCR"
@@ -137,20 +137,20 @@ def depth_to_space(operation: Operation) -> list[Cut]:
     return cuts(operation, [axes], [axes], ways={"h": rows, "w": columns, "c": channels})
 
 
-def space_to_depth(operation: Operation) -> list[Cut]:
+def space_to_depth(operation: Operation) -> list[AxisCut]:
     """Batch, rows and columns of blocks."""
     _, _, rows, columns = operation.result.shape
     return cuts(operation, ["n.hw"], ["n.hw"], ways={"h": rows, "w": columns})
 
 
-def image(operation: Operation) -> list[Cut]:
+def image(operation: Operation) -> list[AxisCut]:
     """Col2Im: batch and channels."""
     rest = (WHOLE,) * (len(operation.result.shape) - 2)
     ways = {"c": operation.result.shape[1]}
     return cuts(operation, ["nc."], [("n", "c", *rest)], ways=ways)
 
 
-def triangle(operation: Operation) -> list[Cut]:
+def triangle(operation: Operation) -> list[AxisCut]:
     """Trilu: all axes but the last two."""
     axes = spread(operation.shape(0), {-1, -2})
     return cuts(operation, [axes], [axes])

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from onnx import NodeProto
 
 from jaxpart.errors import FileFormatError
-from jaxpart.ingest.axes import Cut
+from jaxpart.ingest.axes import AxisCut
 from jaxpart.ingest.labels import Held, Work, divisions
 from jaxpart.ingest.onnx.constant_values import ConstantValue
 from jaxpart.ingest.onnx.divisions.table import cuts_of
@@ -57,7 +57,7 @@ def node_divisions(
     return divisions(works, tensors, held)
 
 
-def _cuts(node: NodeProto, model: Model, results: Collection[str], where: str) -> Sequence[Cut]:
+def _cuts(node: NodeProto, model: Model, results: Collection[str], where: str) -> Sequence[AxisCut]:
     """The cuts of a node, for those of its operands and results that are present."""
     try:
         return cuts_of(model.operation(node, results))

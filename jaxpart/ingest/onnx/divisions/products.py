@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Hashable
 
-from jaxpart.ingest.axes import Cut
+from jaxpart.ingest.axes import AxisCut
 from jaxpart.ingest.onnx.divisions.labels import WHOLE, Axes, cuts, spread
 from jaxpart.ingest.onnx.operation import Operation
 from jaxpart.ingest.onnx.shapes import Array
@@ -31,20 +31,20 @@ def _scale(operation: Operation, position: int, factor: Axes, label: str) -> Axe
     return factor if rank == len(factor) and rank > 1 else (label,) * rank
 
 
-def matmul(operation: Operation) -> list[Cut]:
+def matmul(operation: Operation) -> list[AxisCut]:
     """Rows, columns, batches; the contracted dimension with a sum."""
     left, right, out = _factors(operation.shape(0), operation.shape(1))
     return cuts(operation, [left, right], [out], summed="k")
 
 
-def matmul_integer(operation: Operation) -> list[Cut]:
+def matmul_integer(operation: Operation) -> list[AxisCut]:
     """As `matmul`, with zero points of rows and columns."""
     left, right, out = _factors(operation.shape(0), operation.shape(1))
     zeros = [_scale(operation, 2, left, "m"), _scale(operation, 3, right, "n")]
     return cuts(operation, [left, right, *zeros], [out], summed="k")
 
 
-def qlinear_matmul(operation: Operation) -> list[Cut]:
+def qlinear_matmul(operation: Operation) -> list[AxisCut]:
     """As `matmul`, without a sum: the result is rounded."""
     if operation.shape(6).elements > 1:  # of rows or of columns: the specification says both
         return []
@@ -55,7 +55,7 @@ def qlinear_matmul(operation: Operation) -> list[Cut]:
     return cuts(operation, [left, *rows, right, *columns, *of_result], [out])
 
 
-def matmul_to_float(operation: Operation) -> list[Cut]:
+def matmul_to_float(operation: Operation) -> list[AxisCut]:
     """MatMulIntegerToFloat: factors, scales, zero points, bias."""
     left, right, out = _factors(operation.shape(0), operation.shape(1))
     rows = [_scale(operation, position, left, "m") for position in (2, 4)]
@@ -64,7 +64,7 @@ def matmul_to_float(operation: Operation) -> list[Cut]:
     return cuts(operation, operands, [out], summed="" if operation.has(6) else "k")
 
 
-def dynamic_matmul(operation: Operation) -> list[Cut]:
+def dynamic_matmul(operation: Operation) -> list[AxisCut]:
     """DynamicQuantizeMatMul: the columns alone, because one scale holds for all rows."""
     _, right, out = _factors(operation.shape(0), operation.shape(1))
     scales = [_scale(operation, position, right, "n") for position in (2, 3)]
@@ -72,7 +72,7 @@ def dynamic_matmul(operation: Operation) -> list[Cut]:
     return cuts(operation, ["", right, *scales, "n"], [kept])
 
 
-def fused_matmul(operation: Operation) -> list[Cut]:
+def fused_matmul(operation: Operation) -> list[AxisCut]:
     """FusedMatMul and TransposeMatMul: `matmul` of factors that are transposed first."""
     left, right, out = _factors(operation.shape(0), operation.shape(1))
     operands = [_turned(operation, left, "A"), _turned(operation, right, "B")]
@@ -88,13 +88,13 @@ def _turned(operation: Operation, axes: Axes, side: str) -> Axes:
     return axes
 
 
-def packed_matmul(operation: Operation) -> list[Cut]:
+def packed_matmul(operation: Operation) -> list[AxisCut]:
     """MatMulBnb4: rows and batches; the weight is one sequence of blocks."""
     data = operation.shape(0)
     return cuts(operation, [spread(data, {-1})], [spread(operation.result, {-1})])
 
 
-def nbits_matmul(operation: Operation) -> list[Cut]:
+def nbits_matmul(operation: Operation) -> list[AxisCut]:
     """MatMulNBits: rows, batches, and columns, which are the rows of the packed weight."""
     if len(operation.inputs) > 6:
         return packed_matmul(operation)
@@ -106,7 +106,7 @@ def nbits_matmul(operation: Operation) -> list[Cut]:
     return cuts(operation, [spread(operation.shape(0), {-1}), *packed], [out])
 
 
-def gemm(operation: Operation) -> list[Cut]:
+def gemm(operation: Operation) -> list[AxisCut]:
     """Rows and columns; the contracted dimension with a sum, unless something is added."""
     left = "km" if operation.whole("transA", 0) else "mk"
     right = "nk" if operation.whole("transB", 0) else "kn"
@@ -116,7 +116,7 @@ def gemm(operation: Operation) -> list[Cut]:
     return cuts(operation, [left, right, bias], ["mn"], summed="k" if plain else "")
 
 
-def einsum(operation: Operation) -> list[Cut]:
+def einsum(operation: Operation) -> list[AxisCut]:
     """The labels of the equation; those that it sums over with a sum."""
     given, arrow, made = operation.text("equation", "").replace(" ", "").partition("->")
     terms = given.split(",")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxpart.ingest.axes import Cut
+from jaxpart.ingest.axes import AxisCut
 from jaxpart.ingest.onnx.divisions.labels import WHOLE, Axes, Rule, cuts, spread
 from jaxpart.ingest.onnx.operation import Operation
 from jaxpart.ingest.onnx.shapes import attributes
@@ -11,7 +11,7 @@ from jaxpart.ingest.onnx.shapes import attributes
 _SUMS = frozenset(("ReduceL1", "ReduceSum", "ReduceSumSquare"))
 
 
-def reduction(operation: Operation) -> list[Cut]:
+def reduction(operation: Operation) -> list[AxisCut]:
     """The axes that are kept; those that a sum folds, with a sum."""
     rank = len(operation.shape(0).shape)
     given = attributes(operation.node)
@@ -26,12 +26,12 @@ def reduction(operation: Operation) -> list[Cut]:
     return _folded(operation, axes)
 
 
-def position(operation: Operation) -> list[Cut]:
+def position(operation: Operation) -> list[AxisCut]:
     """ArgMax and ArgMin: all axes but one."""
     return _folded(operation, [operation.whole("axis", 0)])
 
 
-def _folded(operation: Operation, axes: list[int]) -> list[Cut]:
+def _folded(operation: Operation, axes: list[int]) -> list[AxisCut]:
     """Cuts of an operator that folds some axes."""
     labels = spread(operation.shape(0))
     folded = {axis % len(labels) - len(labels) for axis in axes} if labels else set()
@@ -41,7 +41,7 @@ def _folded(operation: Operation, axes: list[int]) -> list[Cut]:
     return cuts(operation, [labels], [result], summed=summed)
 
 
-def gather(operation: Operation) -> list[Cut]:
+def gather(operation: Operation) -> list[AxisCut]:
     """Axes of the indices and of what a row has; rows with a sum of what each part has found."""
     data, indices = operation.shape(0), operation.shape(1)
     if not data.shape:
@@ -55,7 +55,7 @@ def gather(operation: Operation) -> list[Cut]:
     return cuts(operation, [table, at], [result], summed=summed)
 
 
-def gather_block_quantised(operation: Operation) -> list[Cut]:
+def gather_block_quantised(operation: Operation) -> list[AxisCut]:
     """GatherBlockQuantized: the axes of the indices."""
     at = [("index", i) for i in range(len(operation.shape(1).shape))]
     rank = len(operation.shape(0).shape)
@@ -64,7 +64,7 @@ def gather_block_quantised(operation: Operation) -> list[Cut]:
     return cuts(operation, ["", at], [result])
 
 
-def gather_nd(operation: Operation) -> list[Cut]:
+def gather_nd(operation: Operation) -> list[AxisCut]:
     """The axes of the batch, of the indices, and of what one index finds."""
     data, indices = operation.shape(0).shape, operation.shape(1).shape
     batch, depth = operation.whole("batch_dims", 0), indices[-1] if indices else 0
@@ -75,7 +75,7 @@ def gather_nd(operation: Operation) -> list[Cut]:
     return cuts(operation, operands, [[*shared, *at, *found]])
 
 
-def gather_elements(operation: Operation) -> list[Cut]:
+def gather_elements(operation: Operation) -> list[AxisCut]:
     """All axes; those of the indices alone where they reach fewer elements."""
     data, indices = operation.shape(0).shape, operation.shape(1).shape
     if not data or len(data) != len(indices):
@@ -88,7 +88,7 @@ def gather_elements(operation: Operation) -> list[Cut]:
     return cuts(operation, [table, at], [at])
 
 
-def scatter_elements(operation: Operation) -> list[Cut]:
+def scatter_elements(operation: Operation) -> list[AxisCut]:
     """All axes but the one along which it writes, where the updates reach all positions."""
     data, indices = operation.shape(0).shape, operation.shape(1).shape
     if not data or len(data) != len(indices):
@@ -98,7 +98,7 @@ def scatter_elements(operation: Operation) -> list[Cut]:
     return cuts(operation, [labels, labels, labels], [labels])
 
 
-def scatter_nd(operation: Operation) -> list[Cut]:
+def scatter_nd(operation: Operation) -> list[AxisCut]:
     """The axes of what one index writes."""
     data, indices = operation.shape(0).shape, operation.shape(1).shape
     depth = indices[-1] if indices else 0
@@ -108,7 +108,7 @@ def scatter_nd(operation: Operation) -> list[Cut]:
     return cuts(operation, [table, "", updates], [table])
 
 
-def tensor_scatter(operation: Operation) -> list[Cut]:
+def tensor_scatter(operation: Operation) -> list[AxisCut]:
     """TensorScatter: all axes but the one along which it writes."""
     rank = len(operation.shape(0).shape)
     axis = operation.whole("axis", -2) % max(rank, 1)
@@ -116,7 +116,7 @@ def tensor_scatter(operation: Operation) -> list[Cut]:
     return cuts(operation, [labels, labels, labels[:1]], [labels])
 
 
-def one_hot(operation: Operation) -> list[Cut]:
+def one_hot(operation: Operation) -> list[AxisCut]:
     """The axes of the indices."""
     rank = len(operation.shape(0).shape)
     axis = operation.whole("axis", -1) % (rank + 1)
@@ -124,7 +124,7 @@ def one_hot(operation: Operation) -> list[Cut]:
     return cuts(operation, [labels], [[*labels[:axis], WHOLE, *labels[axis:]]])
 
 
-def reverse_sequence(operation: Operation) -> list[Cut]:
+def reverse_sequence(operation: Operation) -> list[AxisCut]:
     """All axes but time; the lengths are those of the batch."""
     batch, time = operation.whole("batch_axis", 1), operation.whole("time_axis", 0)
     rank = len(operation.shape(0).shape)
@@ -132,7 +132,7 @@ def reverse_sequence(operation: Operation) -> list[Cut]:
     return cuts(operation, [labels, [batch % rank]], [labels])
 
 
-def fourier(operation: Operation) -> list[Cut]:
+def fourier(operation: Operation) -> list[AxisCut]:
     """DFT: all axes but that of the transform and that of the complex numbers."""
     rank = len(operation.shape(0).shape)
     axis = operation.whole("axis", 1)
@@ -145,7 +145,7 @@ def fourier(operation: Operation) -> list[Cut]:
     return cuts(operation, [labels], [labels])
 
 
-def determinant(operation: Operation) -> list[Cut]:
+def determinant(operation: Operation) -> list[AxisCut]:
     """Det: the axes of the matrices' batch."""
     labels = spread(operation.shape(0), {-1, -2})
     return cuts(operation, [labels], [labels[:-2]])

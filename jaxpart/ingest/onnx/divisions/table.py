@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxpart.ingest.axes import Cut
+from jaxpart.ingest.axes import AxisCut
 from jaxpart.ingest.onnx.contrib import MICROSOFT
 from jaxpart.ingest.onnx.divisions import (
     attention,
@@ -18,7 +18,7 @@ from jaxpart.ingest.onnx.divisions.reductions import named
 from jaxpart.ingest.onnx.operation import Operation
 
 
-def cuts_of(operation: Operation) -> list[Cut]:
+def cuts_of(operation: Operation) -> list[AxisCut]:
     """The axes along which an operation can be cut into slices of equal FLOPs.
 
     Rows of a convolution are counted alike, although those next to the padding have less to do.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-from jaxpart.ingest.axes import Cut, Window, window_ways
+from jaxpart.ingest.axes import AxisCut, Window, window_ways
 from jaxpart.ingest.onnx.divisions.labels import WHOLE, Axes, cuts, spread
 from jaxpart.ingest.onnx.operation import Operation
 from jaxpart.ingest.onnx.rules import pads_of
@@ -40,7 +40,7 @@ _KERNEL = {"QLinearConv": 3}
 _OF_CHANNELS = {"QLinearConv": (4, 5, 8), "ConvInteger": (3,)}
 
 
-def convolution(operation: Operation) -> list[Cut]:
+def convolution(operation: Operation) -> list[AxisCut]:
     """Output channels or groups, batch, rows; input channels with a sum."""
     name = operation.node.op_type
     at = _KERNEL.get(name, 1)
@@ -69,7 +69,7 @@ def convolution(operation: Operation) -> list[Cut]:
     )
 
 
-def transposed_convolution(operation: Operation) -> list[Cut]:
+def transposed_convolution(operation: Operation) -> list[AxisCut]:
     """Output channels or groups, and batch; input channels with a sum."""
     rest = (WHOLE,) * (len(operation.shape(0).shape) - 2)
     groups = operation.whole("group", 1)
@@ -81,7 +81,7 @@ def transposed_convolution(operation: Operation) -> list[Cut]:
     return cuts(operation, operands, [("n", "o", *rest)], summed=summed)
 
 
-def pool(operation: Operation) -> list[Cut]:
+def pool(operation: Operation) -> list[AxisCut]:
     """Batch, channels, rows."""
     rows = _rows(operation, operation.wholes("kernel_shape", ()))
     axes = ("n", "c", *_spatial(len(operation.shape(0).shape), rows))
@@ -89,20 +89,20 @@ def pool(operation: Operation) -> list[Cut]:
     return cuts(operation, [axes], [axes], halos=_halos(rows))
 
 
-def whole_pool(operation: Operation) -> list[Cut]:
+def whole_pool(operation: Operation) -> list[AxisCut]:
     """GlobalAveragePool and its kin: batch and channels."""
     axes = ("n", "c", *(WHOLE,) * (len(operation.shape(0).shape) - 2))
     return cuts(operation, [axes], [axes])
 
 
-def sampled(operation: Operation) -> list[Cut]:
+def sampled(operation: Operation) -> list[AxisCut]:
     """GridSample: batch, channels, positions of the grid."""
     rest = (WHOLE,) * (len(operation.shape(0).shape) - 2)
     at = spread(operation.shape(1))[1:-1]
     return cuts(operation, [("n", "c", *rest), ("n", *at, WHOLE)], [("n", "c", *at)])
 
 
-def grid(operation: Operation) -> list[Cut]:
+def grid(operation: Operation) -> list[AxisCut]:
     """AffineGrid: batch."""
     rest = (WHOLE,) * (len(operation.result.shape) - 1)
     return cuts(operation, ["n.."], [("n", *rest)])
