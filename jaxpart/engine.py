@@ -19,6 +19,7 @@ from jaxpart.bounds.hints import graph_hints, triangle_hint
 from jaxpart.bounds.infeasible import why_infeasible
 from jaxpart.cost.evaluate import verify
 from jaxpart.cost.greedy import baseline, baseline_s_of
+from jaxpart.environment import require_cpu
 from jaxpart.errors import InfeasibleError, InputError, NothingFoundError
 from jaxpart.methods import METHODS
 from jaxpart.methods.annealing.search import tempering
@@ -121,13 +122,15 @@ def partition(
       callback: called with the state of the search whenever it changes, from the search's thread.
 
     Raises:
-      InputError: bad arguments, or a chip fixed beyond the module's.
+      InputError: bad arguments, a chip fixed beyond the module's, or `JAX_PLATFORMS` leaves out the
+        CPU, on which results are verified.
       InfeasibleError: no valid partition exists; says why where that is simple.
       NothingFoundError: none was found within the budget.
       KeyboardInterrupt: interrupted before anything valid was found. A later interrupt ends the
         search within about a second, a second one at once. The best so far is then returned with
         `search.interrupted` set.
     """
+    require_cpu()
     most = _most_parts(split)
     if most is not None and (rules or islands is not None):
         raise InputError("split: not with rules or islands, which name nodes of the graph as it is")

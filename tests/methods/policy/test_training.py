@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxpart.cost import batch
 from jaxpart.cost.evaluate import verify
 from jaxpart.errors import FileFormatError, InputError
 from jaxpart.methods.policy import checkpoint, ppo, training
@@ -283,7 +284,8 @@ def test_a_round_on_an_accelerator_is_as_large_as_its_scores_fit(chips, expected
     assert policy_search._accelerator_batch(inputs) is None
 
     monkeypatch.setattr(policy_search, "is_accelerator", lambda: True)
-    monkeypatch.setattr(policy_search, "candidates_per_step", lambda problem, least: 2 * least)
+    monkeypatch.setattr(batch, "is_accelerator", lambda: True)
+    monkeypatch.setattr(batch, "_liked", lambda problem, least: 2 * least)
     monkeypatch.setattr(policy_search, "_MOST_SCORES_BYTES", 2**30)
 
     assert policy_search._accelerator_batch(inputs) == expected
