@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -321,13 +320,7 @@ def _run_in_time(search: Search, work: Callable[[], None], interrupts: Interrupt
             or (limit_s is not None and search.searched_s > limit_s + grace_s)
         )
 
-    device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
-
-    def on_the_device_of_the_caller() -> None:
-        with jax.default_device(device):
-            work()
-
-    done = started(on_the_device_of_the_caller)
+    done = started(work)
     try:
         if finishes(done, is_late):
             done.result()

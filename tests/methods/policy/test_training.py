@@ -146,6 +146,29 @@ def test_rounds_are_small_to_begin_with_and_where_nothing_is_learned(
     assert sizes == expected
 
 
+def test_the_first_round_and_the_first_gradient_count_as_compilation(monkeypatch):
+    phases, entered = {"play": [], "gradient": []}, []
+    enter = Search.enter
+    monkeypatch.setattr(
+        Search, "enter", lambda search, phase: entered.append(phase) or enter(search, phase)
+    )
+
+    def noted(name, function):
+        def call(*args, **kwargs):
+            phases[name].append(entered[-1])
+            return function(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(policy_search, "play", noted("play", play))
+    monkeypatch.setattr(ppo, "gradient", noted("gradient", ppo.gradient))
+    searched(learn_after=0, batch=4, ppo_config=ppo.PPOConfig(epochs=1))
+
+    expected = ["compiling", *["policy"] * 3]
+    assert phases == {"play": expected, "gradient": expected[: len(phases["gradient"])]}
+    assert len(phases["gradient"]) >= 3
+
+
 def test_fresh_weights_have_the_layers_that_are_asked_for():
     trees = [
         searched(**changes)[1].params["params"]
