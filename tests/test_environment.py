@@ -90,7 +90,8 @@ def test_a_problem_is_put_on_the_device_once():
 
 @pytest.mark.parametrize("platforms", ["cuda", "tpu,cuda"])
 def test_results_need_the_cpu_beside_an_accelerator(platforms):
-    graph, before = line([1.0, 1.0], [4]), jax.config.jax_platforms
+    graph = line([1.0, 1.0], [4])
+    before = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
     expected = f"JAX_PLATFORMS is {platforms}: expected {platforms},cpu, since results"
     jax.config.update("jax_platforms", platforms)
     try:

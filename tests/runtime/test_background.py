@@ -31,7 +31,7 @@ def test_steps_are_waits_except_while_its_own_work_compiles():
 
 def test_a_thread_has_the_default_device_of_who_starts_it():
     def chosen():
-        return jax.config.jax_default_device
+        return jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
 
     assert started(chosen).result() is None
     with jax.default_device(jax.devices()[0]):
