@@ -98,6 +98,6 @@ def test_asking_the_device_counts_as_compilation(method, module, question, monke
     )
     monkeypatch.setattr(module, question, lambda *args: phases.append(entered[-1]) or ask(*args))
 
-    partition(GRAPH, MODULE, method=method, max_samples=1, time_limit_s=None, relative_gap=0.0)
+    partition(GRAPH, MODULE, method=method, max_samples=600, time_limit_s=None, relative_gap=0.0)
 
     assert phases == ["compiling"]
