@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -20,6 +19,7 @@ from jaxpart.bounds.hints import graph_hints, triangle_hint
 from jaxpart.bounds.infeasible import why_infeasible
 from jaxpart.cost.evaluate import verify
 from jaxpart.cost.greedy import baseline, baseline_s_of
+from jaxpart.environment import require_cpu
 from jaxpart.errors import InfeasibleError, InputError, NothingFoundError
 from jaxpart.methods import METHODS
 from jaxpart.methods.annealing.search import tempering
@@ -124,13 +124,15 @@ def partition(
       callback: called with the state of the search whenever it changes, from the search's thread.
 
     Raises:
-      InputError: bad arguments, or a chip fixed beyond the module's.
+      InputError: bad arguments, a chip fixed beyond the module's, or `JAX_PLATFORMS` leaves out the
+        CPU, on which results are verified.
       InfeasibleError: no valid partition exists; says why where that is simple.
       NothingFoundError: none was found within the budget.
       KeyboardInterrupt: interrupted before anything valid was found. A later interrupt ends the
         search within about a second, a second one at once. The best so far is then returned with
         `search.interrupted` set.
     """
+    require_cpu()
     most = _most_parts(split)
     if most is not None and (rules or islands is not None):
         raise InputError("split: not with rules or islands, which name nodes of the graph as it is")
@@ -346,13 +348,7 @@ def _run_in_time(search: Search, work: Callable[[], None], interrupts: Interrupt
             or (limit_s is not None and search.searched_s > limit_s + grace_s)
         )
 
-    device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
-
-    def on_the_device_of_the_caller() -> None:
-        with jax.default_device(device):
-            work()
-
-    done = started(on_the_device_of_the_caller)
+    done = started(work)
     try:
         if finishes(done, is_late):
             done.result()

@@ -10,6 +10,9 @@ import warnings
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from typing import Any
+
+from jaxpart.errors import InputError
 
 # Packages whose versions decide results and speed.
 _PACKAGES = ("jax", "jaxlib", "numpy", "scipy", "pyscipopt", "ortools")
@@ -17,17 +20,69 @@ _PACKAGES = ("jax", "jaxlib", "numpy", "scipy", "pyscipopt", "ortools")
 
 def environment() -> dict[str, object]:
     """Describes the machine and the versions; studies store it with every measured figure."""
-    import jax  # imported late: importing this module must not start JAX
-
     return {
-        "device": jax.devices()[0].device_kind,
-        "backend": jax.default_backend(),
+        "device": default_device().device_kind,
+        "backend": backend(),
         "cores": os.cpu_count(),
         "machine": platform.machine(),
         "python": platform.python_version(),
         "commit": commit(),
         **{package: metadata.version(package) for package in _PACKAGES},
     }
+
+
+def default_device() -> Any:
+    """The device that programs run on: `jax.default_device`, else the first that JAX finds."""
+    import jax  # imported late: importing this module must not start JAX
+
+    chosen = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+    if chosen is None:
+        return jax.local_devices()[0]
+    return jax.local_devices(backend=chosen)[0] if isinstance(chosen, str) else chosen
+
+
+def is_device_chosen() -> bool:
+    """Whether the caller has set `jax.default_device`: programs then run on this device alone."""
+    import jax
+
+    return jax.config.jax_default_device is not None  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def backend() -> str:
+    """What programs run on: `cpu`, `gpu` or `tpu`."""
+    import jax
+
+    return default_device().platform if is_device_chosen() else jax.default_backend()
+
+
+def share_of_memory(share: float, otherwise: int) -> int:
+    """Bytes of a part of the device's memory.
+
+    Args:
+      share: of the memory that JAX may take there, 0..1. On a GPU that is three quarters, if the
+        user has not asked for another part (`XLA_PYTHON_CLIENT_MEM_FRACTION`).
+      otherwise: bytes on a CPU, and where the device does not say how much it has.
+    """
+    if backend() == "cpu":
+        return otherwise
+    limit = (default_device().memory_stats() or {}).get("bytes_limit", 0)
+    return int(share * limit) if limit > 0 else otherwise
+
+
+def require_cpu() -> None:
+    """Checks that JAX has its CPU beside an accelerator: results are verified there, in float64.
+
+    Raises:
+      InputError: `JAX_PLATFORMS` leaves the CPU out.
+    """
+    import jax
+
+    platforms = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
+    if platforms and "cpu" not in platforms.split(","):
+        raise InputError(
+            f"JAX_PLATFORMS is {platforms}: expected {platforms},cpu, since results are verified "
+            "on the CPU"
+        )
 
 
 def commit() -> str | None:
@@ -85,20 +140,21 @@ def warn_of_slow_release(tell: Callable[[str], object] = warnings.warn) -> None:
     """Says once in a process that this release of jaxlib is slow on a GPU, if it is.
 
     From jaxlib 0.10.2 to 0.11.0 a float32 scatter-add into few segments takes hundreds of times
-    longer on a GPU. The cost model scatters nothing there; the policy's network does.
+    longer on a GPU. No program of jaxpart scatters floats there, and tests hold that; a user's own
+    search method may, and so may JAX where it has no other form of a function.
 
     Args:
       tell: takes the message.
     """
     global _warned
-    import jax
 
     jaxlib = metadata.version("jaxlib")
     release = tuple(int(part) for part in re.findall(r"\d+", jaxlib)[:3])
     first, last = _SLOW_RELEASES
-    if not _warned and first <= release <= last and jax.default_backend() == "gpu":
+    if not _warned and first <= release <= last and backend() == "gpu":
         _warned = True
         tell(
-            f"jaxlib {jaxlib} has slow scatters on a GPU; use 0.11.1 or newer (Python 3.12 or "
+            f"jaxlib {jaxlib} has slow scatters on a GPU. Programs of jaxpart do not scatter "
+            "floats; a method of your own may. If it does, use 0.11.1 or newer (Python 3.12 or "
             "newer), or JAX_PLATFORMS=cpu"
         )

@@ -1,9 +1,10 @@
 """How many candidates make a step worth its start.
 
 A GPU or TPU needs tens of microseconds to start the kernels of a step, however many candidates it
-has. So the device is asked: `evaluate` is timed with more and more candidates, once for each device
-and size of problem. The answer is kept beside the compiled programs, because a search depends on
-it: the same device always takes the same batches.
+has. So the device is asked: `evaluate` is timed with more and more candidates, once for each kind
+of device and size of problem. The answer is kept beside the compiled programs, because a search
+depends on it: the same device always takes the same batches. Devices that share a step each take
+what one of them likes.
 
 A CPU is not asked. It works through a batch in chunks that fit its cache, so more candidates gain
 nothing, and a search reacts sooner to few.
@@ -21,7 +22,8 @@ import jax.numpy as jnp
 
 from jaxpart.cost.device import DeviceProblem
 from jaxpart.cost.evaluate import evaluate
-from jaxpart.environment import cache_folder
+from jaxpart.cost.sharding import device_count
+from jaxpart.environment import backend, cache_folder, default_device, share_of_memory
 from jaxpart.files import write_whole
 
 _MOST = 16_384
@@ -30,12 +32,14 @@ _FACTOR = 4  # from one size that is tried to the next
 _ENOUGH = 0.8  # share of the best throughput: the smallest batch that has it is taken
 _RUNS = 3  # of each size; the fastest counts
 _FILE = "batches.json"
-_MOST_BYTES = 2**32  # that a search keeps for its candidates on an accelerator
+# Of an accelerator's memory a search keeps this share for its candidates, or so many bytes where
+# the device does not say how much it has.
+_MOST_SHARE, _MOST_BYTES = 1 / 8, 2**32
 
 
 def is_accelerator() -> bool:
     """Whether programs run on something other than a CPU."""
-    return jax.default_backend() != "cpu"
+    return backend() != "cpu"
 
 
 def steps_ahead() -> int:
@@ -53,13 +57,21 @@ def candidates_per_step(problem: DeviceProblem, least: int) -> int:
     Args:
       problem: on the default device.
       least: candidates that the method wants at least; a CPU gets no more.
+
+    Returns:
+      The candidates of all devices that share the step.
     """
     if not is_accelerator():
         return least
+    return device_count() * _liked(problem, least)
+
+
+def _liked(problem: DeviceProblem, least: int) -> int:
+    """The candidates that one accelerator likes, from the cache if it was asked before."""
     kept = cache_folder() / _FILE
     key = _key(problem, least)
     known = _read(kept)
-    if key not in known:
+    if not least <= known.get(key, 0) <= max(least, _MOST):
         known[key] = worthwhile(lambda batch: _seconds(problem, batch), least, _MOST)
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_whole(kept, json.dumps(known, indent=1).encode())
@@ -70,8 +82,10 @@ def batch_within(
     problem: DeviceProblem,
     on_cpu: int,
     candidate_bytes: int,
-    most_bytes: int = _MOST_BYTES,
+    most_bytes: int | None = None,
     least: int = _LEAST,
+    *,
+    is_shared: bool = True,
 ) -> int:
     """The batch of a search's steps, where a candidate takes much memory.
 
@@ -79,17 +93,21 @@ def batch_within(
       problem: on the default device.
       on_cpu: the batch on a CPU, and the least on an accelerator.
       candidate_bytes: of the arrays that a step keeps for each candidate, about.
-      most_bytes: of all candidates on an accelerator.
+      most_bytes: of the candidates on one accelerator. None: an eighth of its memory.
       least: candidates that an accelerator is asked about first.
+      is_shared: whether all local devices share the batch.
 
     Returns:
-      `on_cpu` on a CPU. Else what the device likes, or the largest power of two that fits.
+      `on_cpu` on a CPU. Else what the devices like, or the largest power of two that fits on each.
     """
     if not is_accelerator():
         return on_cpu
+    if most_bytes is None:
+        most_bytes = share_of_memory(_MOST_SHARE, _MOST_BYTES)
     fits = most_bytes // candidate_bytes
     largest = 1 << (fits.bit_length() - 1) if fits else 0
-    return min(candidates_per_step(problem, least), max(on_cpu, largest))
+    count = device_count() if is_shared else 1
+    return count * min(_liked(problem, least), max(-(-on_cpu // count), largest))
 
 
 def worthwhile(seconds: Callable[[int], float], least: int, most: int) -> int:
@@ -125,7 +143,7 @@ def _key(problem: DeviceProblem, least: int) -> str:
     config = problem.config
     return ", ".join(
         [
-            jax.devices()[0].device_kind,
+            default_device().device_kind,
             f"jax {jax.__version__}",
             f"{problem.padded_nodes} nodes",
             f"{config.num_chips} chips",

@@ -11,14 +11,16 @@ from jax import lax
 from jaxtyping import Array
 
 from jaxpart.cost.device import DeviceProblem
+from jaxpart.environment import share_of_memory
 
 # Candidates of one chunk on a CPU: enough to spread a loop's overhead, few enough for the cache.
 _CPU_CHUNK = 512
-# Bytes of temporary arrays of one chunk where whole arrays are computed.
-_BUDGET_BYTES = 2**31
+# Bytes of temporary arrays of one chunk where whole arrays are computed: this share of the memory,
+# and so many where the device does not say how much it has.
+_BUDGET_SHARE, _BUDGET_BYTES = 1 / 16, 2**31
 _LANES = 128  # the most that a chunk may have is a multiple of it: a TPU's vector, four warps
-# So many bytes may a chunk of `_LANES` candidates take; where they need more it has fewer.
-_MOST_BYTES = 2**33
+# So much may a chunk of `_LANES` candidates take, likewise; where they need more it has fewer.
+_MOST_SHARE, _MOST_BYTES = 1 / 4, 2**33
 
 
 def in_chunks(
@@ -53,8 +55,10 @@ def in_chunks(
 
 def width_of(candidate_bytes: int) -> int:
     """How many candidates a chunk may have, where each takes so many bytes."""
-    width = _BUDGET_BYTES // candidate_bytes // _LANES * _LANES
-    return max(1, width or min(_LANES, _MOST_BYTES // candidate_bytes))
+    budget_bytes = share_of_memory(_BUDGET_SHARE, _BUDGET_BYTES)
+    most_bytes = share_of_memory(_MOST_SHARE, _MOST_BYTES)
+    width = budget_bytes // candidate_bytes // _LANES * _LANES
+    return max(1, width or min(_LANES, most_bytes // candidate_bytes))
 
 
 def _split(function: Callable[[Any], Any], batch: Any, most: int) -> Callable[[Any], Any]:

@@ -9,6 +9,7 @@ padding edges run from the last padding node to itself, so they break no rule.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxpart.cost import kernel_gate
 from jaxpart.cost.tables import Tables, make_tables, of_equal_depth, offsets
-from jaxpart.environment import warn_of_slow_release
+from jaxpart.environment import backend, default_device, warn_of_slow_release
 from jaxpart.errors import InputError
 from jaxpart.problem.mcm import Constraints, MemoryModel, Topology
 from jaxpart.problem.problem import Problem
@@ -126,8 +127,11 @@ def lower(problem: Problem, dtype: Any = jnp.float32, form: Form | None = None) 
       dtype: of all floats; float64 needs `jax.enable_x64`.
       form: of the programs that get this problem: "rows" loops over rows of candidates, "arrays"
         computes on whole arrays, "kernel" is "arrays" with one kernel for `evaluate` (limits:
-        `kernel_gate.py`). All give the same results. The default is "rows" on a CPU, and "arrays"
-        on a GPU or TPU.
+        `kernel_gate.py`). All give the same results. The default is "rows" where the default
+        device (`jax.default_device`) is a CPU, and "arrays" on a GPU or TPU.
+
+    Returns:
+      The problem on the device. Asked again, it is the same copy: the last few are kept.
 
     Raises:
       InputError: the kernel does not cover the problem.
@@ -135,6 +139,21 @@ def lower(problem: Problem, dtype: Any = jnp.float32, form: Form | None = None) 
     Warns:
       UserWarning: once, on a GPU with a release of jaxlib that is slow there.
     """
+    warn_of_slow_release()
+    if form is None:
+        form = "rows" if backend() == "cpu" else "arrays"
+    exact = bool(jax.config.jax_enable_x64)  # pyright: ignore[reportAttributeAccessIssue]
+    return _lowered(problem, np.dtype(dtype), form, default_device(), exact)
+
+
+# Each method of a search lowers its problem, and distances between all pairs of nodes take long. A
+# search has three copies: of the nodes, of the contracted nodes, and one in float64 for verdicts.
+@functools.lru_cache(maxsize=6)
+def _lowered(
+    problem: Problem, dtype: np.dtype[Any], form: Form, device: Any, exact: bool
+) -> DeviceProblem:
+    """`lower`; `device` is the default one, and `exact` says whether `jax.enable_x64` is on."""
+    del device, exact  # another copy for each
     by_producer = np.argsort(problem.tensor_producer, kind="stable")
     rank = np.empty_like(by_producer)
     rank[by_producer] = np.arange(len(by_producer))
@@ -195,9 +214,6 @@ def lower(problem: Problem, dtype: Any = jnp.float32, form: Form | None = None) 
         u > len(np.unique(problem.use_weight)),
         form == "kernel",
     )
-    warn_of_slow_release()
-    if form is None:
-        form = "rows" if jax.default_backend() == "cpu" else "arrays"
     tables = None if form == "rows" else make_tables(problem, arrays)
     return DeviceProblem(**jax.device_put(arrays), config=config, tables=jax.device_put(tables))
 

@@ -29,6 +29,7 @@ from jaxpart.cost import by_arrays, by_rows, stage
 from jaxpart.cost.chip_sets import is_first_chips
 from jaxpart.cost.chunks import in_chunks
 from jaxpart.cost.device import DeviceProblem, lower, pad_assignments
+from jaxpart.environment import require_cpu
 from jaxpart.problem.problem import IntArray, Problem
 
 _SMALLEST_BATCH = 4  # candidates in the smallest batch that `verify` compiles
@@ -141,13 +142,17 @@ def verify(problem: Problem, assignments: np.ndarray) -> Costs:
 
     Returns:
       numpy arrays of shapes [C, B], [L, B] and [B].
+
+    Raises:
+      InputError: `JAX_PLATFORMS` leaves the CPU out.
     """
+    require_cpu()
     batch = assignments.shape[1]
     size = _SMALLEST_BATCH  # few batch sizes, so that few programs are compiled
     while size < batch:
         size *= 4
     with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
-        lowered = _lowered_exactly(problem)
+        lowered = lower(problem, jnp.float64, form="rows")
         padded = pad_assignments(lowered, np.pad(assignments, ((0, 0), (0, size - batch))))
         costs = evaluate(lowered, jnp.asarray(padded))
         return jax.tree.map(lambda figure: np.asarray(figure)[..., :batch], costs)
@@ -164,8 +169,3 @@ def score(problem: Problem, assignment: IntArray) -> Costs:
       numpy arrays of shapes [C] and [L], and scalars.
     """
     return jax.tree.map(lambda figure: figure[..., 0], verify(problem, assignment[:, None]))
-
-
-@functools.lru_cache(maxsize=4)
-def _lowered_exactly(problem: Problem) -> DeviceProblem:
-    return lower(problem, jnp.float64, form="rows")

@@ -2,7 +2,8 @@
 
 The device mesh has one axis, the candidates. A program needs no data from the parts of other
 devices, so no device waits for another. The results are those of one device, because the batch is
-the same. With one device every function here is the identity.
+the same. With one device every function here is the identity. So it is where
+`jax.default_device` is set: then this device has the whole batch.
 
 A program that treats each candidate by itself goes through `split` (`jax.shard_map`). One that
 draws random numbers gets the numbers of its candidates as an argument, and draws by them; or it
@@ -24,11 +25,18 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxpart.environment import is_device_chosen
+
 T = TypeVar("T")
 # Candidates that a device has at least, in programs on labels. With fewer it waits longer for the
 # program to start than it works: on two cores, 64 candidates in two parts take longer than in one.
 LEAST_LABELS = 64
 _AXIS = "candidates"
+
+
+def device_count() -> int:
+    """The number of devices that may share a batch."""
+    return 1 if is_device_chosen() else jax.local_device_count()
 
 
 def devices_for(batch: int, least: int = 1) -> int:
@@ -44,7 +52,7 @@ def devices_for(batch: int, least: int = 1) -> int:
     """
     if batch % 2:
         return 1
-    most = math.gcd(batch // 2, jax.local_device_count())
+    most = math.gcd(batch // 2, device_count())
     return max(n for n in range(1, most + 1) if most % n == 0 and (n == 1 or batch // n >= least))
 
 
@@ -126,7 +134,7 @@ def over_devices(
       arguments: of `function`, on any devices.
       static: as in `split`.
     """
-    total = jax.local_device_count()
+    total = device_count()
     devices = tuple(jax.local_devices()[: math.gcd(parts, total)])
     if total > 1:
         mesh = mesh_of(devices)

@@ -34,13 +34,20 @@ _THREADS: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 
 
 def started(work: Callable[[], T]) -> Future[T]:
-    """Starts `work` in a daemon thread of its own; the future has its result or its error."""
+    """Starts `work` in a daemon thread of its own; the future has its result or its error.
+
+    Its default device is the caller's: `jax.default_device` holds for one thread.
+    """
+    import jax  # imported late: solver workers have no JAX
+
     future: Future[T] = Future()
     context = contextvars.copy_context()
+    device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
 
     def run() -> None:
         try:
-            future.set_result(context.run(work))
+            with jax.default_device(device):
+                future.set_result(context.run(work))
         except BaseException as error:  # whoever waits for the future gets it
             future.set_exception(error)
 

@@ -12,8 +12,10 @@ that it has there. With a folder as `--json`, the file is named after the device
 CPU). Batches that
 `--seconds` leaves no time for are left out, the largest first; a call that runs is never stopped.
 
-Beside each row stand the launches of a call and the candidates/s that
-`data/benchmarks/device_programs.json` predicts for the device, if it is one of its targets.
+Beside each row stand the launches of a call, on each device, and the candidates/s that
+`data/benchmarks/device_programs.json` predicts for the device, if it is one of its targets. Where
+nothing was compiled for as many devices, launches are those for one, and nothing is predicted; the
+file says so (`forecast_devices`).
 
  Labels are uniformly random
 or near-valid. Near-valid labels are the greedy baseline with 1% of its labels randomised;
@@ -268,20 +270,21 @@ class Bench:
             reference_s = _seconds(reference[1]) if reference else None
             timings.append((_seconds(run) / calls, reference_s))
         run_s = statistics.median(seconds[0] for seconds in timings)
+        shared_by = devices or devices_for(batch, LEAST_LABELS)
         floor_s = max(floor.num_bytes / self.bytes_per_s, floor.operations / self.operations_per_s)
         row: dict[str, Any] = {
             "loop": loop,
             "input": kind,
             "batch": batch,
             "device": self.device,
-            "devices": devices or devices_for(batch, LEAST_LABELS),
+            "devices": shared_by,
             "compile_s": max(first_s - run_s * calls, 0.0),
             "run_s": run_s,
             "candidates_per_s": batch / run_s,
             "floor_bytes": floor.num_bytes,
             "floor_operations": floor.operations,
             "floor_candidates_per_s": 1 / floor_s,
-            **self._forecast.figures(loop, batch),
+            **self._forecast.figures(loop, batch, shared_by),
         }
         comparison = ""
         if reference:

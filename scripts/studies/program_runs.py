@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from program_gate import PROGRAMS, Case, Program
+from program_gate import PROGRAMS, Case, Program, shared
 
 from jaxpart.cost.device import pad_assignments
-from jaxpart.cost.sharding import LEAST_LABELS, devices_for, replicated, split
+from jaxpart.cost.sharding import LEAST_LABELS, devices_for, replicated
 from jaxpart.methods.annealing.ensemble import ensemble_of, temper
 from jaxpart.methods.orders.search import mutate, order_by
 from jaxpart.problem.problem import IntArray, Problem
@@ -37,7 +37,8 @@ class Run(NamedTuple):
     call: Callable[[], Any]
     candidates: int  # of a call
     devices: int  # that share them
-    num_bytes: int  # of all inputs and results
+    # Of all inputs and results; what every device needs as a whole counts for each.
+    num_bytes: int
 
 
 def run_of(name: str, problem: Problem, start: IntArray, batch: int, seed: int) -> Run:
@@ -50,7 +51,9 @@ def run_of(name: str, problem: Problem, start: IntArray, batch: int, seed: int) 
       batch: candidates.
       seed: of the noise.
     """
-    case = Case(problem, start, batch)
+    least = LEAST_LABELS if name == "sample" else 1
+    count = 1 if name == "temper" else devices_for(batch, least)
+    case = Case(problem, start, batch, count)
     program = PROGRAMS[name](case)
     key = jax.random.key(seed)
     if name == "sample":
@@ -60,21 +63,20 @@ def run_of(name: str, problem: Problem, start: IntArray, batch: int, seed: int) 
     elif name == "temper":
         return _temper(case, program, key)
     arguments = jax.tree.map(_filled, program.arguments)
-    # The policy's programs are not shared.
-    least = LEAST_LABELS if name == "sample" else 1
-    count = devices_for(batch, least) if program.axes else 1
-    function = functools.partial(program.function, **program.static)
+    assert program.axes is not None
+    whole = [
+        argument for argument, axis in zip(arguments, program.axes, strict=True) if axis is None
+    ]
     if count > 1:
-        assert program.axes is not None
         arguments = tuple(
             replicated(argument, batch, least) if axis is None else argument
             for argument, axis in zip(arguments, program.axes, strict=True)
         )
-        function = split(
-            program.function, batch, program.axes, program.out_axis, least=least, **program.static
-        )
+        program = shared(program, batch, jax.local_devices()[:count])
+    function = functools.partial(program.function, **program.static)
     results = jax.eval_shape(function, *arguments)
-    return Run(lambda: function(*arguments), batch, count, _bytes((arguments, results)))
+    num_bytes = _bytes((arguments, results)) + (count - 1) * _bytes(whole)
+    return Run(lambda: function(*arguments), batch, count, num_bytes)
 
 
 def _temper(case: Case, program: Program, key: jax.Array) -> Run:
@@ -130,24 +132,36 @@ class Forecast:
         names = [target for part, target in _TARGETS.items() if part in device_kind]
         target = "cpu" if backend == "cpu" else names[0] if names else None
         rows = json.loads(path.read_bytes())["rows"] if target else []
-        mine = [
-            row
-            for row in rows
-            if row["target"] == target and row.get("devices", 1) == 1 and "error" not in row
-        ]
+        mine = [row for row in rows if row["target"] == target and "error" not in row]
         return cls(target, tuple(mine))
 
-    def figures(self, program: str, batch: int) -> dict[str, Any]:
-        """Launches of a call, and candidates/s where this batch was predicted; None: unknown.
+    def figures(self, program: str, batch: int, devices: int = 1) -> dict[str, Any]:
+        """What was predicted for a run; None: unknown.
 
-        Launches depend little on the batch. Those of the nearest one that was compiled are taken.
+        Args:
+          program: its name.
+          batch: candidates in a call.
+          devices: that share them.
+
+        Returns:
+          `launches` of a call on each device; they depend little on the batch, and those of the
+          nearest batch of a device that was compiled are taken. `predicted_candidates_per_s` of all
+          devices together, where this very batch was predicted for as many devices.
+          `forecast_devices`: for how many devices the two were made; where nothing was compiled for
+          as many as there are, one, and only launches are given.
         """
         rows = [row for row in self.rows if row["program"] == program]
-        if not rows:
-            return {"launches": None, "predicted_candidates_per_s": None}
-        near = min(rows, key=lambda row: abs(np.log(row["batch"] / batch)))
-        is_same = near["batch"] == batch
+        counts = {row.get("devices", 1) for row in rows} & {1, devices}
+        if not counts:
+            return dict.fromkeys(
+                ("launches", "predicted_candidates_per_s", "forecast_devices"), None
+            )
+        most = max(counts)
+        rows = [row for row in rows if row.get("devices", 1) == most]
+        near = min(rows, key=lambda row: abs(np.log(row["batch"] * devices / batch)))
+        is_same = most == devices and near["batch"] * devices == batch
         return {
             "launches": near["launches"],
             "predicted_candidates_per_s": near["predicted_per_s"] if is_same else None,
+            "forecast_devices": most,
         }

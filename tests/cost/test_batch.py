@@ -1,9 +1,12 @@
 """How many candidates a device wants in a step, and how many are computed together."""
 
 import json
+import types
 
+import jax
 import pytest
 
+from jaxpart import environment
 from jaxpart.cost import batch
 from jaxpart.cost.chunks import width_of
 from jaxpart.cost.device import lower
@@ -53,12 +56,23 @@ def test_an_accelerator_is_asked_once_and_the_answer_is_kept(monkeypatch, tmp_pa
     assert batch.candidates_per_step(PROBLEM, 512) == 8192
     assert len(asked) == 3
 
+    monkeypatch.setattr(jax, "local_device_count", lambda: 4)
+    assert batch.candidates_per_step(PROBLEM, 512) == 4 * 8192  # what one of them likes, each
+    assert batch.batch_within(PROBLEM, 512, 2**20, 2**30) == 4 * 1024
+    assert batch.batch_within(PROBLEM, 512, 2**20, 2**30, is_shared=False) == 1024
+    with jax.default_device(jax.devices()[0]):  # it has the batch alone
+        assert batch.candidates_per_step(PROBLEM, 512) == 8192
+    assert len(asked) == 3
+
     kept = tmp_path / "cache" / "batches.json"
     (key,) = json.loads(kept.read_bytes())
     assert "64 nodes, 4 chips, chain" in key
-    kept.write_bytes(b"{damaged")
-    assert batch.candidates_per_step(PROBLEM, 512) == 8192
-    assert len(asked) == 6
+    wrong = [json.dumps({key: size}).encode() for size in (0, -512, 511, 2**40, True, 1024.0)]
+    for times, content in enumerate([b"{damaged", b"[]", *wrong], 2):
+        kept.write_bytes(content)
+        assert batch.candidates_per_step(PROBLEM, 512) == 4 * 8192
+        assert len(asked) == 3 * times
+        assert json.loads(kept.read_bytes()) == {key: 8192}
 
 
 @pytest.mark.parametrize(
@@ -72,10 +86,29 @@ def test_an_accelerator_is_asked_once_and_the_answer_is_kept(monkeypatch, tmp_pa
     ],
 )
 def test_candidates_that_take_much_memory_are_fewer(monkeypatch, candidate_bytes, expected):
-    monkeypatch.setattr(batch, "candidates_per_step", lambda problem, least: 4096)
+    monkeypatch.setattr(batch, "_liked", lambda problem, least: 4096)
     assert batch.batch_within(PROBLEM, 64, candidate_bytes, 2**30) == 64
     monkeypatch.setattr(batch, "is_accelerator", lambda: True)
     assert batch.batch_within(PROBLEM, 64, candidate_bytes, 2**30) == expected
+
+
+def test_candidates_get_a_share_of_the_memory_that_the_device_says_it_has(monkeypatch):
+    monkeypatch.setattr(batch, "_liked", lambda problem, least: 16_384)
+    monkeypatch.setattr(batch, "is_accelerator", lambda: True)
+    assert batch.batch_within(PROBLEM, 64, 2**22) == 1024  # it does not say: 4 GiB
+    on_gpu(monkeypatch, 64 * 2**30)
+    assert batch.batch_within(PROBLEM, 64, 2**22) == 2048  # an eighth
+    assert width_of(2**20) == 4096  # a sixteenth
+    assert width_of(2**30) == 16  # a quarter
+    on_gpu(monkeypatch, -1)
+    assert width_of(2**20) == 2048
+
+
+def on_gpu(monkeypatch, bytes_limit):
+    """Makes a GPU with so much memory the default device; a negative one is not known."""
+    gpu = types.SimpleNamespace(memory_stats=lambda: {"bytes_limit": bytes_limit})
+    monkeypatch.setattr(environment, "backend", lambda: "gpu")
+    monkeypatch.setattr(environment, "default_device", lambda: gpu)
 
 
 @pytest.mark.parametrize(

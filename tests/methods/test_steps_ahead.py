@@ -7,6 +7,7 @@ import pytest
 from jaxpart.engine import partition
 from jaxpart.methods.annealing import search as annealing
 from jaxpart.methods.labels import search as labels
+from jaxpart.methods.orders import prober
 from jaxpart.methods.orders import search as orders
 from jaxpart.methods.policy import search as policy
 from jaxpart.problem.mcm import Constraints
@@ -80,3 +81,24 @@ def test_on_an_accelerator_another_step_is_on_the_device_by_then(method, monkeyp
     if method == "paper_annealing":  # nothing can start before the first partitions are costed
         events = events[2:]
     assert lead_of(events) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("method", "module", "question"),
+    [
+        ("random", labels, "candidates_per_step"),
+        ("paper_annealing", labels, "candidates_per_step"),
+        ("slice", prober, "batch_within"),
+    ],
+)
+def test_asking_the_device_counts_as_compilation(method, module, question, monkeypatch):
+    phases, entered = [], []
+    enter, ask = Search.enter, getattr(module, question)
+    monkeypatch.setattr(
+        Search, "enter", lambda search, phase: entered.append(phase) or enter(search, phase)
+    )
+    monkeypatch.setattr(module, question, lambda *args: phases.append(entered[-1]) or ask(*args))
+
+    partition(GRAPH, MODULE, method=method, max_samples=600, time_limit_s=None, relative_gap=0.0)
+
+    assert phases == ["compiling"]

@@ -2,9 +2,10 @@
 
 import threading
 
+import jax
 import pytest
 
-from jaxpart.runtime.background import in_thread
+from jaxpart.runtime.background import in_thread, started
 
 
 def returned(steps):
@@ -26,6 +27,15 @@ def test_steps_are_waits_except_while_its_own_work_compiles():
     assert next(in_thread(lambda: None, compiles=True)) is True  # behind the other
     may_end.set()
     assert returned(compiling) is True
+
+
+def test_a_thread_has_the_default_device_of_who_starts_it():
+    def chosen():
+        return jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+
+    assert started(chosen).result() is None
+    with jax.default_device(jax.devices()[0]):
+        assert started(chosen).result() is jax.devices()[0]
 
 
 def test_what_the_work_gives_or_raises_comes_back():

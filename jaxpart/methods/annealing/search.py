@@ -205,7 +205,8 @@ def _batch(search: Search, moves: Moves) -> int:
     while batch > _LEAST_CHAINS and batch * rows > _MOST_LABELS:
         batch //= 2
     chips = search.problem.num_chips * (len(moves.weights.shared_bytes) + _CHIP_NUMBERS)
-    return batch_within(search.device_problem, batch, _NODE_BYTES * rows + 4 * chips)
+    chain_bytes = _NODE_BYTES * rows + 4 * chips
+    return batch_within(search.device_problem, batch, chain_bytes, is_shared=False)
 
 
 def _orders(search: Search, moves: Moves, key: jax.Array) -> jax.Array:

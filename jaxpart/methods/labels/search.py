@@ -48,11 +48,14 @@ def random(search: Search, batch: int | None = None) -> Generator[None]:
       None after every batch, so that the caller can check the budget.
     """
     search.enter("random")
-    batch = candidates_per_step(search.device_problem, _BATCH) if batch is None else batch
-    problem = replicated(search.device_problem, batch, LEAST_LABELS)
-    draw, judge = _draw(batch), _split(evaluate, batch, (None, 1))
     key = jax.random.key(search.seed)
     pending: deque[tuple[Array, Costs]] = deque()
+    with search.compiling():
+        batch = candidates_per_step(search.device_problem, _BATCH) if batch is None else batch
+        problem = replicated(search.device_problem, batch, LEAST_LABELS)
+        draw, judge = _draw(batch), _split(evaluate, batch, (None, 1))
+        assignments = draw(problem, jax.random.fold_in(key, 0))
+        pending.append((assignments, judge(problem, assignments)))
     step = 0
     with contextlib.closing(Workers(search)) as workers:
         while True:
@@ -104,16 +107,17 @@ def paper_annealing(
       None after every batch, so that the caller can check the budget.
     """
     search.enter("paper_annealing")
-    chains = candidates_per_step(search.device_problem, _BATCH) if chains is None else chains
-    problem = replicated(search.device_problem, chains, LEAST_LABELS)
-    mend, judge = (_split(function, chains, (None, 1)) for function in (fix, evaluate))
     key = jax.random.key(search.seed)
-    if search.best is not None:
-        columns = np.repeat(search.best[:, None], chains, axis=1)
-        start = jnp.asarray(pad_assignments(problem, columns))
-    else:
-        start = _draw(chains)(problem, jax.random.fold_in(key, 0))
-    costs = judge(problem, start)
+    with search.compiling():
+        chains = candidates_per_step(search.device_problem, _BATCH) if chains is None else chains
+        problem = replicated(search.device_problem, chains, LEAST_LABELS)
+        mend, judge = (_split(function, chains, (None, 1)) for function in (fix, evaluate))
+        if search.best is not None:
+            columns = np.repeat(search.best[:, None], chains, axis=1)
+            start = jnp.asarray(pad_assignments(problem, columns))
+        else:
+            start = _draw(chains)(problem, jax.random.fold_in(key, 0))
+        costs = judge(problem, start)
     search.offer_batch(start, costs)
     state = LabelChains(start, jnp.where(costs.valid, costs.bottleneck_s, jnp.inf))
     pending: deque[tuple[Array, Costs]] = deque()
@@ -124,7 +128,8 @@ def paper_annealing(
                 received = search.received
                 state = settled(state, pad_assignments(problem, received[:, None]), search.best_s)
             change, accept = jax.random.split(jax.random.fold_in(key, step))
-            candidates = mend(problem, relabel(change, problem, state.assignment))
+            with search.compiling() if step == 1 else contextlib.nullcontext():
+                candidates = mend(problem, relabel(change, problem, state.assignment))
             costs = judge(problem, candidates)
             pending.append((candidates, costs))
             if len(pending) > steps_ahead():

@@ -1,7 +1,7 @@
 """The probe by operations on whole arrays: the form for a GPU or TPU.
 
 A start of a segment depends on earlier starts, so N positions cannot be treated at once. They are
-treated in blocks of 8; the depth is N / 8 steps of six kernels:
+treated in blocks of 8; the depth is N / 8 steps of about eight kernels:
 
 1. Starts before the block: one reduction over the window for all 8 ends.
 2. Starts inside the block: which of their segments are within the limit does not depend on the

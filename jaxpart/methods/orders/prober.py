@@ -75,7 +75,8 @@ class Prober:
         longest = window_for(problem.contracted, min(search.best_s, 4 * problem.mean_load_s))
         usual = bucket_size(_WINDOW_PER_MEAN * problem.num_contracted // problem.num_chips)
         self.window = min(longest, max(usual, _LEAST_WINDOW))
-        self.lanes = _lanes(search, self.padded, self.window)
+        with search.compiling():  # the device may be asked, which compiles
+            self.lanes = _lanes(search, self.padded, self.window)
         self.contracted = replicated(self.contracted, self.lanes)
         self.weights = replicated(weights_of(problem.contracted, self.padded), self.lanes)
         self._probe = split(probe, self.lanes, (None, None, 1, 1, 0), window=self.window)
@@ -198,7 +199,7 @@ class Prober:
 
 
 def _lanes(search: Search, padded: int, window: int) -> int:
-    """Orders per probed batch, a power of two.
+    """Orders per probed batch: a power of two, on each of the devices that share it.
 
     Args:
       search: its budget in samples has at least eight batches, if these are not the smallest.

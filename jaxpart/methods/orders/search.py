@@ -171,7 +171,8 @@ def _cut_optimally(search: Search) -> Generator[None]:
     most = max(start_s, search.bound.seconds)
     window = window_for(problem.contracted, most)
     size = batch_size(contracted, window)
-    size = batch_within(search.device_problem, size, ENTRY_BYTES * contracted.padded_nodes)
+    with search.compiling():  # the device may be asked, which compiles
+        size = batch_within(search.device_problem, size, ENTRY_BYTES * contracted.padded_nodes)
     contracted_of = np.zeros(search.device_problem.padded_nodes, np.int32)
     contracted_of[: problem.num_nodes] = problem.contraction
     contracted_of = jax.device_put(contracted_of)

@@ -211,6 +211,7 @@ def play(
     drawn = act(
         params, task.features, state, act_key, task.contracted.num_nodes,
         sizes=sizes, batch=batch, decoder=decoder, mesh=mesh_for(batch),
+        has_scores=decoder == "labels" and mode == "sample",
     )  # fmt: skip
     actions, log_prob = drawn.actions, drawn.log_prob
     if decoder == "orders":
@@ -268,11 +269,11 @@ class _Drawn:
     order: Float[Array, " N"]  # the place of each contracted node in the order
     actions: Actions
     log_prob: LogProbs
-    # Log-probabilities of the chips, for `sample`; None for orders.
+    # Log-probabilities of the chips, if asked for: they are large.
     scores: Float[Array, "N C B"] | None
 
 
-@partial(jax.jit, static_argnames=("sizes", "batch", "decoder", "mesh"))
+@partial(jax.jit, static_argnames=("sizes", "batch", "decoder", "mesh", "has_scores"))
 def act(
     params: Params,
     features: Features,
@@ -284,6 +285,7 @@ def act(
     batch: int,
     decoder: Decoder,
     mesh: Mesh | None = None,
+    has_scores: bool = False,
 ) -> _Drawn:
     """Draws the actions of a batch, and computes their log-probabilities.
 
@@ -297,6 +299,8 @@ def act(
       batch: B.
       decoder: of the samples.
       mesh: of the devices that share the batch; None: one device. The samples are the same.
+      has_scores: whether to return the log-probabilities of the chips, for the mode "sample" of
+        labels.
     """
     proposal, order, position = proposed(params, sizes, features, state)
     moves = proposal.orders if decoder == "orders" else proposal.labels
@@ -307,9 +311,11 @@ def act(
         batch=batch, decoder=decoder,
     )  # fmt: skip
     if decoder == "orders":
-        actions, scores = draw_orders(node_key, moves, shared), None
+        actions = draw_orders(node_key, moves, shared)
     else:
         actions = draw_labels(node_key, base, moves, proposal.scores, shared)
+    scores = None
+    if has_scores:
         scores = label_log_probs(base, moves, proposal.scores, shared)
         chip = jnp.arange(scores.shape[1])[None, :, None]
         kept = jnp.where(chip == actions.taken[:, None], 0.0, _FORBIDDEN_LOG_PROB)

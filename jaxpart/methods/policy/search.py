@@ -22,6 +22,7 @@ import numpy as np
 from jaxpart.cost.batch import batch_within, is_accelerator, steps_ahead
 from jaxpart.cost.device import pad_assignments
 from jaxpart.cost.evaluate import evaluate
+from jaxpart.environment import share_of_memory
 from jaxpart.errors import InputError
 from jaxpart.methods.policy import checkpoint, ppo
 from jaxpart.methods.policy.actions import Decoder
@@ -47,7 +48,9 @@ from jaxpart.runtime.state import Method, Search
 BATCH = 16
 _LARGE_BATCH = 64
 _ACCELERATOR_BATCH = 4096  # or more, if the device likes; fewer, where more do not fit
-_MOST_SCORES_BYTES = 2**33  # of a round's scores of chips, on an accelerator
+# Of a round's scores of chips on an accelerator: this share of its memory, or so many bytes where
+# the device does not say how much it has.
+_SCORES_SHARE, _MOST_SCORES_BYTES = 1 / 4, 2**33
 ZERO_SHOT = 1024  # samples in small rounds; by default, learning starts after them
 MAX_PLAYED = 5000  # contracted nodes; on larger graphs a background step takes seconds
 
@@ -148,7 +151,7 @@ def with_policy(
         params, sizes = params_of(trained, task, search.seed, config.network)
         opt_state = ppo.optimizer(config.ppo_config).init(params)
         state, key, step, own = task.start, jax.random.key(search.seed), 0, 0
-        compiled: set[tuple[int, Decoder]] = set()
+        compiled: set[tuple[str, int, Decoder]] = set()
         with search.compiling():
             wide = _accelerator_batch(task)
         pending: deque[_Round] = deque()
@@ -158,15 +161,12 @@ def with_policy(
                     decoder = _decoder(config, step)
                     learns = config.learn_after is not None and own >= config.learn_after
                     batch = config.batch or wide or _batch(is_large=learns or own >= ZERO_SHOT)
-                    is_new = (batch, decoder) not in compiled
-                    with search.compiling() if is_new else contextlib.nullcontext():
+                    with _billed(search, compiled, ("play", batch, decoder)) as wait:
                         made = play(
                             params, sizes, task, state, jax.random.fold_in(key, step),
                             batch=batch, decoder=decoder, mode=config.mode,
                         )  # fmt: skip
-                        if is_new:
-                            jax.block_until_ready(made.after)
-                    compiled.add((batch, decoder))
+                        wait(made.after)
                     pending.append(_Round(state, made, decoder, learns))
                     own, step = own + batch, step + 1
                     if config.refines:
@@ -185,18 +185,42 @@ def with_policy(
                     )
                     part = ppo.part_for(worth.shape[0])
                     for _ in range(config.ppo_config.epochs):
-                        gradient, _ = ppo.gradient(
-                            params, transition, sizes, config.ppo_config, decoder, part
-                        )
-                        params, opt_state = ppo.apply_gradients(
-                            params, opt_state, [gradient], config.ppo_config
-                        )
+                        with _billed(search, compiled, ("learn", len(worth), decoder)) as wait:
+                            gradient, _ = ppo.gradient(
+                                params, transition, sizes, config.ppo_config, decoder, part
+                            )
+                            params, opt_state = ppo.apply_gradients(
+                                params, opt_state, [gradient], config.ppo_config
+                            )
+                            wait(params)
                 if config.refines:
                     state = _joined(search, task, state, made)
                 keep(Policy(params, sizes, {}))
                 yield
 
     return method
+
+
+@contextlib.contextmanager
+def _billed(
+    search: Search, compiled: set[tuple[str, int, Decoder]], program: tuple[str, int, Decoder]
+) -> Generator[Callable[[Any], object]]:
+    """Context for a call of a program; where it is the first, its time is that of compilation.
+
+    Args:
+      search: that the program works for.
+      compiled: programs called before; the program is added.
+      program: its name, batch and decoder.
+
+    Yields:
+      What waits for the results of the first call, and not for those of later ones.
+    """
+    if program in compiled:
+        yield lambda results: None
+        return
+    with search.compiling():
+        yield jax.block_until_ready
+    compiled.add(program)
 
 
 class _Round(NamedTuple):
@@ -275,7 +299,8 @@ def _accelerator_batch(task: Task) -> int | None:
     if not is_accelerator():
         return None
     sample_bytes = 4 * task.contracted.padded_nodes * task.contracted.config.num_chips
-    return batch_within(task.device, BATCH, sample_bytes, _MOST_SCORES_BYTES, _ACCELERATOR_BATCH)
+    most_bytes = share_of_memory(_SCORES_SHARE, _MOST_SCORES_BYTES)
+    return batch_within(task.device, BATCH, sample_bytes, most_bytes, _ACCELERATOR_BATCH)
 
 
 def params_of(

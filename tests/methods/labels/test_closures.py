@@ -1,5 +1,6 @@
 """The least partition above given labels, in all three forms, against relaxation edge by edge."""
 
+import copy
 import functools
 
 import jax
@@ -35,7 +36,7 @@ def in_blocks(problem: Problem, block: int = BLOCK) -> DeviceProblem:
     """The problem on whole arrays, with distances within blocks of nodes alone."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tables, "_NODE_LIMIT", block)
-        lowered = lower(problem, form="arrays")
+        lowered = lower(copy.copy(problem), form="arrays")  # of the same one there is a copy
     assert lowered.tables is not None
     assert lowered.tables.distance is None
     return lowered

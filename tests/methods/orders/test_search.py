@@ -89,7 +89,7 @@ def test_by_the_programs_of_a_gpu_a_search_finds_what_it_finds_by_those_of_a_cpu
     asked = []
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr("jaxpart.cost.device.warn_of_slow_release", lambda: None)
-    monkeypatch.setattr(batch, "candidates_per_step", lambda *_: asked.append(1) or 128)
+    monkeypatch.setattr(batch, "_liked", lambda *_: asked.append(1) or 128)
 
     assert best_s(4000) <= on_cpu * 1.01
     assert asked

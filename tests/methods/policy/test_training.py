@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxpart.cost import batch
 from jaxpart.cost.evaluate import verify
 from jaxpart.errors import FileFormatError, InputError
 from jaxpart.methods.policy import checkpoint, ppo, training
@@ -143,6 +144,29 @@ def test_rounds_are_small_to_begin_with_and_where_nothing_is_learned(
     monkeypatch.setattr(policy_search, "ZERO_SHOT", 32)
     searched(learn_after=learn_after)
     assert sizes == expected
+
+
+def test_the_first_round_and_the_first_gradient_count_as_compilation(monkeypatch):
+    phases, entered = {"play": [], "gradient": []}, []
+    enter = Search.enter
+    monkeypatch.setattr(
+        Search, "enter", lambda search, phase: entered.append(phase) or enter(search, phase)
+    )
+
+    def noted(name, function):
+        def call(*args, **kwargs):
+            phases[name].append(entered[-1])
+            return function(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(policy_search, "play", noted("play", play))
+    monkeypatch.setattr(ppo, "gradient", noted("gradient", ppo.gradient))
+    searched(learn_after=0, batch=4, ppo_config=ppo.PPOConfig(epochs=1))
+
+    expected = ["compiling", *["policy"] * 3]
+    assert phases == {"play": expected, "gradient": expected[: len(phases["gradient"])]}
+    assert len(phases["gradient"]) >= 3
 
 
 def test_fresh_weights_have_the_layers_that_are_asked_for():
@@ -283,7 +307,8 @@ def test_a_round_on_an_accelerator_is_as_large_as_its_scores_fit(chips, expected
     assert policy_search._accelerator_batch(inputs) is None
 
     monkeypatch.setattr(policy_search, "is_accelerator", lambda: True)
-    monkeypatch.setattr(policy_search, "candidates_per_step", lambda problem, least: 2 * least)
+    monkeypatch.setattr(batch, "is_accelerator", lambda: True)
+    monkeypatch.setattr(batch, "_liked", lambda problem, least: 2 * least)
     monkeypatch.setattr(policy_search, "_MOST_SCORES_BYTES", 2**30)
 
     assert policy_search._accelerator_batch(inputs) == expected

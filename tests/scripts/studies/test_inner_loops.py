@@ -1,7 +1,10 @@
 """The throughput of device programs: inputs, the budget of time, forecasts and the file."""
 
 import json
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import inner_loops
 import jax
@@ -11,6 +14,7 @@ from inner_loops import Bench, Floor
 from pairs import greedy_start
 from program_runs import Forecast, run_of
 
+ROOT = Path(__file__).parents[3]
 SMALL = "squeezenet", "mcm4"
 
 
@@ -61,14 +65,71 @@ def test_a_forecast_is_that_of_the_device_if_there_is_one(tmp_path):
 
     h100 = Forecast.of("NVIDIA H100 80GB HBM3", "gpu", path)
     assert h100.target == "h100"
-    known = {"launches": 46, "predicted_candidates_per_s": 5.0}
+    known = {"launches": 46, "predicted_candidates_per_s": 5.0, "forecast_devices": 1}
     assert h100.figures("evaluate", 4096) == known
     assert h100.figures("evaluate", 2048) == {**known, "predicted_candidates_per_s": None}
-    nothing = {"launches": None, "predicted_candidates_per_s": None}
+    nothing = dict.fromkeys(known)
     assert h100.figures("project", 64) == nothing
     assert Forecast.of("NVIDIA A100", "gpu", path).figures("evaluate", 64) == nothing
     assert Forecast.of("TPU v5 lite", "tpu").target == "v5e"
     assert Forecast.of("cpu", "cpu").figures("evaluate", 64)["launches"] > 1000
+
+
+def test_a_forecast_for_one_device_is_told_apart_from_that_for_several(tmp_path):
+    row = {"program": "evaluate", "target": "h100", "batch": 4096}
+    rows = [
+        {**row, "devices": 1, "launches": 46, "predicted_per_s": 5.0},
+        {**row, "devices": 4, "launches": 47, "predicted_per_s": 20.0},
+    ]
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps({"rows": rows}))
+    h100 = Forecast.of("NVIDIA H100 80GB HBM3", "gpu", path)
+
+    def figures(batch, devices):
+        return tuple(h100.figures("evaluate", batch, devices).values())
+
+    assert figures(4096, 1) == (46, 5.0, 1)
+    assert figures(4 * 4096, 4) == (47, 20.0, 4)  # a batch of the file is that of each device
+    assert figures(4096, 4) == (47, None, 4)
+    assert figures(2 * 4096, 2) == (46, None, 1)
+
+
+PROGRAM = """
+import json, jax
+import tests.conftest
+from pairs import greedy_start
+from program_runs import run_of
+
+problem, start = greedy_start("squeezenet", "mcm4")
+found = {}
+for devices in (1, 2):
+    jax.local_device_count = lambda: devices
+    run = run_of("act", problem, start, 8, 0)
+    drawn = jax.eval_shape(run.call)
+    found[devices] = [run.devices, run.num_bytes, drawn.actions.taken.shape]
+print(json.dumps(found))
+"""
+
+
+def test_two_devices_that_share_a_batch_of_the_policy_draw_it_once(tmp_path):
+    studies = ROOT / "scripts" / "studies"
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{studies}",
+        "JAX_NUM_CPU_DEVICES": "2",
+    }
+    command = [sys.executable, "-c", PROGRAM]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    (one, one_bytes, shape), (two, two_bytes, shape_of_two) = found["1"], found["2"]
+
+    assert (one, two) == (1, 2)
+    assert shape_of_two == shape
+    assert shape[-1] == 8
+    assert one_bytes < two_bytes < 2 * one_bytes  # both read the inputs, one writes each result
 
 
 def test_a_row_has_the_time_of_one_program_and_its_floor(rates, monkeypatch):

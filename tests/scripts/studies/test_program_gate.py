@@ -1,8 +1,11 @@
 """What device programs would do on accelerators that are not there.
 
 On an H100 a program waits for each kernel and, in a loop of unknown length, for the host before
-each step. `temper` and the programs of `MOST_LAUNCHES` must not be of that kind there. Nor may the
-latter add floats by a scatter, which is broken there with jaxlib 0.10.2 to 0.11.0.
+each step. No program may be of that kind there, nor may any add floats by a scatter, which is
+broken there with jaxlib 0.10.2 to 0.11.0.
+
+What is compiled here for an H100 and a TPU takes about 90 seconds of a core, because `.ci/run` runs
+it: as little as holds the limits. `scripts/device_programs.py` has the whole table.
 """
 
 import json
@@ -20,7 +23,7 @@ from pairs import greedy_start
 from program_gate import Case, Program, line_of, sizes_of
 from targets import TARGETS
 
-from jaxpart.cost.device import lower
+from jaxpart.cost.device import bucket_size, lower
 from jaxpart.cost.evaluate import evaluate
 from jaxpart.cost.kernel_gate import unchecked_version
 from jaxpart.problem.problem import Problem
@@ -28,16 +31,17 @@ from tests.support.graphs import parallel_chains
 from tests.support.modules import THREE_CHIPS
 
 ROOT = Path(__file__).parents[3]
-# The most launches of a call on an H100, with 64 and with 4,096 candidates.
-MOST_LAUNCHES = {
-    "evaluate": (400, 400),
-    "project": (400, 400),
-    "sample": (550, 550),
-    "order": (800, 800),
-    "slice": (500, 2_000),
-    "probe": (2_400, 2_400),
-    "act": (200, 200),
-    "gradient": (400, 2_000),
+# The most launches of a call on an H100. The first two hold for BERT-large on `mcm36`, whatever the
+# batch. The others, whose compilation takes long, are compiled for a small graph and four devices:
+# the table in data/benchmarks has them for BERT-large.
+MOST_LAUNCHES = {"evaluate": 400, "project": 400}
+MOST_LAUNCHES_SMALL = {
+    "sample": 150,
+    "order": 40,
+    "slice": 125,
+    "probe": 100,
+    "act": 160,
+    "gradient": 320,
 }
 # What four devices exchange, where it is not nothing: the mean of the gradients.
 EXCHANGES = {"gradient": 1}
@@ -63,43 +67,44 @@ def gate(tmp_path, *options):
     bool(ABSENT), reason=f"needs {', '.join(ABSENT)} of the extra `aot`: pip install '.[aot]'"
 )
 def test_whole_array_programs_start_few_kernels_on_an_h100(tmp_path):
-    options = ("--programs", *MOST_LAUNCHES, "--targets", "h100", "--batch", "64", "4096")
-    options += ("--devices", "1")
-    document, _ = gate(tmp_path, *options)
+    options = ("--programs", *MOST_LAUNCHES, "temper", "--targets", "h100", "--batch", "4096")
+    document, _ = gate(tmp_path, *options, "--devices", "1")
 
-    rows = document["rows"]
-    assert [(row["program"], row["batch"]) for row in rows] == [
-        (program, batch) for batch in (64, 4096) for program in MOST_LAUNCHES
-    ]
-    for row in rows:
+    rows = {row["program"]: row for row in document["rows"]}
+    assert list(rows) == [*MOST_LAUNCHES, "temper"]
+    problem, _ = greedy_start("bert-large", "mcm36")
+    moves = bucket_size(problem.num_contracted + 1)
+    most = MOST_LAUNCHES_BESIDE_MOVES + MOST_LAUNCHES_A_MOVE * moves
+    for program, row in rows.items():
         assert row["form"] == "arrays"
         assert row["unknown_loops"] == row["float_scatters"] == 0, row
-        assert row["launches"] <= MOST_LAUNCHES[row["program"]][row["batch"] > 64], row
+        assert row["launches"] <= MOST_LAUNCHES.get(program, most), row
         assert row["predicted_per_s"] > 0
     assert document["environment"]["jax-cuda12-plugin"]
 
 
 @pytest.mark.skipif(
-    bool(NOT_AOT), reason=f"needs {', '.join(NOT_AOT)} of the extra `aot`: pip install '.[aot]'"
+    bool(ABSENT), reason=f"needs {', '.join(ABSENT)} of the extra `aot`: pip install '.[aot]'"
 )
-def test_four_devices_share_a_batch_and_wait_at_most_for_their_gradients(tmp_path):
-    programs = [name for name, make in program_gate.PROGRAMS.items() if shares(make)]
-    options = ("--programs", *programs, "--targets", "h100", "v5e", "--batch", "64")
+def test_four_devices_start_few_kernels_and_wait_at_most_for_their_gradients(tmp_path):
+    options = ("--programs", *MOST_LAUNCHES_SMALL, "--targets", "h100", "--batch", "16")
     document, _ = gate(tmp_path, *options, "--devices", "4", "--graph", SMALL, "--mcm", "mcm4")
 
     rows = document["rows"]
-    assert [row["program"] for row in rows] == programs * 2
-    assert {"evaluate", "project", "sample", "slice", "act", "gradient"} <= set(programs)
+    assert [row["program"] for row in rows] == list(MOST_LAUNCHES_SMALL)
     for row in rows:
         assert row["devices"] == 4
         assert row["collectives"] == EXCHANGES.get(row["program"], 0), row
         assert row["unknown_loops"] == row["float_scatters"] == 0, row
+        assert row["launches"] <= MOST_LAUNCHES_SMALL[row["program"]], row
 
 
-def shares(make):
-    """Whether several devices share a program."""
-    problem, start = greedy_start(SMALL, "mcm4")
-    return make(Case(problem, start, 8)).axes is not None
+def test_all_programs_but_moves_can_be_shared_and_have_a_limit(small):
+    problem, start = small
+    limited = {*MOST_LAUNCHES, *MOST_LAUNCHES_SMALL}
+    for name, make in program_gate.PROGRAMS.items():
+        if name != "kernel":
+            assert (make(Case(problem, start, 8)).axes is not None) == (name in limited), name
 
 
 @pytest.mark.skipif(
@@ -107,29 +112,14 @@ def shares(make):
 )
 def test_the_kernel_compiles_for_a_gpu_and_a_tpu(tmp_path):
     options = ("--programs", "kernel", "--targets", "h100", "v5e", "cpu", "--batch", "64")
-    document, _ = gate(tmp_path, *options)
+    document, _ = gate(tmp_path, *options, "--devices", "1", "--graph", SMALL, "--mcm", "mcm4")
 
     rows = document["rows"]
     assert [(row["target"], row["form"]) for row in rows] == [("h100", "kernel"), ("v5e", "kernel")]
     for row in rows:
         assert row["unknown_loops"] == row["known_loops"] == row["questions"] == 0
         assert row["launches"] <= 40, row
-        assert row["operations"] > 1e6 * 64  # those of the kernel, too
-
-
-@pytest.mark.skipif(
-    bool(ABSENT), reason=f"needs {', '.join(ABSENT)} of the extra `aot`: pip install '.[aot]'"
-)
-def test_a_sweep_of_moves_starts_few_kernels_a_move_on_an_h100(tmp_path):
-    options = ("--programs", "temper", "--targets", "h100", "--batch", "64", "--graph", SMALL)
-    options += ("--devices", "1")
-    document, _ = gate(tmp_path, *options)
-
-    (row,) = document["rows"]
-    problem, _ = greedy_start(SMALL, "mcm36")
-    moves = lower(problem.contracted).padded_nodes
-    assert row["unknown_loops"] == 0
-    assert row["launches"] <= MOST_LAUNCHES_BESIDE_MOVES + MOST_LAUNCHES_A_MOVE * moves, row
+        assert row["operations"] > 1e4 * 64  # those of the kernel, too
 
 
 def test_the_whole_array_form_has_no_loop_of_unknown_length_on_a_cpu_either(tmp_path):
@@ -248,7 +238,7 @@ def test_environment_variables_come_before_jax():
         targets.prepare()
 
 
-@pytest.mark.parametrize("name", [*MOST_LAUNCHES, "sample", "temper"])
+@pytest.mark.parametrize("name", [*MOST_LAUNCHES, *MOST_LAUNCHES_SMALL, "temper"])
 def test_on_an_accelerator_no_floats_are_scattered_and_added(name):
     problem, start = greedy_start(SMALL, "mcm4")
     with program_gate._as_on("gpu"):
