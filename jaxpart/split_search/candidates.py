@@ -159,7 +159,7 @@ def refine_further(task: Task, found: Found, turn: Turn) -> None:
     for _ in range(_MOST_REFINEMENTS if turn.is_timed else _MOST_UNTIMED):
         if turn.left_s <= len(last.made.graph.nodes) * NODE_S * turn.is_timed:
             return
-        finer = refine(last.made, relaxed, last.assignment.tolist())
+        finer = refine(last.made, relaxed, last.assignment.tolist(), most_parts=task.most)
         if finer is None:
             return
         made, carried = finer

@@ -30,7 +30,8 @@ from jaxpart.arguments import file_path, non_negative, whole_number
 from jaxpart.environment import keep_compiled
 from jaxpart.errors import InfeasibleError, InputError, NothingFoundError
 from jaxpart.ingest.rewrite.cuts import Cut
-from jaxpart.ingest.rewrite.parts import Uses, part_node
+from jaxpart.ingest.rewrite.parts import accesses, part_node
+from jaxpart.ingest.rewrite.uses import Uses
 
 if TYPE_CHECKING:
     from jaxpart.problem.graph import Graph, Node
@@ -139,7 +140,8 @@ def finest_s(problem: Problem) -> float:
         owners.append(v)
         for division in node.divide:
             cut = Cut(division, (0, 1, division.ways))
-            slices.append(part_node(graph, uses, v, cut, 0, "slice", ()))
+            found = accesses(graph, uses, v, division)
+            slices.append(part_node(node, found, cut, 0, "slice", ()))
             owners.append(v)
     named = tuple(
         msgspec.structs.replace(node, name=str(i), divide=(), pin=None, colocate=None)
