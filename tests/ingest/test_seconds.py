@@ -68,7 +68,7 @@ def test_the_seconds_of_a_file_are_those_of_the_nodes(tmp_path):
         "\ufeffname,seconds\r\na,1e-3\r\n",
         "op,seconds,name\nConv, 0.001 ,a\n\n",
         '"name","seconds"\n"a","1e-3"',
-        gzip.compress(b"name,seconds\na,1e-3\n"),
+        gzip.compress(b"name,seconds\na,1e-3\n", mtime=0),
     ],
 )
 def test_csv_is_read_in_all_its_forms(tmp_path, content):

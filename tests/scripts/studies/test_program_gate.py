@@ -243,7 +243,8 @@ def test_on_an_accelerator_no_floats_are_scattered_and_added(name):
     problem, start = greedy_start(SMALL, "mcm4")
     with program_gate._as_on("gpu"):
         program = program_gate.PROGRAMS[name](Case(problem, start, 8))
-        text = program.function.lower(*program.arguments, **program.static).as_text()
+        traced = program.function.trace(*program.arguments, **program.static)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
 
     scatters = re.findall(r'"stablehlo\.scatter".*?stablehlo\.return', text, re.DOTALL)
     added = [one for one in scatters if re.search(r"stablehlo\.add .*tensor<f", one)]
