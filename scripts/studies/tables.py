@@ -684,6 +684,23 @@ def headline() -> str:
     return markdown("what | cores | measured", lines)
 
 
+def real_pipeline() -> str:
+    """Two real stages beside the simulation of their seconds."""
+    return markdown(
+        "model | >stage 0, ms | >stage 1, ms | >real, inferences/s | >simulated | >ratio",
+        [
+            [
+                row["graph"],
+                *(f"{1e3 * seconds:.2f}" for seconds in row["alone_s"]),
+                f"{row['real_per_s']:.2f}",
+                f"{row['simulated_per_s']:.2f}",
+                f"{row['real_per_s'] / row['simulated_per_s']:.3f}",
+            ]
+            for row in raw("real-pipeline")["rows"]
+        ],
+    )
+
+
 def replication() -> str:
     """What several chips for one stage would bring, over the mean load."""
     return markdown(
@@ -722,6 +739,7 @@ TABLES: dict[str, Callable[[], str]] = {
         f"{device_programs()}\n{device_sharing()}\n{measured('device_programs')}"
     ),
     "buffers": lambda: buffers() + "\n" + measured("buffers"),
+    "real-pipeline": lambda: real_pipeline() + "\n" + measured("real-pipeline"),
     "overlap": lambda: overlap() + "\n" + measured("overlap"),
     "rollout": lambda: rollout() + "\n" + measured("rollout"),
     "moves": lambda: moves() + "\n" + measured("moves"),

@@ -69,7 +69,7 @@ def lead_of(events):
     return min(leads), max(leads)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["random", "slice", "tempering"])
 def test_on_a_cpu_the_host_looks_at_each_step_at_once(method, monkeypatch):
     assert lead_of(events_of(method, 0, monkeypatch)) == (1, 1)
 

@@ -156,7 +156,8 @@ def test_no_program_of_the_policy_scatters_floats_on_an_accelerator(decoder, mon
     transition = ppo.Transition(
         task.features, task.start, drawn.actions, drawn.log_prob, jnp.ones(8)
     )
-    learning = ppo.gradient.trace(params, transition, ppo_config=ppo.PPOConfig(), part=4, **static)
+    gradient = functools.partial(ppo.gradient, ppo_config=ppo.PPOConfig(), part=4, **static)
+    learning = jax.jit(gradient).trace(params, transition)
 
     for traced in (drawing, learning):
         for platform in ("cuda", "tpu"):
