@@ -325,7 +325,8 @@ def _closed(rows: Sequence[ChipsRow]) -> tuple[ChipsRow, ...]:
     return tuple(closed)
 
 
-_RESOURCES: dict[str, Callable[[MCM], MCM]] = {
+# What is doubled, by its name: from a module to that with twice as much of it.
+RESOURCES: dict[str, Callable[[MCM], MCM]] = {
     "FLOP/s": lambda mcm: _chips_with(mcm, "peak_flops"),
     "SRAM bandwidth": lambda mcm: _chips_with(mcm, "sram_bandwidth"),
     "SRAM size": lambda mcm: _chips_with(mcm, "sram_bytes"),
@@ -351,7 +352,7 @@ def _doubled(
     if row.assignment is None:
         return ()
     rows = []
-    for left, (name, double) in zip(range(len(_RESOURCES), 0, -1), _RESOURCES.items(), strict=True):
+    for left, (name, double) in zip(range(len(RESOURCES), 0, -1), RESOURCES.items(), strict=True):
         module = double(mcm)
         same_s = bottleneck_s(Problem.build(graph, module), row.assignment)
         if searches.interrupted:

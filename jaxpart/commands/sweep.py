@@ -35,8 +35,6 @@ exit codes:
   0 done   1 no number of chips has a valid partition, or none reaches the rate   2 bad input
 """
 
-_SEARCHES_AFTER = 4  # one for each resource
-
 
 def add_arguments(parser: Parser) -> None:
     """`sweep GRAPH [...]`."""
@@ -100,12 +98,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         named = (arguments.mcm, arguments.seconds)
         check_writable(arguments.json, [arguments.graph, *filter(None, named)])
-    total = len(arguments.chips or range(mcm.num_chips)) + _SEARCHES_AFTER
 
     start_jax()
     from jaxpart.results import progress
-    from jaxpart.sweep import sweep
+    from jaxpart.sweep import RESOURCES, sweep
 
+    total = len(arguments.chips or range(mcm.num_chips)) + len(RESOURCES)
     with progress.counted(sys.stderr, total, "searches") as callback:
         found = sweep(
             graph,

@@ -1,24 +1,13 @@
 """Batches over several devices: the answers of one device, and every device has a part."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
 
 from jaxpart.cost.evaluate import evaluate
 from jaxpart.cost.sharding import devices_for, replicated, split
+from tests.support.four_devices import printed_by
 
-ROOT = Path(__file__).parents[2]
-# Programs so small that to compile them is all their time: code need not be fast.
-FLAGS = (
-    "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0 "
-    "--xla_llvm_disable_expensive_passes=true"
-)
 PROGRAM = """
 import json
 
@@ -118,17 +107,7 @@ print(json.dumps(answer))
 @pytest.fixture(scope="module")
 def answer():
     """What a process with four virtual devices finds."""
-    environment = {**os.environ, "XLA_FLAGS": FLAGS, "JAX_PLATFORMS": "cpu"}
-    process = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr
-    return json.loads(process.stdout.splitlines()[-1])
+    return printed_by(PROGRAM)
 
 
 @pytest.mark.parametrize("search", ["slice", "random", "paper_annealing"])

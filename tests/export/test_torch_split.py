@@ -152,11 +152,20 @@ def test_an_invalid_partition_is_refused():
         jaxpart.torch_split(jaxpart.evaluate(graph, unit_module(2), [1, 0]))
 
 
-def test_split_module_gives_what_the_module_gives():
-    torch = pytest.importorskip("torch", reason="PyTorch is no dependency; 200 MB")
-    split_module = pytest.importorskip("torch.fx.passes.split_module").split_module
+@pytest.fixture(scope="module")
+def torch():
+    return pytest.importorskip("torch", reason="PyTorch is no dependency; 200 MB")
 
-    class Model(torch.nn.Module):
+
+@pytest.fixture(scope="module")
+def split_module(torch):
+    return pytest.importorskip("torch.fx.passes.split_module").split_module
+
+
+def layers(torch, step, last=lambda x: x):
+    """A module of four linear layers: x = step(layer(x), the x before, the input), then `last`."""
+
+    class Layers(torch.nn.Module):
         def __init__(self):
             super().__init__()
             self.layers = torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(4))
@@ -164,10 +173,15 @@ def test_split_module_gives_what_the_module_gives():
         def forward(self, x):
             first = x
             for layer in self.layers:
-                x = torch.relu(layer(x)).view(2, 8) + first
-            return x
+                x = step(layer(x), x, first)
+            return last(x)
 
-    module = torch.fx.symbolic_trace(Model())
+    return Layers().eval()
+
+
+def test_split_module_gives_what_the_module_gives(torch, split_module):
+    model = layers(torch, lambda x, _, first: torch.relu(x).view(2, 8) + first)
+    module = torch.fx.symbolic_trace(model)
     compute = [v for v in module.graph.nodes if v.op in ("call_module", "call_function")]
     number = {v: i for i, v in enumerate(compute)}
     nodes = tuple(Node(v.name, str(v.target), 100, 100) for v in compute)
@@ -186,22 +200,11 @@ def test_split_module_gives_what_the_module_gives():
     assert torch.equal(split(x), module(x))
 
 
-def test_split_module_splits_an_exported_program_by_its_partition(tmp_path):
-    torch = pytest.importorskip("torch", reason="PyTorch is no dependency; 200 MB")
-    split_module = pytest.importorskip("torch.fx.passes.split_module").split_module
-
-    class Model(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layers = torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(4))
-
-        def forward(self, x):
-            for layer in self.layers:
-                x = torch.nn.functional.gelu(layer(x)).view(2, 8) + x
-            return x.softmax(-1)
-
+def test_split_module_splits_an_exported_program_by_its_partition(tmp_path, torch, split_module):
+    gelu = torch.nn.functional.gelu
+    model = layers(torch, lambda x, before, _: gelu(x).view(2, 8) + before, lambda x: x.softmax(-1))
     x = torch.randn(2, 8)
-    program = torch.export.export(Model().eval(), (x,))
+    program = torch.export.export(model, (x,))
     torch.export.save(program, tmp_path / "model.pt2")
     graph = jaxpart.load_graph(tmp_path / "model.pt2")
     result = jaxpart.partition(graph, unit_module(3), method="slice", max_samples=10)

@@ -1,19 +1,9 @@
 """The policy on several devices: the samples and gradients of one device."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).parents[3]
-# Programs so small that to compile them is all their time: code need not be fast.
-FLAGS = (
-    "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0 "
-    "--xla_llvm_disable_expensive_passes=true"
-)
+from tests.support.four_devices import printed_by
+
 PROGRAM = """
 import dataclasses
 import json
@@ -67,17 +57,7 @@ print(json.dumps([differences, same, {d: places for d, (_, places) in answers.it
 @pytest.fixture(scope="module")
 def answer():
     """How far a process is from one device with one, two and four virtual ones."""
-    environment = {**os.environ, "XLA_FLAGS": FLAGS, "JAX_PLATFORMS": "cpu"}
-    process = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr
-    return json.loads(process.stdout.splitlines()[-1])
+    return printed_by(PROGRAM)
 
 
 @pytest.mark.parametrize("devices", [2, 4])

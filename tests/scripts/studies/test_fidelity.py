@@ -3,13 +3,13 @@
 import json
 from pathlib import Path
 
+import export_tables
 import fidelity
 import fidelity_figures
 import fidelity_models
 import numpy as np
 import onnx
 import pytest
-import tables
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import numpy_helper
@@ -94,7 +94,7 @@ def test_the_table_has_a_line_for_each_prediction_and_model():
 
     judged = fidelity_figures.judge([*nodes, *partitions])
     rows = json.loads(json.dumps([one.row() for one in judged]))
-    lines = tables.fidelity(rows).splitlines()
+    lines = export_tables.fidelity(rows).splitlines()
 
     assert lines[5] == (
         "| profiled: the sum of measured nodes | 10 | 1.000 | 1.000 | 0.0% | 0.0% |"

@@ -4,8 +4,8 @@ On an H100 a program waits for each kernel and, in a loop of unknown length, for
 each step. No program may be of that kind there, nor may any add floats by a scatter, which is
 broken there with jaxlib 0.10.2 to 0.11.0.
 
-What is compiled here for an H100 and a TPU takes about 90 seconds of a core, because `.ci/run` runs
-it: as little as holds the limits. `scripts/device_programs.py` has the whole table.
+What is compiled here for an H100 and a TPU needs the extra `aot`, which `.ci/run` does not install:
+as little as holds the limits. `scripts/device_programs.py` has the whole table.
 """
 
 import json
